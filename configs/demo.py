@@ -1,0 +1,32 @@
+"""A codec small enough for two CPU cores: 12.5 Hz, 1 + 8 codebooks of 256 entries, 900 bit/s, 0.9 M parameters.
+
+Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere.
+"""
+
+from omnicodec_jax.config import (
+    AcousticConfig,
+    CodecConfig,
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    SEANetConfig,
+    SemanticConfig,
+    TransformerConfig,
+)
+
+config = Config(
+    codec=CodecConfig(
+        dimension=64,
+        seanet=SEANetConfig(n_filters=8, n_residual_layers=1),
+        transformer=TransformerConfig(num_heads=4, num_layers=2, dim_feedforward=256, context=50),
+        semantic=SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=256, codebook_dim=64),
+        acoustic=AcousticConfig(num_quantizers=8, codebook_size=256, codebook_dim=32, min_quantizers=2),
+        wavlm_dim=None,
+    ),
+    optimizer=OptimizerConfig(
+        weight_decay_modules=("encoder_transformer", "decoder_transformer", "semantic_encoder", "semantic_decoder"),
+        warmup_steps=100,
+        total_steps=2000,
+    ),
+    data=DataConfig(batch_size=4, segment_samples=48_000),
+)

@@ -1,0 +1,70 @@
+"""A PyTorch checkpoint of the reference implementation → a model directory.
+
+python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out models/omnicodec
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from convert import reference
+from convert.tensors import ConversionError
+from omnicodec_jax import command, config, model_directory
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a .pth or .safetensors file, bare or under "model". Never runs code from the file."""
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConversionError(f"{path}: not a readable safetensors file: {error}") from None
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(f"{path}: not a checkpoint that can be read without running its code: {reason}") from None
+    state_dict = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state_dict, Mapping) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise ConversionError(f'{path}: neither a state dict nor {{"model": state dict}}')
+    return {key: value.float().numpy() for key, value in state_dict.items()}
+
+
+def main(checkpoint: Path, config: Path, out: Path) -> None:
+    """Convert a PyTorch checkpoint of OmniCodec.
+
+    Args:
+        checkpoint: .pth or .safetensors file; a bare state dict or {"model": state dict}.
+        config: File in configs/ that it was trained with, or the reference's own YAML file.
+        out: Model directory to write.
+    """
+    codec = _read_config(config)
+    state_dict = read_state_dict(checkpoint)
+    variables = reference.from_state_dict(state_dict, codec)
+    model_directory.save(out, codec, variables)
+    dropped = [key for key in state_dict if key.startswith(reference.DROPPED)]
+    print(f"{out}: {len(state_dict) - len(dropped)} tensors, model {model_directory.model_hash(codec, variables)}")
+    if dropped:
+        print(f"left out on purpose: {len(dropped)} tensors of {', '.join(p + '*' for p in reference.DROPPED)}")
+
+
+def _read_config(path: Path) -> config.CodecConfig:
+    if path.suffix not in (".yaml", ".yml"):
+        return config.load(path).codec
+    import yaml
+
+    return reference.config_from_reference(yaml.safe_load(path.read_text()))
+
+
+if __name__ == "__main__":
+    command.run(main, prog="python -m convert.from_torch")

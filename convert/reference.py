@@ -1,0 +1,208 @@
+"""The reference implementation's names: one two-way table between its state dict and our variables.
+
+Source: ASLP-lab/OmniCodec at commit 7e18277; its blocks are those of kyutai's moshi. Array layouts: PyTorch stores
+linear kernels [out, in], convolutions [out, in, k] and transposed ones [in, out / groups, k]; ours are channels-last.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.tensors import Entry, from_entries, to_entries
+from omnicodec_jax.config import (
+    AcousticConfig,
+    CodecConfig,
+    SEANetConfig,
+    SemanticConfig,
+    TransformerConfig,
+)
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.models.codec import OmniCodec
+
+DROPPED = ("qwen_encoder.", "transform.")
+"""Groups that are left out on purpose: the frozen audio encoder, and a layer that the reference never uses."""
+
+EARLIER_NAMES = {
+    "proj_qwen2se_emb": "proj_gt_se_emb",
+    "proj_se_quant2ac_emb": "proj_se_q_ac_emb",
+    "proj_se_quant2ac_quant": "proj_se_q_ac_q",
+    "proj_se_quant2qwen": "proj_se_q_gt",
+}
+"""What the adapters and projections were called before 2026-04-18."""
+
+
+LINEAR, CONV, CONV_TRANSPOSE, DEPTHWISE_TRANSPOSE = (1, 0), (2, 1, 0), (2, 0, 1), (2, 1, 0)
+
+
+def weights(key: str, path: tuple[str, ...], axes: tuple[int, ...], bias: bool = True) -> Iterator[Entry]:
+    """A layer's weight and bias."""
+    yield Entry(f"{key}.weight", ("params", *path, "kernel"), axes)
+    if bias:
+        yield Entry(f"{key}.bias", ("params", *path, "bias"))
+
+
+def seanet_entries(config: SEANetConfig, encoder: str, decoder: str, conv: str, convtr: str) -> Iterator[Entry]:
+    """Both SEANet halves. `encoder` and `decoder` prefix the layer's index; `conv` and `convtr` follow it."""
+
+    def residual(prefix: str, index: int, name: str) -> Iterator[Entry]:
+        yield from weights(f"{prefix}{index}.block.1.{conv}", (*half, name, "conv_1"), CONV)
+        yield from weights(f"{prefix}{index}.block.3.{conv}", (*half, name, "conv_2"), CONV)
+
+    # Activations take an index of their own there.
+    half, blocks = ("encoder",), config.n_residual_layers
+    yield from weights(f"{encoder}0.{conv}", (*half, "conv_in"), CONV)
+    for stage in range(len(config.ratios)):
+        first = 1 + stage * (blocks + 2)
+        for j in range(blocks):
+            yield from residual(encoder, first + j, f"stage_{stage}_residual_{j}")
+        yield from weights(f"{encoder}{first + blocks + 1}.{conv}", (*half, f"stage_{stage}_down"), CONV)
+    last = len(config.ratios) * (blocks + 2) + 2
+    yield from weights(f"{encoder}{last}.{conv}", (*half, "conv_out"), CONV)
+
+    half = ("decoder",)
+    yield from weights(f"{decoder}0.{conv}", (*half, "conv_in"), CONV)
+    for stage in range(len(config.ratios)):
+        first = 2 + stage * (blocks + 2)
+        yield from weights(f"{decoder}{first}.{convtr}", (*half, f"stage_{stage}_up"), CONV_TRANSPOSE)
+        for j in range(blocks):
+            yield from residual(decoder, first + 1 + j, f"stage_{stage}_residual_{j}")
+    yield from weights(f"{decoder}{last}.{conv}", (*half, "conv_out"), CONV)
+
+
+def transformer_entries(config: TransformerConfig, name: str) -> Iterator[Entry]:
+    for i in range(config.num_layers):
+        key, path = f"{name}.transformer.layers.{i}", ("params", name, f"layer_{i}")
+        yield Entry(f"{key}.self_attn.in_proj_weight", (*path, "attention", "qkv", "kernel"), LINEAR)
+        yield Entry(f"{key}.self_attn.out_proj.weight", (*path, "attention", "out", "kernel"), LINEAR)
+        for n in (1, 2):
+            yield Entry(f"{key}.norm{n}.weight", (*path, f"norm_{n}", "scale"))
+            yield Entry(f"{key}.norm{n}.bias", (*path, f"norm_{n}", "bias"))
+            yield Entry(f"{key}.linear{n}.weight", (*path, f"linear_{n}", "kernel"), LINEAR)
+            yield Entry(f"{key}.layer_scale_{n}.scale", (*path, f"layer_scale_{n}", "scale"))
+
+
+def codebook_entries(key: str, quantizer: str, layer: int, names: Mapping[str, str]) -> Iterator[Entry]:
+    """One layer's codebook; `names` maps our field names to theirs."""
+    for ours, theirs in names.items():
+        yield Entry(f"{key}.{theirs}", ("codebooks", quantizer, ours), layer=layer)
+
+
+CODEBOOK_NAMES = {
+    "initialized": "_initialized",
+    "cluster_usage": "cluster_usage",
+    "embedding_sum": "embedding_sum",
+}
+
+
+def key_table(config: CodecConfig) -> list[Entry]:
+    """Every tensor that both sides have."""
+    entries = [*seanet_entries(config.seanet, "encoder.model.", "decoder.model.", "conv.conv", "convtr.convtr")]
+    transformers = ["encoder_transformer", "decoder_transformer"]
+    entries += [
+        Entry("downsample.conv.conv.conv.weight", ("params", "downsample", "kernel"), CONV),
+        Entry("upsample.convtr.convtr.convtr.weight", ("params", "upsample", "kernel"), DEPTHWISE_TRANSPOSE),
+        *weights("acoustic_quantizer.input_proj", ("acoustic_quantizer", "project_in"), CONV, bias=False),
+        *weights("acoustic_quantizer.output_proj", ("acoustic_quantizer", "project_out"), CONV, bias=False),
+    ]
+    for i in range(config.acoustic.num_quantizers):
+        key = f"acoustic_quantizer.vq.layers.{i}._codebook"
+        entries += codebook_entries(key, "acoustic_quantizer", i, CODEBOOK_NAMES)
+    if config.semantic is not None:
+        transformers += ["semantic_encoder", "semantic_decoder"]
+        projections = {"proj_gt_se_emb": "semantic_in", "proj_se_q_ac_q": "adapter_2", "proj_se_q_gt": "semantic_out"}
+        if config.adapter_1:
+            projections["proj_se_q_ac_emb"] = "adapter_1"
+        if config.wavlm_dim is not None:
+            projections["proj_wavlm"] = "wavlm_head"
+        for theirs, ours in projections.items():
+            entries += weights(theirs, (ours,), LINEAR)
+        for name in ("project_in", "project_out"):
+            entries += weights(f"semantic_quantizer.{name}", ("semantic_quantizer", name), LINEAR)
+        entries += codebook_entries("semantic_quantizer._codebook", "semantic_quantizer", 0, CODEBOOK_NAMES)
+    for name in transformers:
+        entries += transformer_entries(config.transformer, name)
+    return entries
+
+
+def from_state_dict(state_dict: Mapping[str, np.ndarray], config: CodecConfig) -> dict[str, Any]:
+    """The reference's state dict → our variables. Raises ConversionError with every key that does not fit."""
+    renamed: dict[str, np.ndarray] = {}
+    doubled: list[str] = []
+    for key, value in state_dict.items():
+        if key.startswith(DROPPED):
+            continue
+        module, dot, rest = key.partition(".")
+        name = EARLIER_NAMES.get(module, module) + dot + rest
+        if name in renamed:
+            doubled.append(f"{name} (as {key} too)")
+        renamed[name] = value
+    return from_entries(renamed, key_table(config), OmniCodec(config), doubled)
+
+
+def to_state_dict(variables: Mapping[str, Any], config: CodecConfig) -> dict[str, np.ndarray]:
+    """The inverse of `from_state_dict`, but for the groups that it drops."""
+    return to_entries(variables, key_table(config))
+
+
+def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
+    """Config of the reference's YAML file, as parsed.
+
+    Two widths that the reference takes from its frozen networks may stand beside its own keys:
+    `semantic_feature_dim` (2048) and `wavlm_dim` (768). Raises ConfigError for what cannot be had here.
+    """
+    try:
+        seanet, transformer = mapping["seanet"], mapping["transformer"]
+        semantic, acoustic = mapping["semantic_quantizer"], mapping["acoustic_quantizer"]
+        config = CodecConfig(
+            sample_rate=mapping["sample_rate"],
+            dimension=seanet["dimension"],
+            seanet=SEANetConfig(
+                n_filters=seanet["n_filters"],
+                ratios=tuple(seanet["ratios"]),
+                n_residual_layers=seanet["n_residual_layers"],
+                kernel_size=seanet["kernel_size"],
+                residual_kernel_size=seanet["residual_kernel_size"],
+                last_kernel_size=seanet["last_kernel_size"],
+                dilation_base=seanet["dilation_base"],
+                compress=seanet["compress"],
+            ),
+            transformer=TransformerConfig(
+                num_heads=transformer["num_heads"],
+                num_layers=transformer["num_layers"],
+                dim_feedforward=transformer["dim_feedforward"],
+                context=transformer["context"],
+                max_period=float(transformer["max_period"]),
+                layer_scale=transformer["layer_scale"],
+            ),
+            semantic=SemanticConfig(
+                feature_dim=mapping.get("semantic_feature_dim", 2048),
+                codebook_size=semantic["codebook_size"],
+                codebook_dim=semantic["codebook_dim"],
+            ),
+            acoustic=AcousticConfig(
+                num_quantizers=acoustic["n_q"],
+                codebook_size=acoustic["bins"],
+                codebook_dim=acoustic["dimension"],
+                min_quantizers=min(8, acoustic["n_q"]),
+            ),
+            wavlm_dim=mapping.get("wavlm_dim", 768),
+        )
+    except KeyError as error:
+        raise ConfigError(f"the reference's config has no {error}") from None
+    fixed = {
+        "seanet": {"channels": 1, "causal": True, "norm": "none", "pad_mode": "constant", "true_skip": True}
+        | {"activation": "ELU", "disable_norm_outer_blocks": 0},
+        "transformer": {"d_model": config.dimension, "causal": True, "gating": "none", "norm": "layer_norm"}
+        | {"positional_embedding": "rope", "input_dimension": config.dimension}
+        | {"output_dimensions": [config.dimension]},
+        "semantic_quantizer": {"dim": config.dimension},
+        "acoustic_quantizer": {"input_dimension": config.dimension, "output_dimension": config.dimension},
+    }
+    for section, expected in fixed.items():
+        for name, value in expected.items():
+            if mapping[section].get(name, value) != value:
+                raise ConfigError(f"{section}.{name} = {mapping[section][name]!r}: only {value!r} is supported")
+    if "frame_rate" in mapping and mapping["frame_rate"] != config.frame_rate:
+        raise ConfigError(f"frame_rate = {mapping['frame_rate']}: the strides make it {config.frame_rate}")
+    return config

@@ -1,0 +1,42 @@
+"""A model directory → a state dict for the PyTorch reference implementation.
+
+python -m convert.to_torch --model models/omnicodec --out omnicodec.pth
+"""
+
+from pathlib import Path
+
+from convert import reference
+from convert.tensors import ConversionError
+from omnicodec_jax import command, model_directory
+from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.files import replacing
+
+
+def main(model: Path, out: Path) -> None:
+    """Export a model to PyTorch.
+
+    Args:
+        model: Model directory of an OmniCodec.
+        out: .pth or .safetensors file to write: a bare state dict.
+    """
+    config, variables = model_directory.load(model)
+    if not isinstance(config, CodecConfig):
+        raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
+    state_dict = reference.to_state_dict(variables, config)
+    with replacing(out) as path:
+        if out.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file(state_dict, path)
+        elif out.suffix in (".pth", ".pt"):
+            import torch
+
+            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, path)
+        else:
+            raise ConversionError(f"{out}: must end in .pth, .pt or .safetensors")
+    print(f"{out}: {len(state_dict)} tensors")
+    print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in reference.DROPPED))
+
+
+if __name__ == "__main__":
+    command.run(main, prog="python -m convert.to_torch")

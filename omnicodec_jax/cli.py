@@ -1,0 +1,271 @@
+"""`omnicodec …`: encode, decode, inspect, init."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from omnicodec_jax import command, config, signal
+from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.token_file import SUFFIX, TokenFile
+
+BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
+
+Positional = tyro.conf.Positional
+ModelOption = Annotated[
+    Path | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
+]
+
+NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
+  python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out DIR
+  python -m convert.mimi --checkpoint MIMI_DIR --out DIR
+  omnicodec init --config configs/demo.py --out DIR      (small and untrained, to try things out)"""
+
+
+def encode(
+    input: Positional[Path] = BUNDLED_CLIPS,
+    output: Positional[Path | None] = None,
+    /,
+    model: ModelOption = None,
+    revision: str | None = None,
+    features: Path | None = None,
+) -> int:
+    """Turn audio into token files.
+
+    Args:
+        input: An audio file, or a directory whose tree is mirrored. Default: the bundled clips.
+        output: Token file or directory. Default: beside the input, named after it.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        revision: Revision of a hub model.
+        features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
+    """
+    tokenizer = _load_model(model, revision)
+
+    def encode_file(source: Path, target: Path) -> tuple[float, str]:
+        clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
+        given = None if features is None else [_load_features(features, source, input)]
+        codes = tokenizer.encode(clip.samples[None, None], tokenizer.sample_rate, semantic_features=given)[0]
+        TokenFile(
+            codes=codes.astype(np.uint16),
+            model=tokenizer.model_hash,
+            frame_rate=tokenizer.frame_rate,
+            sample_rate=clip.sample_rate,
+            num_samples=clip.num_samples,
+            gain=clip.gain,
+        ).save(target)
+        return clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
+
+    targets = _targets(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
+    rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
+    return _each_file("encode", targets, encode_file, rate)
+
+
+def decode(
+    input: Positional[Path],
+    output: Positional[Path | None] = None,
+    /,
+    model: ModelOption = None,
+    revision: str | None = None,
+    num_quantizers: int | None = None,
+) -> int:
+    """Turn token files into audio at the original's sample rate, exactly as long as the original.
+
+    Args:
+        input: A token file, or a directory whose tree is mirrored.
+        output: Audio file (.wav, .flac) or directory. Default: .wav files beside the input, named after it.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        revision: Revision of a hub model.
+        num_quantizers: Decode from the first n codebooks only, the semantic one included.
+    """
+    tokenizer = _load_model(model, revision)
+    if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
+        raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
+    used = num_quantizers or tokenizer.num_quantizers
+
+    def decode_file(source: Path, target: Path) -> tuple[float, str]:
+        tokens = TokenFile.load(source)
+        if tokens.model != tokenizer.model_hash:
+            raise TokenError(f"{source}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
+        try:
+            audio = tokenizer.decode(tokens.codes[None, :used])[0, 0]
+        except TokenError as error:
+            raise TokenError(f"{source}: {error}") from None
+        audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
+        audio_files.save(target, audio_files.fit_length(audio, tokens.num_samples), tokens.sample_rate)
+        return tokens.num_samples / tokens.sample_rate, f"{used} codebooks x {tokens.codes.shape[1]} frames"
+
+    targets = _targets(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
+    return _each_file("decode", targets, decode_file, f"{used} of {tokenizer.num_quantizers} codebooks")
+
+
+def inspect(path: Positional[Path], /) -> int:
+    """Say what a token file, an audio file, a model directory or a directory of token files holds.
+
+    Args:
+        path: What to look at.
+    """
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    if not path.exists():
+        raise OmniCodecError(f"{path}: no such file or directory")
+    if (path / "config.json").is_file():
+        codec = OmniCodecTokenizer.from_pretrained(path)
+        parameters = sum(leaf.size for leaf in _leaves(codec.variables["params"]))
+        print(f"{path}: {type(codec.config).__name__.removesuffix('Config')} model {codec.model_hash}")
+        print(
+            f"  {codec.frame_rate:g} Hz, hop {codec.hop_length} at {codec.sample_rate} Hz, {codec.bitrate:.10g} bit/s"
+        )
+        print(f"  {codec.num_quantizers} codebooks of {codec.codebook_size} entries, {parameters:,} parameters")
+        if codec.semantic is not None:
+            print(f"  semantic features: {codec.semantic.source}, {codec.semantic.feature_dim} wide")
+        return 0
+    failed = 0
+    for file in audio_files.find(path, audio_files.EXTENSIONS | {SUFFIX}):
+        try:
+            print(_describe(file))
+        except OmniCodecError as error:
+            command.fail(error)
+            failed += 1
+    return int(failed > 0)
+
+
+def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
+    """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
+
+    Args:
+        config: A file such as those in configs/; its semantic source must be log_mel.
+        out: Model directory to write.
+        audio: Where the codebooks are fitted. Default: the bundled clips.
+        seed: Of the random weights.
+    """
+    import jax
+
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.models.initialize import init_variables, initialize_codebooks
+
+    codec = _load_config(config).codec
+    if codec.semantic is not None and codec.semantic.source != "log_mel":
+        raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
+    seconds, segments = 2, []
+    for file in audio_files.find(audio):
+        samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
+        size = seconds * codec.sample_rate
+        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size)]
+    if not segments:
+        raise AudioError(f"{audio}: holds no {seconds} s of audio")
+    low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
+    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(np.stack(low)))])
+
+    model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
+    variables = init_variables(model, weights_key)
+    batch = (np.stack(segments)[:, None], None if codec.semantic is None else features)
+    model_directory.save(out, codec, initialize_codebooks(model, variables, [batch], codebooks_key))
+    print(f"{out}: untrained model of {config}")
+    return 0
+
+
+def _load_config(path: Path) -> config.Config:
+    return config.load(path)
+
+
+def _load_model(model: Path | None, revision: str | None) -> Any:
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    name = model or os.environ.get("OMNICODEC_MODEL")
+    if not name:
+        raise ModelError(NO_MODEL)
+    return OmniCodecTokenizer.from_pretrained(name, revision)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:
+    """The array that belongs to an audio file."""
+    path = features / source.relative_to(root).with_suffix(".npy") if root.is_dir() else features
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{source}: no semantic features in {path}: {error}") from None
+
+
+def _describe(path: Path) -> str:
+    if path.suffix != SUFFIX:
+        clip = audio_files.load(path, 24_000)
+        return f"{path}: audio, {clip.num_samples / clip.sample_rate:.2f} s at {clip.sample_rate} Hz"
+    tokens = TokenFile.load(path)
+    codebooks, frames = tokens.codes.shape
+    return (
+        f"{path}: {codebooks} codebooks x {frames} frames at {tokens.frame_rate:g} Hz, {tokens.num_samples} samples at "
+        f"{tokens.sample_rate} Hz, gain {tokens.gain:.4g}, model {tokens.model}"
+    )
+
+
+def _targets(
+    input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
+) -> list[tuple[Path, Path]]:
+    """Where each input file goes. Two inputs that would meet in one output are an error."""
+    sources = audio_files.find(input, extensions)
+    if not sources:
+        raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}")
+    if not input.is_dir():
+        if output is None:
+            return [(input, input.with_suffix(suffix))]
+        return [(input, output / input.with_suffix(suffix).name if output.is_dir() else output)]
+    folder = output or input.with_name(input.resolve().name + folder_suffix)
+    pairs = [(source, folder / source.relative_to(input).with_suffix(suffix)) for source in sources]
+    seen: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in seen:
+            raise OmniCodecError(f"{seen[target]} and {source} would both become {target}: rename one")
+        seen[target] = source
+    return pairs
+
+
+def _each_file(
+    verb: str, targets: list[tuple[Path, Path]], work: Callable[[Path, Path], tuple[float, str]], summary: str
+) -> int:
+    """Does every file that can be done; the others are named with the reason, and make the exit code 1."""
+    seconds, failed, start = 0.0, 0, time.perf_counter()
+    for source, target in tqdm(targets, verb, unit="file", disable=not sys.stderr.isatty() or len(targets) == 1):
+        try:
+            length, what = work(source, target)
+        except (OmniCodecError, OSError) as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            seconds += length
+            tqdm.write(f"{target}: {what}")
+    elapsed = time.perf_counter() - start
+    done = len(targets) - failed
+    print(
+        f"{verb}: {done} of {len(targets)} files, {seconds:.1f} s of audio, {summary}, {seconds / elapsed:.1f} x real time"
+    )
+    return int(failed > 0)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
+    import jax
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def main() -> None:
+    """Entry point."""
+    use_compilation_cache()
+    command.run({"encode": encode, "decode": decode, "inspect": inspect, "init": init}, prog="omnicodec")

@@ -1,0 +1,379 @@
+"""Every option of the system: frozen dataclasses with validation, and their JSON form.
+
+Numbers of the released code and of the paper live in `configs/`; the defaults here are what both agree on.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import runpy
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omnicodec_jax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, owner: object, field: str, expected: str) -> None:
+    if not condition:
+        value = getattr(owner, field)
+        raise ConfigError(f"{type(owner).__name__}.{field} = {value!r}: must be {expected}")
+
+
+def _require_positive(owner: object, *fields: str) -> None:
+    for field in fields:
+        _require(getattr(owner, field) > 0, owner, field, "positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SEANetConfig:
+    """Convolutional encoder and decoder (spec §1.1–1.2)."""
+
+    n_filters: int = 64
+    """Channels at full rate; doubled at every stage down."""
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    """Strides in decoder order."""
+    n_residual_layers: int = 4
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    dilation_base: int = 2
+    compress: int = 2
+    """Residual blocks work at 1/compress of the channels."""
+
+    def __post_init__(self):
+        _require_positive(self, "n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "compress")
+        _require(self.n_residual_layers >= 0, self, "n_residual_layers", "0 or more")
+        _require(self.dilation_base >= 1, self, "dilation_base", "1 or more")
+        _require(all(r >= 2 for r in self.ratios) and bool(self.ratios), self, "ratios", "strides of 2 or more")
+        _require(self.n_filters % self.compress == 0, self, "n_filters", f"a multiple of compress={self.compress}")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per encoder output step."""
+        return math.prod(self.ratios)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Causal windowed transformer (spec §1.4); its width is the codec's `dimension`."""
+
+    num_heads: int = 8
+    num_layers: int = 8
+    dim_feedforward: int = 2048
+    context: int = 250
+    """A query sees itself and the `context - 1` steps before it."""
+    max_period: float = 10000.0
+    layer_scale: float = 0.01
+    """Initial LayerScale."""
+
+    def __post_init__(self):
+        _require_positive(self, "num_heads", "num_layers", "dim_feedforward", "context", "max_period")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticConfig:
+    """Semantic branch: frozen features, a transformer, one codebook (spec §1.6–1.7)."""
+
+    source: Literal["log_mel", "stored"] = "stored"
+    """`stored`: features [S, feature_dim] are given with the audio; `log_mel`: computed from it, no weights needed."""
+    feature_dim: int = 2048
+    codebook_size: int = 2048
+    codebook_dim: int = 1024
+
+    def __post_init__(self):
+        _require_positive(self, "feature_dim", "codebook_size", "codebook_dim")
+        _require(self.source in ("log_mel", "stored"), self, "source", "'log_mel' or 'stored'")
+        if self.source == "log_mel":
+            _require(self.feature_dim == 1024, self, "feature_dim", "1024 (8 frames of 128 bins) with source='log_mel'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AcousticConfig:
+    """Residual vector quantizer (spec §1.9)."""
+
+    num_quantizers: int = 32
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    min_quantizers: int = 8
+    """Quantizer dropout draws the number of active layers from {min_quantizers, …, num_quantizers}."""
+
+    def __post_init__(self):
+        _require_positive(self, "num_quantizers", "codebook_size", "codebook_dim")
+        _require(
+            1 <= self.min_quantizers <= self.num_quantizers,
+            self,
+            "min_quantizers",
+            f"between 1 and num_quantizers={self.num_quantizers}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """EMA codebook, shared by the semantic and the acoustic quantizers (spec §1.8)."""
+
+    decay: float = 0.99
+    epsilon: float = 1e-5
+    """Smallest usage that an embedding is divided by."""
+    dead_threshold: float = 0.1
+    """A code is dead when its usage is below this share of the mean usage; 0 switches replacement off."""
+    check_every: int = 5
+    """Steps between looks for dead codes."""
+    kmeans_iterations: int = 50
+
+    def __post_init__(self):
+        _require(0 < self.decay < 1, self, "decay", "between 0 and 1")
+        _require_positive(self, "epsilon", "check_every", "kmeans_iterations")
+        _require(0 <= self.dead_threshold < 1, self, "dead_threshold", "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """The whole model: what a model directory's config.json holds."""
+
+    sample_rate: int = 24000
+    dimension: int = 512
+    """Width of the latents and of the transformers."""
+    seanet: SEANetConfig = SEANetConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    semantic: SemanticConfig | None = SemanticConfig()
+    """None: the paper's ablation without the semantic branch (Table 2)."""
+    acoustic: AcousticConfig = AcousticConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    adapter_1: bool = True
+    """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
+    wavlm_dim: int | None = 768
+    """Width of the WavLM distillation head; None: no head."""
+    input_peak: float | None = 0.95
+    """Files are scaled to this peak before they are encoded, and back after decoding; None: as they are."""
+
+    def __post_init__(self):
+        _require_positive(self, "sample_rate", "dimension")
+        heads = self.transformer.num_heads
+        _require(self.dimension % (2 * heads) == 0, self, "dimension", f"a multiple of 2 x num_heads={heads} (RoPE)")
+        if self.semantic is None:
+            _require(self.wavlm_dim is None, self, "wavlm_dim", "None without a semantic branch")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame: the SEANet's hop and the down-sampler's factor 2."""
+        return 2 * self.seanet.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def num_quantizers(self) -> int:
+        """K: all codebooks, the semantic one included."""
+        return self.acoustic.num_quantizers + (self.semantic is not None)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each of the K codebooks."""
+        semantic = () if self.semantic is None else (self.semantic.codebook_size,)
+        return semantic + (self.acoustic.codebook_size,) * self.acoustic.num_quantizers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MimiConfig:
+    """Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with, from the same blocks."""
+
+    sample_rate: int = 24000
+    dimension: int = 512
+    seanet: SEANetConfig = SEANetConfig(n_residual_layers=1)
+    transformer: TransformerConfig = TransformerConfig()
+    num_semantic_quantizers: int = 1
+    num_quantizers: int = 32
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    codebook: CodebookConfig = CodebookConfig()
+    input_peak: float | None = None
+
+    def __post_init__(self):
+        _require_positive(self, "sample_rate", "dimension", "num_semantic_quantizers", "codebook_size", "codebook_dim")
+        _require(
+            self.num_quantizers > self.num_semantic_quantizers,
+            self,
+            "num_quantizers",
+            f"more than num_semantic_quantizers={self.num_semantic_quantizers}",
+        )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return 2 * self.seanet.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each of the K codebooks."""
+        return (self.codebook_size,) * self.num_quantizers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the generator's loss terms (paper Eq. 1; spec §3.2)."""
+
+    mel: float = 15.0
+    semantic: float = 1.0
+    commitment_semantic: float = 1.0
+    commitment_acoustic: float = 1.0
+    self_guidance: float = 0.1
+    """0: the paper's ablation without self-guidance (Table 2)."""
+    self_guidance_norm: Literal["l1", "l2"] = "l2"
+    """`l2` is the mean squared difference, `l1` the mean absolute one."""
+    adversarial: float = 1.0
+    feature_matching_stft: float = 1.0
+    feature_matching_waveform: float = 1.0
+    feature_matching_wavlm: float = 1.0
+    wavlm_distillation: float = 0.0
+
+    def __post_init__(self):
+        _require(self.self_guidance_norm in ("l1", "l2"), self, "self_guidance_norm", "'l1' or 'l2'")
+        for field in dataclasses.fields(self):
+            if field.name != "self_guidance_norm":
+                _require(getattr(self, field.name) >= 0, self, field.name, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedule, and what happens to a gradient before it (spec §4)."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    weight_decay_modules: tuple[str, ...] = ()
+    """Top-level modules whose parameters decay; no others do."""
+    clip_value: float = 1.0
+    """Gradients are clipped elementwise to ± this."""
+    warmup_steps: int = 2500
+    total_steps: int = 500_000
+    cosine_cycles: float = 0.5
+    """0.5: down to 0 at total_steps; 1: down and up again."""
+    accumulation: int = 1
+    """Micro-batches per update."""
+
+    def __post_init__(self):
+        _require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
+        _require(all(0 <= b < 1 for b in self.betas), self, "betas", "in [0, 1)")
+        _require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
+        _require(0 <= self.warmup_steps < self.total_steps, self, "warmup_steps", f"below {self.total_steps=}")
+        _require(self.accumulation >= 1, self, "accumulation", "1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What one training batch is (spec §4)."""
+
+    batch_size: int = 24
+    """Clips per update over all devices."""
+    segment_samples: int = 240_000
+
+    def __post_init__(self):
+        _require_positive(self, "batch_size", "segment_samples")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment: what a file in configs/ exposes as `config`."""
+
+    codec: CodecConfig = CodecConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        _require(
+            self.data.batch_size % self.optimizer.accumulation == 0,
+            self.data,
+            "batch_size",
+            f"a multiple of accumulation={self.optimizer.accumulation}",
+        )
+        if self.codec.semantic is None:
+            _require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
+        if self.codec.wavlm_dim is None:
+            _require(self.loss.wavlm_distillation == 0, self.loss, "wavlm_distillation", "0 without a WavLM head")
+
+
+ModelConfig = CodecConfig | MimiConfig
+MODEL_TYPES: dict[str, type] = {"omnicodec": CodecConfig, "mimi": MimiConfig}
+
+
+def to_json(config: ModelConfig) -> str:
+    """config.json of a model directory."""
+    (model_type,) = (name for name, cls in MODEL_TYPES.items() if cls is type(config))
+    return json.dumps({"model_type": model_type, **dataclasses.asdict(config)}, indent=2) + "\n"
+
+
+def from_json(text: str, where: str = "config.json") -> ModelConfig:
+    """The inverse of `to_json`. Unknown names, missing names and wrong types raise ConfigError, with the place."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from None
+    model_type = values.pop("model_type", None) if isinstance(values, dict) else None
+    if model_type not in MODEL_TYPES:
+        raise ConfigError(f"{where}: model_type = {model_type!r}: must be one of {', '.join(MODEL_TYPES)}")
+    return _build(MODEL_TYPES[model_type], values, where)
+
+
+def _build(cls: type[T], values: Any, where: str) -> T:
+    """A dataclass from parsed JSON: every field present, none unknown, each of its annotated type."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {values!r}: must be an object with the fields of {cls.__name__}")
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            raise ConfigError(f"{where}: unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if missing := [name for name in hints if name not in values]:
+        raise ConfigError(f"{where}: missing field(s) {', '.join(missing)}")
+    try:
+        return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is types.UnionType:
+        (inner,) = (a for a in arguments if a is not types.NoneType)
+        return None if value is None else _convert(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The `config` of a Python file such as those in configs/. Raises ConfigError with the file's name."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except (ConfigError, TypeError, SyntaxError, NameError, ImportError, AttributeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.Config")
+    return config

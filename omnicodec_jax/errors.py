@@ -1,0 +1,21 @@
+"""Errors that a user can mend: the message says what was wrong, where, and what to do."""
+
+
+class OmniCodecError(ValueError):
+    """Base of all of them; a command line prints the message and exits with 1."""
+
+
+class ConfigError(OmniCodecError):
+    """A config that cannot be: names the field, the value and what would be right."""
+
+
+class AudioError(OmniCodecError):
+    """Audio that cannot be encoded."""
+
+
+class ModelError(OmniCodecError):
+    """A model directory that is missing, incomplete or does not fit its config."""
+
+
+class TokenError(OmniCodecError):
+    """Tokens that this model cannot decode."""

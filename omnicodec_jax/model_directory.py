@@ -1,0 +1,97 @@
+"""A model on disk: `config.json` and `model.safetensors`, in a directory or on the Hugging Face hub."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from omnicodec_jax import config as configs
+from omnicodec_jax.config import CodecConfig, ModelConfig
+from omnicodec_jax.errors import ModelError
+from omnicodec_jax.files import replacing
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.models.mimi import Mimi
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+Variables = Mapping[str, Any]
+
+
+def build(config: ModelConfig) -> OmniCodec | Mimi:
+    """The module that a config describes."""
+    return OmniCodec(config) if isinstance(config, CodecConfig) else Mimi(config)
+
+
+def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model's weights file."""
+    template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    return {".".join(path): leaf.shape for path, leaf in flatten_dict(template).items()}
+
+
+def save(directory: str | os.PathLike[str], config: ModelConfig, variables: Variables) -> None:
+    """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model."""
+    directory = Path(directory)
+    tensors = {".".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    with replacing(directory / WEIGHTS) as path:
+        save_file(tensors, path)
+    with replacing(directory / CONFIG) as path:
+        path.write_text(configs.to_json(config))
+
+
+def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and variables (numpy). Raises ModelError with every tensor that is missing, unknown or misshapen."""
+    directory = Path(directory)
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise ModelError(f"{directory}: no model here: {name} is missing")
+    config = configs.from_json((directory / CONFIG).read_text(), str(directory / CONFIG))
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{directory / WEIGHTS}: not a readable safetensors file: {error}") from None
+    expected = expected_tensors(build(config))
+    problems = [f"missing: {name}" for name in expected.keys() - tensors.keys()]
+    problems += [f"unexpected: {name}" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"misshapen: {name} is {list(tensors[name].shape)}, the config wants {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if problems:
+        raise ModelError(f"{directory}: weights do not fit the config:\n  " + "\n  ".join(sorted(problems)))
+    return config, unflatten_dict({tuple(name.split(".")): value for name, value in tensors.items()})
+
+
+def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The directory of a model: itself, or where the hub's `owner/name` was downloaded to."""
+    if Path(name).is_dir():
+        return Path(name)
+    name = str(name)
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise ModelError(f"{name}: no such model directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name}: no such model directory, and not to be had from the hub: {reason}") from None
+
+
+def model_hash(config: ModelConfig, variables: Variables) -> str:
+    """16 hex digits that identify a model: equal for equal config and weights, whatever file they came from."""
+    digest = hashlib.blake2b(configs.to_json(config).encode(), digest_size=8)
+    for path, leaf in sorted(flatten_dict(dict(variables)).items()):
+        digest.update(".".join(path).encode())
+        digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""OmniCodec (arXiv 2603.20638 §2): one semantic codebook, acoustic residual codebooks, decoupled by two adapters."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Dense, Lengths
+from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
+from omnicodec_jax.models.seanet import SEANetDecoder, SEANetEncoder
+from omnicodec_jax.models.transformer import Transformer
+from omnicodec_jax.signal import interpolate
+
+Audio = Float[Array, "B 1 T"]
+Features = Float[Array, "B S F"]
+Latent = Float[Array, "B N D"]
+Codes = Int[Array, "B K N"]
+
+
+class CodecOutput(NamedTuple):
+    """A training forward: everything that the losses are made of. None: the config has no such part."""
+
+    audio: Audio
+    acoustic: Quantized
+    semantic: Quantized | None
+    semantic_features: Float[Array, "B S F"] | None
+    """Reconstruction of the semantic features."""
+    wavlm_projection: Float[Array, "B N W"] | None
+    hidden_quantized: Float[Array, "B M D"]
+    """Decoder transformer on the quantized latent, two steps a frame."""
+    hidden_guide: Float[Array, "B M D"]
+    """The same on the latent before quantization: the target of self-guidance, no gradient."""
+
+    @property
+    def codes(self) -> Codes:
+        """k = 0 is the semantic codebook."""
+        acoustic = self.acoustic.codes
+        return acoustic if self.semantic is None else jnp.concatenate([self.semantic.codes, acoustic], axis=1)
+
+
+class OmniCodec(nn.Module):
+    """The codec as pure functions of `variables = {"params", "codebooks"}`.
+
+    `apply(variables, audio, features, method="encode")` and `apply(variables, codes, method="decode")` see whole
+    clips; with `mutable=["stream"]`, `encode_frames` and `decode` see the next block of a stream.
+    """
+
+    config: CodecConfig
+
+    def setup(self):
+        config = self.config
+        self.encoder = SEANetEncoder(config.seanet, config.dimension)
+        self.encoder_transformer = Transformer(config.transformer)
+        self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True)
+        self.acoustic_quantizer = ResidualVectorQuantizer(
+            config.acoustic.num_quantizers,
+            config.acoustic.codebook_size,
+            config.acoustic.codebook_dim,
+            config.dimension,
+            config.codebook,
+        )
+        self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
+        self.decoder_transformer = Transformer(config.transformer)
+        self.decoder = SEANetDecoder(config.seanet)
+        if config.semantic is not None:
+            self.semantic_in = Dense(config.dimension)
+            self.semantic_encoder = Transformer(config.transformer)
+            self.semantic_quantizer = ResidualVectorQuantizer(
+                1,
+                config.semantic.codebook_size,
+                config.semantic.codebook_dim,
+                config.dimension,
+                config.codebook,
+                use_bias=True,
+            )
+            self.adapter_2 = Dense(config.dimension)
+            self.semantic_decoder = Transformer(config.transformer)
+            self.semantic_out = Dense(config.semantic.feature_dim)
+            if config.adapter_1:
+                self.adapter_1 = Dense(config.dimension)
+            if config.wavlm_dim is not None:
+                self.wavlm_head = Dense(config.wavlm_dim)
+
+    # -- Semantic-acoustic decoupling (paper §2.2): what the semantic code tells is taken out of the acoustic latent
+    # before its quantizer and put back after it. `semantic` is the quantized semantic vector.
+
+    def decouple(self, latent: Latent, semantic: Latent | None) -> Latent:
+        """Adapter-1: what the acoustic codebooks have to tell."""
+        return latent if semantic is None or not self.config.adapter_1 else latent - self.adapter_1(semantic)
+
+    def recombine(self, acoustic: Latent | None, semantic: Latent | None) -> Latent:
+        """Adapter-2: what the decoder hears. Either side may be absent, not both."""
+        parts = [] if acoustic is None else [acoustic]
+        if semantic is not None:
+            parts.append(self.adapter_2(semantic))
+        return sum(parts[1:], parts[0])
+
+    # -- Encode
+
+    def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
+        """Acoustic branch before its quantizer: [B, 1, T] → [B, ceil(T / hop), D]."""
+        x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)
+        return self.downsample(self.encoder_transformer(x), lengths)
+
+    def semantic_hidden(self, features: Features) -> Float[Array, "B S D"]:
+        """Semantic branch before its quantizer, at the features' own rate."""
+        return self.semantic_encoder(self.semantic_in(features))
+
+    def encode_semantic(self, hidden: Latent) -> Int[Array, "B 1 N"]:
+        """Semantic codes of `semantic_hidden`, interpolated to N frames."""
+        return self.semantic_quantizer.encode(hidden)
+
+    def encode_frames(
+        self, audio: Audio, semantic_codes: Int[Array, "B 1 N"] | None, lengths: Lengths | None = None
+    ) -> Codes:
+        """All K codes of the audio, the semantic ones as given (None: the config has no semantic branch).
+
+        lengths: valid samples of each row of a ragged batch; codes of the first ceil(length / hop) frames are valid.
+        """
+        latent = self.acoustic_latent(audio, lengths)
+        if semantic_codes is None:
+            return self.acoustic_quantizer.encode(latent)
+        semantic = self.semantic_quantizer.decode(semantic_codes)
+        acoustic_codes = self.acoustic_quantizer.encode(self.decouple(latent, semantic))
+        return jnp.concatenate([semantic_codes, acoustic_codes], axis=1)
+
+    def encode(self, audio: Audio, semantic_features: Features | None = None) -> Codes:
+        """Audio and the semantic features of the same clip → codes [B, K, ceil(T / hop)]."""
+        if self.config.semantic is None:
+            return self.encode_frames(audio, None)
+        frames = -(-audio.shape[2] // self.config.hop_length)
+        hidden = interpolate(self.semantic_hidden(semantic_features), frames)
+        return self.encode_frames(audio, self.encode_semantic(hidden))
+
+    # -- Decode
+
+    def dequantize(self, codes: Codes) -> Latent:
+        """Latent of any prefix of the K codebooks, the first alone included."""
+        if self.config.semantic is None:
+            return self.acoustic_quantizer.decode(codes)
+        acoustic = self.acoustic_quantizer.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
+        return self.recombine(acoustic, self.semantic_quantizer.decode(codes[:, :1]))
+
+    def decode(self, codes: Codes) -> Audio:
+        """Codes [B, k, N] of the first k codebooks → audio [B, 1, N·hop]."""
+        hidden = self.decoder_transformer(self.upsample(self.dequantize(codes)))
+        return jnp.swapaxes(self.decoder(hidden), 1, 2)
+
+    # -- Train
+
+    def __call__(
+        self,
+        audio: Audio,
+        semantic_features: Features | None = None,
+        num_quantizers: int | Int[Array, ""] | None = None,
+    ) -> CodecOutput:
+        """Reconstruction and the ingredients of the losses.
+
+        num_quantizers: acoustic layers that quantizer dropout leaves on. Apply with mutable=["codebooks"] and
+        rngs={"codebooks": key} to let the codebooks learn from the batch.
+        """
+        config, samples = self.config, audio.shape[2]
+        latent = self.acoustic_latent(audio)
+        frames = latent.shape[1]
+
+        semantic = None
+        if config.semantic is not None:
+            hidden = interpolate(self.semantic_hidden(semantic_features), frames)
+            semantic = self.semantic_quantizer(hidden)
+        vector = None if semantic is None else semantic.output
+        acoustic = self.acoustic_quantizer(self.decouple(latent, vector), num_quantizers)
+        upsampled = self.upsample(self.recombine(acoustic.output, vector))
+
+        # -- Self-guidance (paper §2.3): the decoder's transformer should make of the quantized latent what it makes
+        # of the latent before quantization. That target takes no gradient, nor keeps anything for one.
+        hidden_quantized = self.decoder_transformer(upsampled)
+        forward_only = nn.map_variables(lambda module, x: module(x), "params", stop_gradient)
+        hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
+
+        reconstructed = projection = None
+        if semantic is not None:
+            steps = semantic_features.shape[1]
+            reconstructed = self.semantic_out(interpolate(self.semantic_decoder(upsampled), steps))
+            projection = None if config.wavlm_dim is None else self.wavlm_head(vector)
+        return CodecOutput(
+            audio=jnp.swapaxes(self.decoder(hidden_quantized), 1, 2)[:, :, :samples],
+            acoustic=acoustic,
+            semantic=semantic,
+            semantic_features=reconstructed,
+            wavlm_projection=projection,
+            hidden_quantized=hidden_quantized,
+            hidden_guide=stop_gradient(hidden_guide),
+        )
+
+    # -- Codebook initialisation
+
+    def fit_semantic(self, hidden: Latent, key: PRNGKeyArray) -> None:
+        """k-means of the semantic codebook on `semantic_hidden` at frame rate; needs mutable=["codebooks"]."""
+        self.semantic_quantizer.fit(hidden, key)
+
+    def fit_acoustic(self, latent: Latent, semantic_codes: Int[Array, "B 1 N"] | None, key: PRNGKeyArray) -> None:
+        """k-means of the acoustic codebooks on `acoustic_latent`; needs mutable=["codebooks"]."""
+        semantic = None if semantic_codes is None else self.semantic_quantizer.decode(semantic_codes)
+        self.acoustic_quantizer.fit(self.decouple(latent, semantic), key)

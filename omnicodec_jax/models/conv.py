@@ -1,0 +1,155 @@
+"""Causal convolutions over [B, T, C], and what they carry when streaming.
+
+A module runs in one of two ways over the same parameters. Called plainly, it sees the whole sequence. Applied with
+`mutable=["stream"]`, it sees the next chunk: it reads what the past left in the collection "stream" (all zeros at
+the start) and leaves there what the next chunk needs. The collection is the whole state of a stream, one row per
+batch entry; a row is restarted by zeroing it.
+
+    whole   ├── zeros ──┤ x0 x1 x2 x3 x4 x5 x6 x7 …
+    stream  ├── zeros ──┤ x0 x1 x2 x3 │         ├─ last inputs ─┤ x4 x5 x6 x7 │ …
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+STREAM = "stream"
+
+Sequence = Float[Array, "B T C"]
+Output = Float[Array, "B N O"]
+Lengths = Int[Array, " B"]
+
+
+def is_streaming(module: nn.Module) -> bool:
+    """Whether this call sees the next chunk of a stream rather than a whole sequence."""
+    return module.is_mutable_collection(STREAM) and not module.is_initializing()
+
+
+def with_past(module: nn.Module, x: Sequence, size: int) -> Float[Array, "B T+{size} C"]:
+    """x with the `size` steps before it in front: the stream's, or zeros where nothing came before."""
+    if not is_streaming(module):
+        return jnp.pad(x, ((0, 0), (size, 0), (0, 0)))
+    past = module.variable(STREAM, "past", jnp.zeros, (x.shape[0], size, x.shape[2]), x.dtype)
+    x = jnp.concatenate([past.value, x], axis=1)
+    past.value = x[:, x.shape[1] - size :]
+    return x
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(±1/√fan_in): PyTorch's default for weights and biases of linear and convolution layers."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def add_bias(module: nn.Module, y: Float[Array, "*B O"], init: nn.initializers.Initializer) -> Float[Array, "*B O"]:
+    """y plus the module's parameter "bias"."""
+    bias = module.param("bias", init, y.shape[-1:])
+    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class Dense(nn.Module):
+    """Linear layer over the last axis with PyTorch's initial distribution; kernel [in, out]."""
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        init = torch_uniform(x.shape[-1])
+        y = x @ self.param("kernel", init, (x.shape[-1], self.features))
+        return add_bias(self, y, init) if self.use_bias else y
+
+
+class CausalConv1d(nn.Module):
+    """Convolution that sees only the past; T steps in, ceil(T / stride) out; kernel [k, in, out].
+
+    The input is padded with (k - 1)·dilation + 1 - stride steps on the left. Where T is no multiple of the stride,
+    the last window is filled up on the right: with zeros, or with the last step if `replicate`, which also fills
+    the left with the first step.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = True
+    replicate: bool = False
+
+    @nn.compact
+    def __call__(self, x: Sequence, lengths: Lengths | None = None) -> Output:
+        """lengths: valid steps of each row, if some rows end before the others; what follows them is not looked at."""
+        fan_in = self.kernel_size * x.shape[2]
+        kernel = self.param("kernel", torch_uniform(fan_in), (self.kernel_size, x.shape[2], self.features))
+        if self.stride > 1:
+            x = self._fill_last_window(x, lengths)
+        left = (self.kernel_size - 1) * self.dilation + 1 - self.stride
+        x = self._with_first_step(x, left) if self.replicate else with_past(self, x, left)
+        y = conv1d(x, kernel, self.stride, self.dilation)
+        return add_bias(self, y, torch_uniform(fan_in)) if self.use_bias else y
+
+    def _fill_last_window(self, x: Sequence, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
+        steps, missing = x.shape[1], -x.shape[1] % self.stride
+        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), mode="edge" if self.replicate else "constant")
+        if lengths is None:
+            return x
+        valid = (jnp.arange(steps + missing)[None] < lengths[:, None])[..., None]
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        return jnp.where(valid, x, jnp.take_along_axis(x, last, axis=1) if self.replicate else 0)
+
+    def _with_first_step(self, x: Sequence, left: int) -> Float[Array, "B T+{left} C"]:
+        if not is_streaming(self):
+            return jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="edge")
+        started = self.variable(STREAM, "started", jnp.zeros, (x.shape[0],), jnp.bool_)
+        first, started.value = ~started.value[:, None, None], jnp.ones_like(started.value)
+        joined = with_past(self, x, left)
+        fill = jnp.where(first, x[:, :1], joined[:, :left])
+        return jnp.concatenate([fill, joined[:, left:]], axis=1)
+
+
+class CausalConvTranspose1d(nn.Module):
+    """Transposed convolution of kernel 2·stride that sees only the past; T steps in, T·stride out.
+
+    The last `stride` steps of the full result, which would need the next input, are cut off. `depthwise` keeps
+    the channels apart. Kernel [2·stride, in, out], depthwise [2·stride, 1, C].
+    """
+
+    features: int
+    stride: int
+    use_bias: bool = True
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Output:
+        inputs, outputs = (1, x.shape[2]) if self.depthwise else (x.shape[2], self.features)
+        # PyTorch counts a transposed convolution's fan-in over its output channels per group.
+        init = torch_uniform(2 * self.stride * (1 if self.depthwise else outputs))
+        kernel = self.param("kernel", init, (2 * self.stride, inputs, outputs))
+        x = with_past(self, x, 1)
+        y = depthwise_transpose(x, kernel) if self.depthwise else conv_transpose1d(x, kernel)
+        return add_bias(self, y, init) if self.use_bias else y
+
+
+def conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int) -> Output:
+    """Unpadded convolution."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"]) -> Output:
+    """Overlap-add of kernel 2·stride: output step t·S + s is x[t-1]·kernel[S + s] + x[t]·kernel[s], for t ≥ 1."""
+    batch, _, inputs = x.shape
+    taps, _, outputs = kernel.shape
+    weights = kernel.reshape(2, taps // 2, inputs, outputs).transpose(0, 2, 1, 3).reshape(2, inputs, -1)
+    y = x[:, :-1] @ weights[1] + x[:, 1:] @ weights[0]
+    return y.reshape(batch, -1, outputs)
+
+
+def depthwise_transpose(x: Sequence, kernel: Float[Array, "S2 1 C"]) -> Float[Array, "B N C"]:
+    """As `conv_transpose1d`, each channel by itself."""
+    first, second = jnp.split(kernel[:, 0], 2)
+    y = x[:, :-1, None] * second[None, None] + x[:, 1:, None] * first[None, None]
+    return y.reshape(x.shape[0], -1, x.shape[2])

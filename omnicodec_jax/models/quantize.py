@@ -1,0 +1,219 @@
+"""Residual vector quantization with EMA codebooks (spec §1.8–1.9, §8.3–8.4).
+
+The codebooks are no parameters: they live in the mutable collection "codebooks", float32, stacked over the layers.
+Applied with `mutable=["codebooks"]`, a quantizer learns from the batch; otherwise it only looks up. Sums over the
+batch are sums over the global batch when the batch is sharded under jit.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.lax import Precision, stop_gradient
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from omnicodec_jax.config import CodebookConfig
+from omnicodec_jax.models.conv import Dense
+
+CODEBOOKS = "codebooks"
+
+Vectors = Float[Array, "M D"]
+
+
+class Codebook(NamedTuple):
+    """Statistics of one codebook, or of Q stacked ones. An entry is embedding_sum / cluster_usage."""
+
+    embedding_sum: Float[Array, "*Q K D"]
+    cluster_usage: Float[Array, "*Q K"]
+    initialized: Float[Array, "*Q"]
+    steps_until_check: Float[Array, "*Q"]
+
+    def embedding(self, config: CodebookConfig) -> Float[Array, "*Q K D"]:
+        """The entries themselves."""
+        return self.embedding_sum / jnp.maximum(self.cluster_usage, config.epsilon)[..., None]
+
+
+def nearest(x: Vectors, embedding: Float[Array, "K D"]) -> Int[Array, " M"]:
+    """Index of the entry with the least Euclidean distance to each vector."""
+    products = jnp.matmul(x, embedding.T, precision=Precision.HIGHEST)
+    return jnp.argmin(jnp.sum(embedding**2, axis=-1)[None] - 2 * products, axis=-1)
+
+
+def cluster_sums(x: Vectors, codes: Int[Array, " M"], size: int) -> tuple[Float[Array, " K"], Float[Array, "K D"]]:
+    """How many vectors each code got, and their sum."""
+    assigned = jax.nn.one_hot(codes, size)
+    return assigned.sum(0), jnp.matmul(assigned.T, x, precision=Precision.HIGHEST)
+
+
+def sample(key: PRNGKeyArray, x: Vectors, count: int) -> Float[Array, "K D"]:
+    """`count` of the vectors; without repetition while there are enough."""
+    return jax.random.choice(key, x, (count,), replace=x.shape[0] < count)
+
+
+def ema_update(
+    codebook: Codebook, x: Vectors, codes: Int[Array, " M"], key: PRNGKeyArray, config: CodebookConfig
+) -> tuple[Codebook, Float[Array, ""]]:
+    """One training step of a codebook on the batch `x`, which `codes` assigns to its entries.
+
+    Every `check_every` steps, entries of little usage move to random vectors of the batch with the mean usage; then
+    usage and sums decay towards those of the batch. Also returns the share of entries that moved.
+    """
+    size = codebook.cluster_usage.shape[0]
+    counts, sums = cluster_sums(x, codes, size)
+
+    due = codebook.steps_until_check <= 1
+    mean_usage = codebook.cluster_usage.mean()
+    dead = due & (codebook.cluster_usage < config.dead_threshold * mean_usage)
+    fresh = jax.lax.cond(dead.any(), lambda: sample(key, x, size), lambda: jnp.zeros((size, x.shape[1])))
+    usage = jnp.where(dead, mean_usage, codebook.cluster_usage)
+    embedding_sum = jnp.where(dead[:, None], mean_usage * fresh, codebook.embedding_sum)
+
+    updated = Codebook(
+        embedding_sum=config.decay * embedding_sum + (1 - config.decay) * sums,
+        cluster_usage=config.decay * usage + (1 - config.decay) * counts,
+        initialized=codebook.initialized,
+        steps_until_check=jnp.where(due, config.check_every, codebook.steps_until_check - 1),
+    )
+    return updated, dead.mean()
+
+
+def kmeans(key: PRNGKeyArray, x: Vectors, size: int, iterations: int) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
+    """Lloyd's k-means from random vectors; a cluster left empty restarts at a random vector. Means and counts."""
+    start, *keys = jax.random.split(key, iterations + 1)
+
+    def iterate(means: jax.Array, key: PRNGKeyArray) -> tuple[jax.Array, None]:
+        counts, sums = cluster_sums(x, nearest(x, means), size)
+        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], sample(key, x, size)), None
+
+    means, _ = jax.lax.scan(iterate, sample(start, x, size), jnp.stack(keys))
+    return means, cluster_sums(x, nearest(x, means), size)[0]
+
+
+def fit_residual_codebooks(key: PRNGKeyArray, x: Vectors, codebooks: Codebook, config: CodebookConfig) -> Codebook:
+    """k-means layer by layer, each on what the layers before it leave of `x`.
+
+    M should be some ten times the number of entries: fewer vectors are memorised and leave nothing for the next
+    layer to learn from.
+    """
+    size = codebooks.cluster_usage.shape[1]
+
+    def fit(residual: jax.Array, key: PRNGKeyArray) -> tuple[jax.Array, Codebook]:
+        means, counts = kmeans(key, residual, size, config.kmeans_iterations)
+        usage = jnp.maximum(counts, 1)
+        layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), float(config.check_every)))
+        return residual - means[nearest(residual, means)], layer
+
+    return jax.lax.scan(fit, x, jax.random.split(key, codebooks.initialized.shape[0]))[1]
+
+
+class Quantized(NamedTuple):
+    """What a quantizer returns in training."""
+
+    output: Float[Array, "B N D"]
+    """Quantized vectors; gradients pass straight through the quantization."""
+    codes: Int[Array, "B Q N"]
+    """-1 in layers that quantizer dropout left out."""
+    commitment: Float[Array, ""]
+    """Mean over active layers of the mean squared distance to the quantized vector so far."""
+    usage_entropy: Float[Array, " Q"]
+    """Entropy of the usage of each codebook over that of uniform usage: 1 is perfect, 0 is collapse."""
+    replaced: Float[Array, " Q"]
+    """Share of each codebook's entries that were dead and replaced in this step."""
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Projection in, Q codebooks each of which quantizes what those before it left, projection out.
+
+    With Q = 1 it is a plain vector quantizer.
+    """
+
+    num_quantizers: int
+    codebook_size: int
+    codebook_dim: int
+    features: int
+    config: CodebookConfig
+    use_bias: bool = False
+
+    def setup(self):
+        self.project_in = Dense(self.codebook_dim, use_bias=self.use_bias)
+        self.project_out = Dense(self.features, use_bias=self.use_bias)
+        q, k, d = self.num_quantizers, self.codebook_size, self.codebook_dim
+        self.embedding_sum = self.variable(CODEBOOKS, "embedding_sum", jnp.zeros, (q, k, d))
+        self.cluster_usage = self.variable(CODEBOOKS, "cluster_usage", jnp.ones, (q, k))
+        self.initialized = self.variable(CODEBOOKS, "initialized", jnp.zeros, (q,))
+        self.steps_until_check = self.variable(
+            CODEBOOKS, "steps_until_check", jnp.full, (q,), float(self.config.check_every)
+        )
+
+    @property
+    def _codebooks(self) -> Codebook:
+        return Codebook(*(getattr(self, name).value for name in Codebook._fields))
+
+    def _store(self, state: Codebook) -> None:
+        for name, value in state._asdict().items():
+            getattr(self, name).value = value
+
+    def encode(self, x: Float[Array, "B N D"]) -> Int[Array, "B Q N"]:
+        """Codes of all layers."""
+        return self._quantize(self.project_in(x).astype(jnp.float32), None, None)[0]
+
+    def decode(self, codes: Int[Array, "B k N"]) -> Float[Array, "B N D"]:
+        """Vectors of the first k codebooks' codes."""
+        layer = jnp.arange(codes.shape[1])[:, None]
+        usage = jnp.maximum(self.cluster_usage.value[layer, codes], self.config.epsilon)
+        entries = self.embedding_sum.value[layer, codes] / usage[..., None]
+        return self.project_out(entries.sum(axis=1))
+
+    def fit(self, x: Float[Array, "B N D"], key: PRNGKeyArray) -> None:
+        """Initialises all codebooks by k-means on these vectors; needs mutable=["codebooks"]."""
+        vectors = self.project_in(x).astype(jnp.float32).reshape(-1, self.codebook_dim)
+        self._store(fit_residual_codebooks(key, vectors, self._codebooks, self.config))
+
+    def __call__(self, x: Float[Array, "B N D"], num_quantizers: int | Int[Array, ""] | None = None) -> Quantized:
+        """num_quantizers: layers to run, the others are left out (quantizer dropout); may be traced."""
+        active = self.num_quantizers if num_quantizers is None else num_quantizers
+        learning = self.is_mutable_collection(CODEBOOKS) and not self.is_initializing()
+        x = self.project_in(x).astype(jnp.float32)
+
+        codes, quantized, loss, mean_quantized, replaced = self._quantize(
+            stop_gradient(x), active, self.make_rng(CODEBOOKS) if learning else None
+        )
+        # The loss is mean_i mean((x - Q_i)²) over the cumulative Q_i, whose gradient needs only their mean. So the
+        # loop above is never differentiated, and layers that are left out cost nothing.
+        gradient = 2 / x.size * (stop_gradient(x) - mean_quantized)
+        commitment = loss + jnp.sum(gradient * (x - stop_gradient(x)))
+
+        usage = self.cluster_usage.value / self.cluster_usage.value.sum(-1, keepdims=True)
+        entropy = -jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-20)), axis=-1) / jnp.log(self.codebook_size)
+        straight_through = x + stop_gradient(quantized - x)
+        return Quantized(self.project_out(straight_through), codes, commitment, entropy, replaced)
+
+    def _quantize(self, x: Float[Array, "B N D"], active: int | jax.Array | None, key: PRNGKeyArray | None):
+        """Codes, quantized vectors, commitment loss, mean cumulative vectors, share replaced. Learns if given a key."""
+        batch, frames, width = x.shape
+        active = self.num_quantizers if active is None else active
+        vectors = x.reshape(-1, width)
+
+        def layer(i: jax.Array, carry: tuple) -> tuple:
+            codebooks, codes, quantized, total, loss, replaced = carry
+            codebook = jax.tree.map(lambda stacked: stacked[i], codebooks)
+            embedding = codebook.embedding(self.config)
+            residual = vectors - quantized
+            chosen = nearest(residual, embedding)
+            if key is not None:
+                codebook, share = ema_update(codebook, residual, chosen, jax.random.fold_in(key, i), self.config)
+                codebooks = jax.tree.map(lambda stacked, new: stacked.at[i].set(new), codebooks, codebook)
+                replaced = replaced.at[i].set(share)
+            quantized = quantized + embedding[chosen]
+            loss = loss + jnp.mean((vectors - quantized) ** 2)
+            return codebooks, codes.at[i].set(chosen), quantized, total + quantized, loss, replaced
+
+        codes = jnp.full((self.num_quantizers, vectors.shape[0]), -1, jnp.int32)
+        zeros, per_layer = jnp.zeros_like(vectors), jnp.zeros((self.num_quantizers,))
+        carry = (self._codebooks, codes, zeros, zeros, jnp.zeros(()), per_layer)
+        codebooks, codes, quantized, total, loss, replaced = jax.lax.fori_loop(0, active, layer, carry)
+        if key is not None:
+            self._store(codebooks)
+        codes = codes.reshape(-1, batch, frames).transpose(1, 0, 2)
+        return codes, quantized.reshape(x.shape), loss / active, total.reshape(x.shape) / active, replaced

@@ -1,0 +1,108 @@
+"""Causal, windowed transformer with interleaved RoPE and LayerScale (spec §1.4), whole or streaming."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from omnicodec_jax.config import TransformerConfig
+from omnicodec_jax.models.conv import STREAM, Dense, Sequence, is_streaming
+
+Heads = Float[Array, "B T H D"]
+Positions = Int[Array, "B T"]
+
+
+def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
+    """Rotates the channel pairs (2i, 2i + 1) by position · max_period^(-2i / D), in float32."""
+    half = x.shape[-1] // 2
+    frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
+    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], half, 2), -1, 0)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; a query sees the keys of the last `context` steps, its own included.
+
+    When streaming, the last `context` keys and values and the number of steps seen are carried per row.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        batch, steps, width = x.shape
+        config = self.config
+        packed = Dense(3 * width, use_bias=False, name="qkv")(x)
+        q, k, v = jnp.moveaxis(packed.reshape(batch, steps, 3, config.num_heads, -1), 2, 0)
+        positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
+        if is_streaming(self):
+            seen = self.variable(STREAM, "seen", jnp.zeros, (batch,), jnp.int32)
+            positions = positions + seen.value[:, None]
+            seen.value = seen.value + steps
+        q = rotary(q, positions, config.max_period)
+        k = rotary(k, positions, config.max_period)
+        k, v, key_positions = self._with_past(k, v, positions)
+
+        distance = positions[:, :, None] - key_positions[:, None, :]
+        visible = (distance >= 0) & (distance < config.context) & (key_positions >= 0)[:, None, :]
+        # Rows of a query are complete softmax rows, so the logits stay float32 whatever the compute type.
+        logits = (
+            jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / (width // config.num_heads) ** 0.5
+        )
+        weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf)).astype(v.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, steps, width)
+        return Dense(width, use_bias=False, name="out")(mixed)
+
+    def _with_past(
+        self, k: Heads, v: Heads, positions: Positions
+    ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H D"], Int[Array, "B L"]]:
+        if not is_streaming(self):
+            return k, v, positions
+        batch, steps, *head = k.shape
+        context = self.config.context
+        past = self.variable(STREAM, "past", jnp.zeros, (2, batch, context, *head), k.dtype)
+        keys_values = jnp.concatenate([past.value, jnp.stack([k, v])], axis=2)
+        past.value = keys_values[:, :, steps:]
+        before = positions[:, :1] - jnp.arange(context, 0, -1)[None]
+        return keys_values[0], keys_values[1], jnp.concatenate([before, positions], axis=1)
+
+
+class LayerScale(nn.Module):
+    """One learnt factor per channel."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        scale = self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * scale[None, None]
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm block: x += scale·attention(norm(x)); x += scale·feed_forward(norm(x))."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        config = self.config
+        y = Attention(config, name="attention")(nn.LayerNorm(1e-5, name="norm_1")(x))
+        x = x + LayerScale(config.layer_scale, name="layer_scale_1")(y)
+        y = Dense(config.dim_feedforward, use_bias=False, name="linear_1")(nn.LayerNorm(1e-5, name="norm_2")(x))
+        y = Dense(x.shape[-1], use_bias=False, name="linear_2")(jax.nn.gelu(y, approximate=False))
+        return x + LayerScale(config.layer_scale, name="layer_scale_2")(y)
+
+
+class Transformer(nn.Module):
+    """Stack of layers without a final norm; [B, T, C] → [B, T, C]."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        for i in range(self.config.num_layers):
+            x = TransformerLayer(self.config, name=f"layer_{i}")(x)
+        return x

@@ -1,0 +1,57 @@
+"""One clip's tokens on disk: a safetensors file with uint16 codes and JSON metadata. No pickle."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from omnicodec_jax.errors import TokenError
+from omnicodec_jax.files import replacing
+
+SUFFIX = ".safetensors"
+_KEY = "omnicodec"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenFile:
+    """Codes of one clip and what decoding needs to give the clip back."""
+
+    codes: np.ndarray
+    """uint16 [K, N], k = 0 the semantic codebook."""
+    model: str
+    """Hash of the model that made them."""
+    frame_rate: float
+    sample_rate: int
+    """Of the original."""
+    num_samples: int
+    """Of the original, at its own rate."""
+    gain: float
+    """What the original was multiplied by before encoding."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
+        with replacing(Path(path)) as temporary:
+            save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TokenFile":
+        """Raises TokenError for what is no token file."""
+        path = Path(path)
+        if not path.is_file():
+            raise TokenError(f"{path}: no such file")
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                fields = json.loads(metadata[_KEY])
+                codes = file.get_tensor("codes")
+            tokens = cls(codes=codes, **fields)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+            raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
+        if codes.ndim != 2 or codes.dtype != np.uint16:
+            raise TokenError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, must be uint16 [K, N]")
+        return tokens

@@ -1,0 +1,243 @@
+"""The public face: audio in, tokens out, and back.
+
+Audio of any length runs through one compiled program, in blocks of ten seconds with the stream's state carried from
+block to block. So memory does not grow with length, nothing is compiled twice, and blocks meet without a seam: the
+causal model gives on blocks what it gives on the whole.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from omnicodec_jax import model_directory, signal
+from omnicodec_jax.config import ModelConfig, SemanticConfig
+from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.errors import AudioError, TokenError
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.conv import STREAM
+
+BLOCK_SECONDS = 10
+FEATURE_BLOCK = 128
+"""Semantic feature vectors a step."""
+
+Array = np.ndarray | jax.Array
+Stream = dict[str, Any]
+
+
+class OmniCodecTokenizer:
+    """A codec with its weights.
+
+    tokenizer = OmniCodecTokenizer.from_pretrained("models/omnicodec")
+    codes = tokenizer.encode(audio, sample_rate=24_000)   # [B, 1, T] → [B, K, N]
+    audio = tokenizer.decode(codes[:, :8])                # first 8 codebooks → [B, 1, N·hop]
+    """
+
+    def __init__(self, config: ModelConfig, variables: model_directory.Variables):
+        self.config = config
+        self.variables = jax.tree.map(jnp.asarray, dict(variables))
+        self._model = model_directory.build(config)
+        self._block_frames = -(-BLOCK_SECONDS * config.sample_rate // config.hop_length)
+        self._semantic_step = jax.jit(partial(_stream_step, self._model, OmniCodec.semantic_hidden))
+        self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
+        self._decode_step = jax.jit(partial(_stream_step, self._model, type(self._model).decode))
+        self._log10_mel = jax.jit(signal.log10_mel)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> "OmniCodecTokenizer":
+        """From a model directory, or a Hugging Face hub id and revision. Raises ModelError, ConfigError."""
+        return cls(*model_directory.load(model_directory.resolve(name, revision)))
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes config.json and model.safetensors."""
+        model_directory.save(directory, self.config, self.variables)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Identifies config and weights; token files carry it."""
+        return model_directory.model_hash(self.config, self.variables)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that goes in and comes out, Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.config.frame_rate
+
+    @property
+    def num_quantizers(self) -> int:
+        """K, the semantic codebook included."""
+        return len(self.config.codebook_sizes)
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of the largest codebook."""
+        return max(self.config.codebook_sizes)
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second of all K codebooks."""
+        return self.frame_rate * sum(float(np.log2(size)) for size in self.config.codebook_sizes)
+
+    @property
+    def semantic(self) -> SemanticConfig | None:
+        """The semantic branch that features are computed for; None: the model needs none."""
+        return getattr(self.config, "semantic", None)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a clip: ceil(num_samples / hop_length)."""
+        return -(-num_samples // self.hop_length)
+
+    def encode(
+        self,
+        audio: Array,
+        sample_rate: int,
+        lengths: Sequence[int] | None = None,
+        semantic_features: Sequence[Array] | Array | None = None,
+    ) -> np.ndarray:
+        """Audio [B, 1, T] at the model's rate → codes int32 [B, K, ceil(T / hop)].
+
+        lengths: samples of each row if some are shorter than T. A row's codes depend on its own samples alone; past
+        its num_frames(length) they are 0. semantic_features: one array [S, F] per row, for models whose features
+        are `stored`. Raises AudioError.
+        """
+        audio = np.asarray(audio, np.float32)
+        if sample_rate != self.sample_rate:
+            raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
+        if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
+            raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
+        rows = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
+        if len(rows) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in rows):
+            raise AudioError(f"lengths {rows}: must be one per row, each between 1 and {audio.shape[2]}")
+        clips = [row[0, :length] for row, length in zip(audio, rows, strict=True)]
+
+        hidden = None
+        if self.semantic is not None:
+            hidden = self._semantic_hidden(self._features(clips, semantic_features))
+        codes = list(self._stream(self._encode_step, self._blocks(clips, hidden)))
+        result = np.concatenate(codes, axis=2)[:, :, : self.num_frames(max(rows))]
+        for row, length in zip(result, rows, strict=True):
+            row[:, self.num_frames(length) :] = 0
+        return result
+
+    def decode(self, codes: Array) -> np.ndarray:
+        """Codes [B, k, N] of the first k ≤ K codebooks → audio float32 [B, 1, N·hop]. Raises TokenError."""
+        codes = np.asarray(codes)
+        self._check_codes(codes)
+        codes = codes.astype(np.int32)
+        frames, size = codes.shape[2], self._block_frames
+        blocks = self._stream(self._decode_step, ((_slice(codes, 2, n, size),) for n in range(0, frames, size)))
+        return np.concatenate(list(blocks), axis=2)[:, :, : frames * self.hop_length]
+
+    def _check_codes(self, codes: np.ndarray) -> None:
+        if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
+            raise TokenError(f"codes of type {codes.dtype} and shape {list(codes.shape)}: must be integers [B, k, N]")
+        if codes.shape[1] > self.num_quantizers:
+            raise TokenError(f"{codes.shape[1]} codebooks: this model has {self.num_quantizers}")
+        sizes = np.array(self.config.codebook_sizes[: codes.shape[1]])[None, :, None]
+        if (bad := np.argwhere((codes < 0) | (codes >= sizes))).size:
+            row, k, n = bad[0]
+            raise TokenError(
+                f"code {codes[row, k, n]} in codebook {k}, frame {n}: must be between 0 and {sizes[0, k, 0] - 1}"
+                f" ({len(bad)} out of range)"
+            )
+
+    def _features(self, clips: list[np.ndarray], given: Sequence[Array] | Array | None) -> list[np.ndarray]:
+        """Semantic features [S, F] of each clip."""
+        assert self.semantic is not None
+        if given is None:
+            if self.semantic.source == "log_mel":
+                return [self._log_mel_features(clip) for clip in clips]
+            raise AudioError("this model needs the semantic features [S, F] of each clip; pass semantic_features")
+        features = [np.asarray(item, np.float32) for item in given]
+        width = self.semantic.feature_dim
+        if len(features) != len(clips) or any(f.ndim != 2 or f.shape[1] != width or not len(f) for f in features):
+            shapes = [list(f.shape) for f in features]
+            raise AudioError(f"semantic features of shapes {shapes}: must be {len(clips)} arrays [S, {width}]")
+        return features
+
+    def _log_mel_features(self, clip: np.ndarray) -> np.ndarray:
+        """Stacked log-mel frames of a clip, from ten-second blocks of it."""
+        samples = audio_files.resample(clip, self.sample_rate, signal.MEL_SAMPLE_RATE)
+        if samples.size < signal.MEL_WINDOW:
+            raise AudioError(
+                f"{clip.size} samples: too short; at least {audio_files.MIN_SECONDS * 1e3:.0f} ms are needed"
+            )
+        frames, block = samples.size // signal.MEL_HOP, BLOCK_SECONDS * signal.MEL_SAMPLE_RATE // signal.MEL_HOP
+        padded = np.pad(samples, signal.MEL_WINDOW // 2, mode="reflect")
+        overlap = signal.MEL_WINDOW - signal.MEL_HOP
+        mel = np.concatenate(
+            [
+                self._log10_mel(_slice(padded, 0, start * signal.MEL_HOP, block * signal.MEL_HOP + overlap))
+                for start in range(0, frames, block)
+            ]
+        )
+        return signal.stack_frames(signal.normalize_log_mel(mel[:frames]))
+
+    def _semantic_hidden(self, features: list[np.ndarray]) -> list[np.ndarray]:
+        """Semantic branch before its quantizer, [S, D] of each clip."""
+        longest = max(len(f) for f in features)
+        padded = np.stack([_slice(f, 0, 0, longest) for f in features])
+        steps = ((_slice(padded, 1, start, FEATURE_BLOCK),) for start in range(0, longest, FEATURE_BLOCK))
+        hidden = np.concatenate(list(self._stream(self._semantic_step, steps)), axis=1)
+        return [hidden[i, : len(f)] for i, f in enumerate(features)]
+
+    def _blocks(
+        self, clips: list[np.ndarray], hidden: list[np.ndarray] | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+        """Audio, semantic branch at frame rate, and valid samples of one block after the other, rows side by side."""
+        frames, lengths = self._block_frames, np.array([clip.size for clip in clips], np.int32)
+        samples = frames * self.hop_length
+        if hidden is not None:
+            # Interpolated over the whole clip, so that a position does not depend on where a block begins.
+            hidden = [signal.interpolate(h[None], self.num_frames(n))[0] for h, n in zip(hidden, lengths, strict=True)]
+        for block in range(-(-int(lengths.max()) // samples)):
+            start = block * samples
+            audio = np.stack([_slice(clip, 0, start, samples) for clip in clips])[:, None]
+            semantic = None if hidden is None else np.stack([_slice(h, 0, block * frames, frames) for h in hidden])
+            yield audio, semantic, np.clip(lengths - start, 0, samples)
+
+    def _stream(self, step: Any, blocks: Iterable[tuple]) -> Iterator[np.ndarray]:
+        """Outputs of one block after the other, the state carried between them."""
+        state = None
+        for block in blocks:
+            if state is None:
+                state = jax.tree.map(
+                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, self.variables, {}, *block)[1]
+                )
+            output, state = step(self.variables, state, *block)
+            yield np.array(output)
+
+
+def _encode_block(model: nn.Module, audio: Array, hidden: Array | None, lengths: Array) -> Array:
+    semantic = None if hidden is None else model.encode_semantic(hidden)
+    return model.encode_frames(audio, semantic, lengths)
+
+
+def _stream_step(
+    model: nn.Module, method: Any, variables: dict[str, Any], state: Stream, *inputs: Any
+) -> tuple[Array, Stream]:
+    """One block of a stream: its output and the state for the next."""
+    output, state = model.apply({**variables, **state}, *inputs, method=method, mutable=[STREAM])
+    return output, dict(state)
+
+
+def _slice(x: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:
+    """`size` steps from `start`, filled up with zeros past the end."""
+    x = x[(slice(None),) * axis + (slice(start, start + size),)]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, size - x.shape[axis])
+    return np.pad(x, padding)

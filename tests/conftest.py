@@ -1,0 +1,30 @@
+"""Strict arithmetic, eight fake devices and a shared compilation cache for all tests."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Shapes and types of every annotated function are checked at run time.
+install_import_hook(["omnicodec_jax", "convert"], "beartype.beartype")
+
+import jax  # noqa: E402 (after the hook and the flags)
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Path]:
+    """The bundled audio."""
+    return sorted((ROOT / "examples/audio").glob("*.flac"))
