@@ -23,18 +23,17 @@ from convert.reference import (
 from convert.tensors import ConversionError, Entry, from_entries
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.config import MimiConfig, SEANetConfig, TransformerConfig
-from omnicodec_jax.models.mimi import Mimi
 
 LAYER_NAMES = {
-    "self_attn.o_proj.weight": ("attention", "out", "kernel"),
-    "mlp.fc1.weight": ("linear_1", "kernel"),
-    "mlp.fc2.weight": ("linear_2", "kernel"),
-    "input_layernorm.weight": ("norm_1", "scale"),
-    "input_layernorm.bias": ("norm_1", "bias"),
-    "post_attention_layernorm.weight": ("norm_2", "scale"),
-    "post_attention_layernorm.bias": ("norm_2", "bias"),
-    "self_attn_layer_scale.scale": ("layer_scale_1", "scale"),
-    "mlp_layer_scale.scale": ("layer_scale_2", "scale"),
+    "self_attn.o_proj.weight": "attention.out.kernel",
+    "mlp.fc1.weight": "linear_1.kernel",
+    "mlp.fc2.weight": "linear_2.kernel",
+    "input_layernorm.weight": "norm_1.scale",
+    "input_layernorm.bias": "norm_1.bias",
+    "post_attention_layernorm.weight": "norm_2.scale",
+    "post_attention_layernorm.bias": "norm_2.bias",
+    "self_attn_layer_scale.scale": "layer_scale_1.scale",
+    "mlp_layer_scale.scale": "layer_scale_2.scale",
 }
 
 
@@ -79,22 +78,22 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
 def key_table(config: MimiConfig) -> list[Entry]:
     """Every tensor of a checkpoint, once its attention is packed."""
     entries = [*seanet_entries(config.seanet, "encoder.layers.", "decoder.layers.", "conv", "conv")]
-    entries.append(Entry("downsample.conv.weight", ("params", "downsample", "kernel"), CONV))
-    entries.append(Entry("upsample.conv.weight", ("params", "upsample", "kernel"), DEPTHWISE_TRANSPOSE))
+    entries.append(Entry("downsample.conv.weight", "params.downsample.kernel", CONV))
+    entries.append(Entry("upsample.conv.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE))
     acoustic = config.num_quantizers - config.num_semantic_quantizers
     for kind, layers in {"semantic": config.num_semantic_quantizers, "acoustic": acoustic}.items():
         key, quantizer = f"quantizer.{kind}_residual_vector_quantizer", f"{kind}_quantizer"
-        entries += weights(f"{key}.input_proj", (quantizer, "project_in"), CONV, bias=False)
-        entries += weights(f"{key}.output_proj", (quantizer, "project_out"), CONV, bias=False)
+        entries += weights(f"{key}.input_proj", f"{quantizer}.project_in", CONV, bias=False)
+        entries += weights(f"{key}.output_proj", f"{quantizer}.project_out", CONV, bias=False)
         names = CODEBOOK_NAMES | {"initialized": "initialized", "embedding_sum": "embed_sum"}
         for i in range(layers):
             entries += codebook_entries(f"{key}.layers.{i}.codebook", quantizer, i, names)
     for name in ("encoder_transformer", "decoder_transformer"):
         for i in range(config.transformer.num_layers):
-            key, path = f"{name}.layers.{i}", ("params", name, f"layer_{i}")
-            entries.append(Entry(f"{key}.{PACKED}", (*path, "attention", "qkv", "kernel"), LINEAR))
+            key, layer = f"{name}.layers.{i}", f"params.{name}.layer_{i}"
+            entries.append(Entry(f"{key}.{PACKED}", f"{layer}.attention.qkv.kernel", LINEAR))
             for theirs, ours in LAYER_NAMES.items():
-                entries.append(Entry(f"{key}.{theirs}", (*path, *ours), LINEAR if ours[-1] == "kernel" else None))
+                entries.append(Entry(f"{key}.{theirs}", f"{layer}.{ours}", LINEAR if ours.endswith("kernel") else None))
     return entries
 
 
@@ -138,7 +137,7 @@ def main(checkpoint: Path, out: Path) -> None:
     except (KeyError, json.JSONDecodeError) as error:
         raise ConversionError(f"{checkpoint / 'config.json'}: not the config of a Mimi model: {error!r}") from None
     state_dict = pack_attention(read_state_dict(checkpoint / "model.safetensors"), config.transformer.num_heads)
-    variables = from_entries(state_dict, key_table(config), Mimi(config))
+    variables = from_entries(state_dict, key_table(config), config)
     model_directory.save(out, config, variables)
     print(f"{out}: model {model_directory.model_hash(config, variables)}")
 

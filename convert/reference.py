@@ -18,7 +18,6 @@ from omnicodec_jax.config import (
     TransformerConfig,
 )
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.models.codec import OmniCodec
 
 DROPPED = ("qwen_encoder.", "transform.")
 """Groups that are left out on purpose: the frozen audio encoder, and a layer that the reference never uses."""
@@ -35,57 +34,54 @@ EARLIER_NAMES = {
 LINEAR, CONV, CONV_TRANSPOSE, DEPTHWISE_TRANSPOSE = (1, 0), (2, 1, 0), (2, 0, 1), (2, 1, 0)
 
 
-def weights(key: str, path: tuple[str, ...], axes: tuple[int, ...], bias: bool = True) -> Iterator[Entry]:
+def weights(key: str, module: str, axes: tuple[int, ...], bias: bool = True) -> Iterator[Entry]:
     """A layer's weight and bias."""
-    yield Entry(f"{key}.weight", ("params", *path, "kernel"), axes)
+    yield Entry(f"{key}.weight", f"params.{module}.kernel", axes)
     if bias:
-        yield Entry(f"{key}.bias", ("params", *path, "bias"))
+        yield Entry(f"{key}.bias", f"params.{module}.bias")
 
 
 def seanet_entries(config: SEANetConfig, encoder: str, decoder: str, conv: str, convtr: str) -> Iterator[Entry]:
     """Both SEANet halves. `encoder` and `decoder` prefix the layer's index; `conv` and `convtr` follow it."""
 
-    def residual(prefix: str, index: int, name: str) -> Iterator[Entry]:
-        yield from weights(f"{prefix}{index}.block.1.{conv}", (*half, name, "conv_1"), CONV)
-        yield from weights(f"{prefix}{index}.block.3.{conv}", (*half, name, "conv_2"), CONV)
+    def residual(key: str, module: str) -> Iterator[Entry]:
+        yield from weights(f"{key}.block.1.{conv}", f"{module}.conv_1", CONV)
+        yield from weights(f"{key}.block.3.{conv}", f"{module}.conv_2", CONV)
 
     # Activations take an index of their own there.
-    half, blocks = ("encoder",), config.n_residual_layers
-    yield from weights(f"{encoder}0.{conv}", (*half, "conv_in"), CONV)
-    for stage in range(len(config.ratios)):
-        first = 1 + stage * (blocks + 2)
+    stages, blocks = len(config.ratios), config.n_residual_layers
+    last = stages * (blocks + 2) + 2
+    yield from weights(f"{encoder}0.{conv}", "encoder.conv_in", CONV)
+    yield from weights(f"{encoder}{last}.{conv}", "encoder.conv_out", CONV)
+    yield from weights(f"{decoder}0.{conv}", "decoder.conv_in", CONV)
+    yield from weights(f"{decoder}{last}.{conv}", "decoder.conv_out", CONV)
+    for stage in range(stages):
+        down = (stage + 1) * (blocks + 2)
+        up = 2 + stage * (blocks + 2)
+        yield from weights(f"{encoder}{down}.{conv}", f"encoder.stage_{stage}_down", CONV)
+        yield from weights(f"{decoder}{up}.{convtr}", f"decoder.stage_{stage}_up", CONV_TRANSPOSE)
         for j in range(blocks):
-            yield from residual(encoder, first + j, f"stage_{stage}_residual_{j}")
-        yield from weights(f"{encoder}{first + blocks + 1}.{conv}", (*half, f"stage_{stage}_down"), CONV)
-    last = len(config.ratios) * (blocks + 2) + 2
-    yield from weights(f"{encoder}{last}.{conv}", (*half, "conv_out"), CONV)
-
-    half = ("decoder",)
-    yield from weights(f"{decoder}0.{conv}", (*half, "conv_in"), CONV)
-    for stage in range(len(config.ratios)):
-        first = 2 + stage * (blocks + 2)
-        yield from weights(f"{decoder}{first}.{convtr}", (*half, f"stage_{stage}_up"), CONV_TRANSPOSE)
-        for j in range(blocks):
-            yield from residual(decoder, first + 1 + j, f"stage_{stage}_residual_{j}")
-    yield from weights(f"{decoder}{last}.{conv}", (*half, "conv_out"), CONV)
+            yield from residual(f"{encoder}{down - 1 - blocks + j}", f"encoder.stage_{stage}_residual_{j}")
+            yield from residual(f"{decoder}{up + 1 + j}", f"decoder.stage_{stage}_residual_{j}")
 
 
 def transformer_entries(config: TransformerConfig, name: str) -> Iterator[Entry]:
+    """One transformer; the reference packs query, key and value as we do, and rotates the same pairs."""
     for i in range(config.num_layers):
-        key, path = f"{name}.transformer.layers.{i}", ("params", name, f"layer_{i}")
-        yield Entry(f"{key}.self_attn.in_proj_weight", (*path, "attention", "qkv", "kernel"), LINEAR)
-        yield Entry(f"{key}.self_attn.out_proj.weight", (*path, "attention", "out", "kernel"), LINEAR)
+        key, layer = f"{name}.transformer.layers.{i}", f"params.{name}.layer_{i}"
+        yield Entry(f"{key}.self_attn.in_proj_weight", f"{layer}.attention.qkv.kernel", LINEAR)
+        yield Entry(f"{key}.self_attn.out_proj.weight", f"{layer}.attention.out.kernel", LINEAR)
         for n in (1, 2):
-            yield Entry(f"{key}.norm{n}.weight", (*path, f"norm_{n}", "scale"))
-            yield Entry(f"{key}.norm{n}.bias", (*path, f"norm_{n}", "bias"))
-            yield Entry(f"{key}.linear{n}.weight", (*path, f"linear_{n}", "kernel"), LINEAR)
-            yield Entry(f"{key}.layer_scale_{n}.scale", (*path, f"layer_scale_{n}", "scale"))
+            yield Entry(f"{key}.norm{n}.weight", f"{layer}.norm_{n}.scale")
+            yield Entry(f"{key}.norm{n}.bias", f"{layer}.norm_{n}.bias")
+            yield Entry(f"{key}.linear{n}.weight", f"{layer}.linear_{n}.kernel", LINEAR)
+            yield Entry(f"{key}.layer_scale_{n}.scale", f"{layer}.layer_scale_{n}.scale")
 
 
 def codebook_entries(key: str, quantizer: str, layer: int, names: Mapping[str, str]) -> Iterator[Entry]:
     """One layer's codebook; `names` maps our field names to theirs."""
     for ours, theirs in names.items():
-        yield Entry(f"{key}.{theirs}", ("codebooks", quantizer, ours), layer=layer)
+        yield Entry(f"{key}.{theirs}", f"codebooks.{quantizer}.{ours}", layer=layer)
 
 
 CODEBOOK_NAMES = {
@@ -100,10 +96,10 @@ def key_table(config: CodecConfig) -> list[Entry]:
     entries = [*seanet_entries(config.seanet, "encoder.model.", "decoder.model.", "conv.conv", "convtr.convtr")]
     transformers = ["encoder_transformer", "decoder_transformer"]
     entries += [
-        Entry("downsample.conv.conv.conv.weight", ("params", "downsample", "kernel"), CONV),
-        Entry("upsample.convtr.convtr.convtr.weight", ("params", "upsample", "kernel"), DEPTHWISE_TRANSPOSE),
-        *weights("acoustic_quantizer.input_proj", ("acoustic_quantizer", "project_in"), CONV, bias=False),
-        *weights("acoustic_quantizer.output_proj", ("acoustic_quantizer", "project_out"), CONV, bias=False),
+        Entry("downsample.conv.conv.conv.weight", "params.downsample.kernel", CONV),
+        Entry("upsample.convtr.convtr.convtr.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE),
+        *weights("acoustic_quantizer.input_proj", "acoustic_quantizer.project_in", CONV, bias=False),
+        *weights("acoustic_quantizer.output_proj", "acoustic_quantizer.project_out", CONV, bias=False),
     ]
     for i in range(config.acoustic.num_quantizers):
         key = f"acoustic_quantizer.vq.layers.{i}._codebook"
@@ -116,9 +112,9 @@ def key_table(config: CodecConfig) -> list[Entry]:
         if config.wavlm_dim is not None:
             projections["proj_wavlm"] = "wavlm_head"
         for theirs, ours in projections.items():
-            entries += weights(theirs, (ours,), LINEAR)
+            entries += weights(theirs, ours, LINEAR)
         for name in ("project_in", "project_out"):
-            entries += weights(f"semantic_quantizer.{name}", ("semantic_quantizer", name), LINEAR)
+            entries += weights(f"semantic_quantizer.{name}", f"semantic_quantizer.{name}", LINEAR)
         entries += codebook_entries("semantic_quantizer._codebook", "semantic_quantizer", 0, CODEBOOK_NAMES)
     for name in transformers:
         entries += transformer_entries(config.transformer, name)
@@ -137,7 +133,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: CodecConfig) -
         if name in renamed:
             doubled.append(f"{name} (as {key} too)")
         renamed[name] = value
-    return from_entries(renamed, key_table(config), OmniCodec(config), doubled)
+    return from_entries(renamed, key_table(config), config, doubled)
 
 
 def to_state_dict(variables: Mapping[str, Any], config: CodecConfig) -> dict[str, np.ndarray]:

@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from omnicodec_jax.config import ModelConfig
 from omnicodec_jax.errors import OmniCodecError
-from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
 
 
 class ConversionError(OmniCodecError):
@@ -17,10 +15,10 @@ class ConversionError(OmniCodecError):
 
 
 class Entry(NamedTuple):
-    """One tensor: its name there, its place here, and the axes that turn one into the other."""
+    """One tensor: its key there, its name here, and the axes that turn one into the other."""
 
     key: str
-    path: tuple[str, ...]
+    name: str
     axes: tuple[int, ...] | None = None
     """Permutation from theirs to ours; a kernel of one step loses its first axis where ours has none."""
     layer: int | None = None
@@ -32,18 +30,17 @@ COUNTER = "steps_until_check"
 
 
 def from_entries(
-    state_dict: Mapping[str, np.ndarray], entries: Iterable[Entry], model: nn.Module, doubled: Iterable[str] = ()
+    state_dict: Mapping[str, np.ndarray], entries: Iterable[Entry], config: ModelConfig, doubled: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Variables of the model, float32. Raises ConversionError with all missing, unexpected and misshapen keys."""
-    template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    ours = {path: np.zeros(leaf.shape, np.float32) for path, leaf in flatten_dict(template).items()}
+    """Variables of a model, float32. Raises ConversionError with all missing, unexpected and misshapen keys."""
+    ours = {name: np.zeros(shape, np.float32) for name, shape in expected_tensors(build(config)).items()}
     entries, problems = list(entries), [f"doubled: {key}" for key in doubled]
     for entry in entries:
         if entry.key not in state_dict:
             problems.append(f"missing: {entry.key}")
             continue
         value = np.asarray(state_dict[entry.key], np.float32)
-        target = ours[entry.path] if entry.layer is None else ours[entry.path][entry.layer, ...]
+        target = ours[entry.name] if entry.layer is None else ours[entry.name][entry.layer, ...]
         expected = _to_theirs(target, entry).shape
         if value.shape != expected:
             problems.append(f"misshapen: {entry.key} is {list(value.shape)}, the config wants {list(expected)}")
@@ -53,20 +50,20 @@ def from_entries(
     problems += [f"unexpected: {key}" for key in state_dict if key not in known]
     if problems:
         raise ConversionError(f"{len(problems)} key(s) do not fit:\n  " + "\n  ".join(problems))
-    for path, value in ours.items():
-        if path[-1] == COUNTER:
-            value[...] = model.config.codebook.check_every
-    if uncovered := ours.keys() - {entry.path for entry in entries} - {path for path in ours if path[-1] == COUNTER}:
+    counters = {name for name in ours if name.endswith(COUNTER)}
+    if uncovered := ours.keys() - {entry.name for entry in entries} - counters:
         raise AssertionError(f"the key table leaves out {sorted(uncovered)}")
-    return unflatten_dict(ours)
+    for name in counters:
+        ours[name][...] = config.codebook.check_every
+    return unflatten(ours)
 
 
 def to_entries(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, np.ndarray]:
     """State dict under the entries' names and in their layout."""
-    ours = flatten_dict(variables)
+    ours = flatten(variables)
     state_dict = {}
     for entry in entries:
-        value = np.asarray(ours[entry.path])
+        value = np.asarray(ours[entry.name])
         state_dict[entry.key] = np.ascontiguousarray(
             _to_theirs(value if entry.layer is None else value[entry.layer], entry)
         )

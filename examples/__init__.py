@@ -1,0 +1,1 @@
+"""The bundled clips and the demo that runs on them."""

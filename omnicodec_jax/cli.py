@@ -3,7 +3,9 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import command, config, signal
+from omnicodec_jax import command, signal
+from omnicodec_jax import config as configs
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import SUFFIX, TokenFile
@@ -87,22 +90,24 @@ def decode(
     tokenizer = _load_model(model, revision)
     if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
         raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
-    used = num_quantizers or tokenizer.num_quantizers
 
     def decode_file(source: Path, target: Path) -> tuple[float, str]:
         tokens = TokenFile.load(source)
         if tokens.model != tokenizer.model_hash:
             raise TokenError(f"{source}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
+        held, frames = tokens.codes.shape
+        if num_quantizers is not None and num_quantizers > held:
+            raise TokenError(f"{source}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
         try:
-            audio = tokenizer.decode(tokens.codes[None, :used])[0, 0]
+            audio = tokenizer.decode(tokens.codes[None, :num_quantizers])[0, 0]
         except TokenError as error:
             raise TokenError(f"{source}: {error}") from None
         audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
         audio_files.save(target, audio_files.fit_length(audio, tokens.num_samples), tokens.sample_rate)
-        return tokens.num_samples / tokens.sample_rate, f"{used} codebooks x {tokens.codes.shape[1]} frames"
+        return tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
 
     targets = _targets(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
-    return _each_file("decode", targets, decode_file, f"{used} of {tokenizer.num_quantizers} codebooks")
+    return _each_file("decode", targets, decode_file, f"{tokenizer.frame_rate:g} Hz")
 
 
 def inspect(path: Positional[Path], /) -> int:
@@ -111,14 +116,16 @@ def inspect(path: Positional[Path], /) -> int:
     Args:
         path: What to look at.
     """
+    import jax
+
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     if not path.exists():
         raise OmniCodecError(f"{path}: no such file or directory")
     if (path / "config.json").is_file():
         codec = OmniCodecTokenizer.from_pretrained(path)
-        parameters = sum(leaf.size for leaf in _leaves(codec.variables["params"]))
-        print(f"{path}: {type(codec.config).__name__.removesuffix('Config')} model {codec.model_hash}")
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(codec.variables["params"]))
+        print(f"{path}: {configs.model_type(codec.config)} model {codec.model_hash}")
         print(
             f"  {codec.frame_rate:g} Hz, hop {codec.hop_length} at {codec.sample_rate} Hz, {codec.bitrate:.10g} bit/s"
         )
@@ -146,33 +153,31 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
         seed: Of the random weights.
     """
     import jax
+    import jax.numpy as jnp
 
     from omnicodec_jax import model_directory
-    from omnicodec_jax.models.initialize import init_variables, initialize_codebooks
+    from omnicodec_jax.models.codec import OmniCodec
+    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
 
-    codec = _load_config(config).codec
+    codec = configs.load(config).codec
     if codec.semantic is not None and codec.semantic.source != "log_mel":
         raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
-    seconds, segments = 2, []
+    seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
     for file in audio_files.find(audio):
         samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
         size = seconds * codec.sample_rate
-        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size)]
+        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
     if not segments:
         raise AudioError(f"{audio}: holds no {seconds} s of audio")
     low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
-    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(np.stack(low)))])
+    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(jnp.stack(low)))])
 
-    model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
-    variables = init_variables(model, weights_key)
+    model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
+    variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
     batch = (np.stack(segments)[:, None], None if codec.semantic is None else features)
     model_directory.save(out, codec, initialize_codebooks(model, variables, [batch], codebooks_key))
     print(f"{out}: untrained model of {config}")
     return 0
-
-
-def _load_config(path: Path) -> config.Config:
-    return config.load(path)
 
 
 def _load_model(model: Path | None, revision: str | None) -> Any:
@@ -182,12 +187,6 @@ def _load_model(model: Path | None, revision: str | None) -> Any:
     if not name:
         raise ModelError(NO_MODEL)
     return OmniCodecTokenizer.from_pretrained(name, revision)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:
@@ -214,7 +213,9 @@ def _describe(path: Path) -> str:
 def _targets(
     input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
 ) -> list[tuple[Path, Path]]:
-    """Where each input file goes. Two inputs that would meet in one output are an error."""
+    """Where each input file goes."""
+    if not input.exists():
+        raise OmniCodecError(f"{input}: no such file or directory")
     sources = audio_files.find(input, extensions)
     if not sources:
         raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}")
@@ -223,13 +224,14 @@ def _targets(
             return [(input, input.with_suffix(suffix))]
         return [(input, output / input.with_suffix(suffix).name if output.is_dir() else output)]
     folder = output or input.with_name(input.resolve().name + folder_suffix)
-    pairs = [(source, folder / source.relative_to(input).with_suffix(suffix)) for source in sources]
-    seen: dict[Path, Path] = {}
-    for source, target in pairs:
-        if target in seen:
-            raise OmniCodecError(f"{seen[target]} and {source} would both become {target}: rename one")
-        seen[target] = source
-    return pairs
+    names = Counter(source.with_suffix("") for source in sources)
+
+    def target(source: Path) -> Path:
+        clash = names[source.with_suffix("")] > 1  # a.wav and a.flac: keep both apart
+        name = source.name + suffix if clash else source.stem + suffix
+        return folder / source.relative_to(input).with_name(name)
+
+    return [(source, target(source)) for source in sources]
 
 
 def _each_file(
@@ -249,7 +251,8 @@ def _each_file(
     elapsed = time.perf_counter() - start
     done = len(targets) - failed
     print(
-        f"{verb}: {done} of {len(targets)} files, {seconds:.1f} s of audio, {summary}, {seconds / elapsed:.1f} x real time"
+        f"{verb}: {done} of {len(targets)} files, {seconds:.1f} s of audio, {summary}, "
+        f"{seconds / elapsed:.1f} x real time"
     )
     return int(failed > 0)
 

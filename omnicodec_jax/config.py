@@ -312,10 +312,14 @@ ModelConfig = CodecConfig | MimiConfig
 MODEL_TYPES: dict[str, type] = {"omnicodec": CodecConfig, "mimi": MimiConfig}
 
 
+def model_type(config: ModelConfig) -> str:
+    """What config.json calls this kind of model."""
+    return next(name for name, cls in MODEL_TYPES.items() if cls is type(config))
+
+
 def to_json(config: ModelConfig) -> str:
     """config.json of a model directory."""
-    (model_type,) = (name for name, cls in MODEL_TYPES.items() if cls is type(config))
-    return json.dumps({"model_type": model_type, **dataclasses.asdict(config)}, indent=2) + "\n"
+    return json.dumps({"model_type": model_type(config), **dataclasses.asdict(config)}, indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "config.json") -> ModelConfig:
@@ -324,10 +328,10 @@ def from_json(text: str, where: str = "config.json") -> ModelConfig:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
-    model_type = values.pop("model_type", None) if isinstance(values, dict) else None
-    if model_type not in MODEL_TYPES:
-        raise ConfigError(f"{where}: model_type = {model_type!r}: must be one of {', '.join(MODEL_TYPES)}")
-    return _build(MODEL_TYPES[model_type], values, where)
+    kind = values.pop("model_type", None) if isinstance(values, dict) else None
+    if kind not in MODEL_TYPES:
+        raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(MODEL_TYPES)}")
+    return _build(MODEL_TYPES[kind], values, where)
 
 
 def _build(cls: type[T], values: Any, where: str) -> T:

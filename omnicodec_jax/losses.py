@@ -19,4 +19,6 @@ def self_guidance(output: CodecOutput, norm: Literal["l1", "l2"]) -> Scalar:
 
 def semantic_reconstruction(output: CodecOutput, features: Float[Array, "B S F"]) -> Scalar:
     """Mean absolute error of the reconstructed semantic features (spec §3.1)."""
+    if output.semantic_features is None:
+        raise ValueError("this config has no semantic branch to reconstruct features with")
     return jnp.mean(jnp.abs(output.semantic_features - features))

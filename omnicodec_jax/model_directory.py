@@ -31,16 +31,27 @@ def build(config: ModelConfig) -> OmniCodec | Mimi:
     return OmniCodec(config) if isinstance(config, CodecConfig) else Mimi(config)
 
 
+def flatten(variables: Variables) -> dict[str, Any]:
+    """Leaves under dotted names, as the weights file has them: "params.encoder.conv_in.kernel"."""
+    leaves: dict[str, Any] = flatten_dict(dict(variables), sep=".")
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return unflatten_dict(dict(leaves), sep=".")
+
+
 def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model's weights file."""
     template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
-    return {".".join(path): leaf.shape for path, leaf in flatten_dict(template).items()}
+    return {name: leaf.shape for name, leaf in flatten(template).items()}
 
 
 def save(directory: str | os.PathLike[str], config: ModelConfig, variables: Variables) -> None:
     """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model."""
     directory = Path(directory)
-    tensors = {".".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    tensors = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
     with replacing(directory / WEIGHTS) as path:
         save_file(tensors, path)
     with replacing(directory / CONFIG) as path:
@@ -68,7 +79,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]
     ]
     if problems:
         raise ModelError(f"{directory}: weights do not fit the config:\n  " + "\n  ".join(sorted(problems)))
-    return config, unflatten_dict({tuple(name.split(".")): value for name, value in tensors.items()})
+    return config, unflatten(tensors)
 
 
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -91,7 +102,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
 def model_hash(config: ModelConfig, variables: Variables) -> str:
     """16 hex digits that identify a model: equal for equal config and weights, whatever file they came from."""
     digest = hashlib.blake2b(configs.to_json(config).encode(), digest_size=8)
-    for path, leaf in sorted(flatten_dict(dict(variables)).items()):
-        digest.update(".".join(path).encode())
+    for name, leaf in sorted(flatten(variables).items()):
+        digest.update(name.encode())
         digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
     return digest.hexdigest()

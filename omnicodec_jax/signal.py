@@ -45,7 +45,8 @@ def hann_window(length: int) -> np.ndarray:
 
 def log10_mel(samples: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
     """log10 of the mel power of unpadded frames of 16 kHz audio: `log_mel` before its clip-wide normalisation."""
-    spectrum = jnp.fft.rfft(frame(samples, MEL_WINDOW, MEL_HOP) * hann_window(MEL_WINDOW))
+    window = hann_window(MEL_WINDOW).reshape((1,) * samples.ndim + (-1,))
+    spectrum = jnp.fft.rfft(frame(samples, MEL_WINDOW, MEL_HOP) * window)
     power = spectrum.real**2 + spectrum.imag**2
     filters = mel_filterbank(MEL_SAMPLE_RATE, MEL_WINDOW, MEL_BINS)
     mel = jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)

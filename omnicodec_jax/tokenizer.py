@@ -1,8 +1,9 @@
 """The public face: audio in, tokens out, and back.
 
-Audio of any length runs through one compiled program, in blocks of ten seconds with the stream's state carried from
-block to block. So memory does not grow with length, nothing is compiled twice, and blocks meet without a seam: the
-causal model gives on blocks what it gives on the whole.
+Audio of any length and number runs through one compiled program of fixed shape, [rows, ten seconds], with the stream's
+state carried from block to block. So memory does not grow with length, nothing is compiled twice, a clip's tokens do
+not depend on what else is in the batch, and blocks meet without a seam: the causal model gives on blocks what it gives
+on the whole.
 """
 
 import os
@@ -23,6 +24,8 @@ from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.conv import STREAM
 
 BLOCK_SECONDS = 10
+ACCELERATOR_ROWS = 16
+"""Clips side by side in the compiled program on a GPU or TPU."""
 FEATURE_BLOCK = 128
 """Semantic feature vectors a step."""
 
@@ -42,6 +45,8 @@ class OmniCodecTokenizer:
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._model = model_directory.build(config)
+        # On a CPU a single row fills the cores, and more rows only spill the caches.
+        self._rows = 1 if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         self._block_frames = -(-BLOCK_SECONDS * config.sample_rate // config.hop_length)
         self._semantic_step = jax.jit(partial(_stream_step, self._model, OmniCodec.semantic_hidden))
         self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
@@ -119,18 +124,18 @@ class OmniCodecTokenizer:
             raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
         if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
-        rows = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
-        if len(rows) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in rows):
-            raise AudioError(f"lengths {rows}: must be one per row, each between 1 and {audio.shape[2]}")
-        clips = [row[0, :length] for row, length in zip(audio, rows, strict=True)]
+        sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
+        if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
+            raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
+        clips = [row[0, :size] for row, size in zip(audio, sizes, strict=True)]
+        features = None if self.semantic is None else self._features(clips, semantic_features)
 
-        hidden = None
-        if self.semantic is not None:
-            hidden = self._semantic_hidden(self._features(clips, semantic_features))
-        codes = list(self._stream(self._encode_step, self._blocks(clips, hidden)))
-        result = np.concatenate(codes, axis=2)[:, :, : self.num_frames(max(rows))]
-        for row, length in zip(result, rows, strict=True):
-            row[:, self.num_frames(length) :] = 0
+        result = np.zeros((len(clips), self.num_quantizers, self.num_frames(max(sizes))), np.int32)
+        for rows in self._tiles(len(clips)):
+            hidden = None if features is None else self._semantic_hidden(features[rows])
+            codes = self._encode_tile(clips[rows], hidden)
+            for target, row, size in zip(result[rows], codes, sizes[rows], strict=False):
+                target[:, : self.num_frames(size)] = row[:, : self.num_frames(size)]
         return result
 
     def decode(self, codes: Array) -> np.ndarray:
@@ -138,9 +143,20 @@ class OmniCodecTokenizer:
         codes = np.asarray(codes)
         self._check_codes(codes)
         codes = codes.astype(np.int32)
-        frames, size = codes.shape[2], self._block_frames
-        blocks = self._stream(self._decode_step, ((_slice(codes, 2, n, size),) for n in range(0, frames, size)))
-        return np.concatenate(list(blocks), axis=2)[:, :, : frames * self.hop_length]
+        result = np.zeros((codes.shape[0], 1, codes.shape[2] * self.hop_length), np.float32)
+        for rows in self._tiles(codes.shape[0]):
+            tile = np.stack(self._fill_tile(list(codes[rows])))
+            steps = range(0, codes.shape[2], self._block_frames)
+            audio = self._stream(self._decode_step, ((_slice(tile, 2, n, self._block_frames),) for n in steps))
+            result[rows] = audio[: len(result[rows]), :, : result.shape[2]]
+        return result
+
+    def _tiles(self, count: int) -> Iterator[slice]:
+        return (slice(start, start + self._rows) for start in range(0, count, self._rows))
+
+    def _fill_tile(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        """Rows enough for the compiled program; what is computed on the added ones is thrown away."""
+        return rows + [rows[0]] * (self._rows - len(rows))
 
     def _check_codes(self, codes: np.ndarray) -> None:
         if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
@@ -188,12 +204,21 @@ class OmniCodecTokenizer:
         return signal.stack_frames(signal.normalize_log_mel(mel[:frames]))
 
     def _semantic_hidden(self, features: list[np.ndarray]) -> list[np.ndarray]:
-        """Semantic branch before its quantizer, [S, D] of each clip."""
-        longest = max(len(f) for f in features)
-        padded = np.stack([_slice(f, 0, 0, longest) for f in features])
-        steps = ((_slice(padded, 1, start, FEATURE_BLOCK),) for start in range(0, longest, FEATURE_BLOCK))
-        hidden = np.concatenate(list(self._stream(self._semantic_step, steps)), axis=1)
-        return [hidden[i, : len(f)] for i, f in enumerate(features)]
+        """Semantic branch before its quantizer, [S, D] of each clip of a tile."""
+        features = self._fill_tile(features)
+        steps = range(0, max(len(f) for f in features), FEATURE_BLOCK)
+        blocks = ((np.stack([_slice(f, 0, n, FEATURE_BLOCK) for f in features]),) for n in steps)
+        hidden = self._stream(self._semantic_step, blocks)
+        return [row[: len(f)] for row, f in zip(hidden, features, strict=True)]
+
+    def _encode_tile(self, clips: list[np.ndarray], hidden: list[np.ndarray] | None) -> np.ndarray:
+        """Codes of a tile, to the end of the last block."""
+        clips = self._fill_tile(clips)
+        if hidden is not None:
+            # Interpolated over the whole clip, so that a position does not depend on where a block begins.
+            rows = zip(hidden, clips, strict=True)
+            hidden = [signal.interpolate(h[None], self.num_frames(clip.size))[0] for h, clip in rows]
+        return self._stream(self._encode_step, self._blocks(clips, hidden))
 
     def _blocks(
         self, clips: list[np.ndarray], hidden: list[np.ndarray] | None
@@ -201,25 +226,22 @@ class OmniCodecTokenizer:
         """Audio, semantic branch at frame rate, and valid samples of one block after the other, rows side by side."""
         frames, lengths = self._block_frames, np.array([clip.size for clip in clips], np.int32)
         samples = frames * self.hop_length
-        if hidden is not None:
-            # Interpolated over the whole clip, so that a position does not depend on where a block begins.
-            hidden = [signal.interpolate(h[None], self.num_frames(n))[0] for h, n in zip(hidden, lengths, strict=True)]
         for block in range(-(-int(lengths.max()) // samples)):
             start = block * samples
             audio = np.stack([_slice(clip, 0, start, samples) for clip in clips])[:, None]
             semantic = None if hidden is None else np.stack([_slice(h, 0, block * frames, frames) for h in hidden])
             yield audio, semantic, np.clip(lengths - start, 0, samples)
 
-    def _stream(self, step: Any, blocks: Iterable[tuple]) -> Iterator[np.ndarray]:
-        """Outputs of one block after the other, the state carried between them."""
-        state = None
+    def _stream(self, step: Any, blocks: Iterable[tuple]) -> np.ndarray:
+        """Outputs of all blocks, joined along time; the state is carried from one to the next."""
+        state, outputs = None, []
         for block in blocks:
             if state is None:
-                state = jax.tree.map(
-                    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, self.variables, {}, *block)[1]
-                )
+                shapes = jax.eval_shape(step, self.variables, {}, *block)[1]
+                state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             output, state = step(self.variables, state, *block)
-            yield np.array(output)
+            outputs.append(output)
+        return np.concatenate(outputs, axis=1 if step is self._semantic_step else 2)
 
 
 def _encode_block(model: nn.Module, audio: Array, hidden: Array | None, lengths: Array) -> Array:
@@ -231,8 +253,8 @@ def _stream_step(
     model: nn.Module, method: Any, variables: dict[str, Any], state: Stream, *inputs: Any
 ) -> tuple[Array, Stream]:
     """One block of a stream: its output and the state for the next."""
-    output, state = model.apply({**variables, **state}, *inputs, method=method, mutable=[STREAM])
-    return output, dict(state)
+    output, after = model.apply({**variables, **state}, *inputs, method=method, mutable=[STREAM])
+    return output, dict(after)
 
 
 def _slice(x: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:

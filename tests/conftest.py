@@ -28,3 +28,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def clips() -> list[Path]:
     """The bundled audio."""
     return sorted((ROOT / "examples/audio").glob("*.flac"))
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an untrained model of configs/demo.py."""
+    from omnicodec_jax import cli
+
+    directory = tmp_path_factory.mktemp("demo") / "model"
+    cli.init(ROOT / "configs" / "demo.py", directory)
+    return directory

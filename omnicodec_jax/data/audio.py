@@ -14,7 +14,11 @@ from omnicodec_jax.errors import AudioError
 from omnicodec_jax.files import replacing
 
 EXTENSIONS = frozenset(
-    [".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".w64", ".wav", ".webm", ".wma"]
+    f".{name}"
+    for name in (
+        *("aac", "aif", "aiff", "au", "caf", "flac", "m4a", "m4b", "mka", "mkv", "mov", "mp2", "mp3", "mp4"),
+        *("oga", "ogg", "opus", "w64", "wav", "webm", "wma"),
+    )
 )
 """What is taken for audio in a directory; a file that is named is tried whatever it is called."""
 
@@ -98,17 +102,20 @@ def find(path: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
 def _decode(path: Path) -> tuple[np.ndarray, int]:
     """float32 [T, channels] and the sample rate."""
     try:
-        with soundfile.SoundFile(path) as file:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return _decode_ffmpeg(path)
+    try:
+        with file:
             samples = file.read(dtype="float32", always_2d=True)
             missing = max(file.frames, _frames_in_riff_header(path, file)) - samples.shape[0]
-            rate = file.samplerate
     except soundfile.LibsndfileError as error:
-        if error.code != 1:  # 1: a format that libsndfile does not know
-            raise AudioError(f"{path}: cannot be decoded: {error.error_string}") from None
-        return _decode_ffmpeg(path)
+        raise AudioError(f"{path}: damaged or truncated: {error.error_string}") from None
     if missing > 0:
         raise AudioError(f"{path}: truncated: {missing} of {samples.shape[0] + missing} samples are missing")
-    return samples, rate
+    if file.format == "OGG" and not _ogg_ends(path):
+        raise AudioError(f"{path}: truncated: the last page of the Ogg stream is missing")
+    return samples, file.samplerate
 
 
 def _frames_in_riff_header(path: Path, file: soundfile.SoundFile) -> int:
@@ -124,6 +131,15 @@ def _frames_in_riff_header(path: Path, file: soundfile.SoundFile) -> int:
                 return 0 if size in (0, 0xFFFFFFFF) else size // (width * file.channels)  # written to a pipe
             raw.seek(size + size % 2, os.SEEK_CUR)
     return 0
+
+
+def _ogg_ends(path: Path) -> bool:
+    """Whether the last page of an Ogg file is marked as the end of its stream."""
+    with open(path, "rb") as raw:
+        raw.seek(max(0, path.stat().st_size - 65_536))  # a page is smaller
+        tail = raw.read()
+    page = tail.rfind(b"OggS")
+    return page >= 0 and bool(tail[page + 5] & 4)
 
 
 def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:

@@ -109,8 +109,16 @@ class OmniCodec(nn.Module):
         """Semantic branch before its quantizer, at the features' own rate."""
         return self.semantic_encoder(self.semantic_in(features))
 
+    def semantic_frames(self, features: Features | None, frames: int) -> Latent | None:
+        """`semantic_hidden`, interpolated to the codec's frames; None without a semantic branch."""
+        if self.config.semantic is None:
+            return None
+        if features is None:
+            raise ValueError("this config has a semantic branch: semantic_features [B, S, F] are needed")
+        return interpolate(self.semantic_hidden(features), frames)
+
     def encode_semantic(self, hidden: Latent) -> Int[Array, "B 1 N"]:
-        """Semantic codes of `semantic_hidden`, interpolated to N frames."""
+        """Semantic codes of `semantic_frames`."""
         return self.semantic_quantizer.encode(hidden)
 
     def encode_frames(
@@ -129,11 +137,8 @@ class OmniCodec(nn.Module):
 
     def encode(self, audio: Audio, semantic_features: Features | None = None) -> Codes:
         """Audio and the semantic features of the same clip → codes [B, K, ceil(T / hop)]."""
-        if self.config.semantic is None:
-            return self.encode_frames(audio, None)
-        frames = -(-audio.shape[2] // self.config.hop_length)
-        hidden = interpolate(self.semantic_hidden(semantic_features), frames)
-        return self.encode_frames(audio, self.encode_semantic(hidden))
+        hidden = self.semantic_frames(semantic_features, -(-audio.shape[2] // self.config.hop_length))
+        return self.encode_frames(audio, None if hidden is None else self.encode_semantic(hidden))
 
     # -- Decode
 
@@ -166,10 +171,8 @@ class OmniCodec(nn.Module):
         latent = self.acoustic_latent(audio)
         frames = latent.shape[1]
 
-        semantic = None
-        if config.semantic is not None:
-            hidden = interpolate(self.semantic_hidden(semantic_features), frames)
-            semantic = self.semantic_quantizer(hidden)
+        hidden = self.semantic_frames(semantic_features, frames)
+        semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
         acoustic = self.acoustic_quantizer(self.decouple(latent, vector), num_quantizers)
         upsampled = self.upsample(self.recombine(acoustic.output, vector))
@@ -181,7 +184,7 @@ class OmniCodec(nn.Module):
         hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
 
         reconstructed = projection = None
-        if semantic is not None:
+        if vector is not None and semantic_features is not None:
             steps = semantic_features.shape[1]
             reconstructed = self.semantic_out(interpolate(self.semantic_decoder(upsampled), steps))
             projection = None if config.wavlm_dim is None else self.wavlm_head(vector)

@@ -132,20 +132,27 @@ class CausalConvTranspose1d(nn.Module):
         return add_bias(self, y, init) if self.use_bias else y
 
 
+def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ELU with exp(x) - 1 for expm1: equal to 1e-7 and half the time, which counts at 240 000 steps of 64 channels."""
+    return jnp.where(x > 0, x, jnp.exp(jnp.where(x > 0, 0, x)) - 1)
+
+
 def conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int) -> Output:
     """Unpadded convolution."""
+    if x.shape[2] == stride == dilation == 1:  # audio in: sums of shifted copies, where a matrix unit would starve
+        taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
+        return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
     return jax.lax.conv_general_dilated(
         x, kernel, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
     )
 
 
 def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"]) -> Output:
-    """Overlap-add of kernel 2·stride: output step t·S + s is x[t-1]·kernel[S + s] + x[t]·kernel[s], for t ≥ 1."""
-    batch, _, inputs = x.shape
-    taps, _, outputs = kernel.shape
-    weights = kernel.reshape(2, taps // 2, inputs, outputs).transpose(0, 2, 1, 3).reshape(2, inputs, -1)
-    y = x[:, :-1] @ weights[1] + x[:, 1:] @ weights[0]
-    return y.reshape(batch, -1, outputs)
+    """Output step t·S + s is x[t-1]·kernel[S + s] + x[t]·kernel[s]: a convolution of two taps to S·O channels."""
+    taps, inputs, outputs = kernel.shape
+    stride = taps // 2
+    two_taps = kernel.reshape(2, stride, inputs, outputs)[::-1].swapaxes(1, 2).reshape(2, inputs, stride * outputs)
+    return conv1d(x, two_taps, 1, 1).reshape(x.shape[0], -1, outputs)
 
 
 def depthwise_transpose(x: Sequence, kernel: Float[Array, "S2 1 C"]) -> Float[Array, "B N C"]:

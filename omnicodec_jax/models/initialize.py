@@ -6,22 +6,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.quantize import CODEBOOKS
-from omnicodec_jax.signal import interpolate
 
-Batch = tuple[Float[Array, "B 1 T"], Float[Array, "B S F"] | None]
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+"""Compiler options for what runs once: hundreds of random draws compile in a third of the time."""
+
+Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 
 
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
-    """{"params", "codebooks"} of an OmniCodec or a Mimi: PyTorch's initial distributions, empty codebooks."""
+    """{"params", "codebooks"} of an OmniCodec or a Mimi: PyTorch's initial distributions, empty codebooks. Jit it."""
     config = model.config  # type: ignore[attr-defined]
     semantic = getattr(config, "semantic", None)
     audio = jnp.zeros((1, 1, config.hop_length))
     features = () if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),)
-    return jax.jit(lambda key: model.init(key, audio, *features))(key)
+    return model.init(key, audio, *features)
 
 
 def initialize_codebooks(
@@ -36,8 +38,7 @@ def initialize_codebooks(
     def branches(variables: dict[str, Any], audio: jax.Array, features: jax.Array | None):
         def call(model: OmniCodec):
             latent = model.acoustic_latent(audio)
-            hidden = None if features is None else interpolate(model.semantic_hidden(features), latent.shape[1])
-            return latent, hidden
+            return latent, model.semantic_frames(features, latent.shape[1])
 
         return nn.apply(call, model)(variables)
 

@@ -1,11 +1,10 @@
 """SEANet encoder and decoder (SoundStream; spec §1.1–1.2), causal, channels-last, ELU, no normalisation."""
 
-import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import SEANetConfig
-from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Lengths, Sequence
+from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Lengths, Sequence, elu
 
 
 class ResidualBlock(nn.Module):
@@ -17,11 +16,11 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Sequence) -> Sequence:
         channels, config = x.shape[2], self.config
-        y = jax.nn.elu(x)
+        y = elu(x)
         y = CausalConv1d(
             channels // config.compress, config.residual_kernel_size, dilation=self.dilation, name="conv_1"
         )(y)
-        return x + CausalConv1d(channels, 1, name="conv_2")(jax.nn.elu(y))
+        return x + CausalConv1d(channels, 1, name="conv_2")(elu(y))
 
 
 def residual_blocks(config: SEANetConfig, stage: int, x: Sequence) -> Sequence:
@@ -45,10 +44,10 @@ class SEANetEncoder(nn.Module):
         config = self.config
         x = CausalConv1d(config.n_filters, config.kernel_size, name="conv_in")(x)
         for i, ratio in enumerate(reversed(config.ratios)):
-            x = jax.nn.elu(residual_blocks(config, i, x))
+            x = elu(residual_blocks(config, i, x))
             x = CausalConv1d(2 * x.shape[2], 2 * ratio, stride=ratio, name=f"stage_{i}_down")(x, lengths)
             lengths = None if lengths is None else -(-lengths // ratio)
-        x = CausalConv1d(self.dimension, config.last_kernel_size, name="conv_out")(jax.nn.elu(x))
+        x = CausalConv1d(self.dimension, config.last_kernel_size, name="conv_out")(elu(x))
         return x, lengths
 
 
@@ -62,6 +61,6 @@ class SEANetDecoder(nn.Module):
         config = self.config
         x = CausalConv1d(config.n_filters * 2 ** len(config.ratios), config.kernel_size, name="conv_in")(x)
         for i, ratio in enumerate(config.ratios):
-            x = CausalConvTranspose1d(x.shape[2] // 2, ratio, name=f"stage_{i}_up")(jax.nn.elu(x))
+            x = CausalConvTranspose1d(x.shape[2] // 2, ratio, name=f"stage_{i}_up")(elu(x))
             x = residual_blocks(config, i, x)
-        return CausalConv1d(1, config.last_kernel_size, name="conv_out")(jax.nn.elu(x))
+        return CausalConv1d(1, config.last_kernel_size, name="conv_out")(elu(x))

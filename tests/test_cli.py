@@ -1,0 +1,211 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnicodec_jax import cli
+from omnicodec_jax.errors import ModelError, OmniCodecError, TokenError
+from omnicodec_jax.token_file import TokenFile
+
+
+@pytest.fixture
+def folder(tmp_path, clips):
+    """Good files and bad ones, in a tree."""
+    root = tmp_path / "in"
+    (root / "deep" / "er").mkdir(parents=True)
+    samples, rate = soundfile.read(clips[0], dtype="float32", stop=60_000)
+    soundfile.write(root / "good.wav", samples, rate)
+    soundfile.write(root / "good.flac", samples[:50_000], rate)
+    soundfile.write(root / "deep" / "er" / "low.wav", samples[::3], rate // 3)
+    soundfile.write(root / "silent.wav", np.zeros(rate), rate)
+    (root / "empty.mp3").touch()
+    (root / "notes.txt").write_text("not looked at")
+    return root
+
+
+def tree(root):
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def test_encode_and_decode_a_tree_with_bad_files_in_it(folder, tmp_path, demo_model, capsys):
+    assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
+    printed = capsys.readouterr()
+    assert "3 of 5 files" in printed.out
+    assert sorted(line.split(": ")[2] for line in printed.err.splitlines()) == ["empty file", "silent"]
+    assert tree(tmp_path / "tokens") == ["deep/er/low.safetensors", "good.flac.safetensors", "good.wav.safetensors"]
+
+    assert cli.decode(tmp_path / "tokens", tmp_path / "out", model=demo_model) == 0
+    for name, source in {"deep/er/low": "deep/er/low.wav", "good.flac": "good.flac", "good.wav": "good.wav"}.items():
+        original, decoded = soundfile.info(folder / source), soundfile.info(tmp_path / "out" / f"{name}.wav")
+        assert (decoded.frames, decoded.samplerate, decoded.channels) == (original.frames, original.samplerate, 1)
+
+
+def test_outputs_are_named_after_the_input(folder, demo_model):
+    source = folder / "good.wav"
+    assert cli.encode(source, model=demo_model) == 0
+    assert cli.decode(source.with_suffix(".safetensors"), folder / "deep", model=demo_model) == 0
+    assert (folder / "deep" / "good.wav").is_file()
+    assert cli.encode(folder, model=demo_model) == 1
+    assert (folder.parent / "in_tokens" / "deep" / "er" / "low.safetensors").is_file()
+
+
+def test_the_token_file_tells_all(folder, tmp_path, demo_model, capsys):
+    cli.encode(folder / "good.wav", tmp_path / "t.safetensors", model=demo_model)
+    tokens = TokenFile.load(tmp_path / "t.safetensors")
+    assert tokens.codes.dtype == np.uint16
+    assert tokens.codes.shape == (9, -(-tokens.num_samples * 24_000 // (tokens.sample_rate * 1920)))
+    assert (tokens.sample_rate, tokens.num_samples, tokens.frame_rate) == (44_100, 60_000, 12.5)
+    assert cli.inspect(tmp_path / "t.safetensors") == 0
+    assert cli.inspect(demo_model) == 0
+    assert cli.inspect(folder) == 1
+    printed = capsys.readouterr().out
+    assert f"model {tokens.model}" in printed
+    assert "9 codebooks of 256 entries" in printed
+
+
+def test_fewer_codebooks(folder, tmp_path, demo_model):
+    cli.encode(folder / "good.wav", tmp_path / "t.safetensors", model=demo_model)
+    cli.decode(tmp_path / "t.safetensors", tmp_path / "all.wav", model=demo_model)
+    cli.decode(tmp_path / "t.safetensors", tmp_path / "one.wav", model=demo_model, num_quantizers=1)
+    everything, one = (soundfile.read(tmp_path / name)[0] for name in ("all.wav", "one.wav"))
+    assert everything.shape == one.shape
+    assert (everything != one).any()
+    for wrong in (0, 10):
+        with pytest.raises(TokenError, match="this model has 1 to 9"):
+            cli.decode(tmp_path / "t.safetensors", model=demo_model, num_quantizers=wrong)
+
+
+def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
+    def tokens(name, codes, model):
+        TokenFile(codes=codes, model=model, frame_rate=12.5, sample_rate=24_000, num_samples=10, gain=1.0).save(
+            tmp_path / "t" / f"{name}.safetensors"
+        )
+
+    (tmp_path / "t").mkdir()
+    ours = cli._load_model(demo_model, None).model_hash
+    tokens("foreign", np.zeros((9, 3)), "0123456789abcdef")
+    tokens("range", np.full((9, 3), 300), ours)
+    tokens("many", np.zeros((11, 3)), ours)
+    tokens("good", np.zeros((9, 3)), ours)
+    tokens("few", np.zeros((4, 3)), ours)
+    (tmp_path / "t" / "junk.safetensors").write_bytes(b"junk")
+    assert cli.decode(tmp_path / "t", tmp_path / "out", model=demo_model) == 1
+    errors = dict(line.removeprefix("error: ").split(": ", 1) for line in capsys.readouterr().err.splitlines())
+    errors = {os.path.basename(path): message for path, message in errors.items()}
+    assert "tokens of model 0123456789abcdef" in errors["foreign.safetensors"]
+    assert "code 300 in codebook 0" in errors["range.safetensors"]
+    assert "not a token file" in errors["junk.safetensors"]
+    assert "11 codebooks" in errors["many.safetensors"]
+    assert tree(tmp_path / "out") == ["few.wav", "good.wav"]
+    assert cli.decode(tmp_path / "t" / "few.safetensors", model=demo_model, num_quantizers=5) == 1
+    assert "holds 4 codebooks, --num-quantizers asks for 5" in capsys.readouterr().err
+
+
+def test_features_from_files(folder, tmp_path, demo_model, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / "good.npy", rng.standard_normal((18, 1024), np.float32))
+    assert cli.encode(folder / "good.wav", tmp_path / "a", model=demo_model) == 0
+    given = tmp_path / "features" / "good.npy"
+    assert cli.encode(folder / "good.wav", tmp_path / "b", model=demo_model, features=given) == 0
+    own, other = (TokenFile.load(tmp_path / name).codes for name in "ab")
+    assert (own[0] != other[0]).any()
+    assert cli.encode(folder, tmp_path / "c", model=demo_model, features=tmp_path / "features") == 1
+    assert "no semantic features in" in capsys.readouterr().err
+
+
+def test_without_a_model_it_says_how_to_get_one(monkeypatch, clips):
+    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
+    with pytest.raises(ModelError, match=r"(?s)--model DIR.*convert.from_torch.*omnicodec init"):
+        cli.encode(clips[0])
+
+
+def test_nothing_to_do_is_an_error(tmp_path, demo_model):
+    with pytest.raises(OmniCodecError, match="holds no file"):
+        cli.encode(tmp_path, model=demo_model)
+    with pytest.raises(OmniCodecError, match="no such file"):
+        cli.encode(tmp_path / "nothing", model=demo_model)
+
+
+def test_a_full_disk_costs_one_file_and_leaves_no_half(folder, tmp_path, demo_model, monkeypatch, capsys):
+    from omnicodec_jax import token_file
+
+    write, calls = token_file.save_file, []
+
+    def full_at_first(tensors, path, metadata):
+        calls.append(path)
+        write(tensors, path, metadata)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(token_file, "save_file", full_at_first)
+    assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert len(tree(tmp_path / "tokens")) == 2
+
+
+def omnicodec(*arguments, **options):
+    code = "from omnicodec_jax.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_the_second_call_compiles_nothing(folder, tmp_path, demo_model):
+    environment = os.environ | {"OMNICODEC_MODEL": str(demo_model), "OMNICODEC_CACHE": str(tmp_path / "cache")}
+
+    def compiled():
+        process = omnicodec("encode", folder / "good.wav", tmp_path / "t.safetensors", env=environment)
+        output, errors = process.communicate()
+        assert process.returncode == 0, output + errors
+        return {p.name for p in (tmp_path / "cache").iterdir() if p.name.endswith("-cache")}
+
+    first = compiled()
+    assert first
+    assert compiled() == first
+
+
+def test_errors_are_one_line_and_an_exit_code(tmp_path, demo_model):
+    process = omnicodec("encode", tmp_path / "nothing.wav", "--model", demo_model)
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.splitlines() == [f"error: {tmp_path / 'nothing.wav'}: no such file or directory"]
+    assert not output
+
+
+def test_interrupted_it_keeps_what_is_done_and_nothing_half(clips, tmp_path, demo_model):
+    process = omnicodec("encode", clips[0].parent, tmp_path / "tokens", "--model", demo_model)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("tokens/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    if process.returncode != 0:  # it may just have finished
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == "error: interrupted"
+    done = list((tmp_path / "tokens").iterdir())
+    assert done
+    for path in done:
+        TokenFile.load(path)
+
+
+def test_training_and_tokenizing_import_no_torch_and_touch_no_device():
+    code = """
+import sys, pkgutil, importlib, omnicodec_jax
+for module in pkgutil.walk_packages(omnicodec_jax.__path__, "omnicodec_jax."):
+    importlib.import_module(module.name)
+for name in ("torch", "transformers", "librosa", "huggingface_hub"):
+    assert name not in sys.modules, name
+from jax._src import xla_bridge
+assert not xla_bridge._backends, "a device was touched"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

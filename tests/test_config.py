@@ -1,0 +1,195 @@
+"""Configs: there and back as JSON, from Python files, and refused by field and value."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from omnicodec_jax.config import (
+    AcousticConfig,
+    CodebookConfig,
+    CodecConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    MimiConfig,
+    OptimizerConfig,
+    SEANetConfig,
+    SemanticConfig,
+    TransformerConfig,
+    from_json,
+    load,
+    to_json,
+)
+from omnicodec_jax.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+MODELS = {path.stem: load(path).codec for path in RECIPES} | {
+    "mimi": MimiConfig(),
+    "no semantic branch": CodecConfig(semantic=None, wavlm_dim=None, input_peak=None),
+}
+
+
+def test_there_are_five_recipes():
+    assert len(RECIPES) == 5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_comes_back_from_json_as_it_was(name):
+    assert from_json(to_json(MODELS[name])) == MODELS[name]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_config_is_hashable_and_cannot_be_changed(path):
+    config = load(path)
+    assert hash(config) == hash(load(path))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+# -- Values that cannot be
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value"),
+    [
+        (SEANetConfig, "n_filters", 0),
+        (SEANetConfig, "n_filters", 7),
+        (SEANetConfig, "ratios", ()),
+        (SEANetConfig, "ratios", (8, 1)),
+        (SEANetConfig, "n_residual_layers", -1),
+        (SEANetConfig, "dilation_base", 0),
+        (TransformerConfig, "context", 0),
+        (TransformerConfig, "max_period", -1.0),
+        (SemanticConfig, "codebook_size", 0),
+        (AcousticConfig, "min_quantizers", 0),
+        (AcousticConfig, "min_quantizers", 33),
+        (AcousticConfig, "codebook_dim", -4),
+        (CodebookConfig, "decay", 1.0),
+        (CodebookConfig, "dead_threshold", 1.0),
+        (CodebookConfig, "dead_threshold", -0.1),
+        (CodebookConfig, "check_every", 0),
+        (CodecConfig, "dimension", 500),
+        (CodecConfig, "sample_rate", 0),
+        (MimiConfig, "num_quantizers", 1),
+        (LossConfig, "mel", -1.0),
+        (OptimizerConfig, "betas", (0.5, 1.0)),
+        (OptimizerConfig, "warmup_steps", 500_000),
+        (OptimizerConfig, "accumulation", 0),
+        (DataConfig, "batch_size", 0),
+    ],
+)
+def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):
+    with pytest.raises(ConfigError) as caught:
+        cls(**{field: value})
+    assert f"{cls.__name__}.{field} = {value!r}: must be " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SemanticConfig(source="log_mel"), "SemanticConfig.feature_dim = 2048"),
+        (lambda: CodecConfig(semantic=None), "CodecConfig.wavlm_dim = 768"),
+        (lambda: Config(codec=CodecConfig(semantic=None, wavlm_dim=None)), "LossConfig.semantic = 1.0"),
+        (
+            lambda: Config(codec=CodecConfig(wavlm_dim=None), loss=LossConfig(wavlm_distillation=50.0)),
+            "LossConfig.wavlm_distillation = 50.0",
+        ),
+        (
+            lambda: Config(data=DataConfig(batch_size=5), optimizer=OptimizerConfig(accumulation=2)),
+            "DataConfig.batch_size = 5",
+        ),
+    ],
+    ids=["features of log-mel", "head without branch", "loss without branch", "loss without head", "odd batch"],
+)
+def test_parts_that_do_not_fit_together_are_refused_by_field_and_value(make, message):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+# -- JSON
+
+
+def changed(*path: str, **values) -> str:
+    """A config's JSON with values set, or taken out if None, in the object at the path."""
+    whole = json.loads(to_json(CodecConfig()))
+    place = whole
+    for name in path:
+        place = place[name]
+    for name, value in values.items():
+        if value is None:
+            del place[name]
+        else:
+            place[name] = value
+    return json.dumps(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(dimensoin=4), "model/config.json: unknown field 'dimensoin'; did you mean 'dimension'?"),
+        (changed("transformer", num_head=4), "transformer: unknown field 'num_head'; did you mean 'num_heads'?"),
+        (changed(zzz=4), "unknown field 'zzz'"),
+        (changed("seanet", ratios=None, compress=None), "seanet: missing field(s) ratios, compress"),
+        (changed(seanet=None), "missing field(s) seanet"),
+        (changed(dimension="512"), "dimension = '512': must be int"),
+        (changed(dimension=512.0), "dimension = 512.0: must be int"),
+        (changed(dimension=True), "dimension = True: must be int"),
+        (changed(adapter_1=1), "adapter_1 = 1: must be bool"),
+        (changed(wavlm_dim="wide"), "wavlm_dim = 'wide': must be int"),
+        (changed("seanet", ratios=8), "seanet: ratios = 8: must be"),
+        (changed("seanet", ratios=[8, "6"]), "seanet: ratios = '6': must be int"),
+        (changed("semantic", source="mel"), "semantic: source = 'mel': must be"),
+        (changed(seanet=3), "seanet: 3: must be an object"),
+        (changed("codebook", decay=2), "CodebookConfig.decay = 2.0: must be between 0 and 1"),
+        (changed(dimension=500), "CodecConfig.dimension = 500: must be a multiple"),
+        (changed(model_type="encodec"), "model_type = 'encodec': must be one of omnicodec, mimi"),
+        (changed(model_type=None), "model_type = None: must be one of omnicodec, mimi"),
+        ("[1]", "model_type = None"),
+        ("{", "not JSON"),
+    ],
+)
+def test_wrong_json_is_refused_with_its_place(text, message):
+    with pytest.raises(ConfigError) as caught:
+        from_json(text, "model/config.json")
+    assert str(caught.value).startswith("model/config.json")
+    assert message in str(caught.value)
+
+
+def test_whole_numbers_in_json_are_taken_for_floats():
+    config = from_json(changed("transformer", max_period=10000))
+    assert isinstance(config.transformer.max_period, float)
+
+
+# -- Python files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from omnicodec_jax.config import Config\nconfig = Config(sead=1)\n", "sead"),
+        ("config = (\n", "never closed"),
+        ("config = Confg()\n", "Confg"),
+        ("import omnicodec_jaxx\n", "omnicodec_jaxx"),
+        ("cofnig = 1\n", "defines no `config`"),
+        ("config = 3\n", "defines no `config`"),
+        (
+            "from omnicodec_jax.config import CodebookConfig\nconfig = CodebookConfig(decay=3.0)\n",
+            "CodebookConfig.decay = 3.0",
+        ),
+    ],
+)
+def test_wrong_config_file_is_refused_by_name_and_reason(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_config_file_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.py: no such config file"):
+        load(tmp_path / "gone.py")

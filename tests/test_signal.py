@@ -1,0 +1,57 @@
+"""The semantic front end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import WhisperFeatureExtractor
+
+from omnicodec_jax import signal
+from omnicodec_jax.config import CodecConfig, SemanticConfig
+from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.errors import AudioError
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+log_mel = jax.jit(signal.log_mel)
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_log_mel_is_that_of_whisper(clips, index):
+    samples = audio_files.load(clips[index], 16_000).samples[: 3 * 16_000 + 77 * index]
+    whisper = WhisperFeatureExtractor(feature_size=128, sampling_rate=16_000, chunk_length=300)
+    theirs = whisper(samples, sampling_rate=16_000, padding=False, truncation=False, return_tensors="np")
+    theirs = theirs.input_features[0].T
+    ours = log_mel(jnp.asarray(samples))
+    assert ours.shape == theirs.shape == (samples.size // 160, 128)
+    assert np.abs(ours - theirs).max() <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> OmniCodecTokenizer:
+    """Without weights: features need none."""
+    return OmniCodecTokenizer(CodecConfig(semantic=SemanticConfig(source="log_mel", feature_dim=1024)), {})
+
+
+@pytest.mark.parametrize("samples", [600, 77_777, 240_000, 240_240, 305_003, 480_239])
+def test_features_from_blocks_are_those_of_the_whole_clip(clips, tokenizer, samples):
+    audio = np.concatenate([audio_files.load(clip, 24_000).samples for clip in clips[:3]])[:samples]
+    assert audio.size == samples
+    whole = np.asarray(log_mel(jnp.asarray(audio_files.resample(audio, 24_000, 16_000))))
+    features = tokenizer._log_mel_features(audio)
+    assert features.shape == (-(-samples // 1920), 1024) or samples == 600
+    np.testing.assert_allclose(features, signal.stack_frames(whole), rtol=0, atol=1e-5)
+
+
+def test_clip_below_one_window_has_no_features(tokenizer):
+    with pytest.raises(AudioError, match="598 samples"):
+        tokenizer._log_mel_features(np.ones(598, np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_frames_are_stacked_in_order_with_the_last_one_repeated(count):
+    mel = np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)
+    stacked = signal.stack_frames(mel)
+    assert stacked.shape == (-(-count // 8), 1024)
+    frames = stacked.reshape(-1, 128)
+    np.testing.assert_array_equal(frames[:count], mel)
+    np.testing.assert_array_equal(frames[count:], np.broadcast_to(mel[-1], frames[count:].shape))

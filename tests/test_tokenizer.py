@@ -1,0 +1,169 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnicodec_jax import config as configs
+from omnicodec_jax import model_directory
+from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.errors import AudioError, ModelError, TokenError
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model):
+    return OmniCodecTokenizer.from_pretrained(demo_model)
+
+
+@pytest.fixture(scope="module")
+def audio(clips):
+    """Some 70 s: several blocks, the last one ragged."""
+    return np.concatenate([audio_files.load(clip, 24_000, 0.95).samples for clip in clips])
+
+
+def test_properties(tokenizer):
+    assert (tokenizer.sample_rate, tokenizer.hop_length, tokenizer.frame_rate) == (24_000, 1920, 12.5)
+    assert (tokenizer.num_quantizers, tokenizer.codebook_size, tokenizer.bitrate) == (9, 256, 900)
+    assert [tokenizer.num_frames(n) for n in (1, 1919, 1920, 1921)] == [1, 1, 1, 2]
+
+
+def test_blocks_meet_without_a_seam(tokenizer, audio):
+    """The stream of ten-second blocks gives what the model gives on the whole clip."""
+    clip = audio[: 25 * 24_000 + 777]
+    codes = tokenizer.encode(clip[None, None], 24_000)
+    model = model_directory.build(tokenizer.config)
+    (features,) = tokenizer._features([clip], None)
+    encode = jax.jit(lambda v, a, f: model.apply(v, a, f, method="encode"))
+    whole = np.asarray(encode(tokenizer.variables, jnp.asarray(clip)[None, None], jnp.asarray(features)[None]))
+    assert codes.shape == whole.shape
+    # Equal up to ties: a compiler may round differently for every shape.
+    assert (codes != whole).mean() < 1e-3
+
+    decode = jax.jit(lambda v, c: model.apply(v, c, method="decode"))
+    decoded, reference = tokenizer.decode(codes), np.asarray(decode(tokenizer.variables, jnp.asarray(codes)))
+    assert decoded.shape == reference.shape == (1, 1, codes.shape[2] * 1920)
+    assert np.abs(decoded - reference).max() < 1e-5 * np.abs(reference).max()
+
+
+def test_audio_of_any_length_compiles_one_program(tokenizer, audio):
+    for length in (5000, 100_000, 400_000):
+        codes = tokenizer.encode(audio[None, None, :length], 24_000)
+        assert codes.shape == (1, 9, -(-length // 1920))
+        tokenizer.decode(codes)
+    for step in (tokenizer._semantic_step, tokenizer._encode_step, tokenizer._decode_step, tokenizer._log10_mel):
+        assert step._cache_size() <= 1
+
+
+def test_a_row_does_not_depend_on_the_others(tokenizer, audio):
+    lengths = [30_001, 245_000, 3000]
+    batch = np.stack([np.pad(audio[i * 50_000 :][:n], (0, 245_000 - n)) for i, n in enumerate(lengths)])[:, None]
+    codes = tokenizer.encode(batch, 24_000, lengths=lengths)
+    for row, length in enumerate(lengths):
+        frames = tokenizer.num_frames(length)
+        alone = tokenizer.encode(batch[row : row + 1, :, :length], 24_000)
+        np.testing.assert_array_equal(codes[row, :, :frames], alone[0])
+        assert not codes[row, :, frames:].any()
+
+
+def test_given_features_are_used(tokenizer, audio):
+    clip = audio[None, None, :48_000]
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((1, 26, 1024)).astype(np.float32)  # 13 a second
+    codes = tokenizer.encode(clip, 24_000, semantic_features=features)
+    assert (codes[:, 0] != tokenizer.encode(clip, 24_000)[:, 0]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(sample_rate=16_000), "16000 Hz: this model takes 24000 Hz"),
+        (dict(audio=np.zeros(100)), r"shape \[100\]"),
+        (dict(audio=np.zeros((1, 2, 100))), "mono"),
+        (dict(lengths=[0]), "each between 1"),
+        (dict(lengths=[1, 2]), "one per row"),
+        (dict(audio=np.zeros((1, 1, 100))), "too short"),
+        (dict(semantic_features=np.zeros((1, 5, 7))), r"arrays \[S, 1024\]"),
+    ],
+)
+def test_audio_that_is_refused(tokenizer, arguments, message):
+    with pytest.raises(AudioError, match=message):
+        tokenizer.encode(**{"audio": np.zeros((1, 1, 24_000)), "sample_rate": 24_000} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((1, 10, 3), int), "10 codebooks: this model has 9"),
+        (np.zeros((9, 3), int), r"integers \[B, k, N\]"),
+        (np.zeros((1, 9, 3)), "integers"),
+        (np.full((1, 2, 3), 256), "code 256 in codebook 0, frame 0: must be between 0 and 255"),
+        (np.full((1, 2, 3), -1), "code -1"),
+    ],
+)
+def test_codes_that_are_refused(tokenizer, codes, message):
+    with pytest.raises(TokenError, match=message):
+        tokenizer.decode(codes)
+
+
+def test_a_model_that_needs_features_says_so(tokenizer):
+    semantic = dataclasses.replace(tokenizer.config.semantic, source="stored")
+    stored = OmniCodecTokenizer(dataclasses.replace(tokenizer.config, semantic=semantic), tokenizer.variables)
+    with pytest.raises(AudioError, match="pass semantic_features"):
+        stored.encode(np.zeros((1, 1, 24_000)), 24_000)
+
+
+def test_saved_and_loaded_is_the_same_model(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "copy")
+    copy = OmniCodecTokenizer.from_pretrained(tmp_path / "copy")
+    assert copy.config == tokenizer.config
+    assert copy.model_hash == tokenizer.model_hash
+    assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_hash_tells_models_apart(tokenizer):
+    config, variables = tokenizer.config, tokenizer.variables
+    other = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, context=49))
+    shifted = jax.tree.map(lambda x: x, variables)
+    shifted["params"]["decoder"]["conv_out"]["bias"] += 1e-6
+    hashes = {
+        model_directory.model_hash(*pair) for pair in [(config, variables), (other, variables), (config, shifted)]
+    }
+    assert len(hashes) == 3
+
+
+def test_models_that_are_refused(tokenizer, tmp_path):
+    with pytest.raises(ModelError, match="no such model directory"):
+        OmniCodecTokenizer.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ModelError, match=r"config.json is missing"):
+        OmniCodecTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="not to be had from the hub"):
+        OmniCodecTokenizer.from_pretrained("someone/some-model")
+
+    tokenizer.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"n_filters": 8', '"n_filters": 16'))
+    with pytest.raises(ModelError, match=r"misshapen: params.encoder.conv_in.kernel is \[7, 1, 8\]"):
+        OmniCodecTokenizer.from_pretrained(tmp_path)
+    config.write_text(config.read_text().replace('"n_filters"', '"n_filter"'))
+    with pytest.raises(configs.ConfigError, match="unknown field 'n_filter'; did you mean 'n_filters'"):
+        OmniCodecTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    config.write_text(configs.to_json(tokenizer.config))
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        OmniCodecTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_hub_model_is_downloaded_at_its_revision(demo_model, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(demo_model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    OmniCodecTokenizer.from_pretrained("someone/some-model", revision="v1")
+    assert (asked["name"], asked["revision"]) == ("someone/some-model", "v1")
