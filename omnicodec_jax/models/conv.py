@@ -1,9 +1,9 @@
 """Causal convolutions over [B, T, C], and what they carry when streaming.
 
 A module runs in one of two ways over the same parameters. Called plainly, it sees the whole sequence. Applied with
-`mutable=["stream"]`, it sees the next chunk: it reads what the past left in the collection "stream" (all zeros at
-the start) and leaves there what the next chunk needs. The collection is the whole state of a stream, one row per
-batch entry; a row is restarted by zeroing it.
+`mutable=["stream"]`, it sees the next chunk: it takes the last inputs before it from the collection "stream" (all
+zeros at the start) and leaves there those before the next chunk. The collection is the whole state of a stream, one
+row per batch entry; a row is restarted by zeroing it.
 
     whole   ├── zeros ──┤ x0 x1 x2 x3 x4 x5 x6 x7 …
     stream  ├── zeros ──┤ x0 x1 x2 x3 │         ├─ last inputs ─┤ x4 x5 x6 x7 │ …
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 STREAM = "stream"
 
 Sequence = Float[Array, "B T C"]
+Past = Float[Array, "B P C"]
 Output = Float[Array, "B N O"]
 Lengths = Int[Array, " B"]
 
@@ -28,14 +29,15 @@ def is_streaming(module: nn.Module) -> bool:
     return module.is_mutable_collection(STREAM) and not module.is_initializing()
 
 
-def with_past(module: nn.Module, x: Sequence, size: int) -> Float[Array, "B T+{size} C"]:
-    """x with the `size` steps before it in front: the stream's, or zeros where nothing came before."""
-    if not is_streaming(module):
-        return jnp.pad(x, ((0, 0), (size, 0), (0, 0)))
-    past = module.variable(STREAM, "past", jnp.zeros, (x.shape[0], size, x.shape[2]), x.dtype)
-    x = jnp.concatenate([past.value, x], axis=1)
-    past.value = x[:, x.shape[1] - size :]
-    return x
+def take_past(module: nn.Module, x: Sequence, size: int) -> Past | None:
+    """The `size` steps before x, None for zeros; leaves the stream those before the next chunk."""
+    if size == 0 or not is_streaming(module):
+        return None
+    stored = module.variable(STREAM, "past", jnp.zeros, (x.shape[0], size, x.shape[2]), x.dtype)
+    past = stored.value
+    recent = jnp.concatenate([past, x[:, max(0, x.shape[1] - size) :]], axis=1)
+    stored.value = recent[:, recent.shape[1] - size :]
+    return past
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -86,8 +88,10 @@ class CausalConv1d(nn.Module):
         if self.stride > 1:
             x = self._fill_last_window(x, lengths)
         left = (self.kernel_size - 1) * self.dilation + 1 - self.stride
-        x = self._with_first_step(x, left) if self.replicate else with_past(self, x, left)
-        y = conv1d(x, kernel, self.stride, self.dilation)
+        past = take_past(self, x, left)
+        if self.replicate:
+            past = self._from_first_step(x, left, past)
+        y = causal_conv1d(x, kernel, self.stride, self.dilation, past)
         return add_bias(self, y, torch_uniform(fan_in)) if self.use_bias else y
 
     def _fill_last_window(self, x: Sequence, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
@@ -99,14 +103,15 @@ class CausalConv1d(nn.Module):
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         return jnp.where(valid, x, jnp.take_along_axis(x, last, axis=1) if self.replicate else 0)
 
-    def _with_first_step(self, x: Sequence, left: int) -> Float[Array, "B T+{left} C"]:
-        if not is_streaming(self):
-            return jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="edge")
+    def _from_first_step(self, x: Sequence, left: int, past: Past | None) -> Past:
+        """The past, or where nothing came before, the first step over and over."""
+        repeated = jnp.repeat(x[:, :1], left, axis=1)
+        if past is None:
+            return repeated
         started = self.variable(STREAM, "started", jnp.zeros, (x.shape[0],), jnp.bool_)
-        first, started.value = ~started.value[:, None, None], jnp.ones_like(started.value)
-        joined = with_past(self, x, left)
-        fill = jnp.where(first, x[:, :1], joined[:, :left])
-        return jnp.concatenate([fill, joined[:, left:]], axis=1)
+        past = jnp.where(started.value[:, None, None], past, repeated)
+        started.value = jnp.ones_like(started.value)
+        return past
 
 
 class CausalConvTranspose1d(nn.Module):
@@ -127,8 +132,8 @@ class CausalConvTranspose1d(nn.Module):
         # PyTorch counts a transposed convolution's fan-in over its output channels per group.
         init = torch_uniform(2 * self.stride * (1 if self.depthwise else outputs))
         kernel = self.param("kernel", init, (2 * self.stride, inputs, outputs))
-        x = with_past(self, x, 1)
-        y = depthwise_transpose(x, kernel) if self.depthwise else conv_transpose1d(x, kernel)
+        past = take_past(self, x, 1)
+        y = depthwise_transpose(x, kernel, past) if self.depthwise else conv_transpose1d(x, kernel, past)
         return add_bias(self, y, init) if self.use_bias else y
 
 
@@ -137,26 +142,46 @@ def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(x > 0, x, jnp.exp(jnp.where(x > 0, 0, x)) - 1)
 
 
-def conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int) -> Output:
-    """Unpadded convolution."""
+def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None) -> Output:
+    """Convolution of x after `past` (None: zeros), of (k - 1)·dilation + 1 - stride steps.
+
+    A convolution is linear: x is convolved after zeros, and what the past adds to the first outputs is convolved by
+    itself, so that x is never copied to stand behind its past.
+    """
+    reach = (kernel.shape[0] - 1) * dilation + 1
+    y = conv1d(x, kernel, stride, dilation, reach - stride)
+    if past is None:
+        return y
+    touched = -(-past.shape[1] // stride)
+    added = conv1d(past, kernel, stride, dilation, 0, (touched - 1) * stride + reach - past.shape[1])[:, : y.shape[1]]
+    return y.at[:, : added.shape[1]].add(added)
+
+
+def conv1d(
+    x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int = 0, right: int = 0
+) -> Output:
+    """Convolution after and before so many zeros."""
     if x.shape[2] == stride == dilation == 1:  # audio in: sums of shifted copies, where a matrix unit would starve
+        x = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
         taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
         return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+        x, kernel, (stride,), [(left, right)], rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
     )
 
 
-def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"]) -> Output:
-    """Output step t·S + s is x[t-1]·kernel[S + s] + x[t]·kernel[s]: a convolution of two taps to S·O channels."""
+def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
+    """Output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s]: a convolution of two taps to S·O channels."""
     taps, inputs, outputs = kernel.shape
     stride = taps // 2
     two_taps = kernel.reshape(2, stride, inputs, outputs)[::-1].swapaxes(1, 2).reshape(2, inputs, stride * outputs)
-    return conv1d(x, two_taps, 1, 1).reshape(x.shape[0], -1, outputs)
+    return causal_conv1d(x, two_taps, 1, 1, past).reshape(x.shape[0], -1, outputs)
 
 
-def depthwise_transpose(x: Sequence, kernel: Float[Array, "S2 1 C"]) -> Float[Array, "B N C"]:
+def depthwise_transpose(x: Sequence, kernel: Float[Array, "S2 1 C"], past: Past | None) -> Float[Array, "B N C"]:
     """As `conv_transpose1d`, each channel by itself."""
+    past = jnp.zeros_like(x[:, :1]) if past is None else past
+    before = jnp.concatenate([past, x[:, :-1]], axis=1)
     first, second = jnp.split(kernel[:, 0], 2)
-    y = x[:, :-1, None] * second[None, None] + x[:, 1:, None] * first[None, None]
+    y = x[:, :, None] * first[None, None] + before[:, :, None] * second[None, None]
     return y.reshape(x.shape[0], -1, x.shape[2])

@@ -160,10 +160,15 @@ class ResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Int[Array, "B k N"]) -> Float[Array, "B N D"]:
         """Vectors of the first k codebooks' codes."""
-        layer = jnp.arange(codes.shape[1])[:, None]
-        usage = jnp.maximum(self.cluster_usage.value[layer, codes], self.config.epsilon)
-        entries = self.embedding_sum.value[layer, codes] / usage[..., None]
-        return self.project_out(entries.sum(axis=1))
+        usage = jnp.maximum(self.cluster_usage.value, self.config.epsilon)
+
+        # Layer by layer: one gather over all of them runs twenty times slower on a CPU.
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            chosen = codes[:, i]
+            return total + self.embedding_sum.value[i][chosen] / usage[i][chosen][..., None]
+
+        zeros = jnp.zeros((codes.shape[0], codes.shape[2], self.codebook_dim))
+        return self.project_out(jax.lax.fori_loop(0, codes.shape[1], add, zeros))
 
     def fit(self, x: Float[Array, "B N D"], key: PRNGKeyArray) -> None:
         """Initialises all codebooks by k-means on these vectors; needs mutable=["codebooks"]."""

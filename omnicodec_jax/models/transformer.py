@@ -63,11 +63,11 @@ class Attention(nn.Module):
             return k, v, positions
         batch, steps, *head = k.shape
         context = self.config.context
-        past = self.variable(STREAM, "past", jnp.zeros, (2, batch, context, *head), k.dtype)
-        keys_values = jnp.concatenate([past.value, jnp.stack([k, v])], axis=2)
+        past = self.variable(STREAM, "past", jnp.zeros, (batch, 2, context, *head), k.dtype)
+        keys_values = jnp.concatenate([past.value, jnp.stack([k, v], axis=1)], axis=2)
         past.value = keys_values[:, :, steps:]
         before = positions[:, :1] - jnp.arange(context, 0, -1)[None]
-        return keys_values[0], keys_values[1], jnp.concatenate([before, positions], axis=1)
+        return keys_values[:, 0], keys_values[:, 1], jnp.concatenate([before, positions], axis=1)
 
 
 class LayerScale(nn.Module):
