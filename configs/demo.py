@@ -1,4 +1,4 @@
-"""A codec small enough for two CPU cores: 12.5 Hz, 1 + 8 codebooks of 256 entries, 900 bit/s, 0.9 M parameters.
+"""A codec small enough for two CPU cores: 12.5 Hz, 1 + 8 codebooks of 256 entries, 900 bit/s, 1.0 M parameters.
 
 Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere.
 """

@@ -32,7 +32,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(f"{path}: not a checkpoint that can be read without running its code: {reason}") from None
     state_dict = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state_dict, Mapping) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):

@@ -64,9 +64,8 @@ def to_entries(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[s
     state_dict = {}
     for entry in entries:
         value = np.asarray(ours[entry.name])
-        state_dict[entry.key] = np.ascontiguousarray(
-            _to_theirs(value if entry.layer is None else value[entry.layer], entry)
-        )
+        value = value if entry.layer is None else value[entry.layer, ...]
+        state_dict[entry.key] = np.ascontiguousarray(_to_theirs(value, entry))
     return state_dict
 
 

@@ -133,31 +133,23 @@ class CodebookConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodecConfig:
-    """The whole model: what a model directory's config.json holds."""
+class BackboneConfig:
+    """What OmniCodec and Mimi share: everything around the quantizers."""
 
     sample_rate: int = 24000
     dimension: int = 512
     """Width of the latents and of the transformers."""
     seanet: SEANetConfig = SEANetConfig()
     transformer: TransformerConfig = TransformerConfig()
-    semantic: SemanticConfig | None = SemanticConfig()
-    """None: the paper's ablation without the semantic branch (Table 2)."""
-    acoustic: AcousticConfig = AcousticConfig()
     codebook: CodebookConfig = CodebookConfig()
-    adapter_1: bool = True
-    """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
-    wavlm_dim: int | None = 768
-    """Width of the WavLM distillation head; None: no head."""
-    input_peak: float | None = 0.95
+    input_peak: float | None = None
     """Files are scaled to this peak before they are encoded, and back after decoding; None: as they are."""
 
     def __post_init__(self):
         _require_positive(self, "sample_rate", "dimension")
         heads = self.transformer.num_heads
         _require(self.dimension % (2 * heads) == 0, self, "dimension", f"a multiple of 2 x num_heads={heads} (RoPE)")
-        if self.semantic is None:
-            _require(self.wavlm_dim is None, self, "wavlm_dim", "None without a semantic branch")
+        _require(self.input_peak is None or 0 < self.input_peak <= 1, self, "input_peak", "in (0, 1], or None")
 
     @property
     def hop_length(self) -> int:
@@ -168,6 +160,25 @@ class CodecConfig:
     def frame_rate(self) -> float:
         """Frames per second."""
         return self.sample_rate / self.hop_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig(BackboneConfig):
+    """OmniCodec: what a model directory's config.json holds."""
+
+    semantic: SemanticConfig | None = SemanticConfig()
+    """None: the paper's ablation without the semantic branch (Table 2)."""
+    acoustic: AcousticConfig = AcousticConfig()
+    adapter_1: bool = True
+    """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
+    wavlm_dim: int | None = 768
+    """Width of the WavLM distillation head; None: no head."""
+    input_peak: float | None = 0.95
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.semantic is None:
+            _require(self.wavlm_dim is None, self, "wavlm_dim", "None without a semantic branch")
 
     @property
     def num_quantizers(self) -> int:
@@ -182,38 +193,25 @@ class CodecConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MimiConfig:
-    """Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with, from the same blocks."""
+class MimiConfig(BackboneConfig):
+    """Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with."""
 
-    sample_rate: int = 24000
-    dimension: int = 512
     seanet: SEANetConfig = SEANetConfig(n_residual_layers=1)
-    transformer: TransformerConfig = TransformerConfig()
     num_semantic_quantizers: int = 1
     num_quantizers: int = 32
+    """All codebooks, the semantic ones included."""
     codebook_size: int = 2048
     codebook_dim: int = 256
-    codebook: CodebookConfig = CodebookConfig()
-    input_peak: float | None = None
 
     def __post_init__(self):
-        _require_positive(self, "sample_rate", "dimension", "num_semantic_quantizers", "codebook_size", "codebook_dim")
+        super().__post_init__()
+        _require_positive(self, "num_semantic_quantizers", "codebook_size", "codebook_dim")
         _require(
             self.num_quantizers > self.num_semantic_quantizers,
             self,
             "num_quantizers",
             f"more than num_semantic_quantizers={self.num_semantic_quantizers}",
         )
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return 2 * self.seanet.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return self.sample_rate / self.hop_length
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

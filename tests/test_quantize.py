@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import normal
 
-from omnicodec_jax.config import CodebookConfig
+from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.quantize import (
     Codebook,
     ResidualVectorQuantizer,
+    draw_num_quantizers,
     ema_update,
     fit_residual_codebooks,
     kmeans,
@@ -246,3 +247,11 @@ def test_fitted_codebooks_are_all_initialized_and_lower_the_residual_layer_by_la
         residual = residual - embedding[i][nearest(residual, embedding[i])]
         errors.append(float((residual**2).mean()))
     assert all(after < before for before, after in pairwise(errors))
+
+
+def test_quantizer_dropout_draws_every_number_of_its_range():
+    config = AcousticConfig(num_quantizers=12, min_quantizers=8)
+    draws = jax.vmap(lambda key: draw_num_quantizers(key, config))(jax.random.split(jax.random.key(0), 500))
+    values, counts = np.unique(draws, return_counts=True)
+    assert values.tolist() == [8, 9, 10, 11, 12]
+    assert counts.min() > 60

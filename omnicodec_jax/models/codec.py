@@ -8,16 +8,13 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import CodecConfig
-from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Dense, Lengths
+from omnicodec_jax.models.backbone import Audio, Backbone, Codes, Latent
+from omnicodec_jax.models.conv import Dense, Lengths
 from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
-from omnicodec_jax.models.seanet import SEANetDecoder, SEANetEncoder
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.signal import interpolate
 
-Audio = Float[Array, "B 1 T"]
 Features = Float[Array, "B S F"]
-Latent = Float[Array, "B N D"]
-Codes = Int[Array, "B K N"]
 
 
 class CodecOutput(NamedTuple):
@@ -41,7 +38,7 @@ class CodecOutput(NamedTuple):
         return acoustic if self.semantic is None else jnp.concatenate([self.semantic.codes, acoustic], axis=1)
 
 
-class OmniCodec(nn.Module):
+class OmniCodec(Backbone):
     """The codec as pure functions of `variables = {"params", "codebooks"}`.
 
     `apply(variables, audio, features, method="encode")` and `apply(variables, codes, method="decode")` see whole
@@ -51,10 +48,8 @@ class OmniCodec(nn.Module):
     config: CodecConfig
 
     def setup(self):
+        super().setup()
         config = self.config
-        self.encoder = SEANetEncoder(config.seanet, config.dimension)
-        self.encoder_transformer = Transformer(config.transformer)
-        self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True)
         self.acoustic_quantizer = ResidualVectorQuantizer(
             config.acoustic.num_quantizers,
             config.acoustic.codebook_size,
@@ -62,9 +57,6 @@ class OmniCodec(nn.Module):
             config.dimension,
             config.codebook,
         )
-        self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
-        self.decoder_transformer = Transformer(config.transformer)
-        self.decoder = SEANetDecoder(config.seanet)
         if config.semantic is not None:
             self.semantic_in = Dense(config.dimension)
             self.semantic_encoder = Transformer(config.transformer)
@@ -89,21 +81,15 @@ class OmniCodec(nn.Module):
 
     def decouple(self, latent: Latent, semantic: Latent | None) -> Latent:
         """Adapter-1: what the acoustic codebooks have to tell."""
-        return latent if semantic is None or not self.config.adapter_1 else latent - self.adapter_1(semantic)
+        if semantic is None or not self.config.adapter_1:
+            return latent
+        return latent - self.adapter_1(semantic)
 
-    def recombine(self, acoustic: Latent | None, semantic: Latent | None) -> Latent:
-        """Adapter-2: what the decoder hears. Either side may be absent, not both."""
-        parts = [] if acoustic is None else [acoustic]
-        if semantic is not None:
-            parts.append(self.adapter_2(semantic))
-        return sum(parts[1:], parts[0])
+    def recombine(self, acoustic: Latent, semantic: Latent | None) -> Latent:
+        """Adapter-2: what the decoder hears."""
+        return acoustic if semantic is None else acoustic + self.adapter_2(semantic)
 
     # -- Encode
-
-    def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
-        """Acoustic branch before its quantizer: [B, 1, T] → [B, ceil(T / hop), D]."""
-        x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)
-        return self.downsample(self.encoder_transformer(x), lengths)
 
     def semantic_hidden(self, features: Features) -> Float[Array, "B S D"]:
         """Semantic branch before its quantizer, at the features' own rate."""
@@ -146,13 +132,13 @@ class OmniCodec(nn.Module):
         """Latent of any prefix of the K codebooks, the first alone included."""
         if self.config.semantic is None:
             return self.acoustic_quantizer.decode(codes)
-        acoustic = self.acoustic_quantizer.decode(codes[:, 1:]) if codes.shape[1] > 1 else None
-        return self.recombine(acoustic, self.semantic_quantizer.decode(codes[:, :1]))
+        # No acoustic codes decode to zeros, since the acoustic quantizer's output projection has no bias.
+        semantic = self.semantic_quantizer.decode(codes[:, :1])
+        return self.recombine(self.acoustic_quantizer.decode(codes[:, 1:]), semantic)
 
     def decode(self, codes: Codes) -> Audio:
         """Codes [B, k, N] of the first k codebooks → audio [B, 1, N·hop]."""
-        hidden = self.decoder_transformer(self.upsample(self.dequantize(codes)))
-        return jnp.swapaxes(self.decoder(hidden), 1, 2)
+        return self.decode_latent(self.dequantize(codes))
 
     # -- Train
 
@@ -189,7 +175,7 @@ class OmniCodec(nn.Module):
             reconstructed = self.semantic_out(interpolate(self.semantic_decoder(upsampled), steps))
             projection = None if config.wavlm_dim is None else self.wavlm_head(vector)
         return CodecOutput(
-            audio=jnp.swapaxes(self.decoder(hidden_quantized), 1, 2)[:, :, :samples],
+            audio=self.synthesize(hidden_quantized)[:, :, :samples],
             acoustic=acoustic,
             semantic=semantic,
             semantic_features=reconstructed,

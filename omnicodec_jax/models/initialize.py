@@ -23,7 +23,7 @@ def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
     semantic = getattr(config, "semantic", None)
     audio = jnp.zeros((1, 1, config.hop_length))
     features = () if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),)
-    return model.init(key, audio, *features)
+    return dict(model.init(key, audio, *features))
 
 
 def initialize_codebooks(

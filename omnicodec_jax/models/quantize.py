@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.lax import Precision, stop_gradient
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from omnicodec_jax.config import CodebookConfig
+from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.conv import Dense
 
 CODEBOOKS = "codebooks"
@@ -107,6 +107,11 @@ def fit_residual_codebooks(key: PRNGKeyArray, x: Vectors, codebooks: Codebook, c
     return jax.lax.scan(fit, x, jax.random.split(key, codebooks.initialized.shape[0]))[1]
 
 
+def draw_num_quantizers(key: PRNGKeyArray, config: AcousticConfig) -> Int[Array, ""]:
+    """Quantizer dropout: how many layers run in one step, for the whole batch; uniform over the config's range."""
+    return jax.random.randint(key, (), config.min_quantizers, config.num_quantizers + 1)
+
+
 class Quantized(NamedTuple):
     """What a quantizer returns in training."""
 
@@ -148,7 +153,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @property
     def _codebooks(self) -> Codebook:
-        return Codebook(*(getattr(self, name).value for name in Codebook._fields))
+        return stop_gradient(Codebook(*(getattr(self, name).value for name in Codebook._fields)))
 
     def _store(self, state: Codebook) -> None:
         for name, value in state._asdict().items():
@@ -160,15 +165,17 @@ class ResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Int[Array, "B k N"]) -> Float[Array, "B N D"]:
         """Vectors of the first k codebooks' codes."""
+        count = codes.shape[1]
         usage = jnp.maximum(self.cluster_usage.value, self.config.epsilon)
 
         # Layer by layer: one gather over all of them runs twenty times slower on a CPU.
-        def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            chosen = codes[:, i]
-            return total + self.embedding_sum.value[i][chosen] / usage[i][chosen][..., None]
+        def add(total: jax.Array, layer: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            chosen, sums, usage = layer
+            return total + sums[chosen] / usage[chosen][..., None], None
 
         zeros = jnp.zeros((codes.shape[0], codes.shape[2], self.codebook_dim))
-        return self.project_out(jax.lax.fori_loop(0, codes.shape[1], add, zeros))
+        layers = (jnp.swapaxes(codes, 0, 1), self.embedding_sum.value[:count], usage[:count])
+        return self.project_out(jax.lax.scan(add, zeros, layers)[0])
 
     def fit(self, x: Float[Array, "B N D"], key: PRNGKeyArray) -> None:
         """Initialises all codebooks by k-means on these vectors; needs mutable=["codebooks"]."""
@@ -221,4 +228,5 @@ class ResidualVectorQuantizer(nn.Module):
         if key is not None:
             self._store(codebooks)
         codes = codes.reshape(-1, batch, frames).transpose(1, 0, 2)
-        return codes, quantized.reshape(x.shape), loss / active, total.reshape(x.shape) / active, replaced
+        share = 1 / jnp.asarray(active, jnp.float32)
+        return codes, quantized.reshape(x.shape), loss * share, total.reshape(x.shape) * share, replaced

@@ -1,0 +1,42 @@
+"""What OmniCodec and Mimi share: SEANet and transformer on either side of the quantizers."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from omnicodec_jax.config import BackboneConfig
+from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Lengths
+from omnicodec_jax.models.seanet import SEANetDecoder, SEANetEncoder
+from omnicodec_jax.models.transformer import Transformer
+
+Audio = Float[Array, "B 1 T"]
+Latent = Float[Array, "B N D"]
+Codes = Int[Array, "B K N"]
+
+
+class Backbone(nn.Module):
+    """Encoder and decoder; a codec puts its quantizers between them."""
+
+    config: BackboneConfig
+
+    def setup(self):
+        config = self.config
+        self.encoder = SEANetEncoder(config.seanet, config.dimension)
+        self.encoder_transformer = Transformer(config.transformer)
+        self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True)
+        self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
+        self.decoder_transformer = Transformer(config.transformer)
+        self.decoder = SEANetDecoder(config.seanet)
+
+    def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
+        """Before the quantizers: [B, 1, T] → [B, ceil(T / hop), D]; lengths: valid samples of each row."""
+        x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)
+        return self.downsample(self.encoder_transformer(x), lengths)
+
+    def synthesize(self, hidden: Float[Array, "B M D"]) -> Audio:
+        """Output of the decoder transformer, two steps a frame → audio."""
+        return jnp.swapaxes(self.decoder(hidden), 1, 2)
+
+    def decode_latent(self, latent: Latent) -> Audio:
+        """After the quantizers: [B, N, D] → audio [B, 1, N·hop]."""
+        return self.synthesize(self.decoder_transformer(self.upsample(latent)))
