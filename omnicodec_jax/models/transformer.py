@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from omnicodec_jax.config import TransformerConfig
 from omnicodec_jax.models.conv import STREAM, Dense, Sequence, is_streaming
 
-Heads = Float[Array, "B T H D"]
+Heads = Float[Array, "B H T D"]
 Positions = Int[Array, "B T"]
 
 
@@ -17,7 +17,7 @@ def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
     half = x.shape[-1] // 2
     frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    sin, cos = jnp.sin(angles)[:, None], jnp.cos(angles)[:, None]
     even, odd = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], half, 2), -1, 0)
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         batch, steps, width = x.shape
         config = self.config
         packed = Dense(3 * width, use_bias=False, name="qkv")(x)
-        q, k, v = jnp.moveaxis(packed.reshape(batch, steps, 3, config.num_heads, -1), 2, 0)
+        q, k, v = packed.reshape(batch, steps, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
         positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
         if is_streaming(self):
             seen = self.variable(STREAM, "seen", jnp.zeros, (batch,), jnp.int32)
@@ -48,24 +48,22 @@ class Attention(nn.Module):
 
         distance = positions[:, :, None] - key_positions[:, None, :]
         visible = (distance >= 0) & (distance < config.context) & (key_positions >= 0)[:, None, :]
-        # Rows of a query are complete softmax rows, so the logits stay float32 whatever the compute type.
-        logits = (
-            jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / (width // config.num_heads) ** 0.5
-        )
+        # Logits and softmax are float32 whatever the compute type.
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf)).astype(v.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, steps, width)
-        return Dense(width, use_bias=False, name="out")(mixed)
+        mixed = jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
+        return Dense(width, use_bias=False, name="out")(mixed.reshape(batch, steps, width))
 
     def _with_past(
         self, k: Heads, v: Heads, positions: Positions
-    ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H D"], Int[Array, "B L"]]:
+    ) -> tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Int[Array, "B L"]]:
         if not is_streaming(self):
             return k, v, positions
-        batch, steps, *head = k.shape
+        batch, heads, steps, width = k.shape
         context = self.config.context
-        past = self.variable(STREAM, "past", jnp.zeros, (batch, 2, context, *head), k.dtype)
-        keys_values = jnp.concatenate([past.value, jnp.stack([k, v], axis=1)], axis=2)
-        past.value = keys_values[:, :, steps:]
+        past = self.variable(STREAM, "past", jnp.zeros, (batch, 2, heads, context, width), k.dtype)
+        keys_values = jnp.concatenate([past.value, jnp.stack([k, v], axis=1)], axis=3)
+        past.value = keys_values[:, :, :, steps:]
         before = positions[:, :1] - jnp.arange(context, 0, -1)[None]
         return keys_values[:, 0], keys_values[:, 1], jnp.concatenate([before, positions], axis=1)
 
