@@ -3,8 +3,10 @@
 python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out models/omnicodec
 """
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -25,10 +27,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             return load_file(path)
         except SafetensorError as error:
             raise ConversionError(f"{path}: not a readable safetensors file: {error}") from None
-    import pickle
-
-    import torch
-
+    torch = import_torch()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -38,6 +37,15 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, Mapping) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
         raise ConversionError(f'{path}: neither a state dict nor {{"model": state dict}}')
     return {key: value.float().numpy() for key, value in state_dict.items()}
+
+
+def import_torch() -> ModuleType:
+    """PyTorch, or a ConversionError that says how to get it."""
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError("this needs PyTorch: pip install -e '.[torch]', or use .safetensors") from None
+    return torch
 
 
 def main(checkpoint: Path, config: Path, out: Path) -> None:
@@ -63,7 +71,11 @@ def _read_config(path: Path) -> config.CodecConfig:
         return config.load(path).codec
     import yaml
 
-    return reference.config_from_reference(yaml.safe_load(path.read_text()))
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return reference.config_from_reference(mapping)
 
 
 if __name__ == "__main__":

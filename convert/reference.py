@@ -147,6 +147,9 @@ def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
     Two widths that the reference takes from its frozen networks may stand beside its own keys:
     `semantic_feature_dim` (2048) and `wavlm_dim` (768). Raises ConfigError for what cannot be had here.
     """
+    sections = ("seanet", "transformer", "semantic_quantizer", "acoustic_quantizer")
+    if not isinstance(mapping, Mapping) or not all(isinstance(mapping.get(name, {}), Mapping) for name in sections):
+        raise ConfigError(f"not a config of the reference: needs the sections {', '.join(sections)}")
     try:
         seanet, transformer = mapping["seanet"], mapping["transformer"]
         semantic, acoustic = mapping["semantic_quantizer"], mapping["acoustic_quantizer"]

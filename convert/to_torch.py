@@ -6,6 +6,7 @@ python -m convert.to_torch --model models/omnicodec --out omnicodec.pth
 from pathlib import Path
 
 from convert import reference
+from convert.from_torch import import_torch
 from convert.tensors import ConversionError
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.config import CodecConfig
@@ -16,10 +17,10 @@ def main(model: Path, out: Path) -> None:
     """Export a model to PyTorch.
 
     Args:
-        model: Model directory of an OmniCodec.
+        model: Model directory or hub id of an OmniCodec.
         out: .pth or .safetensors file to write: a bare state dict.
     """
-    config, variables = model_directory.load(model)
+    config, variables = model_directory.load(model_directory.resolve(model))
     if not isinstance(config, CodecConfig):
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
     state_dict = reference.to_state_dict(variables, config)
@@ -29,8 +30,7 @@ def main(model: Path, out: Path) -> None:
 
             save_file(state_dict, path)
         elif out.suffix in (".pth", ".pt"):
-            import torch
-
+            torch = import_torch()
             torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, path)
         else:
             raise ConversionError(f"{out}: must end in .pth, .pt or .safetensors")

@@ -9,25 +9,25 @@ from omnicodec_jax import cli
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "demo"
 
 
 def main() -> int:
     """Exit code 0 when every clip made it there and back."""
-    runs = ROOT / "runs" / "demo"
     cli.use_compilation_cache()
-    cli.init(ROOT / "configs" / "demo.py", runs / "model")
-    failed = cli.encode(cli.BUNDLED_CLIPS, runs / "tokens", runs / "model")
-    failed |= cli.decode(runs / "tokens", runs / "audio", runs / "model")
+    cli.init(ROOT / "configs" / "demo.py", RUNS / "model")
+    failed = cli.encode(cli.BUNDLED_CLIPS, RUNS / "tokens", RUNS / "model")
+    failed |= cli.decode(RUNS / "tokens", RUNS / "audio", RUNS / "model")
 
-    tokenizer = OmniCodecTokenizer.from_pretrained(runs / "model")
+    tokenizer = OmniCodecTokenizer.from_pretrained(RUNS / "model")
     clips = sorted(cli.BUNDLED_CLIPS.glob("*.flac"))
     for clip in clips:
-        original, decoded = soundfile.info(clip), soundfile.info(runs / "audio" / f"{clip.stem}.wav")
+        original, decoded = soundfile.info(clip), soundfile.info(RUNS / "audio" / f"{clip.stem}.wav")
         failed |= original.frames != decoded.frames
     print(
         f"\n{len(clips)} clips became {tokenizer.num_quantizers} codebooks at {tokenizer.frame_rate:g} Hz "
         f"({tokenizer.bitrate:g} bit/s) and audio again, to the sample as long as before.\n"
-        f"Tokens: {(runs / 'tokens').relative_to(ROOT)}   Audio: {(runs / 'audio').relative_to(ROOT)}\n"
+        f"Tokens: {RUNS / 'tokens'}   Audio: {RUNS / 'audio'}\n"
         "This model is untrained: its weights are random, so what it gives back is noise in the shape of the clips."
     )
     return int(failed)

@@ -26,6 +26,9 @@ ModelOption = Annotated[
     Path | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
 ]
 
+INIT_BATCH = 16
+"""Segments of two seconds that `init` looks at at once."""
+
 NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
   python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out DIR
   python -m convert.mimi --checkpoint MIMI_DIR --out DIR
@@ -51,10 +54,16 @@ def encode(
     """
     tokenizer = _load_model(model, revision)
 
+    if tokenizer.semantic is not None and tokenizer.semantic.source == "stored" and features is None:
+        raise ModelError("this model needs the semantic features [S, F] of each clip: give --features FILE|DIR")
+
     def encode_file(source: Path, target: Path) -> tuple[float, str]:
         clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
         given = None if features is None else [_load_features(features, source, input)]
-        codes = tokenizer.encode(clip.samples[None, None], tokenizer.sample_rate, semantic_features=given)[0]
+        try:
+            codes = tokenizer.encode(clip.samples[None, None], tokenizer.sample_rate, semantic_features=given)[0]
+        except AudioError as error:
+            raise AudioError(f"{source}: {error}") from None
         TokenFile(
             codes=codes.astype(np.uint16),
             model=tokenizer.model_hash,
@@ -82,7 +91,7 @@ def decode(
 
     Args:
         input: A token file, or a directory whose tree is mirrored.
-        output: Audio file (.wav, .flac) or directory. Default: .wav files beside the input, named after it.
+        output: Audio file (.wav, .flac) or directory. Default: beside the input, "_decoded" added to its name.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
@@ -102,6 +111,8 @@ def decode(
             audio = tokenizer.decode(tokens.codes[None, :num_quantizers])[0, 0]
         except TokenError as error:
             raise TokenError(f"{source}: {error}") from None
+        if tokens.codes.shape[1] != tokens.num_frames(tokenizer.sample_rate, tokenizer.hop_length):
+            raise TokenError(f"{source}: {frames} frames do not fit {tokens.num_samples} samples")
         audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
         audio_files.save(target, audio_files.fit_length(audio, tokens.num_samples), tokens.sample_rate)
         return tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
@@ -133,11 +144,13 @@ def inspect(path: Positional[Path], /) -> int:
         if codec.semantic is not None:
             print(f"  semantic features: {codec.semantic.source}, {codec.semantic.feature_dim} wide")
         return 0
-    failed = 0
-    for file in audio_files.find(path, audio_files.EXTENSIONS | {SUFFIX}):
+    files, failed = audio_files.find(path, audio_files.EXTENSIONS | {SUFFIX}), 0
+    if not files:
+        raise OmniCodecError(f"{path}: holds neither a model nor audio nor token files")
+    for file in files:
         try:
             print(_describe(file))
-        except OmniCodecError as error:
+        except (OmniCodecError, OSError) as error:
             command.fail(error)
             failed += 1
     return int(failed > 0)
@@ -174,8 +187,14 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
 
     model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
     variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
-    batch = (np.stack(segments)[:, None], None if codec.semantic is None else features)
-    model_directory.save(out, codec, initialize_codebooks(model, variables, [batch], codebooks_key))
+    batches = [
+        (
+            np.stack(segments[i : i + INIT_BATCH])[:, None],
+            None if codec.semantic is None else features[i : i + INIT_BATCH],
+        )
+        for i in range(0, len(segments) - len(segments) % INIT_BATCH, INIT_BATCH) or [0]
+    ]
+    model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
     print(f"{out}: untrained model of {config}")
     return 0
 
@@ -191,17 +210,19 @@ def _load_model(model: Path | None, revision: str | None) -> Any:
 
 def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:
     """The array that belongs to an audio file."""
-    path = features / source.relative_to(root).with_suffix(".npy") if root.is_dir() else features
+    inside = source.relative_to(root) if root.is_dir() else Path(source.name)
+    path = features / inside.with_suffix(".npy") if features.is_dir() else features
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        return np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except (OSError, ValueError, TypeError) as error:
         raise AudioError(f"{source}: no semantic features in {path}: {error}") from None
 
 
 def _describe(path: Path) -> str:
     if path.suffix != SUFFIX:
-        clip = audio_files.load(path, 24_000)
-        return f"{path}: audio, {clip.num_samples / clip.sample_rate:.2f} s at {clip.sample_rate} Hz"
+        samples, rate = audio_files.decode(path)
+        length, channels = samples.shape
+        return f"{path}: audio, {length / rate:.2f} s at {rate} Hz, {channels} channel(s)"
     tokens = TokenFile.load(path)
     codebooks, frames = tokens.codes.shape
     return (
@@ -220,9 +241,12 @@ def _targets(
     if not sources:
         raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}")
     if not input.is_dir():
-        if output is None:
-            return [(input, input.with_suffix(suffix))]
-        return [(input, output / input.with_suffix(suffix).name if output.is_dir() else output)]
+        # Beside its source, audio gets another name than the original has.
+        name = input.stem + (folder_suffix if output is None and suffix != SUFFIX else "") + suffix
+        file = input.with_name(name) if output is None else output / name if output.is_dir() else output
+        if suffix == SUFFIX and file.suffix != SUFFIX:
+            raise OmniCodecError(f"{file}: token files end in {SUFFIX}")
+        return [(input, file)]
     folder = output or input.with_name(input.resolve().name + folder_suffix)
     names = Counter(source.with_suffix("") for source in sources)
 
@@ -242,8 +266,10 @@ def _each_file(
     for source, target in tqdm(targets, verb, unit="file", disable=not sys.stderr.isatty() or len(targets) == 1):
         try:
             length, what = work(source, target)
-        except (OmniCodecError, OSError) as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
+        except Exception as error:  # whatever is wrong with one file, the others are done
+            known = isinstance(error, (OmniCodecError, OSError))
+            message = str(error) if known else f"{source}: {type(error).__name__}: {error}"
+            tqdm.write(f"error: {message}", file=sys.stderr)
             failed += 1
         else:
             seconds += length

@@ -18,6 +18,9 @@ from omnicodec_jax.errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_CODEBOOK_SIZE = 65_536
+"""Codes are stored as uint16."""
+
 
 def _require(condition: bool, owner: object, field: str, expected: str) -> None:
     if not condition:
@@ -88,6 +91,7 @@ class SemanticConfig:
 
     def __post_init__(self):
         _require_positive(self, "feature_dim", "codebook_size", "codebook_dim")
+        _require(self.codebook_size <= MAX_CODEBOOK_SIZE, self, "codebook_size", f"at most {MAX_CODEBOOK_SIZE}")
         _require(self.source in ("log_mel", "stored"), self, "source", "'log_mel' or 'stored'")
         if self.source == "log_mel":
             _require(self.feature_dim == 1024, self, "feature_dim", "1024 (8 frames of 128 bins) with source='log_mel'")
@@ -105,6 +109,7 @@ class AcousticConfig:
 
     def __post_init__(self):
         _require_positive(self, "num_quantizers", "codebook_size", "codebook_dim")
+        _require(self.codebook_size <= MAX_CODEBOOK_SIZE, self, "codebook_size", f"at most {MAX_CODEBOOK_SIZE}")
         _require(
             1 <= self.min_quantizers <= self.num_quantizers,
             self,
@@ -374,8 +379,10 @@ def load(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"{path}: no such config file")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (ConfigError, TypeError, SyntaxError, NameError, ImportError, AttributeError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # a config is a program, and may fail like one
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.Config")
-    return config
+    return _build(Config, json.loads(json.dumps(dataclasses.asdict(config))), str(path))  # checks every type

@@ -64,7 +64,11 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise ModelError(f"{directory}: no model here: {name} is missing")
-    config = configs.from_json((directory / CONFIG).read_text(), str(directory / CONFIG))
+    try:
+        text = (directory / CONFIG).read_text()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{directory / CONFIG}: not text: {error}") from None
+    config = configs.from_json(text, str(directory / CONFIG))
     try:
         tensors = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -79,7 +83,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]
     ]
     if problems:
         raise ModelError(f"{directory}: weights do not fit the config:\n  " + "\n  ".join(sorted(problems)))
-    return config, unflatten(tensors)
+    return config, unflatten({name: value.astype(np.float32, copy=False) for name, value in tensors.items()})
 
 
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:

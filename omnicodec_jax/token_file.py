@@ -32,6 +32,11 @@ class TokenFile:
     gain: float
     """What the original was multiplied by before encoding."""
 
+    def num_frames(self, model_rate: int, hop_length: int) -> int:
+        """Frames that the original has at a model's sample rate."""
+        samples = -(-self.num_samples * model_rate // self.sample_rate)
+        return -(-samples // hop_length)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, whole or not at all."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
@@ -52,6 +57,10 @@ class TokenFile:
             tokens = cls(codes=codes, **fields)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
+        for name, kind in {"sample_rate": int, "num_samples": int, "gain": float}.items():
+            value = fields[name]
+            if type(value) not in (int, kind) or not 0 < value < float("inf"):
+                raise TokenError(f"{path}: {name} = {value!r}: must be a positive number")
         if codes.ndim != 2 or codes.dtype != np.uint16:
             raise TokenError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, must be uint16 [K, N]")
         return tokens

@@ -1,9 +1,8 @@
 """The public face: audio in, tokens out, and back.
 
-Audio of any length and number runs through one compiled program of fixed shape, [rows, ten seconds], with the stream's
-state carried from block to block. So memory does not grow with length, nothing is compiled twice, a clip's tokens do
-not depend on what else is in the batch, and blocks meet without a seam: the causal model gives on blocks what it gives
-on the whole.
+Audio of any length runs through one compiled program, in blocks of ten seconds with the stream's state carried from
+block to block. So the model's memory does not grow with length, no length is compiled for, and blocks meet without a
+seam: the causal model gives on blocks what it gives on the whole.
 """
 
 import os
@@ -25,7 +24,9 @@ from omnicodec_jax.models.conv import STREAM
 
 BLOCK_SECONDS = 10
 ACCELERATOR_ROWS = 16
-"""Clips side by side in the compiled program on a GPU or TPU."""
+"""Clips side by side on a GPU or TPU, at most."""
+SEMANTIC_RATE = 12.75
+"""Feature vectors a second, between 12.5 (log-mel) and 13 (Qwen3-Omni); to tell another clip's apart."""
 FEATURE_BLOCK = 128
 """Semantic feature vectors a step."""
 
@@ -45,8 +46,6 @@ class OmniCodecTokenizer:
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._model = model_directory.build(config)
-        # On a CPU a single row fills the cores, and more rows only spill the caches.
-        self._rows = 1 if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         self._block_frames = -(-BLOCK_SECONDS * config.sample_rate // config.hop_length)
         self._semantic_step = jax.jit(partial(_stream_step, self._model, OmniCodec.semantic_hidden))
         self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
@@ -117,13 +116,16 @@ class OmniCodecTokenizer:
 
         lengths: samples of each row if some are shorter than T. A row's codes depend on its own samples alone; past
         its num_frames(length) they are 0. semantic_features: one array [S, F] per row, for models whose features
-        are `stored`. Raises AudioError.
+        are `stored`. The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`.
+        Raises AudioError.
         """
         audio = np.asarray(audio, np.float32)
         if sample_rate != self.sample_rate:
             raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
         if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
+        if not np.isfinite(audio).all():
+            raise AudioError("audio holds samples that are NaN or infinite")
         sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
         if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
             raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
@@ -131,7 +133,7 @@ class OmniCodecTokenizer:
         features = None if self.semantic is None else self._features(clips, semantic_features)
 
         result = np.zeros((len(clips), self.num_quantizers, self.num_frames(max(sizes))), np.int32)
-        for rows in self._tiles(len(clips)):
+        for rows in _tiles(len(clips)):
             hidden = None if features is None else self._semantic_hidden(features[rows])
             codes = self._encode_tile(clips[rows], hidden)
             for target, row, size in zip(result[rows], codes, sizes[rows], strict=False):
@@ -144,19 +146,12 @@ class OmniCodecTokenizer:
         self._check_codes(codes)
         codes = codes.astype(np.int32)
         result = np.zeros((codes.shape[0], 1, codes.shape[2] * self.hop_length), np.float32)
-        for rows in self._tiles(codes.shape[0]):
-            tile = np.stack(self._fill_tile(list(codes[rows])))
+        for rows in _tiles(codes.shape[0]):
+            tile = np.stack(_fill_tile(list(codes[rows])))
             steps = range(0, codes.shape[2], self._block_frames)
             audio = self._stream(self._decode_step, ((_slice(tile, 2, n, self._block_frames),) for n in steps))
             result[rows] = audio[: len(result[rows]), :, : result.shape[2]]
         return result
-
-    def _tiles(self, count: int) -> Iterator[slice]:
-        return (slice(start, start + self._rows) for start in range(0, count, self._rows))
-
-    def _fill_tile(self, rows: list[np.ndarray]) -> list[np.ndarray]:
-        """Rows enough for the compiled program; what is computed on the added ones is thrown away."""
-        return rows + [rows[0]] * (self._rows - len(rows))
 
     def _check_codes(self, codes: np.ndarray) -> None:
         if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
@@ -183,6 +178,12 @@ class OmniCodecTokenizer:
         if len(features) != len(clips) or any(f.ndim != 2 or f.shape[1] != width or not len(f) for f in features):
             shapes = [list(f.shape) for f in features]
             raise AudioError(f"semantic features of shapes {shapes}: must be {len(clips)} arrays [S, {width}]")
+        if not all(np.isfinite(f).all() for f in features):
+            raise AudioError("semantic features hold values that are NaN or infinite")
+        for clip, f in zip(clips, features, strict=True):
+            seconds, implied = clip.size / self.sample_rate, len(f) / SEMANTIC_RATE
+            if abs(implied - seconds) > 0.1 * seconds + 0.2:
+                raise AudioError(f"{len(f)} semantic feature vectors for {seconds:.2f} s: another clip's?")
         return features
 
     def _log_mel_features(self, clip: np.ndarray) -> np.ndarray:
@@ -205,7 +206,7 @@ class OmniCodecTokenizer:
 
     def _semantic_hidden(self, features: list[np.ndarray]) -> list[np.ndarray]:
         """Semantic branch before its quantizer, [S, D] of each clip of a tile."""
-        features = self._fill_tile(features)
+        features = _fill_tile(features)
         steps = range(0, max(len(f) for f in features), FEATURE_BLOCK)
         blocks = ((np.stack([_slice(f, 0, n, FEATURE_BLOCK) for f in features]),) for n in steps)
         hidden = self._stream(self._semantic_step, blocks)
@@ -213,7 +214,7 @@ class OmniCodecTokenizer:
 
     def _encode_tile(self, clips: list[np.ndarray], hidden: list[np.ndarray] | None) -> np.ndarray:
         """Codes of a tile, to the end of the last block."""
-        clips = self._fill_tile(clips)
+        clips = _fill_tile(clips)
         if hidden is not None:
             # Interpolated over the whole clip, so that a position does not depend on where a block begins.
             rows = zip(hidden, clips, strict=True)
@@ -240,8 +241,21 @@ class OmniCodecTokenizer:
                 shapes = jax.eval_shape(step, self.variables, {}, *block)[1]
                 state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             output, state = step(self.variables, state, *block)
+            if outputs:  # off the device, now that the next block is on its way
+                outputs[-1] = np.asarray(outputs[-1])
             outputs.append(output)
         return np.concatenate(outputs, axis=1 if step is self._semantic_step else 2)
+
+
+def _tiles(count: int) -> Iterator[slice]:
+    """Rows that run side by side. On a CPU one row fills the cores, and more would only spill the caches."""
+    size = 1 if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _fill_tile(rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows to the next power of two, so that few sizes are compiled; what the added ones give is thrown away."""
+    return rows + [rows[0]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
 
 
 def _encode_block(model: nn.Module, audio: Array, hidden: Array | None, lengths: Array) -> Array:

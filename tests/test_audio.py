@@ -93,13 +93,36 @@ def test_what_cannot_be_encoded_is_refused_with_name_and_reason(tmp_path, sound,
     assert "\n" not in message
 
 
-def test_a_wav_from_a_pipe_has_no_length_and_is_read(tmp_path, sound):
+@pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f", b"\x00\x00\x00\x80"])
+def test_a_wav_from_a_pipe_has_no_length_and_is_read(tmp_path, sound, size):
     path = write(tmp_path / "a.wav", sound)
     data = bytearray(path.read_bytes())
     at = data.index(b"data") + 4
-    data[at : at + 4] = b"\xff\xff\xff\xff"
+    data[at : at + 4] = size
     path.write_bytes(data)
     assert audio.load(path, 24_000).num_samples == sound.size
+
+
+@pytest.mark.parametrize("name", ["a.mka", "a.webm"])
+def test_a_truncated_container_is_refused(tmp_path, sound, name):
+    import av
+
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono")
+        for start in range(0, sound.size - 960, 960):
+            frame = av.AudioFrame.from_ndarray(sound[None, start : start + 960], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48_000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert audio.load(tmp_path / name, 24_000).samples.size > 60_000
+    with pytest.raises(AudioError, match="truncated"):
+        audio.load(truncate(tmp_path / name), 24_000)
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.mp9", "a", "a.raw"])
+def test_only_wav_and_flac_are_written(tmp_path, name):
+    with pytest.raises(AudioError, match=r"use \.wav or \.flac"):
+        audio.save(tmp_path / name, np.zeros(10, np.float32), 24_000)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

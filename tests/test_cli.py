@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -24,6 +25,10 @@ def folder(tmp_path, clips):
     soundfile.write(root / "deep" / "er" / "low.wav", samples[::3], rate // 3)
     soundfile.write(root / "silent.wav", np.zeros(rate), rate)
     (root / "empty.mp3").touch()
+    (root / "cut.wav").write_bytes((root / "good.wav").read_bytes()[:50_000])
+    (root / "text.ogg").write_text("no sound at all")
+    soundfile.write(root / "one.wav", samples[:1], rate)
+    soundfile.write(root / "nan.wav", np.append(samples, np.nan), rate, subtype="FLOAT")
     (root / "notes.txt").write_text("not looked at")
     return root
 
@@ -35,14 +40,46 @@ def tree(root):
 def test_encode_and_decode_a_tree_with_bad_files_in_it(folder, tmp_path, demo_model, capsys):
     assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
     printed = capsys.readouterr()
-    assert "3 of 5 files" in printed.out
-    assert sorted(line.split(": ")[2] for line in printed.err.splitlines()) == ["empty file", "silent"]
+    assert "3 of 9 files" in printed.out
+    errors = dict(line.removeprefix("error: ").split(": ", 1) for line in printed.err.splitlines() if "error" in line)
+    reasons = {os.path.basename(path): message.split()[0].strip(":") for path, message in errors.items()}
+    assert reasons == {
+        "empty.mp3": "empty",
+        "silent.wav": "silent",
+        "cut.wav": "truncated",
+        "text.ogg": "not",
+        "one.wav": "too",
+        "nan.wav": "holds",
+    }
     assert tree(tmp_path / "tokens") == ["deep/er/low.safetensors", "good.flac.safetensors", "good.wav.safetensors"]
 
     assert cli.decode(tmp_path / "tokens", tmp_path / "out", model=demo_model) == 0
     for name, source in {"deep/er/low": "deep/er/low.wav", "good.flac": "good.flac", "good.wav": "good.wav"}.items():
         original, decoded = soundfile.info(folder / source), soundfile.info(tmp_path / "out" / f"{name}.wav")
         assert (decoded.frames, decoded.samplerate, decoded.channels) == (original.frames, original.samplerate, 1)
+
+
+def test_an_unforeseen_fault_costs_its_file_only(folder, tmp_path, demo_model, monkeypatch, capsys):
+    from omnicodec_jax.data import audio
+
+    def fault(path, *options, load=audio.load):
+        return 1 / 0 if path.name == "good.flac" else load(path, *options)
+
+    monkeypatch.setattr(audio, "load", fault)
+    assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
+    assert f"error: {folder / 'good.flac'}: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert len(tree(tmp_path / "tokens")) == 2
+
+
+def test_decoding_beside_the_original_keeps_the_original(folder, demo_model):
+    source = folder / "good.wav"
+    before = source.read_bytes()
+    assert cli.encode(source, model=demo_model) == 0
+    assert cli.decode(source.with_suffix(".safetensors"), model=demo_model) == 0
+    assert source.read_bytes() == before
+    assert (folder / "good_decoded.wav").is_file()
+    with pytest.raises(OmniCodecError, match=r"token files end in \.safetensors"):
+        cli.encode(source, folder / "other.wav", model=demo_model)
 
 
 def test_outputs_are_named_after_the_input(folder, demo_model):
@@ -81,10 +118,9 @@ def test_fewer_codebooks(folder, tmp_path, demo_model):
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
-    def tokens(name, codes, model):
-        TokenFile(codes=codes, model=model, frame_rate=12.5, sample_rate=24_000, num_samples=10, gain=1.0).save(
-            tmp_path / "t" / f"{name}.safetensors"
-        )
+    def tokens(name, codes, model, **options):
+        fields = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 3 * 1920, "gain": 1.0} | options
+        TokenFile(codes=codes, model=model, **fields).save(tmp_path / "t" / f"{name}.safetensors")
 
     (tmp_path / "t").mkdir()
     ours = cli._load_model(demo_model, None).model_hash
@@ -93,6 +129,9 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
     tokens("many", np.zeros((11, 3)), ours)
     tokens("good", np.zeros((9, 3)), ours)
     tokens("few", np.zeros((4, 3)), ours)
+    tokens("long", np.zeros((9, 3)), ours, num_samples=3 * 1920 + 1)
+    tokens("gain", np.zeros((9, 3)), ours, gain=0.0)
+    tokens("rate", np.zeros((9, 3)), ours, sample_rate=-1)
     (tmp_path / "t" / "junk.safetensors").write_bytes(b"junk")
     assert cli.decode(tmp_path / "t", tmp_path / "out", model=demo_model) == 1
     errors = dict(line.removeprefix("error: ").split(": ", 1) for line in capsys.readouterr().err.splitlines())
@@ -101,6 +140,9 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
     assert "code 300 in codebook 0" in errors["range.safetensors"]
     assert "not a token file" in errors["junk.safetensors"]
     assert "11 codebooks" in errors["many.safetensors"]
+    assert "3 frames do not fit 5761 samples" in errors["long.safetensors"]
+    assert "gain = 0.0: must be a positive number" in errors["gain.safetensors"]
+    assert "sample_rate = -1" in errors["rate.safetensors"]
     assert tree(tmp_path / "out") == ["few.wav", "good.wav"]
     assert cli.decode(tmp_path / "t" / "few.safetensors", model=demo_model, num_quantizers=5) == 1
     assert "holds 4 codebooks, --num-quantizers asks for 5" in capsys.readouterr().err
@@ -110,13 +152,24 @@ def test_features_from_files(folder, tmp_path, demo_model, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "features").mkdir()
     np.save(tmp_path / "features" / "good.npy", rng.standard_normal((18, 1024), np.float32))
-    assert cli.encode(folder / "good.wav", tmp_path / "a", model=demo_model) == 0
+    assert cli.encode(folder / "good.wav", tmp_path / "a.safetensors", model=demo_model) == 0
     given = tmp_path / "features" / "good.npy"
-    assert cli.encode(folder / "good.wav", tmp_path / "b", model=demo_model, features=given) == 0
-    own, other = (TokenFile.load(tmp_path / name).codes for name in "ab")
+    assert cli.encode(folder / "good.wav", tmp_path / "b.safetensors", model=demo_model, features=given) == 0
+    own, other = (TokenFile.load(tmp_path / f"{name}.safetensors").codes for name in "ab")
     assert (own[0] != other[0]).any()
     assert cli.encode(folder, tmp_path / "c", model=demo_model, features=tmp_path / "features") == 1
     assert "no semantic features in" in capsys.readouterr().err
+
+
+def test_a_model_of_stored_features_asks_for_them_once(folder, tmp_path, demo_model):
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    demo = OmniCodecTokenizer.from_pretrained(demo_model)
+    semantic = dataclasses.replace(demo.config.semantic, source="stored")
+    stored = OmniCodecTokenizer(dataclasses.replace(demo.config, semantic=semantic), demo.variables)
+    stored.save_pretrained(tmp_path / "stored")
+    with pytest.raises(ModelError, match="--features"):
+        cli.encode(folder, tmp_path / "tokens", model=tmp_path / "stored")
 
 
 def test_without_a_model_it_says_how_to_get_one(monkeypatch, clips):
@@ -196,6 +249,18 @@ def test_interrupted_it_keeps_what_is_done_and_nothing_half(clips, tmp_path, dem
     assert done
     for path in done:
         TokenFile.load(path)
+
+
+def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
+    from examples import demo
+
+    monkeypatch.setattr(demo, "RUNS", tmp_path)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    assert demo.main() == 0
+    printed = capsys.readouterr().out
+    for part in ("9 codebooks x 43 frames", "12.5 Hz, 900 bit/s", "x real time", "This model is untrained"):
+        assert part in printed
+    assert len(list((tmp_path / "audio").iterdir())) == len(list(cli.BUNDLED_CLIPS.glob("*.flac")))
 
 
 def test_training_and_tokenizing_import_no_torch_and_touch_no_device():

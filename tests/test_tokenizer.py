@@ -84,7 +84,10 @@ def test_given_features_are_used(tokenizer, audio):
         (dict(lengths=[0]), "each between 1"),
         (dict(lengths=[1, 2]), "one per row"),
         (dict(audio=np.zeros((1, 1, 100))), "too short"),
+        (dict(audio=np.full((1, 1, 24_000), np.nan)), "NaN or infinite"),
         (dict(semantic_features=np.zeros((1, 5, 7))), r"arrays \[S, 1024\]"),
+        (dict(semantic_features=np.full((1, 13, 1024), np.nan)), "hold values that are NaN"),
+        (dict(semantic_features=np.zeros((1, 40, 1024))), "40 semantic feature vectors for 1.00 s"),
     ],
 )
 def test_audio_that_is_refused(tokenizer, arguments, message):

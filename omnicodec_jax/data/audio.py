@@ -47,11 +47,7 @@ def load(path: str | os.PathLike[str], sample_rate: int, peak: float | None = No
     Raises AudioError for what holds no encodable sound: empty, truncated, silent, too short, NaN, no audio.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file")
-    samples, rate = _decode(path)
+    samples, rate = decode(path)
     length = samples.shape[0]
     if length < MIN_SECONDS * rate:
         raise AudioError(
@@ -80,12 +76,15 @@ def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 
 def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) -> None:
-    """Writes float32 [T] as 16 bit, in the format of the suffix (.wav, .flac, …), whole or not at all."""
+    """Writes float32 [T] as 16 bit .wav or .flac, whole or not at all."""
     path = Path(path)
-    if path.suffix[1:].upper() not in soundfile.available_formats():
+    if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
-    with replacing(path) as temporary:
-        soundfile.write(temporary, samples.clip(-1.0, 1.0), sample_rate)
+    try:
+        with replacing(path) as temporary:
+            soundfile.write(temporary, samples.clip(-1.0, 1.0), sample_rate)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {error.error_string}") from None
 
 
 def find(path: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
@@ -99,11 +98,15 @@ def find(path: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
     )
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """float32 [T, channels] and the sample rate."""
+def decode(path: Path) -> tuple[np.ndarray, int]:
+    """float32 [T, channels] and the sample rate, as they are in the file. Raises AudioError."""
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty file")
     try:
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: .raw has no header to read
         return _decode_ffmpeg(path)
     try:
         with file:
@@ -128,7 +131,7 @@ def _frames_in_riff_header(path: Path, file: soundfile.SoundFile) -> int:
         while width and len(header := raw.read(8)) == 8:
             size = int.from_bytes(header[4:], "little")
             if header[:4] == b"data":
-                return 0 if size in (0, 0xFFFFFFFF) else size // (width * file.channels)  # written to a pipe
+                return 0 if size >= 0x7FFF0000 else size // (width * file.channels)  # as written to a pipe
             raw.seek(size + size % 2, os.SEEK_CUR)
     return 0
 
@@ -139,7 +142,7 @@ def _ogg_ends(path: Path) -> bool:
         raw.seek(max(0, path.stat().st_size - 65_536))  # a page is smaller
         tail = raw.read()
     page = tail.rfind(b"OggS")
-    return page >= 0 and bool(tail[page + 5] & 4)
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
 
 
 def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
@@ -149,6 +152,7 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
                 raise AudioError(f"{path}: holds no audio")
             stream = container.streams.audio[0]
             rate = stream.rate
+            expected = 0.0 if container.duration is None else container.duration / av.time_base
             resampler = av.AudioResampler(format="fltp", rate=rate)
             frames = [
                 part.to_ndarray() for frame in (*container.decode(stream), None) for part in resampler.resample(frame)
@@ -157,4 +161,7 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
         raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode: {error.strerror}") from None
     if not frames:
         raise AudioError(f"{path}: holds no audio")
-    return np.ascontiguousarray(np.concatenate(frames, axis=1).T, dtype=np.float32), rate
+    samples = np.ascontiguousarray(np.concatenate(frames, axis=1).T, dtype=np.float32)
+    if (found := samples.shape[0] / rate) < 0.95 * expected - 0.2:  # containers round, and delay their first frame
+        raise AudioError(f"{path}: truncated: {found:.2f} of {expected:.2f} s could be decoded")
+    return samples, rate

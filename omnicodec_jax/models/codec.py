@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.models.backbone import Audio, Backbone, Codes, Latent
-from omnicodec_jax.models.conv import Dense, Lengths
+from omnicodec_jax.models.conv import Dense, Lengths, is_streaming
 from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.signal import interpolate
@@ -153,6 +153,8 @@ class OmniCodec(Backbone):
         num_quantizers: acoustic layers that quantizer dropout leaves on. Apply with mutable=["codebooks"] and
         rngs={"codebooks": key} to let the codebooks learn from the batch.
         """
+        if is_streaming(self):
+            raise ValueError('a training forward is no stream: apply it with mutable=["codebooks"]')
         config, samples = self.config, audio.shape[2]
         latent = self.acoustic_latent(audio)
         frames = latent.shape[1]

@@ -96,6 +96,8 @@ class CausalConv1d(nn.Module):
 
     def _fill_last_window(self, x: Sequence, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
         steps, missing = x.shape[1], -x.shape[1] % self.stride
+        if missing and is_streaming(self):
+            raise ValueError("a stream's block must hold whole frames; give the end of the audio by `lengths`")
         x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), mode="edge" if self.replicate else "constant")
         if lengths is None:
             return x

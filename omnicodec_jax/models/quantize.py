@@ -185,6 +185,8 @@ class ResidualVectorQuantizer(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], num_quantizers: int | Int[Array, ""] | None = None) -> Quantized:
         """num_quantizers: layers to run, the others are left out (quantizer dropout); may be traced."""
         active = self.num_quantizers if num_quantizers is None else num_quantizers
+        if isinstance(active, int) and not 1 <= active <= self.num_quantizers:
+            raise ValueError(f"num_quantizers = {active}: must be between 1 and {self.num_quantizers}")
         learning = self.is_mutable_collection(CODEBOOKS) and not self.is_initializing()
         x = self.project_in(x).astype(jnp.float32)
 
