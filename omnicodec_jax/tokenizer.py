@@ -50,6 +50,7 @@ class OmniCodecTokenizer:
         self._semantic_step = jax.jit(partial(_stream_step, self._model, OmniCodec.semantic_hidden))
         self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
         self._decode_step = jax.jit(partial(_stream_step, self._model, type(self._model).decode))
+        self._starts: dict[tuple[Any, int], Stream] = {}
         self._log10_mel = jax.jit(signal.log10_mel)
 
     @classmethod
@@ -237,14 +238,20 @@ class OmniCodecTokenizer:
         """Outputs of all blocks, joined along time; the state is carried from one to the next."""
         state, outputs = None, []
         for block in blocks:
-            if state is None:
-                shapes = jax.eval_shape(step, self.variables, {}, *block)[1]
-                state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            state = self._start(step, block) if state is None else state
             output, state = step(self.variables, state, *block)
             if outputs:  # off the device, now that the next block is on its way
                 outputs[-1] = np.asarray(outputs[-1])
             outputs.append(output)
         return np.concatenate(outputs, axis=1 if step is self._semantic_step else 2)
+
+    def _start(self, step: Any, block: tuple) -> Stream:
+        """State before the first block: zeros, made once for each number of rows."""
+        key = (step, len(block[0]))
+        if key not in self._starts:
+            shapes = jax.eval_shape(step, self.variables, {}, *block)[1]
+            self._starts[key] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return self._starts[key]
 
 
 def _tiles(count: int) -> Iterator[slice]:

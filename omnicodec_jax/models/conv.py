@@ -156,7 +156,8 @@ def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilat
         return y
     touched = -(-past.shape[1] // stride)
     added = conv1d(past, kernel, stride, dilation, 0, (touched - 1) * stride + reach - past.shape[1])[:, : y.shape[1]]
-    return y.at[:, : added.shape[1]].add(added)
+    # In place; `y.at[].add` is a scatter, which makes the whole decoder a sixth slower on a CPU.
+    return jax.lax.dynamic_update_slice_in_dim(y, y[:, : added.shape[1]] + added, 0, axis=1)
 
 
 def conv1d(

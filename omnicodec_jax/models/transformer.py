@@ -26,22 +26,17 @@ def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
 class Attention(nn.Module):
     """Multi-head self-attention; a query sees the keys of the last `context` steps, its own included.
 
-    When streaming, the last `context` keys and values and the number of steps seen are carried per row.
+    When streaming, the last `context` keys and values are carried.
     """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Sequence, positions: Positions) -> Sequence:
         batch, steps, width = x.shape
         config = self.config
         packed = Dense(3 * width, use_bias=False, name="qkv")(x)
         q, k, v = packed.reshape(batch, steps, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
-        if is_streaming(self):
-            seen = self.variable(STREAM, "seen", jnp.zeros, (batch,), jnp.int32)
-            positions = positions + seen.value[:, None]
-            seen.value = seen.value + steps
         q = rotary(q, positions, config.max_period)
         k = rotary(k, positions, config.max_period)
         k, v, key_positions = self._with_past(k, v, positions)
@@ -85,9 +80,9 @@ class TransformerLayer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Sequence, positions: Positions) -> Sequence:
         config = self.config
-        y = Attention(config, name="attention")(nn.LayerNorm(1e-5, name="norm_1")(x))
+        y = Attention(config, name="attention")(nn.LayerNorm(1e-5, name="norm_1")(x), positions)
         x = x + LayerScale(config.layer_scale, name="layer_scale_1")(y)
         y = Dense(config.dim_feedforward, use_bias=False, name="linear_1")(nn.LayerNorm(1e-5, name="norm_2")(x))
         y = Dense(x.shape[-1], use_bias=False, name="linear_2")(jax.nn.gelu(y, approximate=False))
@@ -95,12 +90,18 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of layers without a final norm; [B, T, C] → [B, T, C]."""
+    """Stack of layers without a final norm; [B, T, C] → [B, T, C]. A stream carries how many steps it has seen."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x: Sequence) -> Sequence:
+        batch, steps, _ = x.shape
+        positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
+        if is_streaming(self):
+            seen = self.variable(STREAM, "seen", jnp.zeros, (batch,), jnp.int32)
+            positions = positions + seen.value[:, None]
+            seen.value = seen.value + steps
         for i in range(self.config.num_layers):
-            x = TransformerLayer(self.config, name=f"layer_{i}")(x)
+            x = TransformerLayer(self.config, name=f"layer_{i}")(x, positions)
         return x
