@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omnicodec_jax import signal
 from omnicodec_jax.config import TransformerConfig
 from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Dense
-from omnicodec_jax.models.transformer import TransformerLayer
+from omnicodec_jax.models.transformer import Transformer
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -102,7 +102,8 @@ def test_transformer_layer_is_torch_layer_at_any_loudness(scale):
     """Quiet input shows the epsilon of the norms."""
     config = TransformerConfig(num_heads=2, num_layers=1, dim_feedforward=24, context=5)
     x = scale * normal(2, 16, 12)
-    params, ours = random_apply(TransformerLayer(config), x)
+    params, ours = random_apply(Transformer(config), x)
+    params = {name.removeprefix("layer_0."): value for name, value in params.items()}
     assert_close(ours, torch_layer(params, torch.from_numpy(x).mT, 2, 5).mT)
 
 
