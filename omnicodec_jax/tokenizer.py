@@ -137,7 +137,7 @@ class OmniCodecTokenizer:
         for rows in _tiles(len(clips)):
             hidden = None if features is None else self._semantic_hidden(features[rows])
             codes = self._encode_tile(clips[rows], hidden)
-            for target, row, size in zip(result[rows], codes, sizes[rows], strict=False):
+            for target, row, size in zip(result[rows], codes[: len(sizes[rows])], sizes[rows], strict=True):
                 target[:, : self.num_frames(size)] = row[:, : self.num_frames(size)]
         return result
 
