@@ -25,11 +25,11 @@ def ours(batch: int) -> Cases:
     """What is measured, for this package."""
     import jax
 
-    from omnicodec_jax import config, model_directory
+    from omnicodec_jax import config_files, model_directory
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    codec = config.load(CONFIG).codec
+    codec = config_files.load(CONFIG).codec
     initialize = partial(init_variables, model_directory.build(codec))
     variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
     rng = np.random.default_rng(0)

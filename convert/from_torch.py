@@ -12,7 +12,8 @@ import numpy as np
 
 from convert import reference
 from convert.tensors import ConversionError
-from omnicodec_jax import command, config, model_directory
+from omnicodec_jax import command, config_files, model_directory
+from omnicodec_jax.config import CodecConfig
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -66,9 +67,9 @@ def main(checkpoint: Path, config: Path, out: Path) -> None:
         print(f"left out on purpose: {len(dropped)} tensors of {', '.join(p + '*' for p in reference.DROPPED)}")
 
 
-def _read_config(path: Path) -> config.CodecConfig:
+def _read_config(path: Path) -> CodecConfig:
     if path.suffix not in (".yaml", ".yml"):
-        return config.load(path).codec
+        return config_files.load(path).codec
     import yaml
 
     try:

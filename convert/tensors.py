@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.config import ModelConfig
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
 
@@ -30,7 +29,7 @@ COUNTER = "steps_until_check"
 
 
 def from_entries(
-    state_dict: Mapping[str, np.ndarray], entries: Iterable[Entry], config: ModelConfig, doubled: Iterable[str] = ()
+    state_dict: Mapping[str, np.ndarray], entries: Iterable[Entry], config: Any, doubled: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Variables of a model, float32. Raises ConversionError with all missing, unexpected and misshapen keys."""
     ours = {name: np.zeros(shape, np.float32) for name, shape in expected_tensors(build(config)).items()}

@@ -13,8 +13,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import command, signal
-from omnicodec_jax import config as configs
+from omnicodec_jax import command, config_files, signal
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import SUFFIX, TokenFile
@@ -129,6 +128,7 @@ def inspect(path: Positional[Path], /) -> int:
     """
     import jax
 
+    from omnicodec_jax.model_directory import model_type
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     if not path.exists():
@@ -136,7 +136,7 @@ def inspect(path: Positional[Path], /) -> int:
     if (path / "config.json").is_file():
         codec = OmniCodecTokenizer.from_pretrained(path)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(codec.variables["params"]))
-        print(f"{path}: {configs.model_type(codec.config)} model {codec.model_hash}")
+        print(f"{path}: {model_type(codec.config)} model {codec.model_hash}")
         print(
             f"  {codec.frame_rate:g} Hz, hop {codec.hop_length} at {codec.sample_rate} Hz, {codec.bitrate:.10g} bit/s"
         )
@@ -172,7 +172,7 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     from omnicodec_jax.models.codec import OmniCodec
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
 
-    codec = configs.load(config).codec
+    codec = config_files.load(config).codec
     if codec.semantic is not None and codec.semantic.source != "log_mel":
         raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
     seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart

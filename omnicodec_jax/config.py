@@ -1,22 +1,13 @@
-"""Every option of the system: frozen dataclasses with validation, and their JSON form.
+"""Every option of the system: frozen dataclasses with validation.
 
 Numbers of the released code and of the paper live in `configs/`; the defaults here are what both agree on.
 """
 
 import dataclasses
-import difflib
-import json
 import math
-import os
-import runpy
-import types
-import typing
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from omnicodec_jax.errors import ConfigError
-
-T = TypeVar("T")
 
 MAX_CODEBOOK_SIZE = 65_536
 """Codes are stored as uint16."""
@@ -309,80 +300,3 @@ class Config:
             _require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
         if self.codec.wavlm_dim is None:
             _require(self.loss.wavlm_distillation == 0, self.loss, "wavlm_distillation", "0 without a WavLM head")
-
-
-ModelConfig = CodecConfig | MimiConfig
-MODEL_TYPES: dict[str, type] = {"omnicodec": CodecConfig, "mimi": MimiConfig}
-
-
-def model_type(config: ModelConfig) -> str:
-    """What config.json calls this kind of model."""
-    return next(name for name, cls in MODEL_TYPES.items() if cls is type(config))
-
-
-def to_json(config: ModelConfig) -> str:
-    """config.json of a model directory."""
-    return json.dumps({"model_type": model_type(config), **dataclasses.asdict(config)}, indent=2) + "\n"
-
-
-def from_json(text: str, where: str = "config.json") -> ModelConfig:
-    """The inverse of `to_json`. Unknown names, missing names and wrong types raise ConfigError, with the place."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from None
-    kind = values.pop("model_type", None) if isinstance(values, dict) else None
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(MODEL_TYPES)}")
-    return _build(MODEL_TYPES[kind], values, where)
-
-
-def _build(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from parsed JSON: every field present, none unknown, each of its annotated type."""
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: {values!r}: must be an object with the fields of {cls.__name__}")
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1)
-            raise ConfigError(f"{where}: unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if missing := [name for name in hints if name not in values]:
-        raise ConfigError(f"{where}: missing field(s) {', '.join(missing)}")
-    try:
-        return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if origin is types.UnionType:
-        (inner,) = (a for a in arguments if a is not types.NoneType)
-        return None if value is None else _convert(inner, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], item, where) for item in value)
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint in (int, bool, str) and type(value) is hint:
-        return value
-    raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
-
-
-def load(path: str | os.PathLike[str]) -> Config:
-    """The `config` of a Python file such as those in configs/. Raises ConfigError with the file's name."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # a config is a program, and may fail like one
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.Config")
-    return _build(Config, json.loads(json.dumps(dataclasses.asdict(config))), str(path))  # checks every type

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from omnicodec_jax import config as configs
-from omnicodec_jax.config import CodecConfig, ModelConfig
+from omnicodec_jax import config_files
+from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.models.codec import OmniCodec
@@ -26,9 +26,35 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Variables = Mapping[str, Any]
 
 
-def build(config: ModelConfig) -> OmniCodec | Mimi:
+class Kind(NamedTuple):
+    """A kind of model: its config, and the module built of that."""
+
+    config: type
+    module: Callable[[Any], nn.Module]
+
+
+KINDS = {"omnicodec": Kind(CodecConfig, OmniCodec), "mimi": Kind(MimiConfig, Mimi)}
+"""By the model_type that config.json names."""
+
+
+def model_type(config: Any) -> str:
+    """What config.json calls this kind of model."""
+    return next(name for name, kind in KINDS.items() if kind.config is type(config))
+
+
+def build(config: Any) -> Any:
     """The module that a config describes."""
-    return OmniCodec(config) if isinstance(config, CodecConfig) else Mimi(config)
+    return KINDS[model_type(config)].module(config)
+
+
+def to_json(config: Any) -> str:
+    """config.json: the config and its model type."""
+    return config_files.to_json(config, model_type(config))
+
+
+def from_json(text: str, where: str = CONFIG) -> Any:
+    """The inverse of `to_json`. Raises ConfigError with the place."""
+    return config_files.from_json(text, {name: kind.config for name, kind in KINDS.items()}, where)
 
 
 def flatten(variables: Variables) -> dict[str, Any]:
@@ -48,17 +74,17 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten(template).items()}
 
 
-def save(directory: str | os.PathLike[str], config: ModelConfig, variables: Variables) -> None:
+def save(directory: str | os.PathLike[str], config: Any, variables: Variables) -> None:
     """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model."""
     directory = Path(directory)
     tensors = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
     with replacing(directory / WEIGHTS) as path:
         save_file(tensors, path)
     with replacing(directory / CONFIG) as path:
-        path.write_text(configs.to_json(config))
+        path.write_text(to_json(config))
 
 
-def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
+def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """Config and variables (numpy). Raises ModelError with every tensor that is missing, unknown or misshapen."""
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
@@ -68,7 +94,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]
         text = (directory / CONFIG).read_text()
     except UnicodeDecodeError as error:
         raise ModelError(f"{directory / CONFIG}: not text: {error}") from None
-    config = configs.from_json(text, str(directory / CONFIG))
+    config = from_json(text, str(directory / CONFIG))
     try:
         tensors = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -103,9 +129,9 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         raise ModelError(f"{name}: no such model directory, and not to be had from the hub: {reason}") from None
 
 
-def model_hash(config: ModelConfig, variables: Variables) -> str:
+def model_hash(config: Any, variables: Variables) -> str:
     """16 hex digits that identify a model: equal for equal config and weights, whatever file they came from."""
-    digest = hashlib.blake2b(configs.to_json(config).encode(), digest_size=8)
+    digest = hashlib.blake2b(to_json(config).encode(), digest_size=8)
     for name, leaf in sorted(flatten(variables).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from omnicodec_jax import model_directory, signal
-from omnicodec_jax.config import ModelConfig, SemanticConfig
+from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, TokenError
 from omnicodec_jax.models.codec import OmniCodec
@@ -42,7 +42,7 @@ class OmniCodecTokenizer:
     audio = tokenizer.decode(codes[:, :8])                # first 8 codebooks → [B, 1, N·hop]
     """
 
-    def __init__(self, config: ModelConfig, variables: model_directory.Variables):
+    def __init__(self, config: CodecConfig | MimiConfig, variables: model_directory.Variables):
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._model = model_directory.build(config)

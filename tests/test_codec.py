@@ -11,8 +11,7 @@ import pytest
 from tiny import HOP, normal, variables
 from tiny import OMNICODEC as TWO_LAYERS
 
-from omnicodec_jax import config as configs
-from omnicodec_jax import losses
+from omnicodec_jax import config_files, losses
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.models.codec import CodecOutput, OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -235,7 +234,7 @@ def test_latent_of_any_prefix_is_the_sum_of_its_entries(name, codebooks):
     ],
 )
 def test_recipe_has_its_codebooks_rate_and_bit_rate(name, layers, rate, bitrate, blocks):
-    codec = configs.load(CONFIGS / f"{name}.py").codec
+    codec = config_files.load(CONFIGS / f"{name}.py").codec
     tokenizer = OmniCodecTokenizer(codec, {})
     assert codec.acoustic.num_quantizers == layers
     assert tokenizer.num_quantizers == layers + 1
@@ -258,7 +257,7 @@ PAPER |= {"feature_matching_waveform": 1, "feature_matching_wavlm": 1}
     [("released_12hz", RELEASED), ("released_6hz", RELEASED), ("paper_12hz", PAPER), ("paper_6hz", PAPER)],
 )
 def test_recipe_weighs_the_losses_as_its_source_does(name, weights):
-    assert dataclasses.asdict(configs.load(CONFIGS / f"{name}.py").loss) == weights
+    assert dataclasses.asdict(config_files.load(CONFIGS / f"{name}.py").loss) == weights
 
 
 TRANSFORMERS = ("encoder_transformer", "decoder_transformer")
@@ -272,7 +271,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_recipe_trains_as_its_source_does(name):
-    config = configs.load(CONFIGS / f"{name}.py")
+    config = config_files.load(CONFIGS / f"{name}.py")
     optimizer = config.optimizer
     schedule = (optimizer.warmup_steps, optimizer.total_steps, optimizer.cosine_cycles, optimizer.accumulation)
     assert (*schedule, optimizer.weight_decay_modules, config.data.segment_samples) == SCHEDULES[name]

@@ -18,11 +18,10 @@ from omnicodec_jax.config import (
     SEANetConfig,
     SemanticConfig,
     TransformerConfig,
-    from_json,
-    load,
-    to_json,
 )
+from omnicodec_jax.config_files import load
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.model_directory import from_json, to_json
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 MODELS = {path.stem: load(path).codec for path in RECIPES} | {

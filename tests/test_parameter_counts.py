@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from omnicodec_jax import config
+from omnicodec_jax import config_files
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
@@ -35,7 +35,7 @@ COMMON = {
 
 
 def load(name: str, **seanet) -> CodecConfig:
-    codec = config.load(CONFIGS / f"{name}.py").codec
+    codec = config_files.load(CONFIGS / f"{name}.py").codec
     return dataclasses.replace(codec, seanet=dataclasses.replace(codec.seanet, **seanet))
 
 

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnicodec_jax import config as configs
 from omnicodec_jax import model_directory
 from omnicodec_jax.data import audio as audio_files
-from omnicodec_jax.errors import AudioError, ModelError, TokenError
+from omnicodec_jax.errors import AudioError, ConfigError, ModelError, TokenError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 
@@ -150,10 +149,10 @@ def test_models_that_are_refused(tokenizer, tmp_path):
     with pytest.raises(ModelError, match=r"misshapen: params.encoder.conv_in.kernel is \[7, 1, 8\]"):
         OmniCodecTokenizer.from_pretrained(tmp_path)
     config.write_text(config.read_text().replace('"n_filters"', '"n_filter"'))
-    with pytest.raises(configs.ConfigError, match="unknown field 'n_filter'; did you mean 'n_filters'"):
+    with pytest.raises(ConfigError, match="unknown field 'n_filter'; did you mean 'n_filters'"):
         OmniCodecTokenizer.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
-    config.write_text(configs.to_json(tokenizer.config))
+    config.write_text(model_directory.to_json(tokenizer.config))
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         OmniCodecTokenizer.from_pretrained(tmp_path)
 

@@ -12,7 +12,6 @@ from omnicodec_jax.config import (
     AcousticConfig,
     CodecConfig,
     MimiConfig,
-    ModelConfig,
     SEANetConfig,
     SemanticConfig,
     TransformerConfig,
@@ -40,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 
 @cache
-def variables(config: ModelConfig) -> dict[str, Any]:
+def variables(config: CodecConfig | MimiConfig) -> dict[str, Any]:
     """Random values under which every part matters: LayerScales near 0.3, codebooks that are not empty."""
     rng = np.random.default_rng(0)
 

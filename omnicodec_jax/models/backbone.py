@@ -28,6 +28,10 @@ class Backbone(nn.Module):
         self.decoder_transformer = Transformer(config.transformer)
         self.decoder = SEANetDecoder(config.seanet)
 
+    def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
+        """What `init` calls the module with."""
+        return (jnp.zeros((1, 1, self.config.hop_length)),)
+
     def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
         """Before the quantizers: [B, 1, T] → [B, ceil(T / hop), D]; lengths: valid samples of each row."""
         x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)

@@ -76,6 +76,11 @@ class OmniCodec(Backbone):
             if config.wavlm_dim is not None:
                 self.wavlm_head = Dense(config.wavlm_dim)
 
+    def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
+        """What `init` calls the module with."""
+        semantic = self.config.semantic
+        return super().example_inputs() + (() if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),))
+
     # -- Semantic-acoustic decoupling (paper §2.2): what the semantic code tells is taken out of the acoustic latent
     # before its quantizer and put back after it. `semantic` is the quantized semantic vector.
 

@@ -18,12 +18,8 @@ Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 
 
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
-    """{"params", "codebooks"} of an OmniCodec or a Mimi: PyTorch's initial distributions, empty codebooks. Jit it."""
-    config = model.config  # type: ignore[attr-defined]
-    semantic = getattr(config, "semantic", None)
-    audio = jnp.zeros((1, 1, config.hop_length))
-    features = () if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),)
-    return dict(model.init(key, audio, *features))
+    """{"params", "codebooks"} of a module: PyTorch's initial distributions, empty codebooks. Jit it."""
+    return dict(model.init(key, *model.example_inputs()))  # type: ignore[attr-defined]
 
 
 def initialize_codebooks(

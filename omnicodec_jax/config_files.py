@@ -1,0 +1,88 @@
+"""Configs as files: JSON beside weights, and the Python files of configs/. Both are checked to the last field."""
+
+import dataclasses
+import difflib
+import json
+import os
+import runpy
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
+
+from omnicodec_jax.config import Config
+from omnicodec_jax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_json(config: Any, model_type: str) -> str:
+    """config.json of a model directory."""
+    return json.dumps({"model_type": model_type, **dataclasses.asdict(config)}, indent=2) + "\n"
+
+
+def from_json(text: str, types: Mapping[str, type], where: str = "config.json") -> Any:
+    """The inverse of `to_json`: the dataclass that `types` has for the model type.
+
+    Unknown names, missing names and wrong types raise ConfigError, with the place.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from None
+    kind = values.pop("model_type", None) if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in types:
+        raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(types)}")
+    return _build(types[kind], values, where)
+
+
+def _build(cls: type[T], values: Any, where: str) -> T:
+    """A dataclass from parsed JSON: every field present, none unknown, each of its annotated type."""
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {values!r}: must be an object with the fields of {cls.__name__}")
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            raise ConfigError(f"{where}: unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if missing := [name for name in hints if name not in values]:
+        raise ConfigError(f"{where}: missing field(s) {', '.join(missing)}")
+    try:
+        return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is UnionType:
+        (inner,) = (a for a in arguments if a is not NoneType)
+        return None if value is None else _convert(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The `config` of a Python file such as those in configs/. Raises ConfigError with the file's name."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except Exception as error:  # a config is a program, and may fail like one
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.Config")
+    return _build(Config, json.loads(json.dumps(dataclasses.asdict(config))), str(path))  # checks every type
