@@ -5,10 +5,11 @@ Numbers of the released code and of the paper live in `configs/`; the defaults h
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from omnicodec_jax.errors import ConfigError
 
+SemanticSource = Literal["log_mel", "qwen3_aut", "stored"]
 MAX_CODEBOOK_SIZE = 65_536
 """Codes are stored as uint16."""
 
@@ -22,6 +23,10 @@ def _require(condition: bool, owner: object, field: str, expected: str) -> None:
 def _require_positive(owner: object, *fields: str) -> None:
     for field in fields:
         _require(getattr(owner, field) > 0, owner, field, "positive")
+
+
+def _require_windows(owner: object, field: str) -> None:
+    _require(all(w >= 8 and w % 2 == 0 for w in getattr(owner, field)), owner, field, "even, 8 or more each")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,8 @@ class TransformerConfig:
 class SemanticConfig:
     """Semantic branch: frozen features, a transformer, one codebook (spec §1.6–1.7)."""
 
-    source: Literal["log_mel", "stored"] = "stored"
-    """`stored`: features [S, feature_dim] are given with the audio; `log_mel`: computed from it, no weights needed."""
+    source: SemanticSource = "stored"
+    """Features [S, feature_dim] are given with the audio, or computed from it: by the encoder, or by no network."""
     feature_dim: int = 2048
     codebook_size: int = 2048
     codebook_dim: int = 1024
@@ -83,7 +88,8 @@ class SemanticConfig:
     def __post_init__(self):
         _require_positive(self, "feature_dim", "codebook_size", "codebook_dim")
         _require(self.codebook_size <= MAX_CODEBOOK_SIZE, self, "codebook_size", f"at most {MAX_CODEBOOK_SIZE}")
-        _require(self.source in ("log_mel", "stored"), self, "source", "'log_mel' or 'stored'")
+        sources = get_args(SemanticSource)
+        _require(self.source in sources, self, "source", f"one of {', '.join(sources)}")
         if self.source == "log_mel":
             _require(self.feature_dim == 1024, self, "feature_dim", "1024 (8 frames of 128 bins) with source='log_mel'")
 
@@ -216,6 +222,65 @@ class MimiConfig(BackboneConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class STFTDiscriminatorConfig:
+    """Multi-scale STFT discriminator (spec §2.1)."""
+
+    windows: tuple[int, ...] = (206, 334, 542, 876, 1418, 2296)
+    """One sub-discriminator each; the hop is half the window."""
+    filters: int = 32
+    negative_slope: float = 0.3
+    """Of the leaky ReLU."""
+
+    def __post_init__(self):
+        _require_positive(self, "filters")
+        _require_windows(self, "windows")
+        _require(0 <= self.negative_slope < 1, self, "negative_slope", "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WaveformDiscriminatorConfig:
+    """Multi-period, multi-rate and multi-resolution discriminators of the Descript Audio Codec (spec §2.2)."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    """Multi-period: one sub-discriminator each sees every p-th sample."""
+    rates: tuple[int, ...] = ()
+    """Multi-rate (MSD): factors that the audio is down-sampled by. The paper names it; the released code has none."""
+    windows: tuple[int, ...] = (334, 542, 876, 1418, 2296)
+    """Multi-resolution STFT; the hop is a quarter of the window."""
+    channels: int = 1024
+    """Of the deepest layers; all others are in a fixed ratio to it."""
+
+    def __post_init__(self):
+        _require_positive(self, "channels")
+        _require(self.channels % 64 == 0, self, "channels", "a multiple of 64")
+        _require(all(p >= 2 for p in self.periods), self, "periods", "2 or more each")
+        _require(all(r >= 1 for r in self.rates), self, "rates", "1 or more each")
+        _require_windows(self, "windows")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WavLMDiscriminatorConfig:
+    """Discriminator over all hidden states of WavLM (spec §2.3)."""
+
+    channels: int = 64
+    hidden_size: int = 768
+    hidden_states: int = 13
+    """The embedding and every layer's output."""
+
+    def __post_init__(self):
+        _require_positive(self, "channels", "hidden_size", "hidden_states")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The discriminator families; None: without that one."""
+
+    stft: STFTDiscriminatorConfig | None = STFTDiscriminatorConfig()
+    waveform: WaveformDiscriminatorConfig | None = WaveformDiscriminatorConfig()
+    wavlm: WavLMDiscriminatorConfig | None = WavLMDiscriminatorConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the generator's loss terms (paper Eq. 1; spec §3.2)."""
 
@@ -258,6 +323,11 @@ class OptimizerConfig:
     """0.5: down to 0 at total_steps; 1: down and up again."""
     accumulation: int = 1
     """Micro-batches per update."""
+    discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
+    """The generator learns from the discriminators as they are after their own update (the reference's way), or from
+    the same forward pass as they do, which saves one of two."""
+    ema_decay: float | None = None
+    """Of the moving average of the codec's parameters; None: none is kept."""
 
     def __post_init__(self):
         _require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
@@ -265,18 +335,62 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
         _require(0 <= self.warmup_steps < self.total_steps, self, "warmup_steps", f"below {self.total_steps=}")
         _require(self.accumulation >= 1, self, "accumulation", "1 or more")
+        updates = ("alternating", "simultaneous")
+        _require(self.discriminator_update in updates, self, "discriminator_update", " or ".join(map(repr, updates)))
+        _require(self.ema_decay is None or 0 <= self.ema_decay < 1, self, "ema_decay", "in [0, 1), or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DomainConfig:
+    """One domain of the prepared audio, and its share of every batch."""
+
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(self, "weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What one training batch is (spec §4)."""
+    """Where the samples come from, and what one training batch is (spec §4)."""
 
+    prepared: str = "data/prepared"
+    """Directory that `omnicodec prepare` has written."""
+    features: str | None = None
+    """Directory that `convert.semantic_features` has written; for semantic.source='stored'."""
+    domains: tuple[DomainConfig, ...] = (
+        DomainConfig(name="speech", weight=6.0),
+        DomainConfig(name="music"),
+        DomainConfig(name="sound"),
+    )
+    sample_by: Literal["clips", "hours"] = "clips"
+    """Within a domain: every clip is as likely (the reference's way), or every second of audio."""
     batch_size: int = 24
     """Clips per update over all devices."""
     segment_samples: int = 240_000
+    num_workers: int = 4
+    """Processes on each host that read and decode; 0: the training process itself."""
 
     def __post_init__(self):
         _require_positive(self, "batch_size", "segment_samples")
+        _require(self.num_workers >= 0, self, "num_workers", "0 or more")
+        _require(self.sample_by in ("clips", "hours"), self, "sample_by", "'clips' or 'hours'")
+        names = [domain.name for domain in self.domains]
+        _require(bool(names) and len(set(names)) == len(names), self, "domains", "one or more, each once")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a step is computed (spec §8.6–8.7)."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
+    remat: bool = True
+    """Activations are computed again for the backward pass instead of being kept."""
+
+    def __post_init__(self):
+        _require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,9 +398,11 @@ class Config:
     """One experiment: what a file in configs/ exposes as `config`."""
 
     codec: CodecConfig = CodecConfig()
+    discriminators: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
     seed: int = 0
 
     def __post_init__(self):

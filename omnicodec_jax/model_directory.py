@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from omnicodec_jax import config_files
-from omnicodec_jax.config import CodecConfig, MimiConfig
+from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig
+from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
+from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -33,7 +36,13 @@ class Kind(NamedTuple):
     module: Callable[[Any], nn.Module]
 
 
-KINDS = {"omnicodec": Kind(CodecConfig, OmniCodec), "mimi": Kind(MimiConfig, Mimi)}
+KINDS = {
+    "omnicodec": Kind(CodecConfig, OmniCodec),
+    "mimi": Kind(MimiConfig, Mimi),
+    "qwen3_aut": Kind(Qwen3AuTConfig, Qwen3AuT),
+    "wavlm": Kind(WavLMConfig, WavLM),
+    "discriminators": Kind(DiscriminatorConfig, Discriminators),
+}
 """By the model_type that config.json names."""
 
 
@@ -112,8 +121,10 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     return config, unflatten({name: value.astype(np.float32, copy=False) for name, value in tensors.items()})
 
 
-def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The directory of a model: itself, or where the hub's `owner/name` was downloaded to."""
+def resolve(
+    name: str | os.PathLike[str], revision: str | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)
+) -> Path:
+    """The directory of a model: itself, or where those files of the hub's `owner/name` were downloaded to."""
     if Path(name).is_dir():
         return Path(name)
     name = str(name)
@@ -123,7 +134,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: no such model directory, and not to be had from the hub: {reason}") from None

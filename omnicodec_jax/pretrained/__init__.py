@@ -1,0 +1,1 @@
+"""Frozen networks that are run, never trained: their configs stand beside them."""

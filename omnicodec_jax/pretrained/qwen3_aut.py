@@ -1,0 +1,190 @@
+"""AuT, the audio encoder of Qwen3-Omni (arXiv 2509.17765): log-mel in, 13 features a second out.
+
+    log-mel  ├─ 100 frames ─┼─ 100 frames ─┼─ … ─┼─ tail ─┤   convolved each by itself, 8 frames to a token
+    tokens   ├── 13 tokens ─┼── 13 tokens ─┼─ … ─┼────────┤   positions start anew in every chunk
+    windows  ├──────── window_chunks ────────┼─── … ───────┤   attention sees its window, both ways, and no other
+
+Source: transformers' Qwen3OmniMoeAudioEncoder, as it encodes each clip by itself.
+"""
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from omnicodec_jax.config import _require, _require_positive
+from omnicodec_jax.models.conv import Lengths
+
+CHUNK_FRAMES = 100
+"""Log-mel frames that are convolved together: 1 s."""
+TOKENS_PER_CHUNK = 13
+FRAMES_PER_TOKEN = 8
+
+Count = TypeVar("Count", int, np.ndarray, jax.Array)
+Tokens = Float[Array, "B S D"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen3AuTConfig:
+    """The released encoder, of 648 M parameters."""
+
+    num_mel_bins: int = 128
+    conv_channels: int = 480
+    d_model: int = 1280
+    num_heads: int = 20
+    num_layers: int = 32
+    dim_feedforward: int = 5120
+    window_chunks: int = 8
+    """Chunks of 1 s that an attention window spans."""
+    output_dim: int = 2048
+
+    def __post_init__(self):
+        _require_positive(self, *(field.name for field in dataclasses.fields(self)))
+        _require(self.d_model % self.num_heads == 0, self, "d_model", f"a multiple of num_heads={self.num_heads}")
+        _require(self.d_model % 2 == 0 and self.d_model > 2, self, "d_model", "even, and more than 2 (sinusoids)")
+
+
+def num_tokens(frames: Count) -> Count:
+    """Features of a clip of so many log-mel frames: 13 of each whole chunk, the tail's share of the last one."""
+    return frames // CHUNK_FRAMES * TOKENS_PER_CHUNK + -(-(frames % CHUNK_FRAMES) // FRAMES_PER_TOKEN)
+
+
+def sinusoids(length: int, channels: int) -> np.ndarray:
+    """Position embedding, float32 [length, channels]: the sines, then the cosines."""
+    half = channels // 2
+    angles = np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / (half - 1)))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+class ConvFrontEnd(nn.Module):
+    """Three convolutions over time and frequency, each of which halves both; one token per 8 frames."""
+
+    config: Qwen3AuTConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, chunks: Float[Array, "N 100 F"], ends: Int[Array, " N"]) -> Float[Array, "N 13 D"]:
+        """ends: frames of each chunk beyond which there is nothing, not even what a layer makes of zeros."""
+        x = chunks[..., None]
+        for i in (1, 2, 3):
+            x = nn.Conv(self.config.conv_channels, (3, 3), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x)
+            ends = -(-ends // 2)
+            inside = (jnp.arange(x.shape[1])[None] < ends[:, None])[..., None, None]
+            x = jnp.where(inside, jax.nn.gelu(x, approximate=False), 0)
+        channel_major = jnp.swapaxes(x, 2, 3).reshape(*x.shape[:2], -1)  # as the checkpoints flatten them
+        x = nn.Dense(self.config.d_model, use_bias=False, dtype=self.dtype, name="out")(channel_major)
+        return x.astype(jnp.float32) + sinusoids(TOKENS_PER_CHUNK, self.config.d_model)[None]
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, in float32 whatever the type of the parameters."""
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """float32 in and out."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
+        return jax.nn.standardize(x, epsilon=1e-5) * scale[None, None] + bias[None, None]
+
+
+class WindowedAttention(nn.Module):
+    """Multi-head self-attention of the valid tokens of each window among themselves."""
+
+    config: Qwen3AuTConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Tokens, lengths: Lengths) -> Tokens:
+        """lengths: valid tokens of each row."""
+        batch, steps, width = x.shape
+        size = min(self.config.window_chunks * TOKENS_PER_CHUNK, steps)
+        count = -(-steps // size)
+
+        def windows(name: str) -> Float[Array, "B W L H E"]:
+            y = nn.Dense(width, dtype=self.dtype, name=name)(x)
+            y = jnp.pad(y, ((0, 0), (0, count * size - steps), (0, 0)))
+            return y.reshape(batch, count, size, self.config.num_heads, -1)
+
+        q, k, v = windows("query"), windows("key"), windows("value")
+        valid = (jnp.arange(count * size)[None] < lengths[:, None]).reshape(batch, count, 1, 1, size)
+        # Logits and softmax are float32 whatever the compute type; finite, as a window may hold no valid token.
+        logits = jnp.einsum("bwqhe,bwkhe->bwhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min)).astype(v.dtype)
+        mixed = jnp.einsum("bwhqk,bwkhe->bwqhe", weights, v).reshape(batch, -1, width)[:, :steps]
+        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm block; the residual stream is float32."""
+
+    config: Qwen3AuTConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Tokens, lengths: Lengths) -> tuple[Tokens, None]:
+        """lengths: valid tokens of each row. Beside the result stands the nothing that `nn.scan` asks for."""
+        config, dtype = self.config, self.dtype
+        y = WindowedAttention(config, dtype, name="attention")(LayerNorm(name="norm_1")(x), lengths)
+        x = x + y.astype(jnp.float32)
+        y = nn.Dense(config.dim_feedforward, dtype=dtype, name="linear_1")(LayerNorm(name="norm_2")(x))
+        y = nn.Dense(config.d_model, dtype=dtype, name="linear_2")(jax.nn.gelu(y, approximate=False))
+        return x + y.astype(jnp.float32), None
+
+
+class Qwen3AuT(nn.Module):
+    """Log-mel [B, M, num_mel_bins] (`signal.log_mel` of 16 kHz audio) → features [B, num_tokens(M), output_dim].
+
+    `dtype` is that of matrix products and convolutions; the parameters may have either type, the features are
+    float32. The convolutions take 6 MB per second of audio in float32.
+    """
+
+    config: Qwen3AuTConfig
+    dtype: DTypeLike = jnp.float32
+
+    def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
+        """What `init` calls the module with."""
+        return (jnp.zeros((1, CHUNK_FRAMES, self.config.num_mel_bins)),)
+
+    @nn.compact
+    def __call__(
+        self,
+        mel: Float[Array, "B M F"],
+        lengths: Lengths | None = None,
+        continued: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B S O"]:
+        """lengths: valid frames of each row (all, if None); a row's first num_tokens(length) features are valid.
+
+        These are the features of the clip by itself, whatever stands behind it or in other rows. A long clip may be
+        cut into rows between its windows; `continued` are the rows that do not begin it (none, if None).
+        """
+        config, dtype = self.config, self.dtype
+        batch, frames, bins = mel.shape
+        chunks = -(-frames // CHUNK_FRAMES)
+        lengths = jnp.full(batch, frames) if lengths is None else lengths
+
+        valid = (jnp.arange(frames)[None] < lengths[:, None])[..., None]
+        mel = jnp.pad(jnp.where(valid, mel, 0), ((0, 0), (0, chunks * CHUNK_FRAMES - frames), (0, 0)))
+        # A clip's only chunk ends with the clip. The tail of a longer clip is filled up with zeros, and its last
+        # tokens do depend on what the convolutions make of these.
+        ends = jnp.minimum(lengths, CHUNK_FRAMES)
+        ends = ends if continued is None else jnp.where(continued, CHUNK_FRAMES, ends)
+        mel = mel.reshape(-1, CHUNK_FRAMES, bins)
+        x = ConvFrontEnd(config, dtype, name="front_end")(mel, jnp.repeat(ends, chunks))
+        x = x.reshape(batch, -1, config.d_model)[:, : num_tokens(frames)]
+
+        layers = nn.scan(
+            EncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,  # type: ignore[arg-type]
+            length=config.num_layers,
+        )
+        x, _ = layers(config, dtype, name="layers")(x, num_tokens(lengths))
+        x = nn.Dense(config.d_model, dtype=dtype, name="proj_1")(LayerNorm(name="norm")(x))
+        x = nn.Dense(config.output_dim, dtype=dtype, name="proj_2")(jax.nn.gelu(x, approximate=False))
+        return x.astype(jnp.float32)
