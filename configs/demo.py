@@ -28,5 +28,5 @@ config = Config(
         warmup_steps=100,
         total_steps=2000,
     ),
-    data=DataConfig(batch_size=4, segment_samples=48_000),
+    data=DataConfig(prepared="runs/demo/prepared", batch_size=4, segment_samples=48_000, num_workers=0),
 )

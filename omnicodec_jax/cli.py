@@ -1,4 +1,4 @@
-"""`omnicodec …`: encode, decode, inspect, init."""
+"""`omnicodec …`: prepare, encode, decode, inspect, init."""
 
 import os
 import sys
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from omnicodec_jax import command, config_files, signal
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import SUFFIX, TokenFile
 
@@ -25,6 +26,7 @@ ModelOption = Annotated[
     Path | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
 ]
 
+PREPARE_DEFAULTS = PrepareConfig()
 INIT_BATCH = 16
 """Segments of two seconds that `init` looks at at once."""
 
@@ -41,6 +43,7 @@ def encode(
     model: ModelOption = None,
     revision: str | None = None,
     features: Path | None = None,
+    encoder: Path | None = None,
 ) -> int:
     """Turn audio into token files.
 
@@ -50,11 +53,14 @@ def encode(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
+        encoder: Or the encoder to compute them with, a directory that convert.qwen3_aut has written.
     """
-    tokenizer = _load_model(model, revision)
-
-    if tokenizer.semantic is not None and tokenizer.semantic.source == "stored" and features is None:
-        raise ModelError("this model needs the semantic features [S, F] of each clip: give --features FILE|DIR")
+    tokenizer = _load_model(model, revision, encoder)
+    needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
+    if needed and features is None and encoder is None:
+        raise ModelError(
+            "this model needs the semantic features of each clip: give --features FILE|DIR, or --encoder DIR"
+        )
 
     def encode_file(source: Path, target: Path) -> tuple[float, str]:
         clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
@@ -156,6 +162,40 @@ def inspect(path: Positional[Path], /) -> int:
     return int(failed > 0)
 
 
+def prepare(
+    *,
+    manifest: str,
+    out: Path,
+    num_workers: int = os.cpu_count() or 1,
+    task: str = "0/1",
+    settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PREPARE_DEFAULTS,
+) -> int:
+    """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
+
+    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
+
+    Args:
+        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
+        out: Directory of the prepared audio.
+        num_workers: Processes.
+        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
+        settings: What becomes of the files.
+    """
+    from omnicodec_jax.data import manifest as manifests
+    from omnicodec_jax.data import prepare as preparation
+
+    done = preparation.run(manifests.parse_sources(manifest), out, settings, num_workers, preparation.Task.parse(task))
+    if not done.files:
+        print("prepare: nothing left to do")
+        return 0
+    rejected = f", {done.rejected} refused (see {out / 'rejects.jsonl'})" if done.rejected else ""
+    print(
+        f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
+        f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time"
+    )
+    return 0
+
+
 def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
     """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
 
@@ -199,13 +239,13 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     return 0
 
 
-def _load_model(model: Path | None, revision: str | None) -> Any:
+def _load_model(model: Path | None, revision: str | None, encoder: Path | None = None) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     name = model or os.environ.get("OMNICODEC_MODEL")
     if not name:
         raise ModelError(NO_MODEL)
-    return OmniCodecTokenizer.from_pretrained(name, revision)
+    return OmniCodecTokenizer.from_pretrained(name, revision, encoder)
 
 
 def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:
@@ -297,4 +337,5 @@ def use_compilation_cache() -> None:
 def main() -> None:
     """Entry point."""
     use_compilation_cache()
-    command.run({"encode": encode, "decode": decode, "inspect": inspect, "init": init}, prog="omnicodec")
+    commands = {"prepare": prepare, "encode": encode, "decode": decode, "inspect": inspect, "init": init}
+    command.run(commands, prog="omnicodec")

@@ -13,6 +13,10 @@ class AudioError(OmniCodecError):
     """Audio that cannot be encoded."""
 
 
+class DataError(OmniCodecError):
+    """A manifest, or prepared data, that cannot be used."""
+
+
 class ModelError(OmniCodecError):
     """A model directory that is missing, incomplete or does not fit its config."""
 

@@ -17,10 +17,10 @@ from flax import linen as nn
 
 from omnicodec_jax import model_directory, signal
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
-from omnicodec_jax.data import audio as audio_files
-from omnicodec_jax.errors import AudioError, TokenError
+from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.conv import STREAM
+from omnicodec_jax.semantic import Encoder, FeatureExtractor, load_encoder
 
 BLOCK_SECONDS = 10
 ACCELERATOR_ROWS = 16
@@ -42,7 +42,9 @@ class OmniCodecTokenizer:
     audio = tokenizer.decode(codes[:, :8])                # first 8 codebooks → [B, 1, N·hop]
     """
 
-    def __init__(self, config: CodecConfig | MimiConfig, variables: model_directory.Variables):
+    def __init__(
+        self, config: CodecConfig | MimiConfig, variables: model_directory.Variables, encoder: Encoder | None = None
+    ):
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._model = model_directory.build(config)
@@ -51,12 +53,28 @@ class OmniCodecTokenizer:
         self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
         self._decode_step = jax.jit(partial(_stream_step, self._model, type(self._model).decode))
         self._starts: dict[tuple[Any, int], Stream] = {}
-        self._log10_mel = jax.jit(signal.log10_mel)
+        self._extract: FeatureExtractor | None = None
+        if self.semantic is not None and (encoder is not None or self.semantic.source == "log_mel"):
+            self._extract = FeatureExtractor(None if self.semantic.source == "log_mel" else encoder)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> "OmniCodecTokenizer":
-        """From a model directory, or a Hugging Face hub id and revision. Raises ModelError, ConfigError."""
-        return cls(*model_directory.load(model_directory.resolve(name, revision)))
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        revision: str | None = None,
+        encoder: str | os.PathLike[str] | None = None,
+    ) -> "OmniCodecTokenizer":
+        """From a model directory, or a Hugging Face hub id and revision. Raises ModelError, ConfigError.
+
+        encoder: directory of the Qwen3-Omni audio encoder (`convert.qwen3_aut`), to compute semantic features with
+        that would have to be given otherwise.
+        """
+        config, variables = model_directory.load(model_directory.resolve(name, revision))
+        if not isinstance(config, CodecConfig | MimiConfig):
+            raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
+        if encoder is None:
+            return cls(config, variables)
+        return cls(config, variables, load_encoder(encoder, getattr(config, "semantic", None)))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors."""
@@ -116,8 +134,8 @@ class OmniCodecTokenizer:
         """Audio [B, 1, T] at the model's rate → codes int32 [B, K, ceil(T / hop)].
 
         lengths: samples of each row if some are shorter than T. A row's codes depend on its own samples alone; past
-        its num_frames(length) they are 0. semantic_features: one array [S, F] per row, for models whose features
-        are `stored`. The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`.
+        its num_frames(length) they are 0. semantic_features: one array [S, F] per row, for models that do not compute
+        them. The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`.
         Raises AudioError.
         """
         audio = np.asarray(audio, np.float32)
@@ -171,9 +189,12 @@ class OmniCodecTokenizer:
         """Semantic features [S, F] of each clip."""
         assert self.semantic is not None
         if given is None:
-            if self.semantic.source == "log_mel":
-                return [self._log_mel_features(clip) for clip in clips]
-            raise AudioError("this model needs the semantic features [S, F] of each clip; pass semantic_features")
+            if self._extract is not None:
+                return [self._extract(clip, self.sample_rate) for clip in clips]
+            raise AudioError(
+                "this model needs the semantic features [S, F] of each clip: pass semantic_features, or load it with "
+                "the encoder that computes them"
+            )
         features = [np.asarray(item, np.float32) for item in given]
         width = self.semantic.feature_dim
         if len(features) != len(clips) or any(f.ndim != 2 or f.shape[1] != width or not len(f) for f in features):
@@ -186,24 +207,6 @@ class OmniCodecTokenizer:
             if abs(implied - seconds) > 0.1 * seconds + 0.2:
                 raise AudioError(f"{len(f)} semantic feature vectors for {seconds:.2f} s: another clip's?")
         return features
-
-    def _log_mel_features(self, clip: np.ndarray) -> np.ndarray:
-        """Stacked log-mel frames of a clip, from ten-second blocks of it."""
-        samples = audio_files.resample(clip, self.sample_rate, signal.MEL_SAMPLE_RATE)
-        if samples.size < signal.MEL_WINDOW:
-            raise AudioError(
-                f"{clip.size} samples: too short; at least {audio_files.MIN_SECONDS * 1e3:.0f} ms are needed"
-            )
-        frames, block = samples.size // signal.MEL_HOP, BLOCK_SECONDS * signal.MEL_SAMPLE_RATE // signal.MEL_HOP
-        padded = np.pad(samples, signal.MEL_WINDOW // 2, mode="reflect")
-        overlap = signal.MEL_WINDOW - signal.MEL_HOP
-        mel = np.concatenate(
-            [
-                self._log10_mel(_slice(padded, 0, start * signal.MEL_HOP, block * signal.MEL_HOP + overlap))
-                for start in range(0, frames, block)
-            ]
-        )
-        return signal.stack_frames(signal.normalize_log_mel(mel[:frames]))
 
     def _semantic_hidden(self, features: list[np.ndarray]) -> list[np.ndarray]:
         """Semantic branch before its quantizer, [S, D] of each clip of a tile."""

@@ -1,13 +1,17 @@
 """Audio files in and out: decode, check, mix to mono, resample, scale."""
 
+import contextlib
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import soundfile
 import soxr
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from omnicodec_jax.errors import AudioError
@@ -26,10 +30,12 @@ MIN_SECONDS = 0.025
 """One analysis window of the semantic front end."""
 SILENCE = 1e-5
 """Peak, of full scale, below which there is nothing to encode (-100 dB)."""
+BLOCK = 1 << 16
+"""Samples per channel that are decoded at once: what is read stays in the cache until it is resampled."""
 
 
 class Clip(NamedTuple):
-    """One file, ready to encode."""
+    """One file, or a part of it, ready to encode."""
 
     samples: np.ndarray
     """float32 [T], mono, at the rate asked for."""
@@ -41,26 +47,54 @@ class Clip(NamedTuple):
     """The file's own, at its own rate."""
 
 
-def load(path: str | os.PathLike[str], sample_rate: int, peak: float | None = None) -> Clip:
+class Source(NamedTuple):
+    """An open file: its format, and its samples in blocks [t, channels], float32."""
+
+    sample_rate: int
+    channels: int
+    blocks: Iterator[np.ndarray]
+
+
+def load(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    peak: float | None = None,
+    offset: float = 0.0,
+    duration: float | None = None,
+    check: Callable[[Source], None] = lambda source: None,
+) -> Clip:
     """Reads any format of libsndfile or FFmpeg, mixes it to mono, resamples it, scales it to `peak`.
 
-    Raises AudioError for what holds no encodable sound: empty, truncated, silent, too short, NaN, no audio.
+    offset, duration: the part to read, in seconds; only that is held, and as mono. check: looks at the file's format
+    before anything is decoded, to refuse it. Raises AudioError for what holds no encodable sound: empty, truncated,
+    silent, too short, NaN, no audio, and for a part that reaches past the end.
     """
     path = Path(path)
-    samples, rate = decode(path)
-    length = samples.shape[0]
+    with reading(path, offset, duration) as source:
+        check(source)
+        rate, length, parts = source.sample_rate, 0, []
+        resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, quality="HQ")
+        share = np.full(source.channels, 1 / source.channels, np.float32)
+        for block in source.blocks:
+            mono = block @ share if source.channels > 1 else block[:, 0]
+            length += mono.size
+            parts.append(mono if resampler is None else resampler.resample_chunk(mono))
+    if duration is not None and length < round(duration * rate):
+        raise AudioError(f"{path}: ends at {offset + length / rate:.2f} s; {offset + duration:.2f} s were asked for")
     if length < MIN_SECONDS * rate:
         raise AudioError(
             f"{path}: too short: {length} samples at {rate} Hz; at least {MIN_SECONDS * 1e3:.0f} ms are needed"
         )
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: holds {int((~np.isfinite(samples)).sum())} samples that are NaN or infinite")
-    mono = samples.mean(axis=1)
-    loudest = float(np.abs(mono).max())
+    if resampler is not None:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    samples = fit_length(np.concatenate(parts), -(-length * sample_rate // rate))
+    loudest = float(max(samples.max(), -samples.min()))
+    if not np.isfinite(loudest):
+        raise AudioError(f"{path}: holds samples that are NaN or infinite")
     if loudest < SILENCE:
         raise AudioError(f"{path}: silent: no sample above {SILENCE:g} of full scale")
     gain = 1.0 if peak is None else peak / loudest
-    return Clip(resample(mono * np.float32(gain), rate, sample_rate), gain, rate, length)
+    return Clip(samples * np.float32(gain), gain, rate, length)
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
@@ -100,25 +134,48 @@ def find(path: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
 
 def decode(path: Path) -> tuple[np.ndarray, int]:
     """float32 [T, channels] and the sample rate, as they are in the file. Raises AudioError."""
+    with reading(path) as source:
+        return np.concatenate([np.zeros((0, source.channels), np.float32), *source.blocks]), source.sample_rate
+
+
+@contextlib.contextmanager
+def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> Iterator[Source]:
+    """A file to read block by block, or the part of it from `offset`, of `duration` seconds.
+
+    Raises AudioError here for what is no audio, and from the last block for what ends too early.
+    """
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file")
+    with contextlib.ExitStack() as stack:
+        try:
+            name: Any = os.fsencode(path)  # need not be UTF-8
+            file = stack.enter_context(soundfile.SoundFile(name))
+        except (soundfile.LibsndfileError, TypeError):  # TypeError: .raw has no header to read
+            yield _open_ffmpeg(path, stack, offset, duration)
+        else:
+            yield Source(file.samplerate, file.channels, _sndfile_blocks(path, file, offset, duration))
+
+
+def _sndfile_blocks(
+    path: Path, file: soundfile.SoundFile, offset: float, duration: float | None
+) -> Iterator[np.ndarray]:
+    promised = max(file.frames, _frames_in_riff_header(path, file))
+    start = min(round(offset * file.samplerate), file.frames)
+    left = promised - start if duration is None else round(duration * file.samplerate)
     try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: .raw has no header to read
-        return _decode_ffmpeg(path)
-    try:
-        with file:
-            samples = file.read(dtype="float32", always_2d=True)
-            missing = max(file.frames, _frames_in_riff_header(path, file)) - samples.shape[0]
+        if start:
+            file.seek(start)
+        while left > 0 and len(block := file.read(min(left, BLOCK), dtype="float32", always_2d=True)):
+            left -= len(block)
+            yield block
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: damaged or truncated: {error.error_string}") from None
-    if missing > 0:
-        raise AudioError(f"{path}: truncated: {missing} of {samples.shape[0] + missing} samples are missing")
-    if file.format == "OGG" and not _ogg_ends(path):
+    if duration is None and left > 0:
+        raise AudioError(f"{path}: truncated: {left} of {promised} samples are missing")
+    if duration is None and file.format == "OGG" and not _ogg_ends(path):
         raise AudioError(f"{path}: truncated: the last page of the Ogg stream is missing")
-    return samples, file.samplerate
 
 
 def _frames_in_riff_header(path: Path, file: soundfile.SoundFile) -> int:
@@ -145,23 +202,37 @@ def _ogg_ends(path: Path) -> bool:
     return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
 
 
-def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
+def _open_ffmpeg(path: Path, stack: contextlib.ExitStack, offset: float, duration: float | None) -> Source:
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{path}: holds no audio")
-            stream = container.streams.audio[0]
-            rate = stream.rate
-            expected = 0.0 if container.duration is None else container.duration / av.time_base
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            frames = [
-                part.to_ndarray() for frame in (*container.decode(stream), None) for part in resampler.resample(frame)
-            ]
+        container = stack.enter_context(av.open(str(path)))
     except FFmpegError as error:
         raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode: {error.strerror}") from None
-    if not frames:
+    if not container.streams.audio:
         raise AudioError(f"{path}: holds no audio")
-    samples = np.ascontiguousarray(np.concatenate(frames, axis=1).T, dtype=np.float32)
-    if (found := samples.shape[0] / rate) < 0.95 * expected - 0.2:  # containers round, and delay their first frame
+    stream = container.streams.audio[0]
+    return Source(stream.rate, stream.channels, _ffmpeg_blocks(path, container, offset, duration))
+
+
+def _ffmpeg_blocks(path: Path, container: InputContainer, offset: float, duration: float | None):
+    stream = container.streams.audio[0]
+    resampler = av.AudioResampler(format="fltp", rate=stream.rate)
+    first = round(offset * stream.rate)
+    last = None if duration is None else first + round(duration * stream.rate)
+    position = 0
+    try:
+        for frame in itertools.chain(container.decode(stream), [None]):
+            for part in resampler.resample(frame):
+                block = part.to_ndarray().T
+                kept = block[max(0, first - position) : None if last is None else max(0, last - position)]
+                position += len(block)
+                if len(kept):
+                    yield np.ascontiguousarray(kept, np.float32)
+                if last is not None and position >= last:
+                    return
+    except FFmpegError as error:
+        raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode: {error.strerror}") from None
+    if not position:
+        raise AudioError(f"{path}: holds no audio")
+    expected = 0.0 if container.duration is None else container.duration / av.time_base
+    if (found := position / stream.rate) < 0.95 * expected - 0.2:  # containers round, and delay their first frame
         raise AudioError(f"{path}: truncated: {found:.2f} of {expected:.2f} s could be decoded")
-    return samples, rate

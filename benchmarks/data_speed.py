@@ -1,0 +1,157 @@
+"""From files to batches, on one core: python -m benchmarks.data_speed
+
+Preparing is compared with a loop of `librosa.load`, which is how the reference reads its files, over the same files:
+the bundled clips, and longer ones made of them in the usual formats. Both take turns; medians. Reading is that of
+10 s crops in batches of 24 with stored features of width 2048, in CPU time.
+"""
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+
+from omnicodec_jax import command
+from omnicodec_jax.cli import BUNDLED_CLIPS
+from omnicodec_jax.config import DataConfig, DomainConfig
+from omnicodec_jax.data import audio, features, pipeline, prepare, records
+from omnicodec_jax.data.features import FeatureFormat
+from omnicodec_jax.data.manifest import Entry
+
+SECONDS, BATCH, WIDTH, STEPS = 10, 24, 2048, 20
+LONG_SECONDS = 180
+FORMATS = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
+
+
+def write_corpus(directory: Path) -> dict[str, list[Path]]:
+    """The bundled clips, and a long file of them in each format, mono and stereo, at 44.1 kHz."""
+    clips = sorted(BUNDLED_CLIPS.glob("*.flac"))
+    whole = np.concatenate([audio.load(clip, 44_100).samples for clip in clips])
+    mono = np.resize(whole, LONG_SECONDS * 44_100)
+    corpus = {"bundled clips, FLAC": clips}
+    for channels, samples in ((1, mono[:, None]), (2, np.stack([mono, np.roll(mono, 1000)], axis=1))):
+        for format, subtype in FORMATS.items():
+            path = directory / f"{channels}.{format.lower()}"
+            with soundfile.SoundFile(path, "w", 44_100, channels, subtype, format=format) as file:
+                for start in range(0, len(samples), 44_100):  # libsndfile's Vorbis encoder dies of long blocks
+                    file.write(samples[start : start + 44_100])
+            corpus[f"3 min, {format}, {'mono' if channels == 1 else 'stereo'}"] = [path]
+    return corpus
+
+
+def librosa_loop(paths: list[Path]) -> None:
+    """What the reference does to each file."""
+    import librosa
+
+    for path in paths:
+        samples, _ = librosa.load(path, sr=records.SAMPLE_RATE)
+        librosa.util.normalize(samples) * 0.95  # type: ignore[reportUnusedExpression]
+
+
+def prepare_files(paths: list[Path], out: Path) -> None:
+    """One work unit, in this process."""
+    entries = tuple(Entry(path.name, str(path)) for path in paths)
+    unit = prepare.Unit("sound-train-000000", "sound", "train", Path(), entries)
+    prepare.prepare_unit(unit, out, prepare.PrepareConfig(), {}, lambda *_: None)
+
+
+def alternate(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Median seconds of each, in turns, after one to warm up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats + 1):
+        for run, own in zip((first, second), times, strict=True):
+            start = time.process_time()
+            run()
+            own.append(time.process_time() - start)
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def measure_prepare(directory: Path, repeats: int) -> None:
+    """Prints one line per kind of file."""
+    print("| files | librosa.load, × real time | prepare, × real time | prepare / librosa |\n| --- | --- | --- | --- |")
+    for name, paths in write_corpus(directory).items():
+        seconds = sum(soundfile.info(path).duration for path in paths)
+        theirs, ours = alternate(
+            lambda paths=paths: librosa_loop(paths),
+            lambda paths=paths: prepare_files(paths, directory / "out"),
+            repeats,
+        )
+        print(f"| {name} | {seconds / theirs:.0f} | {seconds / ours:.0f} | **{theirs / ours:.2f}** |", flush=True)
+
+
+def measure_pipeline(directory: Path) -> None:
+    """Prints how fast batches are read, and what the data takes on disk."""
+    clips, prepared, stored = directory / "clips", directory / "prepared", directory / "features"
+    clips.mkdir()
+    for number, clip in enumerate(sorted(BUNDLED_CLIPS.glob("*.flac"))):
+        samples = audio.load(clip, records.SAMPLE_RATE).samples
+        audio.save(clips / f"{number}.wav", np.resize(samples, 60 * records.SAMPLE_RATE), records.SAMPLE_RATE)
+    with contextlib.redirect_stderr(io.StringIO()):
+        prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, prepare.Task())
+    (shard,) = records.read_index(prepared)
+    format = FeatureFormat(encoder="none", compute="float32", feature_dim=WIDTH)
+    rng = np.random.default_rng(0)
+    seconds = [size // records.SAMPLE_RATE for clip in shard.clips for _, size in records.segments(clip, 30)]
+    vectors = (format.encode(rng.standard_normal((13 * s, WIDTH), np.float32)) for s in seconds)
+    feature_bytes = records.write_shard(features.shard_path(stored, shard), vectors)
+    features.save_format(stored, format, np.zeros((13, WIDTH)))
+
+    config = DataConfig(
+        prepared=str(prepared), features=str(stored), domains=(DomainConfig(name="sound"),), batch_size=BATCH
+    )
+    samples = pipeline.Samples.open(config, 0, stored_features=True)
+    batches = iter(pipeline.host_batches(samples, BATCH, range(BATCH)))
+    for _ in range(2):
+        next(batches)
+    start = time.process_time()
+    for _ in range(STEPS):
+        next(batches)
+    speed = STEPS * BATCH * SECONDS / (time.process_time() - start)
+    hours = sum(seconds) / 3600
+    print(f"\nbatches of {BATCH} x {SECONDS} s with stored features: {speed:.0f} x real time per core")
+    print(f"one core feeds a step of {BATCH} clips every {BATCH * SECONDS / speed:.2f} s")
+    print(
+        f"on disk, per hour: audio {shard.bytes / hours / 1e6:.0f} MB (int16: {2 * 3.6e-3 * records.SAMPLE_RATE:.0f}), "
+        f"features {feature_bytes / hours / 1e6:.0f} MB as bfloat16"
+    )
+
+
+def encoder_flops() -> float:
+    """Of the features of one 10 s clip, as XLA counts them; nothing is run."""
+    from omnicodec_jax.model_directory import KINDS
+    from omnicodec_jax.models.initialize import init_variables
+    from omnicodec_jax.semantic import semantic_features
+
+    kind = KINDS["qwen3_aut"]
+    config = kind.config()
+    variables = jax.eval_shape(lambda: init_variables(kind.module(config), jax.random.key(0)))
+    clip = jax.ShapeDtypeStruct((1, 1, SECONDS * records.SAMPLE_RATE), jnp.float32)
+
+    def compute(clip: jax.Array, variables: dict) -> jax.Array:
+        return semantic_features(clip, records.SAMPLE_RATE, (config, variables))
+
+    analysis = jax.jit(compute).lower(clip, variables).compile().cost_analysis()
+    return float(analysis["flops"])  # type: ignore[index, call-overload]
+
+
+def main(repeats: int = 5) -> None:
+    """Measure preparing, reading, and the cost of computing features instead of reading them.
+
+    Args:
+        repeats: Turns each, after one to warm up.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        measure_prepare(Path(directory), repeats)
+        measure_pipeline(Path(directory))
+    print(f"features computed instead: {encoder_flops() / SECONDS / 1e9:.1f} GFLOP per second of audio")
+
+
+if __name__ == "__main__":
+    command.run(main, prog="python -m benchmarks.data_speed")

@@ -1,0 +1,167 @@
+"""Prepared audio on disk: ArrayRecord shards of segments, and the index that lists them.
+
+    DIR/prepared.json                          how it was prepared
+    DIR/index.jsonl                            a line per shard
+    DIR/rejects.jsonl                          a line per file that was refused, with the reason
+    DIR/shards/speech-train-000000.array_record   segments, FLAC-coded, 24 kHz, mono
+    DIR/shards/speech-train-000000.json           the shard's index line and rejects; marks it as finished
+
+A clip longer than `segment_seconds` is cut into equal segments, so that a crop never decodes an hour. The segments of
+a clip lie side by side, in a shard of its own domain and split.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import soundfile
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import replacing
+
+SAMPLE_RATE = 24_000
+PEAK = 0.95
+"""Every clip's largest sample, as the reference scales its whole files (spec §4)."""
+SHARDS, INDEX, REJECTS, SETTINGS = "shards", "index.jsonl", "rejects.jsonl", "prepared.json"
+SUFFIX = ".array_record"
+OPEN_SHARDS = 64
+"""Readers a process keeps open; each holds its shard's record positions."""
+
+Split = Literal["train", "validation"]
+Samples = TypeVar("Samples", int, np.ndarray)
+
+
+class Header(NamedTuple):
+    """What a record says of its segment."""
+
+    id: str
+    domain: str
+    start: int
+    """Sample of the clip that the segment begins with, at 24 kHz."""
+    clip_samples: int
+    """Length of the whole clip, at 24 kHz."""
+    gain: float
+    """What the file was multiplied by."""
+    source_rate: int
+    source_samples: int
+    """The file's own sample rate and length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One line of the index."""
+
+    name: str
+    domain: str
+    split: Split
+    digest: str
+    """Of the manifest lines it was made of."""
+    clips: tuple[int, ...]
+    """Samples of each clip at 24 kHz; `segments` says how many records that makes."""
+    bytes: int
+
+
+def num_segments(clip_samples: Samples, segment_seconds: int) -> Samples:
+    """How many records clips become."""
+    return -(-clip_samples // (segment_seconds * SAMPLE_RATE))
+
+
+def segments(clip_samples: int, segment_seconds: int) -> list[tuple[int, int]]:
+    """Start and length of the segments of a clip: as equal as whole seconds allow, none above segment_seconds.
+
+    Where there are several, each has at least segment_seconds // 2.
+    """
+    count, seconds = num_segments(clip_samples, segment_seconds), -(-clip_samples // SAMPLE_RATE)
+    bounds = [number * seconds // count * SAMPLE_RATE for number in range(count)] + [clip_samples]
+    return [(start, end - start) for start, end in itertools.pairwise(bounds)]
+
+
+def encode(header: Header, samples: np.ndarray) -> bytes:
+    """A record of int16 samples [T]."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    text = json.dumps(header).encode()
+    return struct.pack("<I", len(text)) + text + buffer.getvalue()
+
+
+def read_header(record: bytes) -> Header:
+    """The header of a record."""
+    (size,) = struct.unpack_from("<I", record)
+    return Header(*json.loads(record[4 : 4 + size]))
+
+
+def read_samples(record: bytes, start: int = 0, count: int = -1) -> np.ndarray:
+    """int16 samples of a record from `start` on, `count` of them or all."""
+    (size,) = struct.unpack_from("<I", record)
+    with soundfile.SoundFile(io.BytesIO(memoryview(record)[4 + size :])) as file:
+        if start:
+            file.seek(start)
+        return file.read(count, dtype="int16")
+
+
+@lru_cache(OPEN_SHARDS)
+def _reader(path: str) -> ArrayRecordReader:
+    if not Path(path).is_file():  # the library takes a file that is not there for one of no records
+        raise DataError(f"{path}: no such shard")
+    return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+
+
+def read_record(path: Path, index: int) -> bytes:
+    """One record of a shard. Raises DataError if it is damaged; its checksum tells."""
+    try:
+        return _reader(str(path)).read([index])[0]
+    except (RuntimeError, IndexError, ValueError) as error:
+        _reader.cache_clear()  # a reader that has failed stays so
+        raise DataError(f"{path}: record {index} cannot be read: {error}") from None
+
+
+def write_shard(path: Path, records: Any) -> int:
+    """Writes an iterable of records, whole or not at all; returns the file's size. Raises OSError on a full disk."""
+    with replacing(path) as temporary:
+        try:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from None
+        return temporary.stat().st_size
+
+
+def shard_path(directory: Path, name: str) -> Path:
+    """Where the records of a shard are."""
+    return directory / SHARDS / f"{name}{SUFFIX}"
+
+
+def read_index(directory: Path) -> list[Shard]:
+    """All shards of a prepared directory, by name. Raises DataError if there are none."""
+    path = directory / INDEX
+    if not path.is_file():
+        raise DataError(f"{directory}: no prepared audio here; run: omnicodec prepare --manifest … --out {directory}")
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [Shard(**{**row, "clips": tuple(row["clips"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: damaged: {error}; run omnicodec prepare again to rebuild it") from None
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """How a directory was prepared. Raises DataError."""
+    try:
+        return json.loads((directory / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory / SETTINGS}: {error}; run omnicodec prepare again") from None
+
+
+def fingerprint(shards: list[Shard]) -> str:
+    """16 hex digits that identify the data: equal for equal shards made of equal manifest lines."""
+    text = "".join(f"{shard.name} {shard.digest} {shard.clips}\n" for shard in shards)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
