@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import soundfile
+from flax import linen as nn
 
 from omnicodec_jax import command
 from omnicodec_jax.cli import BUNDLED_CLIPS
@@ -24,6 +26,7 @@ from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import audio, features, pipeline, prepare, records
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.pretrained.qwen3_aut import EncoderLayer, Qwen3AuT, Qwen3AuTConfig
 
 SECONDS, BATCH, WIDTH, STEPS = 10, 24, 2048, 20
 LONG_SECONDS = 180
@@ -125,20 +128,19 @@ def measure_pipeline(directory: Path) -> None:
 
 def encoder_flops() -> float:
     """Of the features of one 10 s clip, as XLA counts them; nothing is run."""
-    from omnicodec_jax.model_directory import KINDS
-    from omnicodec_jax.models.initialize import init_variables
-    from omnicodec_jax.semantic import semantic_features
+    config = Qwen3AuTConfig()
+    model, layer = Qwen3AuT(config), EncoderLayer(config, jnp.float32)
+    mel = jax.ShapeDtypeStruct((1, 100 * SECONDS, config.num_mel_bins), jnp.float32)
+    states = jax.ShapeDtypeStruct((1, features.PER_SECOND * SECONDS, config.d_model), jnp.float32)
 
-    kind = KINDS["qwen3_aut"]
-    config = kind.config()
-    variables = jax.eval_shape(lambda: init_variables(kind.module(config), jax.random.key(0)))
-    clip = jax.ShapeDtypeStruct((1, 1, SECONDS * records.SAMPLE_RATE), jnp.float32)
+    def flops(module: nn.Module, *inputs: Any) -> float:
+        variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+        analysis: Any = jax.jit(module.apply).lower(variables, *inputs).compile().cost_analysis()
+        return analysis["flops"]
 
-    def compute(clip: jax.Array, variables: dict) -> jax.Array:
-        return semantic_features(clip, records.SAMPLE_RATE, (config, variables))
-
-    analysis = jax.jit(compute).lower(clip, variables).compile().cost_analysis()
-    return float(analysis["flops"])  # type: ignore[index, call-overload]
+    # XLA counts the layers' loop as if it ran once.
+    lengths = jnp.full(1, states.shape[1])
+    return flops(model, mel) + (config.num_layers - 1) * flops(layer, states, lengths)
 
 
 def main(repeats: int = 5) -> None:

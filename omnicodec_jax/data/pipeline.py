@@ -55,7 +55,9 @@ class Clips:
     """The clips of one domain, by number: each once, or once per second of it (sample_by="hours")."""
 
     def __init__(self, shards: Sequence[Shard], segment_seconds: int, by_hours: bool):
-        self.shards, self.segment_seconds = tuple(shards), segment_seconds
+        self.segment_seconds = segment_seconds
+        # Lengths as arrays alone: every worker process gets a copy, and a large corpus has tens of millions.
+        self.shards = tuple(dataclasses.replace(shard, clips=()) for shard in shards)
         self.samples = np.concatenate([np.array(shard.clips, np.int64) for shard in shards])
         seconds = np.maximum(1, (self.samples + SAMPLE_RATE // 2) // SAMPLE_RATE)
         self.ends = np.cumsum(seconds if by_hours else np.ones_like(seconds))
