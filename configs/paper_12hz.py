@@ -7,7 +7,16 @@ stage is what its "approximately 134M parameters" fits. It does not mention the 
 future work in its §4), so there is none. All four transformers decay, which the paper leaves open.
 """
 
-from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, LossConfig, OptimizerConfig, SEANetConfig
+from omnicodec_jax.config import (
+    AcousticConfig,
+    CodecConfig,
+    Config,
+    DiscriminatorConfig,
+    LossConfig,
+    OptimizerConfig,
+    SEANetConfig,
+    WaveformDiscriminatorConfig,
+)
 
 config = Config(
     codec=CodecConfig(
@@ -15,6 +24,7 @@ config = Config(
         acoustic=AcousticConfig(num_quantizers=31),
         wavlm_dim=None,
     ),
+    discriminators=DiscriminatorConfig(waveform=WaveformDiscriminatorConfig(rates=(1,))),
     loss=LossConfig(
         mel=15.0,
         semantic=1.0,

@@ -1,0 +1,67 @@
+"""The reference's discriminators: one two-way key table between its state dict and our variables.
+
+Source: ASLP-lab/OmniCodec at commit 7e18277. Weight normalisation is the old-style one: `weight_v` is our kernel,
+`weight_g` our gain.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.reference import CONV
+from convert.tensors import Entry, from_entries, to_entries
+from omnicodec_jax.config import DiscriminatorConfig
+
+CONV_2D = (2, 3, 1, 0)
+CONV_NARROW = (3, 2, 1, 0)
+"""A 2-D convolution there whose kernels are one wide; a 1-D one here."""
+
+
+def weight_normed(key: str, module: str, axes: tuple[int, ...]) -> Iterator[Entry]:
+    """A convolution's kernel, gain and bias."""
+    yield Entry(f"{key}.weight_v", f"params.{module}.kernel", axes)
+    yield Entry(f"{key}.weight_g", f"params.{module}.gain", axes)
+    yield Entry(f"{key}.bias", f"params.{module}.bias")
+
+
+def key_table(config: DiscriminatorConfig) -> list[Entry]:
+    """Every tensor of the families that the config has."""
+    entries: list[Entry] = []
+    if config.stft is not None:
+        for i, window in enumerate(config.stft.windows):
+            key, module = f"net_msstftd.discriminators.{i}", f"stft.window_{window}"
+            entries.append(Entry(f"{key}.convs.0.conv.weight", f"params.{module}.conv_0.kernel", CONV_2D))
+            entries.append(Entry(f"{key}.convs.0.conv.bias", f"params.{module}.conv_0.bias"))
+            for j in range(1, 5):
+                entries += weight_normed(f"{key}.convs.{j}.conv", f"{module}.conv_{j}", CONV_2D)
+            entries += weight_normed(f"{key}.conv_post.conv", f"{module}.conv_post", CONV_2D)
+    if config.waveform is not None:
+        periods, rates, windows = config.waveform.periods, config.waveform.rates, config.waveform.windows
+        kinds = [("period", size, CONV_NARROW) for size in periods]
+        kinds += [("rate", size, CONV) for size in rates] + [("window", size, CONV_2D) for size in windows]
+        for i, (kind, size, axes) in enumerate(kinds):
+            key, module = f"net_dacd.discriminator.discriminators.{i}", f"waveform.{kind}_{size}"
+            if kind == "window":
+                layers = {f"band_convs.{b}.{j}": f"band_{b}_conv_{j}" for b in range(5) for j in range(5)}
+            else:
+                layers = {f"convs.{j}": f"conv_{j}" for j in range(5 if kind == "period" else 6)}
+            for theirs, ours in layers.items():
+                entries += weight_normed(f"{key}.{theirs}.0", f"{module}.{ours}", axes)
+            entries += weight_normed(f"{key}.conv_post", f"{module}.conv_post", axes)
+    if config.wavlm is not None:
+        for theirs, ours in {"pre": "conv_in", "conv_post": "conv_post"}.items():
+            entries += weight_normed(f"net_wld.{theirs}", f"wavlm.{ours}", CONV)
+        for j in range(3):
+            entries += weight_normed(f"net_wld.convs.{j}", f"wavlm.conv_{j}", CONV)
+    return entries
+
+
+def from_state_dict(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> dict[str, Any]:
+    """The reference's state dict → our variables. Raises ConversionError with every key that does not fit."""
+    return from_entries(state_dict, key_table(config), config)
+
+
+def to_state_dict(variables: Mapping[str, Any], config: DiscriminatorConfig) -> dict[str, np.ndarray]:
+    """The inverse of `from_state_dict`."""
+    return to_entries(variables, key_table(config))

@@ -1,0 +1,58 @@
+"""Multi-scale STFT discriminator (spec §2.1), as EnCodec's (arXiv 2210.13438 §3.4)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Complex, Float
+
+from omnicodec_jax.config import STFTDiscriminatorConfig
+from omnicodec_jax.discriminators.conv import Conv, Judgement
+from omnicodec_jax.models.backbone import Audio
+from omnicodec_jax.signal import hann_window, stft
+
+
+def real_and_imaginary(spectrum: Complex[Array, "B N F"]) -> Float[Array, "B N F 2"]:
+    """A spectrum as two channels."""
+    return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+
+
+class STFTScale(nn.Module):
+    """2-D convolutions over [B, frames, bins] of one window's spectrum."""
+
+    config: STFTDiscriminatorConfig
+    window: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, audio: Audio) -> Judgement:
+        filters, dtype = self.config.filters, self.dtype
+        energy = np.sum(hann_window(self.window) ** 2, dtype=np.float64)
+        x = real_and_imaginary(stft(audio[:, 0], self.window, self.window // 2) / float(np.sqrt(energy)))
+        layers = [
+            Conv(filters, (3, 9), weight_norm=False, dtype=dtype, name="conv_0"),
+            *[Conv(filters, (3, 9), stride=2, dilation=2**i, dtype=dtype, name=f"conv_{i + 1}") for i in range(3)],
+            Conv(filters, (3, 3), dtype=dtype, name="conv_4"),
+        ]
+        feature_maps = []
+        for layer in layers:
+            x = nn.leaky_relu(layer(x), self.config.negative_slope)
+            feature_maps.append(x)
+        logits = Conv(1, (3, 3), dtype=dtype, name="conv_post")(x)
+        return Judgement(logits.astype(jnp.float32), tuple(feature_maps))
+
+
+class STFTDiscriminator(nn.Module):
+    """One sub-discriminator a window; the logits are [B, frames, bins, 1]."""
+
+    config: STFTDiscriminatorConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, audio: Audio) -> tuple[Judgement, ...]:
+        scale = nn.remat(STFTScale) if self.remat else STFTScale
+        return tuple(
+            scale(self.config, window, self.dtype, name=f"window_{window}")(audio) for window in self.config.windows
+        )
