@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import BackboneConfig
@@ -15,18 +16,28 @@ Codes = Int[Array, "B K N"]
 
 
 class Backbone(nn.Module):
-    """Encoder and decoder; a codec puts its quantizers between them."""
+    """Encoder and decoder; a codec puts its quantizers between them.
+
+    `dtype` is that of convolutions and matrix products; parameters, latents and audio are float32. `remat` saves the
+    memory that a gradient takes: activations inside stages and layers are computed anew instead of kept.
+    """
 
     config: BackboneConfig
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self):
-        config = self.config
-        self.encoder = SEANetEncoder(config.seanet, config.dimension)
-        self.encoder_transformer = Transformer(config.transformer)
-        self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True)
+        config, dtype = self.config, self.dtype
+        self.encoder = SEANetEncoder(config.seanet, config.dimension, dtype, self.remat)
+        self.encoder_transformer = self._transformer()
+        self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True, dtype=dtype)
+        # Depthwise, so no matrix product: float32.
         self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
-        self.decoder_transformer = Transformer(config.transformer)
-        self.decoder = SEANetDecoder(config.seanet)
+        self.decoder_transformer = self._transformer()
+        self.decoder = SEANetDecoder(config.seanet, dtype, self.remat)
+
+    def _transformer(self) -> Transformer:
+        return Transformer(self.config.transformer, self.dtype, self.remat)
 
     def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
         """What `init` calls the module with."""
@@ -35,7 +46,7 @@ class Backbone(nn.Module):
     def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
         """Before the quantizers: [B, 1, T] → [B, ceil(T / hop), D]; lengths: valid samples of each row."""
         x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)
-        return self.downsample(self.encoder_transformer(x), lengths)
+        return self.downsample(self.encoder_transformer(x), lengths).astype(jnp.float32)
 
     def synthesize(self, hidden: Float[Array, "B M D"]) -> Audio:
         """Output of the decoder transformer, two steps a frame → audio."""

@@ -1,5 +1,6 @@
 """OmniCodec (arXiv 2603.20638 §2): one semantic codebook, acoustic residual codebooks, decoupled by two adapters."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.models.backbone import Audio, Backbone, Codes, Latent
 from omnicodec_jax.models.conv import Dense, Lengths, is_streaming
 from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
-from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.signal import interpolate
 
 Features = Float[Array, "B S F"]
@@ -49,17 +49,18 @@ class OmniCodec(Backbone):
 
     def setup(self):
         super().setup()
-        config = self.config
+        config, dense = self.config, partial(Dense, dtype=self.dtype)
         self.acoustic_quantizer = ResidualVectorQuantizer(
             config.acoustic.num_quantizers,
             config.acoustic.codebook_size,
             config.acoustic.codebook_dim,
             config.dimension,
             config.codebook,
+            dtype=self.dtype,
         )
         if config.semantic is not None:
-            self.semantic_in = Dense(config.dimension)
-            self.semantic_encoder = Transformer(config.transformer)
+            self.semantic_in = dense(config.dimension)
+            self.semantic_encoder = self._transformer()
             self.semantic_quantizer = ResidualVectorQuantizer(
                 1,
                 config.semantic.codebook_size,
@@ -67,14 +68,15 @@ class OmniCodec(Backbone):
                 config.dimension,
                 config.codebook,
                 use_bias=True,
+                dtype=self.dtype,
             )
-            self.adapter_2 = Dense(config.dimension)
-            self.semantic_decoder = Transformer(config.transformer)
-            self.semantic_out = Dense(config.semantic.feature_dim)
+            self.adapter_2 = dense(config.dimension)
+            self.semantic_decoder = self._transformer()
+            self.semantic_out = dense(config.semantic.feature_dim)
             if config.adapter_1:
-                self.adapter_1 = Dense(config.dimension)
+                self.adapter_1 = dense(config.dimension)
             if config.wavlm_dim is not None:
-                self.wavlm_head = Dense(config.wavlm_dim)
+                self.wavlm_head = dense(config.wavlm_dim)
 
     def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
         """What `init` calls the module with."""
@@ -88,11 +90,11 @@ class OmniCodec(Backbone):
         """Adapter-1: what the acoustic codebooks have to tell."""
         if semantic is None or not self.config.adapter_1:
             return latent
-        return latent - self.adapter_1(semantic)
+        return latent - self.adapter_1(semantic).astype(jnp.float32)
 
     def recombine(self, acoustic: Latent, semantic: Latent | None) -> Latent:
         """Adapter-2: what the decoder hears."""
-        return acoustic if semantic is None else acoustic + self.adapter_2(semantic)
+        return acoustic if semantic is None else acoustic + self.adapter_2(semantic).astype(jnp.float32)
 
     # -- Encode
 
@@ -179,8 +181,8 @@ class OmniCodec(Backbone):
         reconstructed = projection = None
         if vector is not None and semantic_features is not None:
             steps = semantic_features.shape[1]
-            reconstructed = self.semantic_out(interpolate(self.semantic_decoder(upsampled), steps))
-            projection = None if config.wavlm_dim is None else self.wavlm_head(vector)
+            reconstructed = self.semantic_out(interpolate(self.semantic_decoder(upsampled), steps)).astype(jnp.float32)
+            projection = None if config.wavlm_dim is None else self.wavlm_head(vector).astype(jnp.float32)
         return CodecOutput(
             audio=self.synthesize(hidden_quantized)[:, :, :samples],
             acoustic=acoustic,

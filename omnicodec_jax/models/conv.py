@@ -5,6 +5,9 @@ A module runs in one of two ways over the same parameters. Called plainly, it se
 zeros at the start) and leaves there those before the next chunk. The collection is the whole state of a stream, one
 row per batch entry; a row is restarted by zeroing it.
 
+Layers compute in their `dtype`, which is that of what they return and of what a stream carries, whatever the type of
+the input and of the parameters.
+
     whole   ├── zeros ──┤ x0 x1 x2 x3 x4 x5 x6 x7 …
     stream  ├── zeros ──┤ x0 x1 x2 x3 │         ├─ last inputs ─┤ x4 x5 x6 x7 │ …
 """
@@ -14,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 STREAM = "stream"
@@ -47,9 +51,9 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 
 def add_bias(module: nn.Module, y: Float[Array, "*B O"], init: nn.initializers.Initializer) -> Float[Array, "*B O"]:
-    """y plus the module's parameter "bias"."""
-    bias = module.param("bias", init, y.shape[-1:])
-    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    """y plus the module's parameter "bias"; float32 inside, so that its gradient is no sum of bfloat16 numbers."""
+    bias = module.param("bias", init, y.shape[-1:]).astype(jnp.float32)
+    return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
 
 
 class Dense(nn.Module):
@@ -57,11 +61,13 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         init = torch_uniform(x.shape[-1])
-        y = x @ self.param("kernel", init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return add_bias(self, y, init) if self.use_bias else y
 
 
@@ -79,12 +85,14 @@ class CausalConv1d(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     replicate: bool = False
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Sequence, lengths: Lengths | None = None) -> Output:
         """lengths: valid steps of each row, if some rows end before the others; what follows them is not looked at."""
         fan_in = self.kernel_size * x.shape[2]
         kernel = self.param("kernel", torch_uniform(fan_in), (self.kernel_size, x.shape[2], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.stride > 1:
             x = self._fill_last_window(x, lengths)
         left = (self.kernel_size - 1) * self.dilation + 1 - self.stride
@@ -127,6 +135,7 @@ class CausalConvTranspose1d(nn.Module):
     stride: int
     use_bias: bool = True
     depthwise: bool = False
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Sequence) -> Output:
@@ -134,14 +143,32 @@ class CausalConvTranspose1d(nn.Module):
         # PyTorch counts a transposed convolution's fan-in over its output channels per group.
         init = torch_uniform(2 * self.stride * (1 if self.depthwise else outputs))
         kernel = self.param("kernel", init, (2 * self.stride, inputs, outputs))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         past = take_past(self, x, 1)
         y = depthwise_transpose(x, kernel, past) if self.depthwise else conv_transpose1d(x, kernel, past)
         return add_bias(self, y, init) if self.use_bias else y
 
 
+@jax.custom_vjp
 def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """ELU with exp(x) - 1 for expm1: equal to 1e-7 and half the time, which counts at 240 000 steps of 64 channels."""
-    return jnp.where(x > 0, x, jnp.exp(jnp.where(x > 0, 0, x)) - 1)
+    """ELU with exp(x) - 1 for expm1: equal to 1e-7 and half the time, which counts at 240 000 steps of 64 channels.
+
+    Its gradient is made of its result, which the convolution after it keeps anyway: so nothing else is kept.
+    """
+    y = x.astype(jnp.float32)  # exp(x) - 1 of a small x is lost in bfloat16
+    return jnp.where(y > 0, y, jnp.exp(jnp.where(y > 0, 0, y)) - 1).astype(x.dtype)
+
+
+def _elu_forward(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    y = elu(x)
+    return y, y
+
+
+def _elu_backward(y: Float[Array, "..."], gradient: Float[Array, "..."]) -> tuple[Float[Array, "..."]]:
+    return (jnp.where(y > 0, gradient, gradient * (y + 1)),)
+
+
+elu.defvjp(_elu_forward, _elu_backward)
 
 
 def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None) -> Output:

@@ -22,7 +22,12 @@ class Mimi(Backbone):
 
         def quantizer(num_quantizers: int) -> ResidualVectorQuantizer:
             return ResidualVectorQuantizer(
-                num_quantizers, config.codebook_size, config.codebook_dim, config.dimension, config.codebook
+                num_quantizers,
+                config.codebook_size,
+                config.codebook_dim,
+                config.dimension,
+                config.codebook,
+                dtype=self.dtype,
             )
 
         self.semantic_quantizer = quantizer(config.num_semantic_quantizers)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import Precision, stop_gradient
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import AcousticConfig, CodebookConfig
@@ -130,7 +131,7 @@ class Quantized(NamedTuple):
 class ResidualVectorQuantizer(nn.Module):
     """Projection in, Q codebooks each of which quantizes what those before it left, projection out.
 
-    With Q = 1 it is a plain vector quantizer.
+    With Q = 1 it is a plain vector quantizer. The projections compute in `dtype`, everything else in float32.
     """
 
     num_quantizers: int
@@ -139,10 +140,11 @@ class ResidualVectorQuantizer(nn.Module):
     features: int
     config: CodebookConfig
     use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        self.project_in = Dense(self.codebook_dim, use_bias=self.use_bias)
-        self.project_out = Dense(self.features, use_bias=self.use_bias)
+        self.project_in = Dense(self.codebook_dim, use_bias=self.use_bias, dtype=self.dtype)
+        self.project_out = Dense(self.features, use_bias=self.use_bias, dtype=self.dtype)
         q, k, d = self.num_quantizers, self.codebook_size, self.codebook_dim
         self.embedding_sum = self.variable(CODEBOOKS, "embedding_sum", jnp.zeros, (q, k, d))
         self.cluster_usage = self.variable(CODEBOOKS, "cluster_usage", jnp.ones, (q, k))
@@ -175,7 +177,7 @@ class ResidualVectorQuantizer(nn.Module):
 
         zeros = jnp.zeros((codes.shape[0], codes.shape[2], self.codebook_dim))
         layers = (jnp.swapaxes(codes, 0, 1), self.embedding_sum.value[:count], usage[:count])
-        return self.project_out(jax.lax.scan(add, zeros, layers)[0])
+        return self.project_out(jax.lax.scan(add, zeros, layers)[0]).astype(jnp.float32)
 
     def fit(self, x: Float[Array, "B N D"], key: PRNGKeyArray) -> None:
         """Initialises all codebooks by k-means on these vectors; needs mutable=["codebooks"]."""
@@ -200,8 +202,8 @@ class ResidualVectorQuantizer(nn.Module):
 
         usage = self.cluster_usage.value / self.cluster_usage.value.sum(-1, keepdims=True)
         entropy = -jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-20)), axis=-1) / jnp.log(self.codebook_size)
-        straight_through = x + stop_gradient(quantized - x)
-        return Quantized(self.project_out(straight_through), codes, commitment, entropy, replaced)
+        output = self.project_out(x + stop_gradient(quantized - x)).astype(jnp.float32)
+        return Quantized(output, codes, commitment, entropy, replaced)
 
     def _quantize(self, x: Float[Array, "B N D"], active: int | jax.Array | None, key: PRNGKeyArray | None):
         """Codes, quantized vectors, commitment loss, mean cumulative vectors, share replaced. Learns if given a key."""

@@ -1,8 +1,14 @@
-"""Causal, windowed transformer with interleaved RoPE and LayerScale (spec §1.4), whole or streaming."""
+"""Causal, windowed transformer with interleaved RoPE and LayerScale (spec §1.4), whole or streaming.
+
+Matrix products are in `dtype`; the residual stream, norms, rotations and softmax are float32.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import TransformerConfig
@@ -30,12 +36,13 @@ class Attention(nn.Module):
     """
 
     config: TransformerConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Sequence, positions: Positions) -> Sequence:
         batch, steps, width = x.shape
         config = self.config
-        packed = Dense(3 * width, use_bias=False, name="qkv")(x)
+        packed = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = packed.reshape(batch, steps, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
         q = rotary(q, positions, config.max_period)
         k = rotary(k, positions, config.max_period)
@@ -47,7 +54,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf)).astype(v.dtype)
         mixed = jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
-        return Dense(width, use_bias=False, name="out")(mixed.reshape(batch, steps, width))
+        return Dense(width, use_bias=False, dtype=self.dtype, name="out")(mixed.reshape(batch, steps, width))
 
     def _with_past(
         self, k: Heads, v: Heads, positions: Positions
@@ -63,36 +70,52 @@ class Attention(nn.Module):
         return keys_values[:, 0], keys_values[:, 1], jnp.concatenate([before, positions], axis=1)
 
 
+class LayerNorm(nn.Module):
+    """Over the last axis, in float32 whatever the type of input and parameters."""
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
+        return jax.nn.standardize(x, epsilon=1e-5) * scale[None, None] + bias[None, None]
+
+
 class LayerScale(nn.Module):
-    """One learnt factor per channel."""
+    """One learnt factor per channel; float32 out."""
 
     initial: float
 
     @nn.compact
     def __call__(self, x: Sequence) -> Sequence:
         scale = self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],))
-        return x * scale[None, None]
+        return x.astype(jnp.float32) * scale.astype(jnp.float32)[None, None]
 
 
 class TransformerLayer(nn.Module):
     """Pre-norm block: x += scale·attention(norm(x)); x += scale·feed_forward(norm(x))."""
 
     config: TransformerConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Sequence, positions: Positions) -> Sequence:
-        config = self.config
-        y = Attention(config, name="attention")(nn.LayerNorm(1e-5, name="norm_1")(x), positions)
+        config, dense = self.config, partial(Dense, use_bias=False, dtype=self.dtype)
+        y = Attention(config, self.dtype, name="attention")(LayerNorm(name="norm_1")(x), positions)
         x = x + LayerScale(config.layer_scale, name="layer_scale_1")(y)
-        y = Dense(config.dim_feedforward, use_bias=False, name="linear_1")(nn.LayerNorm(1e-5, name="norm_2")(x))
-        y = Dense(x.shape[-1], use_bias=False, name="linear_2")(jax.nn.gelu(y, approximate=False))
+        y = dense(config.dim_feedforward, name="linear_1")(LayerNorm(name="norm_2")(x))
+        y = dense(x.shape[-1], name="linear_2")(jax.nn.gelu(y, approximate=False))
         return x + LayerScale(config.layer_scale, name="layer_scale_2")(y)
 
 
 class Transformer(nn.Module):
-    """Stack of layers without a final norm; [B, T, C] → [B, T, C]. A stream carries how many steps it has seen."""
+    """Stack of layers without a final norm; [B, T, C] → [B, T, C] float32. A stream carries how many steps it has seen.
+
+    `remat` keeps only what goes into each layer for the gradient, and computes the rest anew.
+    """
 
     config: TransformerConfig
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Sequence) -> Sequence:
@@ -102,6 +125,8 @@ class Transformer(nn.Module):
             seen = self.variable(STREAM, "seen", jnp.zeros, (batch,), jnp.int32)
             positions = positions + seen.value[:, None]
             seen.value = seen.value + steps
+        x = x.astype(jnp.float32)
+        layer = nn.remat(TransformerLayer) if self.remat else TransformerLayer
         for i in range(self.config.num_layers):
-            x = TransformerLayer(self.config, name=f"layer_{i}")(x, positions)
+            x = layer(self.config, self.dtype, name=f"layer_{i}")(x, positions)
         return x

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omnicodec_jax.config import _require, _require_positive
 from omnicodec_jax.models.conv import Lengths
+from omnicodec_jax.models.transformer import LayerNorm
 
 CHUNK_FRAMES = 100
 """Log-mel frames that are convolved together: 1 s."""
@@ -79,17 +80,6 @@ class ConvFrontEnd(nn.Module):
         channel_major = jnp.swapaxes(x, 2, 3).reshape(*x.shape[:2], -1)  # as the checkpoints flatten them
         x = nn.Dense(self.config.d_model, use_bias=False, dtype=self.dtype, name="out")(channel_major)
         return x.astype(jnp.float32) + sinusoids(TOKENS_PER_CHUNK, self.config.d_model)[None]
-
-
-class LayerNorm(nn.Module):
-    """Over the last axis, in float32 whatever the type of the parameters."""
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        """float32 in and out."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
-        return jax.nn.standardize(x, epsilon=1e-5) * scale[None, None] + bias[None, None]
 
 
 class WindowedAttention(nn.Module):
