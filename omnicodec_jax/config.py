@@ -323,9 +323,6 @@ class OptimizerConfig:
     """0.5: down to 0 at total_steps; 1: down and up again."""
     accumulation: int = 1
     """Micro-batches per update."""
-    discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
-    """The generator learns from the discriminators as they are after their own update (the reference's way), or from
-    the same forward pass as they do, which saves one of two."""
     ema_decay: float | None = None
     """Of the moving average of the codec's parameters; None: none is kept."""
 
@@ -335,8 +332,6 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
         _require(0 <= self.warmup_steps < self.total_steps, self, "warmup_steps", f"below {self.total_steps=}")
         _require(self.accumulation >= 1, self, "accumulation", "1 or more")
-        updates = ("alternating", "simultaneous")
-        _require(self.discriminator_update in updates, self, "discriminator_update", " or ".join(map(repr, updates)))
         _require(self.ema_decay is None or 0 <= self.ema_decay < 1, self, "ema_decay", "in [0, 1), or None")
 
 

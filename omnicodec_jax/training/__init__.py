@@ -1,0 +1,1 @@
+"""Training: one jitted, sharded step and the loop around it."""

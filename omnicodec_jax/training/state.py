@@ -1,0 +1,102 @@
+"""What a run carries from step to step: a pytree and nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray
+
+from omnicodec_jax.config import Config, OptimizerConfig
+from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.models.quantize import CODEBOOKS
+
+Tree = Any
+
+
+class TrainState(struct.PyTreeNode):
+    """Random numbers are folded from the seed and the step, so there is no generator to carry."""
+
+    step: Int[Array, ""]
+    params: Tree
+    codebooks: Tree
+    discriminators: Tree
+    generator_optimizer: optax.OptState
+    discriminator_optimizer: optax.OptState
+    ema_params: Tree | None
+    """Moving average of the parameters; None: not kept."""
+    skipped: Int[Array, ""]
+    """Steps in a row that were not finite and changed nothing."""
+
+
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine of `cosine_cycles` cycles (spec §4)."""
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
+        progress = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
+        cosine = 0.5 * (1 + jnp.cos(2 * jnp.pi * config.cosine_cycles * jnp.clip(progress, 0, 1)))
+        return config.learning_rate * jnp.where(step < config.warmup_steps, step / max(1, config.warmup_steps), cosine)
+
+    return schedule
+
+
+def optimizer(config: OptimizerConfig, decayed: tuple[str, ...]) -> optax.GradientTransformation:
+    """AdamW after clipping by value; `decayed`: the top-level modules whose parameters decay."""
+
+    def mask(params: Tree) -> Tree:
+        return {name: jax.tree.map(lambda _, decays=name in decayed: decays, tree) for name, tree in params.items()}
+
+    adamw = optax.adamw(
+        learning_rate(config), *config.betas, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask
+    )
+    chain = optax.chain(optax.clip(config.clip_value), adamw)
+
+    def update(updates: Tree, state: optax.OptState, params: Tree | None = None) -> tuple[Tree, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)
+
+
+def generator_optimizer(config: Config) -> optax.GradientTransformation:
+    """Of the codec."""
+    return optimizer(config.optimizer, config.optimizer.weight_decay_modules)
+
+
+def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
+    """Of all discriminators; nothing decays (spec §4)."""
+    return optimizer(config.optimizer, ())
+
+
+def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
+    """The state before the first step: PyTorch's initial distributions, empty codebooks. Jit it."""
+    codec_key, discriminator_key = jax.random.split(key)
+    variables = init_variables(OmniCodec(config.codec), codec_key)
+    discriminators = init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})
+    return start_state(config, variables, discriminators)
+
+
+def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree) -> TrainState:
+    """The state before the first step, from given weights."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        codebooks=variables[CODEBOOKS],
+        discriminators=discriminators,
+        generator_optimizer=generator_optimizer(config).init(params),
+        discriminator_optimizer=discriminator_optimizer(config).init(discriminators),
+        ema_params=None if config.optimizer.ema_decay is None else params,
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_ema(config: OptimizerConfig, average: Tree | None, params: Tree) -> Tree | None:
+    """The moving average after a step."""
+    if (decay := config.ema_decay) is None:
+        return None
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
