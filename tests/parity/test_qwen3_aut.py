@@ -125,7 +125,7 @@ def test_features_in_a_padded_batch_are_those_of_each_clip_alone(tiny, mels, exp
     features = tiny.features(*ragged([*mels.values(), np.zeros((0, 128))], 3701))
     assert features.shape == (len(SECONDS) + 1, num_tokens(3701), 24)
     assert np.isfinite(features).all()
-    for row, alone in zip(features, expected.values(), strict=False):
+    for row, alone in zip(features[:-1], expected.values(), strict=True):
         assert relative_error(row[: len(alone)], alone) < 1e-4
 
 
