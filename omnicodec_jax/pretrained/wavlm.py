@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from omnicodec_jax.config import _require, _require_positive
+from omnicodec_jax.config.checks import require, require_positive
 
 Hidden = Float[Array, "B N D"]
 PositionBias = Float[Array, "H N N"]
@@ -46,17 +46,17 @@ class WavLMConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self):
-        _require_positive(self, "dimension", "num_layers", "num_heads", "dim_feedforward", "norm_epsilon")
-        _require_positive(self, "position_kernel", "position_groups", "num_buckets")
+        require_positive(self, "dimension", "num_layers", "num_heads", "dim_feedforward", "norm_epsilon")
+        require_positive(self, "position_kernel", "position_groups", "num_buckets")
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
-            _require(bool(getattr(self, name)) and min(getattr(self, name)) > 0, self, name, "positive numbers")
-            _require(len(getattr(self, name)) == len(self.conv_channels), self, name, "as many as conv_channels")
+            require(bool(getattr(self, name)) and min(getattr(self, name)) > 0, self, name, "positive numbers")
+            require(len(getattr(self, name)) == len(self.conv_channels), self, name, "as many as conv_channels")
         for name in ("num_heads", "position_groups"):
-            _require(self.dimension % getattr(self, name) == 0, self, name, f"a divisor of dimension={self.dimension}")
-        _require(self.conv_norm in ("group", "layer"), self, "conv_norm", "'group' or 'layer'")
-        _require(self.num_buckets % 4 == 0, self, "num_buckets", "a multiple of 4")
+            require(self.dimension % getattr(self, name) == 0, self, name, f"a divisor of dimension={self.dimension}")
+        require(self.conv_norm in ("group", "layer"), self, "conv_norm", "'group' or 'layer'")
+        require(self.num_buckets % 4 == 0, self, "num_buckets", "a multiple of 4")
         exact = self.num_buckets // 4
-        _require(self.max_bucket_distance > exact, self, "max_bucket_distance", f"above num_buckets / 4 = {exact}")
+        require(self.max_bucket_distance > exact, self, "max_bucket_distance", f"above num_buckets / 4 = {exact}")
 
     @property
     def receptive_field(self) -> int:

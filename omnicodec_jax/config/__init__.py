@@ -1,0 +1,50 @@
+"""Every option of the system: frozen dataclasses with validation.
+
+Numbers of the released code and of the paper live in `configs/`; the defaults here are what both agree on.
+"""
+
+from omnicodec_jax.config.discriminators import (
+    DiscriminatorConfig,
+    STFTDiscriminatorConfig,
+    WaveformDiscriminatorConfig,
+    WavLMDiscriminatorConfig,
+)
+from omnicodec_jax.config.experiment import (
+    Config,
+    DataConfig,
+    DomainConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from omnicodec_jax.config.models import (
+    AcousticConfig,
+    BackboneConfig,
+    CodebookConfig,
+    CodecConfig,
+    MimiConfig,
+    SEANetConfig,
+    SemanticConfig,
+    TransformerConfig,
+)
+
+__all__ = [
+    "AcousticConfig",
+    "BackboneConfig",
+    "CodebookConfig",
+    "CodecConfig",
+    "Config",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "DomainConfig",
+    "LossConfig",
+    "MimiConfig",
+    "OptimizerConfig",
+    "SEANetConfig",
+    "STFTDiscriminatorConfig",
+    "SemanticConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "WavLMDiscriminatorConfig",
+    "WaveformDiscriminatorConfig",
+]

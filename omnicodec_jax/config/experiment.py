@@ -1,0 +1,141 @@
+"""Of a training run."""
+
+import dataclasses
+from typing import Literal
+
+from omnicodec_jax.config.checks import require, require_positive
+from omnicodec_jax.config.discriminators import DiscriminatorConfig
+from omnicodec_jax.config.models import CodecConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the generator's loss terms (paper Eq. 1; spec §3.2)."""
+
+    mel: float = 15.0
+    semantic: float = 1.0
+    commitment_semantic: float = 1.0
+    commitment_acoustic: float = 1.0
+    self_guidance: float = 0.1
+    """0: the paper's ablation without self-guidance (Table 2)."""
+    self_guidance_norm: Literal["l1", "l2"] = "l2"
+    """`l2` is the mean squared difference, `l1` the mean absolute one."""
+    adversarial: float = 1.0
+    feature_matching_stft: float = 1.0
+    feature_matching_waveform: float = 1.0
+    feature_matching_wavlm: float = 1.0
+    wavlm_distillation: float = 0.0
+
+    def __post_init__(self):
+        require(self.self_guidance_norm in ("l1", "l2"), self, "self_guidance_norm", "'l1' or 'l2'")
+        for field in dataclasses.fields(self):
+            if field.name != "self_guidance_norm":
+                require(getattr(self, field.name) >= 0, self, field.name, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its schedule, and what happens to a gradient before it (spec §4)."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    weight_decay_modules: tuple[str, ...] = ()
+    """Top-level modules whose parameters decay; no others do."""
+    clip_value: float = 1.0
+    """Gradients are clipped elementwise to ± this."""
+    warmup_steps: int = 2500
+    total_steps: int = 500_000
+    cosine_cycles: float = 0.5
+    """0.5: down to 0 at total_steps; 1: down and up again."""
+    accumulation: int = 1
+    """Micro-batches per update."""
+    ema_decay: float | None = None
+    """Of the moving average of the codec's parameters; None: none is kept."""
+
+    def __post_init__(self):
+        require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
+        require(all(0 <= b < 1 for b in self.betas), self, "betas", "in [0, 1)")
+        require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
+        require(0 <= self.warmup_steps < self.total_steps, self, "warmup_steps", f"below {self.total_steps=}")
+        require(self.accumulation >= 1, self, "accumulation", "1 or more")
+        require(self.ema_decay is None or 0 <= self.ema_decay < 1, self, "ema_decay", "in [0, 1), or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DomainConfig:
+    """One domain of the prepared audio, and its share of every batch."""
+
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self):
+        require_positive(self, "weight")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from, and what one training batch is (spec §4)."""
+
+    prepared: str = "data/prepared"
+    """Directory that `omnicodec prepare` has written."""
+    features: str | None = None
+    """Directory that `convert.semantic_features` has written; for semantic.source='stored'."""
+    domains: tuple[DomainConfig, ...] = (
+        DomainConfig(name="speech", weight=6.0),
+        DomainConfig(name="music"),
+        DomainConfig(name="sound"),
+    )
+    sample_by: Literal["clips", "hours"] = "clips"
+    """Within a domain: every clip is as likely (the reference's way), or every second of audio."""
+    batch_size: int = 24
+    """Clips per update over all devices."""
+    segment_samples: int = 240_000
+    num_workers: int = 4
+    """Processes on each host that read and decode; 0: the training process itself."""
+
+    def __post_init__(self):
+        require_positive(self, "batch_size", "segment_samples")
+        require(self.num_workers >= 0, self, "num_workers", "0 or more")
+        require(self.sample_by in ("clips", "hours"), self, "sample_by", "'clips' or 'hours'")
+        names = [domain.name for domain in self.domains]
+        require(bool(names) and len(set(names)) == len(names), self, "domains", "one or more, each once")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a step is computed (spec §8.6–8.7)."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
+    remat: bool = True
+    """Activations are computed again for the backward pass instead of being kept."""
+
+    def __post_init__(self):
+        require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment: what a file in configs/ exposes as `config`."""
+
+    codec: CodecConfig = CodecConfig()
+    discriminators: DiscriminatorConfig = DiscriminatorConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        require(
+            self.data.batch_size % self.optimizer.accumulation == 0,
+            self.data,
+            "batch_size",
+            f"a multiple of accumulation={self.optimizer.accumulation}",
+        )
+        if self.codec.semantic is None:
+            require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
+        if self.codec.wavlm_dim is None:
+            require(self.loss.wavlm_distillation == 0, self.loss, "wavlm_distillation", "0 without a WavLM head")

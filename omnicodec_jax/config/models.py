@@ -1,0 +1,203 @@
+"""Of the codec and of Mimi, and of what they are built of."""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+from omnicodec_jax.config.checks import require, require_positive
+
+SemanticSource = Literal["log_mel", "qwen3_aut", "stored"]
+MAX_CODEBOOK_SIZE = 65_536
+"""Codes are stored as uint16."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SEANetConfig:
+    """Convolutional encoder and decoder (spec §1.1–1.2)."""
+
+    n_filters: int = 64
+    """Channels at full rate; doubled at every stage down."""
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    """Strides in decoder order."""
+    n_residual_layers: int = 4
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    dilation_base: int = 2
+    compress: int = 2
+    """Residual blocks work at 1/compress of the channels."""
+
+    def __post_init__(self):
+        require_positive(self, "n_filters", "kernel_size", "residual_kernel_size", "last_kernel_size", "compress")
+        require(self.n_residual_layers >= 0, self, "n_residual_layers", "0 or more")
+        require(self.dilation_base >= 1, self, "dilation_base", "1 or more")
+        require(all(r >= 2 for r in self.ratios) and bool(self.ratios), self, "ratios", "strides of 2 or more")
+        require(self.n_filters % self.compress == 0, self, "n_filters", f"a multiple of compress={self.compress}")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per encoder output step."""
+        return math.prod(self.ratios)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Causal windowed transformer (spec §1.4); its width is the codec's `dimension`."""
+
+    num_heads: int = 8
+    num_layers: int = 8
+    dim_feedforward: int = 2048
+    context: int = 250
+    """A query sees itself and the `context - 1` steps before it."""
+    max_period: float = 10000.0
+    layer_scale: float = 0.01
+    """Initial LayerScale."""
+
+    def __post_init__(self):
+        require_positive(self, "num_heads", "num_layers", "dim_feedforward", "context", "max_period")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticConfig:
+    """Semantic branch: frozen features, a transformer, one codebook (spec §1.6–1.7)."""
+
+    source: SemanticSource = "stored"
+    """Features [S, feature_dim] are given with the audio, or computed from it: by the encoder, or by no network."""
+    feature_dim: int = 2048
+    codebook_size: int = 2048
+    codebook_dim: int = 1024
+
+    def __post_init__(self):
+        require_positive(self, "feature_dim", "codebook_size", "codebook_dim")
+        require(self.codebook_size <= MAX_CODEBOOK_SIZE, self, "codebook_size", f"at most {MAX_CODEBOOK_SIZE}")
+        sources = get_args(SemanticSource)
+        require(self.source in sources, self, "source", f"one of {', '.join(sources)}")
+        if self.source == "log_mel":
+            require(self.feature_dim == 1024, self, "feature_dim", "1024 (8 frames of 128 bins) with source='log_mel'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AcousticConfig:
+    """Residual vector quantizer (spec §1.9)."""
+
+    num_quantizers: int = 32
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    min_quantizers: int = 8
+    """Quantizer dropout draws the number of active layers from {min_quantizers, …, num_quantizers}."""
+
+    def __post_init__(self):
+        require_positive(self, "num_quantizers", "codebook_size", "codebook_dim")
+        require(self.codebook_size <= MAX_CODEBOOK_SIZE, self, "codebook_size", f"at most {MAX_CODEBOOK_SIZE}")
+        require(
+            1 <= self.min_quantizers <= self.num_quantizers,
+            self,
+            "min_quantizers",
+            f"between 1 and num_quantizers={self.num_quantizers}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """EMA codebook, shared by the semantic and the acoustic quantizers (spec §1.8)."""
+
+    decay: float = 0.99
+    epsilon: float = 1e-5
+    """Smallest usage that an embedding is divided by."""
+    dead_threshold: float = 0.1
+    """A code is dead when its usage is below this share of the mean usage; 0 switches replacement off."""
+    check_every: int = 5
+    """Steps between looks for dead codes."""
+    kmeans_iterations: int = 50
+
+    def __post_init__(self):
+        require(0 < self.decay < 1, self, "decay", "between 0 and 1")
+        require_positive(self, "epsilon", "check_every", "kmeans_iterations")
+        require(0 <= self.dead_threshold < 1, self, "dead_threshold", "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What OmniCodec and Mimi share: everything around the quantizers."""
+
+    sample_rate: int = 24000
+    dimension: int = 512
+    """Width of the latents and of the transformers."""
+    seanet: SEANetConfig = SEANetConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    input_peak: float | None = None
+    """Files are scaled to this peak before they are encoded, and back after decoding; None: as they are."""
+
+    def __post_init__(self):
+        require_positive(self, "sample_rate", "dimension")
+        heads = self.transformer.num_heads
+        require(self.dimension % (2 * heads) == 0, self, "dimension", f"a multiple of 2 x num_heads={heads} (RoPE)")
+        require(self.input_peak is None or 0 < self.input_peak <= 1, self, "input_peak", "in (0, 1], or None")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame: the SEANet's hop and the down-sampler's factor 2."""
+        return 2 * self.seanet.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig(BackboneConfig):
+    """OmniCodec: what a model directory's config.json holds."""
+
+    semantic: SemanticConfig | None = SemanticConfig()
+    """None: the paper's ablation without the semantic branch (Table 2)."""
+    acoustic: AcousticConfig = AcousticConfig()
+    adapter_1: bool = True
+    """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
+    wavlm_dim: int | None = 768
+    """Width of the WavLM distillation head; None: no head."""
+    input_peak: float | None = 0.95
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.semantic is None:
+            require(self.wavlm_dim is None, self, "wavlm_dim", "None without a semantic branch")
+
+    @property
+    def num_quantizers(self) -> int:
+        """K: all codebooks, the semantic one included."""
+        return self.acoustic.num_quantizers + (self.semantic is not None)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each of the K codebooks."""
+        semantic = () if self.semantic is None else (self.semantic.codebook_size,)
+        return semantic + (self.acoustic.codebook_size,) * self.acoustic.num_quantizers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MimiConfig(BackboneConfig):
+    """Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with."""
+
+    seanet: SEANetConfig = SEANetConfig(n_residual_layers=1)
+    num_semantic_quantizers: int = 1
+    num_quantizers: int = 32
+    """All codebooks, the semantic ones included."""
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_semantic_quantizers", "codebook_size", "codebook_dim")
+        require(
+            self.num_quantizers > self.num_semantic_quantizers,
+            self,
+            "num_quantizers",
+            f"more than num_semantic_quantizers={self.num_semantic_quantizers}",
+        )
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each of the K codebooks."""
+        return (self.codebook_size,) * self.num_quantizers
