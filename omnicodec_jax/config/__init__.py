@@ -14,7 +14,9 @@ from omnicodec_jax.config.experiment import (
     DataConfig,
     DomainConfig,
     LossConfig,
+    MeshConfig,
     OptimizerConfig,
+    RunConfig,
     TrainConfig,
 )
 from omnicodec_jax.config.models import (
@@ -38,8 +40,10 @@ __all__ = [
     "DiscriminatorConfig",
     "DomainConfig",
     "LossConfig",
+    "MeshConfig",
     "MimiConfig",
     "OptimizerConfig",
+    "RunConfig",
     "SEANetConfig",
     "STFTDiscriminatorConfig",
     "SemanticConfig",

@@ -111,9 +111,54 @@ class TrainConfig:
     """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
     remat: bool = True
     """Activations are computed again for the backward pass instead of being kept."""
+    discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
+    """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
+    saves running them forward again."""
 
     def __post_init__(self):
         require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
+        updates = ("alternating", "simultaneous")
+        require(self.discriminator_update in updates, self, "discriminator_update", "'alternating' or 'simultaneous'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices share the work."""
+
+    data: int | None = None
+    """Groups of devices that see different clips and hold the same state; None: as many as there are devices for."""
+    fsdp: int = 1
+    """Devices in such a group that see different clips and share the state out among them."""
+    tensor: int = 1
+    """Devices that see the same clips and share the transformers' channels."""
+
+    def __post_init__(self):
+        require_positive(self, "fsdp", "tensor")
+        require(self.data is None or self.data > 0, self, "data", "positive, or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What does not change what is learnt, and so may change from one start of a run to the next."""
+
+    mesh: MeshConfig = MeshConfig()
+    start_from: str | None = None
+    """Model directory whose weights a new run starts from; None: random ones."""
+    wavlm: str | None = None
+    """Directory that convert.wavlm has written; None: the terms that need WavLM are left out."""
+    encoder: str | None = None
+    """Directory that convert.qwen3_aut has written; for semantic.source='qwen3_aut'."""
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    validate_every: int = 2000
+    validation_batches: int = 4
+    """Of batch_size held-out clips each."""
+    save_every: int = 1000
+    keep_last: int = 3
+    """Checkpoints that are kept, beside the best one by validation mel distance."""
+
+    def __post_init__(self):
+        require_positive(self, "log_every", "validate_every", "validation_batches", "save_every", "keep_last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +171,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
     seed: int = 0
 
     def __post_init__(self):
