@@ -126,7 +126,7 @@ def main(batches: tuple[int, ...] = (1, 4), repeats: int = 9) -> None:
 
 
 if __name__ == "__main__":
-    from omnicodec_jax.cli import use_compilation_cache
+    from omnicodec_jax.command import use_compilation_cache
 
     use_compilation_cache()
     if sys.argv[1:2] == ["memory"]:

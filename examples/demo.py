@@ -5,7 +5,7 @@ from pathlib import Path
 
 import soundfile
 
-from omnicodec_jax import cli
+from omnicodec_jax import cli, command
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -17,7 +17,7 @@ HELD_OUT = 0.33
 
 def main() -> int:
     """Exit code 0 when every clip made it there and back."""
-    cli.use_compilation_cache()
+    command.use_compilation_cache()
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
     cli.init(ROOT / "configs" / "demo.py", RUNS / "model")

@@ -1,4 +1,4 @@
-"""`omnicodec …`: prepare, encode, decode, inspect, init."""
+"""`omnicodec …`: prepare, encode, decode, inspect, init, export-model."""
 
 import os
 import sys
@@ -239,6 +239,22 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     return 0
 
 
+def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
+    """Turn a checkpoint of a training run into a model directory, with its discriminators in OUT/discriminators.
+
+    Args:
+        workdir: Directory of the run.
+        out: Model directory to write.
+        step: Which of the kept checkpoints. Default: the last one.
+        ema: The moving average of the parameters, if the run keeps one, in place of the parameters.
+    """
+    from omnicodec_jax.training import export
+
+    step = export.export_model(workdir, out, step, ema)
+    print(f"{out}: model of {workdir} after {step} steps")
+    return 0
+
+
 def _load_model(model: Path | None, revision: str | None, encoder: Path | None = None) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -323,19 +339,15 @@ def _each_file(
     return int(failed > 0)
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
-    import jax
-
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 def main() -> None:
     """Entry point."""
-    use_compilation_cache()
-    commands = {"prepare": prepare, "encode": encode, "decode": decode, "inspect": inspect, "init": init}
+    command.use_compilation_cache()
+    commands = {
+        "prepare": prepare,
+        "encode": encode,
+        "decode": decode,
+        "inspect": inspect,
+        "init": init,
+        "export-model": export_model,
+    }
     command.run(commands, prog="omnicodec")

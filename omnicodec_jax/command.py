@@ -1,7 +1,9 @@
 """Functions as commands: arguments from their signatures, user errors as one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omnicodec_jax.errors import OmniCodecError
@@ -11,11 +13,16 @@ def run(command: Callable[..., int | None] | dict[str, Callable[..., int | None]
     """Parses sys.argv for one function, or for a dict of subcommands, calls it and exits with what it returns."""
     import tyro
 
+    if isinstance(command, dict):
+        exit_with(lambda: tyro.extras.subcommand_cli_from_dict(command, **tyro_options))
+    else:
+        exit_with(lambda: tyro.cli(command, **tyro_options))
+
+
+def exit_with(work: Callable[[], int | None]) -> None:
+    """Exits with what it returns, or with 1 and one line if it raises an error that a user can mend."""
     try:
-        if isinstance(command, dict):
-            status = tyro.extras.subcommand_cli_from_dict(command, **tyro_options)
-        else:
-            status = tyro.cli(command, **tyro_options)
+        status = work()
     except (OmniCodecError, OSError) as error:
         fail(error)
         status = 1
@@ -28,3 +35,14 @@ def run(command: Callable[..., int | None] | dict[str, Callable[..., int | None]
 def fail(error: object) -> None:
     """One line on standard error."""
     print(f"error: {error}", file=sys.stderr)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
+    import jax
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

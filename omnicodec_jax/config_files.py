@@ -1,12 +1,13 @@
 """Configs as files: JSON beside weights, and the Python files of configs/. Both are checked to the last field."""
 
+import argparse
 import dataclasses
 import difflib
 import json
 import os
 import runpy
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
@@ -70,6 +71,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint in (int, bool, str) and type(value) is hint:
         return value
     raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
+
+
+def named_by(arguments: Sequence[str]) -> Config:
+    """The config that a command line names with --config: the default of its other options.
+
+    A command line without one gets the plain Config, for its help; that --config is missing is for its parser to say.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    path = parser.parse_known_args(arguments)[0].config
+    return Config() if path is None else load(path)
 
 
 def load(path: str | os.PathLike[str]) -> Config:

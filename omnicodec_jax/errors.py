@@ -23,3 +23,11 @@ class ModelError(OmniCodecError):
 
 class TokenError(OmniCodecError):
     """Tokens that this model cannot decode."""
+
+
+class CheckpointError(OmniCodecError):
+    """A checkpoint that cannot be written, is not there, or is of another run."""
+
+
+class TrainingError(OmniCodecError):
+    """A run that cannot go on."""

@@ -255,7 +255,7 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     from examples import demo
 
     monkeypatch.setattr(demo, "RUNS", tmp_path)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.command, "use_compilation_cache", lambda: None)
     assert demo.main() == 0
     printed = capsys.readouterr().out
     for part in ("9 codebooks x 43 frames", "12.5 Hz, 900 bit/s", "x real time", "This model is untrained"):

@@ -51,7 +51,12 @@ def initialize_codebooks(
 
     parts = [jax.jit(branches)(variables, *batch) for batch in batches]
     latent, hidden = jax.tree.map(lambda *leaves: jnp.concatenate([_one_row(leaf) for leaf in leaves], axis=1), *parts)
-    return {**variables, **jax.jit(fit)(variables, latent, hidden, key)}
+    codebooks = jax.jit(fit)(variables, latent, hidden, key)[CODEBOOKS]
+    # The same entries as if one batch had been seen: with the counts of many, the moving averages would hardly follow
+    # the encoder for hundreds of steps, nor would any entry count as dead.
+    for statistics in codebooks.values():
+        statistics.update({name: statistics[name] / len(parts) for name in ("embedding_sum", "cluster_usage")})
+    return {**variables, CODEBOOKS: codebooks}
 
 
 def _one_row(x: Float[Array, "B N D"]) -> Float[Array, "1 M D"]:

@@ -37,7 +37,7 @@ SMALLEST = 2**14
 """Arrays of fewer elements are not shared out: gathering them would cost more than keeping them."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The devices, all by default, in the order that suits their network. Raises ConfigError if they do not fit."""
     devices = jax.devices() if devices is None else devices
     group = config.fsdp * config.tensor
@@ -79,9 +79,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
+def bytes_per_device(tree: Any) -> dict[Any, int]:
     """What each device of this process holds of a tree of arrays."""
-    held: dict[jax.Device, int] = {}
+    held: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
             held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes

@@ -5,23 +5,26 @@
               └───────────────────── pull-back ──────────────────────────────────────────────────────────┘
 
 The codec runs forward once. Self-guidance and the codebooks' update are part of that forward: models/codec.py,
-models/quantize.py.
+models/quantize.py. With discriminator_update="simultaneous" both sides are judged by the discriminators as they were,
+which then run forward once: the compiler sees the same computation in both gradients.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from omnicodec_jax import losses
 from omnicodec_jax.config import Config
 from omnicodec_jax.discriminators import Discriminators, Judgements
 from omnicodec_jax.discriminators.wavlm import HiddenStates
-from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.losses import Scalar, Terms
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import OmniCodec
@@ -31,6 +34,7 @@ from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.semantic import semantic_features
 from omnicodec_jax.signal import resample
+from omnicodec_jax.training import sharding
 from omnicodec_jax.training.state import (
     TrainState,
     Tree,
@@ -40,8 +44,12 @@ from omnicodec_jax.training.state import (
     update_ema,
 )
 
+T = TypeVar("T")
+
 Batch = dict[str, Array]
-"""`audio` [B, 1, T]; `features` [B, S, F] where they are stored."""
+"""What `data.pipeline.Batches` gives: audio [B, 1, T]; features [B, S, F] where they are stored; replaced [B]."""
+Metrics = dict[str, Array]
+"""float32 scalars; what begins with "replaced" is per codebook."""
 
 
 class Frozen(NamedTuple):
@@ -60,12 +68,28 @@ class Inputs(NamedTuple):
     """WavLM's states."""
 
 
-class Learnt(NamedTuple):
-    """What the codec's forward leaves beside its audio and its loss."""
+class Forward(NamedTuple):
+    """The codec's forward on one micro-batch, ready to be judged and to take the gradient back."""
 
+    inputs: Inputs
+    fake: Audio
+    """The reconstruction."""
+    hidden: HiddenStates | None
+    """WavLM's states of it."""
+    loss: Scalar
+    """Of everything but the reconstruction."""
+    metrics: Metrics
     codebooks: Tree
-    terms: Terms
-    metrics: dict[str, Array]
+    """After they have learnt."""
+    pull_back: Callable[[Audio, HiddenStates | None], Tree]
+    """From the gradient of `fake` and `hidden`, the gradient of the codec's parameters, that of `loss` included."""
+
+
+class Gradient(NamedTuple):
+    """Of one side's loss, with the terms of that loss and what else is worth knowing."""
+
+    gradient: Tree
+    metrics: Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,27 +125,39 @@ class Gan:
         states: Any = WavLM(self.wavlm, jnp.dtype(train.compute_dtype), train.remat).apply(variables, low)
         return states
 
-    def generate(
-        self, params: Tree, codebooks: Tree, inputs: Inputs, key: PRNGKeyArray
-    ) -> tuple[tuple[Audio, Scalar], Learnt]:
-        """The reconstruction, and the loss of everything but the reconstruction; the codebooks learn."""
+    def forward(self, params: Tree, codebooks: Tree, batch: Batch, frozen: Frozen, key: PRNGKeyArray) -> Forward:
+        """Runs the codec once; self-guidance and the codebooks' update are part of it."""
+        inputs = self.inputs(batch, frozen)
         dropout_key, codebooks_key = jax.random.split(key)
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
-        output, learnt = self.codec.apply(
-            {"params": params, CODEBOOKS: codebooks},
-            inputs.audio,
-            inputs.features,
-            num_quantizers,
-            mutable=[CODEBOOKS],
-            rngs={CODEBOOKS: codebooks_key},
-        )
-        last = None if inputs.hidden is None else inputs.hidden[-1]
-        terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
-        metrics = {"num_quantizers": num_quantizers, "replaced_acoustic": output.acoustic.replaced}
-        if output.semantic is not None:
-            metrics["replaced_semantic"] = output.semantic.replaced
-        loss = losses.weighted_sum(terms, self.config.loss)
-        return (output.audio, loss), Learnt(learnt[CODEBOOKS], terms, metrics)
+
+        def generate(params: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
+            output, learnt = self.codec.apply(
+                {"params": params, CODEBOOKS: codebooks},
+                inputs.audio,
+                inputs.features,
+                num_quantizers,
+                mutable=[CODEBOOKS],
+                rngs={CODEBOOKS: codebooks_key},
+            )
+            last = None if inputs.hidden is None else inputs.hidden[-1]
+            terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
+            metrics = {
+                "num_quantizers": num_quantizers.astype(jnp.float32),
+                "replaced_acoustic": output.acoustic.replaced,
+            }
+            if output.semantic is not None:
+                metrics["replaced_semantic"] = output.semantic.replaced
+            loss = losses.weighted_sum(terms, self.config.loss)
+            return (output.audio, loss), (learnt[CODEBOOKS], {**terms, **metrics})
+
+        (fake, loss), pull_back, (codebooks, metrics) = jax.vjp(generate, params, has_aux=True)
+        hidden, pull_back_wavlm = jax.vjp(lambda audio: self.listen(audio, frozen), fake)
+
+        def pull_back_both(d_fake: Audio, d_hidden: HiddenStates | None) -> Tree:
+            return pull_back((d_fake + pull_back_wavlm(d_hidden)[0], jnp.ones(())))[0]
+
+        return Forward(inputs, fake, hidden, loss, metrics, codebooks, pull_back_both)
 
     def judge(self, discriminators: Tree, audio: Audio, hidden: HiddenStates | None) -> Judgements:
         """What each discriminator makes of audio, real or not."""
@@ -130,73 +166,141 @@ class Gan:
         judgements: Any = module.apply({"params": discriminators}, audio, hidden)
         return judgements
 
-    def discriminator_loss(
-        self, discriminators: Tree, inputs: Inputs, fake: Audio, hidden: HiddenStates | None
-    ) -> tuple[Scalar, Terms]:
-        """What the discriminators minimise."""
-        real = self.judge(discriminators, inputs.audio, inputs.hidden)
-        terms = losses.discriminator_losses(real, self.judge(discriminators, fake, hidden))
-        return sum(terms.values(), start=jnp.zeros(())), terms
+    def discriminator_gradient(self, discriminators: Tree, forward: Forward) -> Gradient:
+        """Of what the discriminators minimise, on the detached reconstruction."""
+        fake, hidden = stop_gradient((forward.fake, forward.hidden))
 
-    def audio_loss(
-        self, fake: Audio, hidden: HiddenStates | None, discriminators: Tree, inputs: Inputs
-    ) -> tuple[Scalar, Terms]:
-        """What the codec minimises of its reconstruction."""
-        real = stop_gradient(self.judge(discriminators, inputs.audio, inputs.hidden))
-        judged = self.judge(discriminators, fake, hidden)
-        terms = losses.audio_losses(fake, inputs.audio, real, judged, self.config.codec.sample_rate)
-        return losses.weighted_sum(terms, self.config.loss), terms
+        def loss(discriminators: Tree) -> tuple[Scalar, Terms]:
+            real = self.judge(discriminators, forward.inputs.audio, forward.inputs.hidden)
+            terms = losses.discriminator_losses(real, self.judge(discriminators, fake, hidden))
+            return sum(terms.values(), start=jnp.zeros(())), terms
+
+        return Gradient(*jax.grad(loss, has_aux=True)(discriminators))
+
+    def codec_gradient(self, discriminators: Tree, forward: Forward) -> Gradient:
+        """Of what the codec minimises, against these discriminators."""
+        inputs = forward.inputs
+
+        def loss(fake: Audio, hidden: HiddenStates | None) -> tuple[Scalar, Terms]:
+            real = stop_gradient(self.judge(discriminators, inputs.audio, inputs.hidden))
+            judged = self.judge(discriminators, fake, hidden)
+            terms = losses.audio_losses(fake, inputs.audio, real, judged, self.config.codec.sample_rate)
+            return losses.weighted_sum(terms, self.config.loss), terms
+
+        listen = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (audio_loss, terms), gradient = listen(forward.fake, forward.hidden)
+        metrics = {**forward.metrics, **terms, "total": forward.loss + audio_loss}
+        return Gradient(forward.pull_back(*gradient), metrics)
 
 
-def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tuple[TrainState, dict[str, Array]]:
+def jit_step(gan: Gan, mesh: Mesh, state: TrainState, frozen: Frozen) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`train_step` over a mesh: (state, batch, frozen) → (state, metrics). The state that goes in is given away."""
+    state_sharding, frozen_sharding = sharding.shardings(mesh, (state, frozen))
+    return jax.jit(
+        partial(train_step, gan=gan),
+        in_shardings=(state_sharding, sharding.batch_sharding(mesh), frozen_sharding),
+        out_shardings=(state_sharding, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tuple[TrainState, Metrics]:
     """Updates discriminators, codec and codebooks on one batch; a step that is not finite changes nothing.
 
-    Raises ConfigError for gradient accumulation.
+    Among the metrics are loss terms before their weights and norms of gradients before clipping.
     """
-    config = gan.config
-    if config.optimizer.accumulation != 1:
-        raise ConfigError(f"{config.optimizer.accumulation=}: a step takes its batch as a whole; must be 1")
-    inputs = gan.inputs(batch, frozen)
+    config, count = gan.config, gan.config.optimizer.accumulation
+    alternating = config.train.discriminator_update == "alternating"
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    # -- Codec forward. The codebooks learn; the gradient waits for the discriminators.
-    def generate(params: Tree) -> tuple[tuple[Audio, Scalar], Learnt]:
-        return gan.generate(params, state.codebooks, inputs, key)
+    def forward(codebooks: Tree, micro: MicroBatch) -> Forward:
+        return gan.forward(state.params, codebooks, micro.batch, frozen, jax.random.fold_in(key, micro.number))
 
-    (fake, codec_loss), pull_back, learnt = jax.vjp(generate, state.params, has_aux=True)
-    hidden, pull_back_wavlm = jax.vjp(lambda audio: gan.listen(audio, frozen), fake)
+    def update_discriminators(gradient: Tree) -> tuple[Tree, optax.OptState]:
+        old = state.discriminators
+        update, optimizer = discriminator_optimizer(config).update(gradient, state.discriminator_optimizer, old)
+        return optax.apply_updates(old, update), optimizer
 
-    # -- Discriminators, on the detached reconstruction
-    judge = jax.grad(gan.discriminator_loss, has_aux=True)
-    d_gradient, d_terms = judge(state.discriminators, inputs, stop_gradient(fake), stop_gradient(hidden))
-    d_update, d_optimizer = discriminator_optimizer(config).update(
-        d_gradient, state.discriminator_optimizer, state.discriminators
-    )
-    discriminators = optax.apply_updates(state.discriminators, d_update)
+    # -- The two halves of a step. Whole batches run the codec once, and it waits until the discriminators have learnt.
+    # Micro-batches that must wait for all others run it a second time, since keeping every forward is what
+    # accumulation avoids.
+    def judge(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, Gradient]:
+        made = forward(codebooks, micro)
+        return made.codebooks, gan.discriminator_gradient(state.discriminators, made)
 
-    # -- Codec, against the updated discriminators
-    listen = jax.value_and_grad(gan.audio_loss, argnums=(0, 1), has_aux=True)
-    (audio_loss, audio_terms), (d_fake, d_hidden) = listen(fake, hidden, discriminators, inputs)
-    (g_gradient,) = pull_back((d_fake + pull_back_wavlm(d_hidden)[0], jnp.ones(())))
-    g_update, g_optimizer = generator_optimizer(config).update(g_gradient, state.generator_optimizer, state.params)
-    params = optax.apply_updates(state.params, g_update)
+    def learn(codebooks: Tree, micro: MicroBatch, opponents: Tree) -> tuple[Tree, Gradient]:
+        made = forward(codebooks, micro)
+        return made.codebooks, gan.codec_gradient(opponents, made)
+
+    def both(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, tuple[Gradient, Gradient]]:
+        made = forward(codebooks, micro)
+        judged = gan.discriminator_gradient(state.discriminators, made)
+        opponents = update_discriminators(judged.gradient)[0] if alternating else state.discriminators
+        return made.codebooks, (judged, gan.codec_gradient(opponents, made))
+
+    micro_batches = split(batch, count)
+    if count > 1 and alternating:
+        _, judged = mean_over(micro_batches, judge, state.codebooks)
+        opponents = update_discriminators(judged.gradient)[0]
+        codebooks, learnt = mean_over(micro_batches, partial(learn, opponents=opponents), state.codebooks)
+    else:
+        codebooks, (judged, learnt) = mean_over(micro_batches, both, state.codebooks)
+    discriminators, d_optimizer = update_discriminators(judged.gradient)  # compiled once, if it stands above too
+    update, g_optimizer = generator_optimizer(config).update(learnt.gradient, state.generator_optimizer, state.params)
+    params = optax.apply_updates(state.params, update)
 
     updated = TrainState(
         step=state.step,
         params=params,
-        codebooks=learnt.codebooks,
+        codebooks=codebooks,
         discriminators=discriminators,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
         ema_params=update_ema(config.optimizer, state.ema_params, params),
         skipped=jnp.zeros_like(state.skipped),
     )
-    norms = {f"grad_norm_{name}": optax.tree.norm(tree) for name, tree in d_gradient.items()}
-    norms["grad_norm_codec"] = optax.tree.norm(g_gradient)
-    total = codec_loss + audio_loss
-    finite = jnp.isfinite(sum(norms.values(), start=total))
+    norms = {f"grad_norm_{name}": optax.tree.norm(tree) for name, tree in judged.gradient.items()}
+    norms["grad_norm_codec"] = optax.tree.norm(learnt.gradient)
+    finite = jnp.isfinite(sum(norms.values(), start=learnt.metrics["total"]))
     unchanged = state.replace(skipped=state.skipped + 1)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
-    metrics = {**learnt.terms, **audio_terms, **d_terms, **norms, **learnt.metrics, "total": total}
-    metrics |= {"finite": finite, "learning_rate": learning_rate(config.optimizer)(state.step)}
+    rate = jnp.asarray(learning_rate(config.optimizer)(state.step))
+    metrics = {
+        **judged.metrics,
+        **learnt.metrics,
+        **norms,
+        "learning_rate": rate,
+        "skipped": kept.skipped.astype(jnp.float32),
+    }
     return kept.replace(step=state.step + 1), metrics
+
+
+class MicroBatch(NamedTuple):
+    """A part of a batch that runs by itself."""
+
+    batch: Batch
+    number: Array
+
+
+def split(batch: Batch, count: int) -> MicroBatch:
+    """Micro-batches, stacked: of `count` neighbours each gets one, so that rows stay on their devices."""
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
+    return MicroBatch(parts, jnp.arange(count))
+
+
+def mean_over(
+    micro_batches: MicroBatch, function: Callable[[Tree, MicroBatch], tuple[Tree, T]], codebooks: Tree
+) -> tuple[Tree, T]:
+    """The codebooks as they are after one micro-batch after the other, and the mean of what the function returns."""
+    count = micro_batches.number.size
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    if count == 1:
+        return function(codebooks, first)
+
+    def add(carry: tuple[Tree, T], micro: MicroBatch) -> tuple[tuple[Tree, T], None]:
+        codebooks, mean = carry
+        codebooks, result = function(codebooks, micro)
+        return (codebooks, jax.tree.map(lambda x, y: x + y / count, mean, result)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, codebooks, first)[1])
+    return jax.lax.scan(add, (codebooks, zeros), micro_batches)[0]

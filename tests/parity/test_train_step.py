@@ -80,7 +80,7 @@ def keeping_gradients(optimizer: optax.GradientTransformation) -> optax.Gradient
 def drawn_by_the_reference(key: jax.Array, config: Any) -> jax.Array:
     """What its generator drew in the step that the key belongs to."""
     root = jax.random.key(golden_config().seed)
-    keys = [jax.random.split(jax.random.fold_in(root, step))[0] for step in range(3)]
+    keys = [jax.random.split(jax.random.fold_in(jax.random.fold_in(root, step), 0))[0] for step in range(3)]
     same = jnp.stack([jnp.all(jax.random.key_data(key) == jax.random.key_data(own)) for own in keys])
     return jnp.asarray([int(step["n_q"]) for step in golden.load().steps])[jnp.argmax(same)]
 

@@ -1,0 +1,145 @@
+"""Checkpoints of a run (Orbax): written while training goes on, whole or not there, and never of another run."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from omnicodec_jax import config_files
+from omnicodec_jax.config import Config
+from omnicodec_jax.errors import CheckpointError
+from omnicodec_jax.training.state import TrainState
+
+DIRECTORY = "checkpoints"
+FREE = ("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers")
+"""Beginnings of the names of what may differ from what the checkpoint was made with."""
+DISTANCE = "mel_distance"
+"""What the best checkpoint has least of."""
+STATE, ABOUT = "state", "about"
+
+
+class Checkpoints:
+    """The checkpoints in a run's directory: the last few, and the best by validation. A context that closes them.
+
+    Each holds all of the state, the config, and the fingerprint of the prepared data. The place in the data is the
+    state's step.
+    """
+
+    def __init__(self, workdir: Path, config: Config, fingerprint: str):
+        """Raises CheckpointError if the directory holds a run of another config, or on other data."""
+        self.directory = workdir.absolute() / DIRECTORY
+        self._about = {"config": dataclasses.asdict(config), "data": fingerprint}
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics[DISTANCE], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(config.run.keep_last), best]),
+                cleanup_tmp_directories=True,
+            ),
+        )
+        if (step := self.latest) is not None:
+            self._refuse_others(_read_about(self.directory, step))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the last whole checkpoint; None: there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, mel_distance: float | None = None) -> None:
+        """Starts to write a state that is not there yet. Raises CheckpointError if that, or the last one, failed."""
+        if (step := int(state.step)) == self.latest:
+            return
+        metrics = None if mel_distance is None else {DISTANCE: mel_distance}
+        items = {STATE: ocp.args.StandardSave(state), ABOUT: ocp.args.JsonSave(self._about)}
+        with self._explaining():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def check(self) -> None:
+        """Raises CheckpointError if writing has failed since the last call."""
+        with self._explaining():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Until everything is written. Raises CheckpointError if it could not be."""
+        with self._explaining():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, template: TrainState) -> TrainState:
+        """The last checkpoint as arrays with the shapes and shardings of the template."""
+        if (step := self.latest) is None:
+            raise CheckpointError(f"{self.directory}: no checkpoint here")
+        return _restore(self.directory, step, template)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax passes on what its storage raises, of any type
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            kept = "nothing is kept" if self.latest is None else f"the last good checkpoint is step {self.latest}"
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint could not be written ({reason}); {kept}. Mend that, and give the same "
+                "command again"
+            ) from error
+
+    def _refuse_others(self, about: dict[str, Any]) -> None:
+        held, wanted = _leaves(about), _leaves(self._about)
+        differing = [
+            f"{name}: {held.get(name)} in the checkpoint, {wanted.get(name)} now"
+            for name in sorted(held.keys() | wanted.keys())
+            if held.get(name) != wanted.get(name) and not name.startswith(FREE)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{self.directory}: holds a run of another config; choose another --workdir, or give the same:\n  "
+                + "\n  ".join(differing)
+            )
+
+
+def read(workdir: Path, step: int | None) -> tuple[Config, int]:
+    """Config and step of a kept checkpoint, the last one by default. Raises CheckpointError if it is not there."""
+    directory = workdir.absolute() / DIRECTORY
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    if not steps:
+        raise CheckpointError(f"{workdir}: no run with checkpoints")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise CheckpointError(f"{workdir}: no checkpoint of step {step}; kept are {', '.join(map(str, steps))}")
+    text = json.dumps({"model_type": "run", **_read_about(directory, step)["config"]})
+    return config_files.from_json(text, {"run": Config}, f"{directory / str(step)}"), step
+
+
+def restore(workdir: Path, step: int, template: TrainState) -> TrainState:
+    """A kept checkpoint as arrays with the shapes and shardings of the template."""
+    return _restore(workdir.absolute() / DIRECTORY, step, template)
+
+
+def _restore(directory: Path, step: int, template: TrainState) -> TrainState:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory / str(step) / STATE, template)
+
+
+def _read_about(directory: Path, step: int) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(directory / str(step) / ABOUT)
+
+
+def _leaves(tree: Any, name: str = "") -> dict[str, str]:
+    """Values under dotted names, as JSON."""
+    if isinstance(tree, dict):
+        return {path: leaf for key, value in tree.items() for path, leaf in _leaves(value, f"{name}.{key}").items()}
+    return {name[1:]: json.dumps(tree)}

@@ -1,0 +1,29 @@
+"""From a run's checkpoint to a model directory that needs neither the run nor Orbax."""
+
+from pathlib import Path
+
+import jax
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.config import MeshConfig
+from omnicodec_jax.errors import CheckpointError
+from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.training import checkpoint, sharding
+from omnicodec_jax.training.start import DISCRIMINATORS, state_template
+
+
+def export_model(workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
+    """Writes the codec to `out` and its discriminators to a folder in it. Returns the step.
+
+    step: of a kept checkpoint; None: the last one. ema: the moving average of the parameters in their place. Raises
+    CheckpointError for a run, a step or an average that is not there.
+    """
+    config, step = checkpoint.read(workdir, step)
+    if ema and config.optimizer.ema_decay is None:
+        raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay)")
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    state = checkpoint.restore(workdir, step, state_template(config, mesh))
+    params = state.ema_params if ema else state.params
+    model_directory.save(out / DISCRIMINATORS, config.discriminators, {"params": state.discriminators})
+    model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks})
+    return step

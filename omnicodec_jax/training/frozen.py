@@ -1,0 +1,62 @@
+"""The networks that training only runs: WavLM, and the audio encoder where its features are not stored."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.config import Config
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.pretrained.wavlm import WavLMConfig
+from omnicodec_jax.semantic import load_encoder
+from omnicodec_jax.training.step import Frozen, Gan, Tree
+
+LOG = logging.getLogger(__name__)
+
+
+def load(config: Config) -> tuple[Gan, Frozen]:
+    """The networks of a run, and the variables of the frozen ones.
+
+    Without WavLM the losses that need it are left out, and `Gan.config` says so. Raises ConfigError or ModelError for
+    a network that is missing or does not fit.
+    """
+    encoder = encoder_variables = wavlm = wavlm_variables = None
+    if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
+        if config.run.encoder is None:
+            raise ConfigError("run.encoder = None: must be a directory that convert.qwen3_aut has written")
+        dtype = jnp.dtype(config.train.compute_dtype)
+        encoder, variables = load_encoder(model_directory.resolve(config.run.encoder), config.codec.semantic)
+        encoder_variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    if config.discriminators.wavlm is not None or config.loss.wavlm_distillation:
+        if config.run.wavlm is not None:
+            wavlm, wavlm_variables = _load_wavlm(config, config.run.wavlm)
+        else:
+            LOG.info("without WavLM: its discriminator, its feature matching and the distillation are left out")
+            config = without_wavlm(config)
+    return Gan(config, wavlm, encoder), Frozen(wavlm_variables, encoder_variables)
+
+
+def without_wavlm(config: Config) -> Config:
+    """The same with no loss that needs WavLM."""
+    return dataclasses.replace(
+        config,
+        discriminators=dataclasses.replace(config.discriminators, wavlm=None),
+        loss=dataclasses.replace(config.loss, wavlm_distillation=0.0),
+    )
+
+
+def _load_wavlm(config: Config, directory: str) -> tuple[WavLMConfig, Tree]:
+    wavlm, variables = model_directory.load(model_directory.resolve(directory))
+    if not isinstance(wavlm, WavLMConfig):
+        raise ConfigError(f"run.wavlm = {directory!r}: holds a {model_directory.model_type(wavlm)} model")
+    states, width, judge = wavlm.num_layers + 1, wavlm.dimension, config.discriminators.wavlm
+    if judge is not None and (judge.hidden_states, judge.hidden_size) != (states, width):
+        raise ConfigError(
+            f"run.wavlm = {directory!r}: has {states} hidden states of width {width}; discriminators.wavlm is for "
+            f"{judge.hidden_states} of {judge.hidden_size}"
+        )
+    if config.loss.wavlm_distillation and config.codec.wavlm_dim != width:
+        raise ConfigError(f"run.wavlm = {directory!r}: is {width} wide; codec.wavlm_dim = {config.codec.wavlm_dim}")
+    return wavlm, variables

@@ -1,0 +1,159 @@
+"""A run from its first step to its last, whatever happens in between."""
+
+import contextlib
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from omnicodec_jax.config import Config
+from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.errors import ConfigError, TrainingError
+from omnicodec_jax.training import frozen as frozen_networks
+from omnicodec_jax.training import multihost, sharding
+from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.report import Report
+from omnicodec_jax.training.start import first_state, place, state_template
+from omnicodec_jax.training.state import TrainState
+from omnicodec_jax.training.step import jit_step
+from omnicodec_jax.training.validation import Validator, needs_features
+
+LOG = logging.getLogger(__name__)
+
+PATIENCE = 10
+"""Steps in a row that may be not finite."""
+STEPS_AHEAD = 2
+"""Steps under way on the devices before the metrics of the first of them are looked at."""
+
+
+class Profile(NamedTuple):
+    """Which steps an xprof trace covers."""
+
+    start: int
+    stop: int
+    """The step after the last one."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Profile":
+        """Of START:STOP. Raises ConfigError."""
+        start, _, stop = text.partition(":")
+        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise ConfigError(f"--profile {text}: must be START:STOP, steps, the first below the second")
+        return cls(int(start), int(stop))
+
+
+def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
+    """Trains until `optimizer.total_steps`, from the last checkpoint in `workdir`, or from the start.
+
+    Returns the exit code: 0 when the run is complete, 128 + the signal's number when it was asked to stop, which it
+    does with a checkpoint. Raises OmniCodecError for what a user can mend.
+    """
+    multihost.initialize()
+    mesh = sharding.make_mesh(config.run.mesh)
+    gan, frozen = frozen_networks.load(config)
+    frozen = place(frozen, mesh)
+    config = gan.config
+    samples = Samples.open(config.data, config.seed, "train", needs_features(config))
+    validator = Validator.open(gan, mesh)
+    with Checkpoints(workdir, config, samples.fingerprint) as checkpoints, multihost.Interruption() as interruption:
+        if checkpoints.latest is None:
+            checkpoints.save(first_state(gan, frozen, mesh, samples))
+            checkpoints.wait()
+        state = checkpoints.restore(state_template(config, mesh))
+        start = int(state.step)
+        LOG.info("%s: from step %d of %d, %s", workdir, start, config.optimizer.total_steps, describe(mesh, state))
+        report = Report(config, workdir / "events" if multihost.is_main() else None, start)
+        watch = Watch(report, samples, config.data.batch_size)
+
+        def validate() -> float | None:
+            """Mel distance of held-out clips, if there are any."""
+            if validator is None:
+                return None
+            params = state.params if state.ema_params is None else state.ema_params
+            result = validator(params, state.codebooks, frozen)
+            report.validate(int(state.step), result)
+            return result.mel_distance
+
+        if start == 0:
+            validate()
+        step = jit_step(gan, mesh, state, frozen)
+        with contextlib.closing(Batches(samples, config.data, sharding.batch_sharding(mesh), start)) as batches:
+            for number in range(start, config.optimizer.total_steps):
+                if interruption.noticed(number):
+                    break
+                if profile is not None and number == profile.start:
+                    jax.profiler.start_trace(workdir / "profile")
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                state, metrics = step(state, batch, frozen)
+                watch.add(number, metrics, waited)
+                checkpoints.check()
+
+                done = number + 1
+                last = done == config.optimizer.total_steps
+                if profile is not None and done == profile.stop:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                if done % config.run.log_every == 0 or last:
+                    watch.catch_up()
+                    report.log(done, jax.device_get(state.codebooks))
+                if done % config.run.validate_every == 0 or last:
+                    watch.catch_up()
+                    checkpoints.save(state, validate())
+                elif done % config.run.save_every == 0:
+                    watch.catch_up()
+                    checkpoints.save(state)
+        watch.catch_up()
+        checkpoints.save(state)
+        checkpoints.wait()
+    if interruption.signal is None:
+        return 0
+    LOG.info("interrupted: step %d is saved, and the same command goes on from there", int(state.step))
+    return 128 + interruption.signal
+
+
+class Watch:
+    """Looks at the metrics of every step, some steps late so that the devices need not wait."""
+
+    def __init__(self, report: Report, samples: Samples, batch_size: int):
+        self._report, self._samples, self._batch_size = report, samples, batch_size
+        self._pending: deque[tuple[int, Any, float]] = deque()
+
+    def add(self, number: int, metrics: Any, waited: float) -> None:
+        """A step that has been started, and the seconds it waited for its batch."""
+        self._pending.append((number, metrics, waited))
+        self.catch_up(STEPS_AHEAD)
+
+    def catch_up(self, ahead: int = 0) -> None:
+        """Looks at all steps but the last `ahead`. Raises TrainingError if too many in a row were not finite."""
+        while len(self._pending) > ahead:
+            number, metrics, waited = self._pending.popleft()
+            metrics = jax.device_get(metrics)
+            self._report.add(metrics, waited)
+            if metrics["skipped"]:
+                self._not_finite(number, int(metrics["skipped"]))
+
+    def _not_finite(self, number: int, in_a_row: int) -> None:
+        first = number * self._batch_size
+        if multihost.is_main():
+            ids = ", ".join(self._samples.id(index) for index in range(first, first + self._batch_size))
+            LOG.warning("step %d is not finite and changes nothing (%d in a row); samples: %s", number, in_a_row, ids)
+        if in_a_row >= PATIENCE:
+            raise TrainingError(
+                f"step {number}: {PATIENCE} steps in a row were not finite; the log names their samples. The last "
+                "checkpoint is from before; a lower optimizer.learning_rate in a new --workdir with run.start_from, or "
+                "train.compute_dtype=float32, may help"
+            )
+
+
+def describe(mesh: Mesh, state: TrainState) -> str:
+    """Devices and what of the state each holds."""
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    device = mesh.devices.flat[0]
+    held = max(sharding.bytes_per_device(state).values()) / 2**30
+    return f"{mesh.size} x {device.device_kind} ({shape}), {held:.3f} GiB of state on each"

@@ -1,0 +1,153 @@
+"""What a run shows of itself: one line of progress now and then, and TensorBoard."""
+
+import logging
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from omnicodec_jax import signal
+from omnicodec_jax.config import Config
+from omnicodec_jax.training.step import Tree
+from omnicodec_jax.training.validation import Validation
+
+LOG = logging.getLogger(__name__)
+
+_events: Any = event_pb2  # made by protobuf while it is imported
+Event, SessionLog = _events.Event, _events.SessionLog
+
+GROUPS = {"grad_norm_": "gradient_norm/", "replaced_": "replaced/", "learning_rate": "learning_rate/adamw"}
+"""Where metrics go in TensorBoard by the beginning of their names; the others are losses."""
+PROGRESS = ("total", "mel", "semantic", "self_guidance")
+"""Metrics of the progress line, where the run has them."""
+SPECTROGRAM = (1024, 256)
+"""Window and hop."""
+
+
+class Report:
+    """Means over the steps since the last line. Writes nothing unless `directory` is given."""
+
+    def __init__(self, config: Config, directory: Path | None, step: int):
+        self._config, self._events = config, None
+        self._start_window()
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            # Not its SummaryWriter: that hangs for ever once its thread has met a full disk.
+            self._events = EventsWriter(str(directory / "events"))
+            self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))  # drops what came after
+
+    def _start_window(self) -> None:
+        self._metrics: list[Mapping[str, np.ndarray]] = []
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def add(self, metrics: Mapping[str, np.ndarray], waited: float) -> None:
+        """One step's metrics, and the seconds that it waited for its batch."""
+        self._metrics.append(metrics)
+        self._waited += waited
+
+    def log(self, step: int, codebooks: Tree) -> None:
+        """Writes what has come in, and begins anew."""
+        elapsed, steps = time.perf_counter() - self._since, len(self._metrics)
+        means = {name: np.mean([metrics[name] for metrics in self._metrics], axis=0) for name in self._metrics[0]}
+        batch = self._config.data.batch_size * self._config.data.segment_samples / self._config.codec.sample_rate
+        speed = {
+            "steps_per_second": steps / elapsed,
+            "audio_seconds_per_second": steps * batch / elapsed,
+            "data_wait_share": self._waited / elapsed,
+            "memory_gib": memory_gib(),
+        }
+        scalars = {f"speed/{name}": value for name, value in speed.items()}
+        for name, value in means.items():
+            prefix = next((prefix for prefix in GROUPS if name.startswith(prefix)), "")
+            label = GROUPS.get(prefix, "loss/") + name.removeprefix(prefix)
+            scalars |= numbered(label, value)
+        for name, collection in codebooks.items():
+            alive, perplexity = codebook_health(collection["cluster_usage"], self._config)
+            scalars |= numbered(f"codebook_usage/{name}", alive) | numbered(f"perplexity/{name}", perplexity)
+        self._scalars(step, scalars)
+        losses = "  ".join(f"{name} {means[name]:.4g}" for name in PROGRESS if name in means)
+        total = self._config.optimizer.total_steps
+        left = (total - step) / speed["steps_per_second"]
+        LOG.info(
+            "step %d/%d  %s  %.3g steps/s  %.4g s of audio/s  data %.0f %%  %s left",
+            *(step, total, losses, speed["steps_per_second"], speed["audio_seconds_per_second"]),
+            *(100 * speed["data_wait_share"], f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"),
+        )
+        self._start_window()
+
+    def validate(self, step: int, result: Validation) -> None:
+        """Writes what held-out clips have given, with originals and reconstructions to look at and to hear."""
+        usage = {name: float(np.mean(values)) for name, values in result.usage.items()}
+        scalars = {"validation/mel_distance": result.mel_distance}
+        for name, values in result.usage.items():
+            scalars |= numbered(f"validation_usage/{name}", values)
+        self._scalars(step, scalars)
+        rate = self._config.codec.sample_rate
+        for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
+            for name, audio in zip(("original", "reconstruction"), pair, strict=True):
+                tag = f"validation_{row}/{name}"
+                value = summary.audio(tag, np.clip(audio[0], -1, 1), rate)
+                self._write(Event(step=step, wall_time=time.time(), summary=value))
+                value = summary.image(tag, spectrogram(audio[0]))
+                self._write(Event(step=step, wall_time=time.time(), summary=value))
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in usage.items())
+        LOG.info("step %d  held-out clips: mel distance %.4f, codebook usage %s", step, result.mel_distance, shares)
+        self._since = time.perf_counter()
+
+    def _scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._write(Event(step=step, wall_time=time.time(), summary=summary.scalar(name, float(value))))
+        self._flush()
+
+    def _write(self, event: Any) -> None:
+        if self._events is None:
+            return
+        try:
+            self._events.write_event(event)
+        except OSError as error:  # a run is worth more than its curves
+            LOG.warning("TensorBoard: %s; going on without", error)
+            self._events = None
+
+    def _flush(self) -> None:
+        if self._events is not None:
+            try:
+                self._events.flush()
+            except OSError as error:
+                LOG.warning("TensorBoard: %s; going on without", error)
+                self._events = None
+
+
+def numbered(name: str, value: Any) -> dict[str, float]:
+    """A scalar under its name, a vector as one scalar per codebook."""
+    value = np.asarray(value)
+    return {name: float(value)} if value.ndim == 0 else {f"{name}_{i:02d}": float(v) for i, v in enumerate(value)}
+
+
+def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Of each codebook, from its moving averages [Q, K]: share of the entries that are not dead, and perplexity."""
+    usage = np.asarray(cluster_usage)
+    share = usage / usage.sum(-1, keepdims=True)
+    alive = np.mean(usage > config.codec.codebook.dead_threshold * usage.mean(-1, keepdims=True), axis=-1)
+    return alive, np.exp(-np.sum(share * np.log(np.maximum(share, 1e-20)), axis=-1))
+
+
+def memory_gib() -> float:
+    """Peak memory of this process's first device; on a CPU, of the process."""
+    stats = jax.local_devices()[0].memory_stats()
+    used = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return used / 2**30
+
+
+def spectrogram(audio: np.ndarray) -> np.ndarray:
+    """Samples [T] → grey image [1, F, N] uint8, low frequencies at the bottom, 80 dB from black to white."""
+    magnitude = np.abs(signal.stft(jnp.asarray(audio), *SPECTROGRAM, center=True)).T[::-1]
+    decibels = 20 * np.log10(np.maximum(magnitude, 1e-5) / SPECTROGRAM[0] ** 0.5)
+    return (255 * np.clip((decibels + 60) / 80, 0, 1)).astype(np.uint8)[None]

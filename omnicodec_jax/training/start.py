@@ -1,0 +1,97 @@
+"""How a run's first state comes about: weights at random or from a model, codebooks fitted to the data."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.config import Config
+from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.models.initialize import COMPILE_QUICKLY, Batch, initialize_codebooks
+from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.training import sharding, state
+from omnicodec_jax.training.state import TrainState, Tree
+from omnicodec_jax.training.step import Frozen, Gan
+
+T = TypeVar("T")
+
+VECTORS_PER_ENTRY = 10
+"""k-means sees at least this many vectors for each entry of a codebook (spec §8.4)."""
+DISCRIMINATORS = "discriminators"
+"""Folder of a model directory: a model directory itself, of the discriminators."""
+
+
+def state_template(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of a run's state."""
+    shapes = jax.eval_shape(lambda: state.init_state(config, jax.random.key(0)))
+
+    def shared_out(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held)
+
+    return jax.tree.map(shared_out, shapes, sharding.shardings(mesh, shapes))
+
+
+def place(tree: T, mesh: Mesh) -> T:
+    """Arrays of this host as global ones; all hosts hold the same. Each device gets its part alone."""
+
+    def put(leaf: Any, held: Any) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, held, lambda part: leaf[part])
+
+    return jax.tree.map(put, tree, sharding.shardings(mesh, tree))
+
+
+def first_state(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> TrainState:
+    """The state before the first step. Raises ConfigError or ModelError for a `run.start_from` that does not fit."""
+    config = gan.config
+    held = jax.tree.map(lambda leaf: leaf.sharding, state_template(config, mesh))
+    # Not the key of any step: those are folded from its number.
+    weights_key, codebooks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1))
+    fresh = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
+    first: TrainState = fresh(weights_key)
+    if config.run.start_from is not None:
+        variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+        given = place((variables, first.discriminators if discriminators is None else discriminators), mesh)
+        first = jax.jit(partial(state.start_state, config), out_shardings=held)(*given)
+    if all(collection["initialized"].all() for collection in first.codebooks.values()):
+        return first
+    variables = initialize_codebooks(
+        gan.codec.clone(dtype=jnp.float32),
+        {"params": first.params, CODEBOOKS: first.codebooks},
+        _first_batches(gan, frozen, mesh, samples),
+        codebooks_key,
+    )
+    codebooks = jax.jit(lambda tree: tree, out_shardings=held.codebooks)(variables[CODEBOOKS])
+    return first.replace(codebooks=codebooks)
+
+
+def _first_batches(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> Iterator[Batch]:
+    """Audio and features of the run's first batches, as many as k-means needs."""
+    config = gan.config
+    frames = config.data.batch_size * config.data.segment_samples // config.codec.hop_length
+    count = math.ceil(VECTORS_PER_ENTRY * max(config.codec.codebook_sizes) / frames)
+    features = jax.jit(lambda batch, frozen: gan.inputs(batch, frozen).features)
+    batches = Batches(samples, config.data, sharding.batch_sharding(mesh))
+    for _ in range(count):
+        batch = next(batches)
+        yield batch["audio"], features(batch, frozen)
+    batches.close()
+
+
+def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
+    """Variables of a codec, and its discriminators if they lie with it and are those of the config."""
+    codec, variables = model_directory.load(directory)
+    if codec != config.codec:
+        raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
+    if not (directory / DISCRIMINATORS / model_directory.CONFIG).is_file():
+        return variables, None
+    judges, weights = model_directory.load(directory / DISCRIMINATORS)
+    if judges != config.discriminators:
+        raise ConfigError(f"run.start_from = {str(directory)!r}: has other discriminators than the config describes")
+    return variables, weights["params"]

@@ -1,0 +1,95 @@
+"""How well the codec does on held-out clips: always the same crops, all codebooks."""
+
+import dataclasses
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from omnicodec_jax import losses
+from omnicodec_jax.config import Config
+from omnicodec_jax.data import records
+from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.training import sharding
+from omnicodec_jax.training.step import Batch, Frozen, Gan, Tree
+
+LOG = logging.getLogger(__name__)
+
+SHOWN = 4
+"""Clips whose audio is kept."""
+
+
+class Validation(NamedTuple):
+    """What a model makes of the held-out clips."""
+
+    mel_distance: float
+    """`losses.multi_scale_mel`, mean."""
+    usage: dict[str, np.ndarray]
+    """Of each codebook of a branch, the share of its entries that these clips need."""
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    """[SHOWN, 1, T]"""
+
+
+class Validator:
+    """Evaluates one state after another on the same clips."""
+
+    def __init__(self, gan: Gan, mesh: Mesh, samples: Samples):
+        self._gan, self._mesh, self._samples = gan, mesh, samples
+        self._evaluate = jax.jit(partial(_evaluate, gan=gan), out_shardings=sharding.replicated(mesh))
+
+    @classmethod
+    def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
+        """Of the domains that have held-out clips; None: no domain of the config has any."""
+        data, seed = gan.config.data, gan.config.seed
+        held_out = {shard.domain for shard in records.read_index(Path(data.prepared)) if shard.split == "validation"}
+        domains = tuple(domain for domain in data.domains if domain.name in held_out)
+        if not domains:
+            LOG.info("%s: no held-out clips, so there is no validation", data.prepared)
+            return None
+        here = dataclasses.replace(data, domains=domains, num_workers=0)
+        return cls(gan, mesh, Samples.open(here, seed, "validation", needs_features(gan.config)))
+
+    def __call__(self, params: Tree, codebooks: Tree, frozen: Frozen) -> Validation:
+        """All processes take part, and all get the result."""
+        config = self._gan.config
+        data = dataclasses.replace(config.data, num_workers=0)
+        batches = Batches(self._samples, data, sharding.batch_sharding(self._mesh))
+        results = []
+        for _ in range(config.run.validation_batches):
+            batch = next(batches)
+            results.append(jax.device_get(self._evaluate({"params": params, CODEBOOKS: codebooks}, batch, frozen)))
+        batches.close()
+        usage = {}
+        for branch in results[0].codes:
+            codes = np.concatenate([result.codes[branch] for result in results], axis=2)
+            size = config.codec.codebook_sizes[0 if branch == "semantic" else -1]
+            usage[branch] = np.array([np.unique(codes[:, k]).size / size for k in range(codes.shape[1])])
+        distance = float(np.mean([result.mel_distance for result in results]))
+        return Validation(distance, usage, results[0].original, results[0].reconstruction)
+
+
+def needs_features(config: Config) -> bool:
+    """Whether features are read with the audio."""
+    return config.codec.semantic is not None and config.codec.semantic.source == "stored"
+
+
+class _Evaluated(NamedTuple):
+    mel_distance: jax.Array
+    codes: dict[str, jax.Array]
+    original: jax.Array
+    reconstruction: jax.Array
+
+
+def _evaluate(variables: Tree, batch: Batch, frozen: Frozen, gan: Gan) -> _Evaluated:
+    audio, features, _ = gan.inputs(batch, frozen)
+    output: Any = gan.codec.apply(variables, audio, features)
+    distance = losses.multi_scale_mel(output.audio, audio, gan.config.codec.sample_rate)
+    branches = {"semantic": output.semantic, "acoustic": output.acoustic}
+    codes = {name: branch.codes for name, branch in branches.items() if branch is not None}
+    return _Evaluated(distance, codes, audio[:SHOWN], output.audio[:SHOWN])
