@@ -30,8 +30,9 @@ def main() -> int:
             profile: Steps to write an xprof trace of, into WORKDIR/profile.
             settings: All that the config says.
         """
-        from omnicodec_jax.training import loop
+        from omnicodec_jax.training import loop, multihost
 
+        multihost.initialize()
         return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile))
 
     return tyro.cli(train, prog="train.py")

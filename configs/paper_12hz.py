@@ -1,5 +1,8 @@
 """OmniCodec at 12.5 Hz as the paper describes it: 1 + 31 codebooks, 4400 bit/s, 133.1 M parameters.
 
+    python train.py --config configs/paper_12hz.py --workdir runs/paper_12hz --run.wavlm models/wavlm \\
+        --data.prepared data/prepared --data.features data/features [--run.mesh.fsdp 4]
+
 Hardware of the authors: 4 A100 GPUs, global batch 24, gradient accumulation 2.
 
 Where the released code does otherwise, see released_12hz.py. The paper gives no number of residual blocks; one a

@@ -1,6 +1,9 @@
 """OmniCodec at 12.5 Hz as the authors' released code trains it: 1 + 32 codebooks, 4537.5 bit/s, 137.7 M parameters.
 
-Hardware of the authors: 4 A100 GPUs, 24 clips of 10 s a step.
+    python train.py --config configs/released_12hz.py --workdir runs/released_12hz --run.wavlm models/wavlm \\
+        --data.prepared data/prepared --data.features data/features [--run.mesh.fsdp 4]
+
+Hardware of the authors: 4 A100 GPUs, 24 clips of 10 s a step; on more devices, more clips: --data.batch-size.
 
 Where the paper says otherwise (see paper_12hz.py): 31 acoustic codebooks, one residual block a stage (134 M
 parameters), loss weights 1, 1, 0.1 with a squared L2 self-guidance instead of 50, 10, 0.5 with L1, no WavLM

@@ -30,14 +30,14 @@ config = Config(
     ),
     discriminators=DiscriminatorConfig(
         stft=STFTDiscriminatorConfig(filters=4, windows=(206,)),
-        waveform=WaveformDiscriminatorConfig(periods=(3,), windows=(334,), channels=64),
+        waveform=WaveformDiscriminatorConfig(periods=(3,), windows=(), channels=64),
         wavlm=None,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, total_steps=8, ema_decay=0.9),
     data=DataConfig(
         domains=(DomainConfig(name="sound", weight=3.0), DomainConfig(name="speech")),
         batch_size=8,
-        segment_samples=9600,
+        segment_samples=5760,
         num_workers=0,
     ),
     train=TrainConfig(compute_dtype="float32", remat=False),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from omnicodec_jax.models.conv import torch_uniform
+from omnicodec_jax.models.conv import add_bias, torch_uniform
 
 
 class Judgement(NamedTuple):
@@ -43,9 +43,8 @@ class Conv(nn.Module):
         if self.weight_norm:
             norm = jnp.sqrt(jnp.sum(kernel**2, axis=range(kernel.ndim - 1), keepdims=True))
             kernel *= self.param("gain", lambda _: norm) / norm
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         y = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.groups)
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return add_bias(self, y, init)
 
 
 def conv(

@@ -102,7 +102,7 @@ def fit_residual_codebooks(key: PRNGKeyArray, x: Vectors, codebooks: Codebook, c
     def fit(residual: jax.Array, key: PRNGKeyArray) -> tuple[jax.Array, Codebook]:
         means, counts = kmeans(key, residual, size, config.kmeans_iterations)
         usage = jnp.maximum(counts, 1)
-        layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), float(config.check_every)))
+        layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), config.check_every, jnp.float32))
         return residual - means[nearest(residual, means)], layer
 
     return jax.lax.scan(fit, x, jax.random.split(key, codebooks.initialized.shape[0]))[1]
@@ -150,7 +150,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.cluster_usage = self.variable(CODEBOOKS, "cluster_usage", jnp.ones, (q, k))
         self.initialized = self.variable(CODEBOOKS, "initialized", jnp.zeros, (q,))
         self.steps_until_check = self.variable(
-            CODEBOOKS, "steps_until_check", jnp.full, (q,), float(self.config.check_every)
+            CODEBOOKS, "steps_until_check", jnp.full, (q,), self.config.check_every, jnp.float32
         )
 
     @property

@@ -50,8 +50,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        # Closing waits for what is being written, and raises what that raises: not in place of an earlier failure.
+        with contextlib.suppress(Exception) if failure else self._explaining():
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:

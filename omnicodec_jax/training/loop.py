@@ -49,10 +49,10 @@ class Profile(NamedTuple):
 def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
     """Trains until `optimizer.total_steps`, from the last checkpoint in `workdir`, or from the start.
 
-    Returns the exit code: 0 when the run is complete, 128 + the signal's number when it was asked to stop, which it
-    does with a checkpoint. Raises OmniCodecError for what a user can mend.
+    All processes of a run call it, after `multihost.initialize`. Returns the exit code: 0 when the run is complete,
+    128 + the signal's number when it was asked to stop, which it does with a checkpoint. Raises OmniCodecError for
+    what a user can mend.
     """
-    multihost.initialize()
     mesh = sharding.make_mesh(config.run.mesh)
     gan, frozen = frozen_networks.load(config)
     frozen = place(frozen, mesh)
@@ -73,9 +73,10 @@ def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
             """Mel distance of held-out clips, if there are any."""
             if validator is None:
                 return None
+            began = time.perf_counter()
             params = state.params if state.ema_params is None else state.ema_params
             result = validator(params, state.codebooks, frozen)
-            report.validate(int(state.step), result)
+            report.validate(int(state.step), result, time.perf_counter() - began)
             return result.mel_distance
 
         if start == 0:

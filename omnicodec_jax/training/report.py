@@ -24,7 +24,14 @@ LOG = logging.getLogger(__name__)
 _events: Any = event_pb2  # made by protobuf while it is imported
 Event, SessionLog = _events.Event, _events.SessionLog
 
-GROUPS = {"grad_norm_": "gradient_norm/", "replaced_": "replaced/", "learning_rate": "learning_rate/adamw"}
+GROUPS = {
+    "grad_norm_": "gradient_norm/",
+    "replaced_": "replaced/",
+    "learning_rate": "learning_rate/adamw",
+    "unreadable_clips": "data/unreadable_clips",
+    "num_quantizers": "step/num_quantizers",
+    "skipped": "step/skipped",
+}
 """Where metrics go in TensorBoard by the beginning of their names; the others are losses."""
 PROGRESS = ("total", "mel", "semantic", "self_guidance")
 """Metrics of the progress line, where the run has them."""
@@ -42,7 +49,8 @@ class Report:
             directory.mkdir(parents=True, exist_ok=True)
             # Not its SummaryWriter: that hangs for ever once its thread has met a full disk.
             self._events = EventsWriter(str(directory / "events"))
-            self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))  # drops what came after
+            # Of an earlier start, what came after this step is no longer shown.
+            self._events.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
     def _start_window(self) -> None:
         self._metrics: list[Mapping[str, np.ndarray]] = []
@@ -70,8 +78,9 @@ class Report:
             label = GROUPS.get(prefix, "loss/") + name.removeprefix(prefix)
             scalars |= numbered(label, value)
         for name, collection in codebooks.items():
+            branch = name.removesuffix("_quantizer")
             alive, perplexity = codebook_health(collection["cluster_usage"], self._config)
-            scalars |= numbered(f"codebook_usage/{name}", alive) | numbered(f"perplexity/{name}", perplexity)
+            scalars |= numbered(f"codebook_usage/{branch}", alive) | numbered(f"perplexity/{branch}", perplexity)
         self._scalars(step, scalars)
         losses = "  ".join(f"{name} {means[name]:.4g}" for name in PROGRESS if name in means)
         total = self._config.optimizer.total_steps
@@ -83,46 +92,37 @@ class Report:
         )
         self._start_window()
 
-    def validate(self, step: int, result: Validation) -> None:
-        """Writes what held-out clips have given, with originals and reconstructions to look at and to hear."""
-        usage = {name: float(np.mean(values)) for name, values in result.usage.items()}
+    def validate(self, step: int, result: Validation, seconds: float) -> None:
+        """Writes what held-out clips have given, with originals and reconstructions to look at and to hear.
+
+        seconds: what that took, which is no part of the steps' time.
+        """
+        self._since += seconds
+        shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
+        LOG.info("step %d  held-out clips: mel distance %.4f, codebook usage %s", step, result.mel_distance, shares)
         scalars = {"validation/mel_distance": result.mel_distance}
         for name, values in result.usage.items():
             scalars |= numbered(f"validation_usage/{name}", values)
         self._scalars(step, scalars)
-        rate = self._config.codec.sample_rate
         for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
-                tag = f"validation_{row}/{name}"
-                value = summary.audio(tag, np.clip(audio[0], -1, 1), rate)
-                self._write(Event(step=step, wall_time=time.time(), summary=value))
-                value = summary.image(tag, spectrogram(audio[0]))
-                self._write(Event(step=step, wall_time=time.time(), summary=value))
-        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in usage.items())
-        LOG.info("step %d  held-out clips: mel distance %.4f, codebook usage %s", step, result.mel_distance, shares)
-        self._since = time.perf_counter()
+                tag, samples = f"validation_{row}/{name}", np.clip(audio[0], -1, 1)
+                self._write(step, summary.audio(tag, samples, self._config.codec.sample_rate))
+                self._write(step, summary.image(tag, spectrogram(samples)))
 
     def _scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            self._write(Event(step=step, wall_time=time.time(), summary=summary.scalar(name, float(value))))
-        self._flush()
+            self._write(step, summary.scalar(name, float(value)))
 
-    def _write(self, event: Any) -> None:
+    def _write(self, step: int, value: Any) -> None:
         if self._events is None:
             return
         try:
-            self._events.write_event(event)
+            self._events.write_event(Event(step=step, wall_time=time.time(), summary=value))
+            self._events.flush()
         except OSError as error:  # a run is worth more than its curves
             LOG.warning("TensorBoard: %s; going on without", error)
             self._events = None
-
-    def _flush(self) -> None:
-        if self._events is not None:
-            try:
-                self._events.flush()
-            except OSError as error:
-                LOG.warning("TensorBoard: %s; going on without", error)
-                self._events = None
 
 
 def numbered(name: str, value: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray
+from jaxtyping import ArrayLike, PRNGKeyArray
 
 from omnicodec_jax.config import Config, OptimizerConfig
 from omnicodec_jax.discriminators import Discriminators
@@ -18,9 +18,13 @@ Tree = Any
 
 
 class TrainState(struct.PyTreeNode):
-    """Random numbers are folded from the seed and the step, so there is no generator to carry."""
+    """Random numbers are folded from the seed and the step, so there is no generator to carry.
 
-    step: Int[Array, ""]
+    A tree of arrays, or of what stands for them: shapes, shardings.
+    """
+
+    step: Any
+    """int32: steps done."""
     params: Tree
     codebooks: Tree
     discriminators: Tree
@@ -28,8 +32,8 @@ class TrainState(struct.PyTreeNode):
     discriminator_optimizer: optax.OptState
     ema_params: Tree | None
     """Moving average of the parameters; None: not kept."""
-    skipped: Int[Array, ""]
-    """Steps in a row that were not finite and changed nothing."""
+    skipped: Any
+    """int32: steps in a row that were not finite and changed nothing."""
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:

@@ -5,8 +5,8 @@
               └───────────────────── pull-back ──────────────────────────────────────────────────────────┘
 
 The codec runs forward once. Self-guidance and the codebooks' update are part of that forward: models/codec.py,
-models/quantize.py. With discriminator_update="simultaneous" both sides are judged by the discriminators as they were,
-which then run forward once: the compiler sees the same computation in both gradients.
+models/quantize.py. With discriminator_update="simultaneous" the codec is judged by the discriminators as they were, and
+they run forward once.
 """
 
 import dataclasses
@@ -83,6 +83,17 @@ class Forward(NamedTuple):
     """After they have learnt."""
     pull_back: Callable[[Audio, HiddenStates | None], Tree]
     """From the gradient of `fake` and `hidden`, the gradient of the codec's parameters, that of `loss` included."""
+
+
+class Verdict(NamedTuple):
+    """The discriminators' forward on real audio and on its reconstruction, ready to take gradients back."""
+
+    real: Judgements
+    fake: Judgements
+    pull_back_real: Callable[[Judgements], tuple[Tree]]
+    """To the discriminators."""
+    pull_back_fake: Callable[[Judgements], tuple[Tree, Audio, HiddenStates | None]]
+    """To the discriminators, the reconstruction, and WavLM's states of it."""
 
 
 class Gradient(NamedTuple):
@@ -166,31 +177,37 @@ class Gan:
         judgements: Any = module.apply({"params": discriminators}, audio, hidden)
         return judgements
 
-    def discriminator_gradient(self, discriminators: Tree, forward: Forward) -> Gradient:
-        """Of what the discriminators minimise, on the detached reconstruction."""
-        fake, hidden = stop_gradient((forward.fake, forward.hidden))
+    def judge_both(self, discriminators: Tree, forward: Forward) -> Verdict:
+        """Runs the discriminators once on the real audio and once on the reconstruction."""
+        inputs = forward.inputs
+        real, pull_back_real = jax.vjp(lambda d: self.judge(d, inputs.audio, inputs.hidden), discriminators)
+        fake, pull_back_fake = jax.vjp(self.judge, discriminators, forward.fake, forward.hidden)
+        return Verdict(real, fake, pull_back_real, pull_back_fake)
 
-        def loss(discriminators: Tree) -> tuple[Scalar, Terms]:
-            real = self.judge(discriminators, forward.inputs.audio, forward.inputs.hidden)
-            terms = losses.discriminator_losses(real, self.judge(discriminators, fake, hidden))
+    def discriminator_gradient(self, verdict: Verdict) -> Gradient:
+        """Of what the discriminators minimise; the reconstruction gets none."""
+
+        def loss(real: Judgements, fake: Judgements) -> tuple[Scalar, Terms]:
+            terms = losses.discriminator_losses(real, fake)
             return sum(terms.values(), start=jnp.zeros(())), terms
 
-        return Gradient(*jax.grad(loss, has_aux=True)(discriminators))
+        (of_real, of_fake), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(verdict.real, verdict.fake)
+        gradient = jax.tree.map(jnp.add, verdict.pull_back_real(of_real)[0], verdict.pull_back_fake(of_fake)[0])
+        return Gradient(gradient, terms)
 
-    def codec_gradient(self, discriminators: Tree, forward: Forward) -> Gradient:
-        """Of what the codec minimises, against these discriminators."""
-        inputs = forward.inputs
+    def codec_gradient(self, verdict: Verdict, forward: Forward) -> Gradient:
+        """Of what the codec minimises, judged so; the discriminators get none."""
 
-        def loss(fake: Audio, hidden: HiddenStates | None) -> tuple[Scalar, Terms]:
-            real = stop_gradient(self.judge(discriminators, inputs.audio, inputs.hidden))
-            judged = self.judge(discriminators, fake, hidden)
-            terms = losses.audio_losses(fake, inputs.audio, real, judged, self.config.codec.sample_rate)
-            return losses.weighted_sum(terms, self.config.loss), terms
+        def loss(audio: Audio, fake: Judgements) -> tuple[Scalar, Terms]:
+            config = self.config
+            terms = losses.audio_losses(audio, forward.inputs.audio, verdict.real, fake, config.codec.sample_rate)
+            return losses.weighted_sum(terms, config.loss), terms
 
-        listen = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (audio_loss, terms), gradient = listen(forward.fake, forward.hidden)
+        evaluate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (audio_loss, terms), (of_audio, of_fake) = evaluate(forward.fake, verdict.fake)
+        _, of_judged_audio, of_hidden = verdict.pull_back_fake(of_fake)
         metrics = {**forward.metrics, **terms, "total": forward.loss + audio_loss}
-        return Gradient(forward.pull_back(*gradient), metrics)
+        return Gradient(forward.pull_back(of_audio + of_judged_audio, of_hidden), metrics)
 
 
 def jit_step(gan: Gan, mesh: Mesh, state: TrainState, frozen: Frozen) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -226,17 +243,19 @@ def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tup
     # accumulation avoids.
     def judge(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, Gradient]:
         made = forward(codebooks, micro)
-        return made.codebooks, gan.discriminator_gradient(state.discriminators, made)
+        return made.codebooks, gan.discriminator_gradient(gan.judge_both(state.discriminators, made))
 
     def learn(codebooks: Tree, micro: MicroBatch, opponents: Tree) -> tuple[Tree, Gradient]:
         made = forward(codebooks, micro)
-        return made.codebooks, gan.codec_gradient(opponents, made)
+        return made.codebooks, gan.codec_gradient(gan.judge_both(opponents, made), made)
 
     def both(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, tuple[Gradient, Gradient]]:
         made = forward(codebooks, micro)
-        judged = gan.discriminator_gradient(state.discriminators, made)
-        opponents = update_discriminators(judged.gradient)[0] if alternating else state.discriminators
-        return made.codebooks, (judged, gan.codec_gradient(opponents, made))
+        verdict = gan.judge_both(state.discriminators, made)
+        judged = gan.discriminator_gradient(verdict)
+        if alternating:
+            verdict = gan.judge_both(update_discriminators(judged.gradient)[0], made)
+        return made.codebooks, (judged, gan.codec_gradient(verdict, made))
 
     micro_batches = split(batch, count)
     if count > 1 and alternating:

@@ -268,6 +268,14 @@ def test_bfloat16_convolutions_leave_parameters_and_logits_in_float32():
     assert 0 < relative_error(rounded.logits, np.asarray(tiny_judgements()["stft"][0].logits)) < 0.1
 
 
+def test_gradient_of_a_bias_is_no_sum_of_bfloat16_numbers():
+    """Which would stop at 256, where 1 is half the distance to the next number."""
+    module, x = Conv(1, (1,), dtype=jnp.bfloat16), jnp.zeros((1, 4096, 1))
+    params = {"kernel": jnp.ones((1, 1, 1)), "gain": jnp.ones((1, 1, 1)), "bias": jnp.zeros(1)}
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x).astype(jnp.float32))))(params)
+    assert gradient["bias"] == 4096
+
+
 @pytest.mark.parametrize("family", ["stft", "waveform", "wavlm"])
 def test_family_can_be_left_out_and_be_applied_alone(family):
     families = {"stft": None, "waveform": None, "wavlm": None, family: getattr(TINY, family)}

@@ -1,0 +1,222 @@
+"""Compiles a config's training step for TPUs that are not there: does it fit, and how fast could it be?
+
+python -m omnicodec_jax.training.aot --config configs/released_12hz.py --topology v5e:4x4 --clips-per-chip 6
+
+Nothing is allocated and no device is needed, only libtpu: pip install 'omnicodec-jax[tpu]'.
+"""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.sharding import Mesh, NamedSharding
+
+from omnicodec_jax import command, config_files
+from omnicodec_jax.config import Config
+from omnicodec_jax.data.features import num_vectors
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
+from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.training import hlo, sharding
+from omnicodec_jax.training.start import state_template
+from omnicodec_jax.training.step import Batch, Frozen, Gan, jit_step
+
+LOG = logging.getLogger(__name__)
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One TPU chip; of a v4, whose two cores are devices of their own here, one core."""
+
+    flops: float
+    """A second, bfloat16."""
+    bandwidth: float
+    """Bytes a second, of its memory."""
+    memory: float
+    """Bytes that a program can use."""
+
+
+CHIPS = {
+    "v4": Chip(137.5e12, 614e9, 15.25 * GIB),
+    "v5e": Chip(197e12, 819e9, 15.75 * GIB),
+    "v5p": Chip(459e12, 2765e9, 95.74 * GIB),
+    "v6e": Chip(918e12, 1640e9, 31.25 * GIB),
+}
+"""Speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Memory: what libtpu 0.0.42 says is available when a program
+does not fit."""
+
+
+class Report(NamedTuple):
+    """Of one step, per chip."""
+
+    chip: Chip
+    arguments: int
+    """Bytes: state, batch, frozen networks."""
+    temporaries: int
+    """Bytes: activations, the program itself, and results that do not take the place of an argument."""
+    totals: hlo.Totals
+    seconds_of_audio: float
+
+    @property
+    def step_seconds(self) -> float:
+        """No step is faster: the longer of computing and of moving memory, both at full speed."""
+        return max(self.totals.flops / self.chip.flops, self.totals.bytes_accessed / self.chip.bandwidth)
+
+    def __str__(self) -> str:
+        total, bound = self.arguments + self.temporaries, self.step_seconds
+        by = "memory" if bound > self.totals.flops / self.chip.flops else "compute"
+        kinds = ", ".join(f"{kind} {size / 1e9:.3f} GB" for kind, size in sorted(self.totals.collectives.items()))
+        share = sum(self.totals.collectives.values()) / max(1, self.totals.bytes_accessed)
+        return f"""per chip
+  arguments       {self.arguments / GIB:8.2f} GiB
+  temporaries     {self.temporaries / GIB:8.2f} GiB
+  total           {total / GIB:8.2f} GiB of {self.chip.memory / GIB:.2f}
+  FLOPs           {self.totals.flops / 1e12:8.2f} T, {1e3 * self.totals.flops / self.chip.flops:.0f} ms
+  bytes accessed  {self.totals.bytes_accessed / 1e9:8.1f} GB, \
+{1e3 * self.totals.bytes_accessed / self.chip.bandwidth:.0f} ms
+  collectives     {kinds or "none"}: {share:.2%} of the bytes accessed
+roofline          {1e3 * bound:8.0f} ms a step, bound by {by}; {self.seconds_of_audio * 24 / bound:.0f} hours of audio \
+a day and chip"""
+
+
+def report(compiled: jax.stages.Compiled, chip: Chip, seconds_of_audio: float) -> Report:
+    """What a compiled step needs; `seconds_of_audio`: of a chip's clips. Raises ConfigError if it does not fit."""
+    memory: Any = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results
+    if (shortfall := arguments + temporaries - chip.memory) > 0:
+        raise does_not_fit(shortfall / GIB, chip)
+    return Report(chip, arguments, temporaries, hlo.totals(compiled.as_text() or ""), seconds_of_audio)
+
+
+def does_not_fit(shortfall: float, chip: Chip) -> ConfigError:
+    """What to say of so many GiB."""
+    return ConfigError(
+        f"the step does not fit: {shortfall:.2f} GiB more than the {chip.memory / GIB:.2f} GiB of a chip; fewer "
+        "--clips-per-chip, --optimizer.accumulation N, --run.mesh.fsdp N or --train.remat True may help"
+    )
+
+
+def compile_step(config: Config, mesh: Mesh, chip: Chip) -> jax.stages.Compiled:
+    """The very step that training runs, from shapes alone. Raises ConfigError if XLA finds that it does not fit."""
+    gan, frozen = networks(config, mesh)
+    state = state_template(config, mesh)
+    start = time.perf_counter()
+    lowered = jit_step(gan, mesh, state, frozen).lower(state, batch(config, mesh), frozen)
+    LOG.info("traced in %.0f s; compiling, which takes minutes", time.perf_counter() - start)
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (shortfall := missing_memory(str(error), chip)) is None:
+            raise
+        raise does_not_fit(shortfall, chip) from None
+    LOG.info("compiled in %.0f s", time.perf_counter() - start)
+    return compiled
+
+
+def missing_memory(message: str, chip: Chip) -> float | None:
+    """GiB by which a program is too large, from what XLA says when it gives up; None: it gave up for another reason."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
+    if exceeded := re.search(r"by ([\d.]+)([KMGT])", message):
+        return float(exceeded[1]) * units[exceeded[2]]
+    needed = [float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([KMGT])\b", message)]
+    return max(needed, default=0) - chip.memory / GIB
+
+
+def networks(config: Config, mesh: Mesh) -> tuple[Gan, Frozen]:
+    """The networks of a run and shapes of the frozen ones: WavLM base-plus and the released encoder."""
+    wavlm = encoder = wavlm_variables = encoder_variables = None
+    if config.discriminators.wavlm is not None or config.loss.wavlm_distillation:
+        wavlm = WavLMConfig()
+        wavlm_variables = variables(WavLM(wavlm), mesh)
+    if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
+        encoder = Qwen3AuTConfig()
+        encoder_variables = variables(Qwen3AuT(encoder), mesh, jnp.dtype(config.train.compute_dtype))
+    return Gan(config, wavlm, encoder), Frozen(wavlm_variables, encoder_variables)
+
+
+def variables(module: Any, mesh: Mesh, dtype: Any = jnp.float32) -> Any:
+    """Shapes and shardings of a network's variables."""
+    shapes = jax.eval_shape(lambda: init_variables(module, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, held: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=held),
+        shapes,
+        sharding.shardings(mesh, shapes),
+    )
+
+
+def batch(config: Config, mesh: Mesh) -> Batch:
+    """Shapes and shardings of a batch: audio, and the features if they are stored."""
+    size, samples, semantic = config.data.batch_size, config.data.segment_samples, config.codec.semantic
+    held: NamedSharding = sharding.batch_sharding(mesh)
+    shapes: dict[str, Any] = {"audio": jax.ShapeDtypeStruct((size, 1, samples), jnp.float32, sharding=held)}
+    if semantic is not None and semantic.source == "stored":
+        features = (size, num_vectors(samples), semantic.feature_dim)
+        shapes["features"] = jax.ShapeDtypeStruct(features, jnp.bfloat16, sharding=held)
+    return shapes
+
+
+def devices(topology: str) -> list[Any]:
+    """Those of a topology such as v5e:4x4, none of which has to exist. Raises ConfigError if libtpu knows it not."""
+    from jax.experimental import topologies
+
+    if topology.partition(":")[0] not in CHIPS:
+        raise ConfigError(f"--topology {topology}: must be one of {', '.join(CHIPS)}, and chips, such as v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("libtpu is not installed; pip install 'omnicodec-jax[tpu]'")
+    # Else libtpu asks the network which machine this is, and lets no second process compile.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    try:
+        return topologies.get_topology_desc(topology, "tpu").devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ConfigError(f"--topology {topology}: {error}") from None
+
+
+def main() -> int | None:
+    """Parses the command line, compiles and prints."""
+    default = config_files.named_by(sys.argv[1:])
+
+    def aot(
+        *,
+        config: Path,
+        topology: str,
+        clips_per_chip: int = 6,
+        settings: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = default,
+    ) -> None:
+        """Compile the training step for TPUs without any, and say what it needs.
+
+        Args:
+            config: A file such as those in configs/; the options below replace what it says.
+            topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
+            clips_per_chip: The batch is this times the chips.
+            settings: All that the config says.
+        """
+        chips = devices(topology)
+        chip = CHIPS[topology.partition(":")[0]]
+        data = dataclasses.replace(settings.data, batch_size=clips_per_chip * len(chips))
+        whole = dataclasses.replace(settings, data=data)
+        LOG.info("%s on %d devices, %d clips a step", topology, len(chips), data.batch_size)
+        compiled = compile_step(whole, sharding.make_mesh(settings.run.mesh, chips), chip)
+        print(report(compiled, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
+
+    return tyro.cli(aot, prog="python -m omnicodec_jax.training.aot")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    command.exit_with(main)

@@ -1,0 +1,163 @@
+"""Compiling for TPUs that are not there, and what is read from a compiled program."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tiny import OMNICODEC, normal
+
+from omnicodec_jax.config import (
+    Config,
+    DataConfig,
+    DiscriminatorConfig,
+    MeshConfig,
+    OptimizerConfig,
+    STFTDiscriminatorConfig,
+    TrainConfig,
+)
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.training import aot, hlo, sharding
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
+CHIP = aot.Chip(flops=1e12, bandwidth=1e9, memory=2**20)
+
+
+def totals(function, *arguments, **options) -> hlo.Totals:
+    return hlo.totals(jax.jit(function, **options).lower(*arguments).compile().as_text() or "")
+
+
+# -- What a program does
+
+
+def test_flops_of_products_count_every_turn_of_a_loop():
+    def ten_times(x):
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ x), None), x, None, length=10)[0]
+
+    assert totals(ten_times, jnp.ones((16, 16))).flops == 10 * 2 * 16**3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (2,), "padding": [(3, 1)]},
+        {"window_strides": (1,), "padding": [(4, 0)], "rhs_dilation": (2,)},
+        {"window_strides": (1,), "padding": [(1, 2)], "lhs_dilation": (3,)},
+    ],
+)
+def test_flops_of_convolutions_leave_out_padding_and_dilation(options):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=("NWC", "WIO", "NWC"), **options)
+
+    x, kernel = normal(2, 20, 4), normal(3, 4, 6)
+    ones = convolve(jnp.ones_like(x), jnp.ones_like(kernel))  # how many terms each sum has
+    assert totals(convolve, x, kernel).flops == 2 * ones.sum()
+
+
+def test_bytes_accessed_are_what_goes_in_and_comes_out():
+    assert totals(lambda x, y: x * y + 1, normal(8, 128), normal(8, 128)).bytes_accessed == 3 * 8 * 128 * 4
+
+
+def test_slices_of_a_loop_are_not_the_whole_array_each_time():
+    def sum_rows(x):
+        return jax.lax.scan(lambda carry, row: (carry + row, None), jnp.zeros(1024), x)[0]
+
+    x = normal(64, 1024)
+    assert totals(sum_rows, x).bytes_accessed < 6 * x.nbytes
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+
+
+def test_collectives_count_by_kind_and_as_often_as_they_run(mesh):
+    @jax.shard_map(mesh=mesh, in_specs=P("x"), out_specs=(P(), P("x")), check_vma=False)
+    def collect(x):  # a device's part: 4 KiB
+        total = jax.lax.scan(lambda carry, _: (jax.lax.psum(jnp.tanh(carry), "x"), None), x, None, length=5)[0]
+        return jax.lax.all_gather(x, "x", tiled=True), total
+
+    assert totals(collect, normal(8, 1024)).collectives == {"all-reduce": 5 * 4096, "all-gather": 8 * 4096}
+
+
+def test_no_collectives_where_nothing_is_exchanged(mesh):
+    rows = NamedSharding(mesh, P("x"))
+    assert totals(jnp.sin, normal(8, 16), in_shardings=rows, out_shardings=rows).collectives == {}
+
+
+# -- Report
+
+
+def compiled(rows: int):
+    return jax.jit(lambda x: x @ x.T).lower(jnp.ones((rows, 64))).compile()
+
+
+def test_report_has_the_roofline_of_the_chip():
+    found = aot.report(compiled(32), CHIP, seconds_of_audio=60.0)
+    assert found.arguments == 32 * 64 * 4
+    assert found.temporaries >= 32 * 32 * 4
+    assert found.totals.flops == 2 * 32 * 32 * 64
+    assert found.step_seconds == found.totals.bytes_accessed / CHIP.bandwidth > found.totals.flops / CHIP.flops
+    for words in ("GiB of 0.00", "bound by memory", "collectives     none", "hours of audio"):
+        assert words in str(found)
+
+
+def test_what_does_not_fit_is_refused_with_the_shortfall():
+    with pytest.raises(ConfigError, match=r"does not fit: 0\.\d\d GiB more"):
+        aot.report(compiled(4096), CHIP, seconds_of_audio=60.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "gib"),
+    [
+        ("RESOURCE_EXHAUSTED: memory required for HLO temporaries (17.75G) exceeds available HBM (15.75G).", 2.0),
+        ("RESOURCE_EXHAUSTED: Used 16.00G of 15.75G hbm. Exceeded hbm capacity by 256.00M.", 0.25),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_shortfall_is_read_from_what_the_compiler_says(message, gib):
+    assert aot.missing_memory(message, aot.CHIPS["v5e"]) == gib
+
+
+def test_unknown_chip_is_named():
+    with pytest.raises(ConfigError, match=r"v9:2x2: must be one of v4, v5e, v5p, v6e"):
+        aot.devices("v9:2x2")
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"libtpu is not installed; pip install 'omnicodec-jax\[tpu\]'"):
+        aot.devices("v5e:2x2")
+
+
+# -- Compiling for a TPU
+
+TINY = Config(
+    codec=dataclasses.replace(OMNICODEC, wavlm_dim=None),
+    discriminators=DiscriminatorConfig(
+        stft=STFTDiscriminatorConfig(windows=(64,), filters=2), waveform=None, wavlm=None
+    ),
+    optimizer=OptimizerConfig(warmup_steps=1, total_steps=10),
+    train=TrainConfig(compute_dtype="bfloat16"),
+    data=DataConfig(batch_size=4, segment_samples=4800),
+)
+
+
+@needs_libtpu
+def test_topology_that_libtpu_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="v5e:3x5"):
+        aot.devices("v5e:3x5")
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_step_compiles_for_a_tpu():
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
+    chip = aot.CHIPS["v5e"]
+    found = aot.report(aot.compile_step(TINY, mesh, chip), chip, seconds_of_audio=0.2)
+    assert found.totals.flops > 0
+    assert found.totals.collectives
+    assert found.arguments + found.temporaries < chip.memory

@@ -1,0 +1,204 @@
+"""The training step: what moves, what does not, and that it is the same however the batch is spread."""
+
+import dataclasses
+from functools import cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_experiment import config as TINY
+
+from omnicodec_jax.config import Config, MeshConfig
+from omnicodec_jax.training import sharding, state
+from omnicodec_jax.training.start import state_template
+from omnicodec_jax.training.state import TrainState
+from omnicodec_jax.training.step import Frozen, Gan, jit_step, train_step
+
+STEPS = 5
+
+
+def replaced(config: Config, **sections: dict[str, Any]) -> Config:
+    """The config with other values in some of its sections."""
+    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def batch(step: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    audio = rng.normal(0, 0.1, (TINY.data.batch_size, 1, TINY.data.segment_samples)).astype(np.float32)
+    return {"audio": audio, "replaced": np.zeros(TINY.data.batch_size, np.int32)}
+
+
+@cache
+def first_state() -> TrainState:
+    """Random weights, and codebooks that hold something."""
+    first = jax.device_get(jax.jit(partial(state.init_state, TINY))(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    books = {
+        name: {**book, "embedding_sum": rng.normal(size=book["embedding_sum"].shape).astype(np.float32)}
+        for name, book in first.codebooks.items()
+    }
+    return first.replace(codebooks=books)
+
+
+@cache
+def jitted(config: Config = TINY):
+    return jax.jit(partial(train_step, gan=Gan(config)))
+
+
+def run(config: Config = TINY, steps: int = 1, first: TrainState | None = None):
+    """The state after some steps, and the metrics of each."""
+    now, metrics = first_state() if first is None else first, []
+    for number in range(steps):
+        now, result = jitted(config)(now, batch(number), Frozen())
+        metrics.append(jax.device_get(result))
+    return now, metrics
+
+
+@cache
+def alone():
+    return run(steps=STEPS)
+
+
+def changed(before: Any, after: Any) -> list[bool]:
+    """Of each array, whether any of it is different."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return [not np.array_equal(a, b) for a, b in pairs]
+
+
+def test_a_step_moves_everything_that_learns():
+    before, (after, metrics) = first_state(), alone()
+    assert int(after.step) == STEPS
+    for part in ("params", "discriminators", "codebooks", "ema_params"):
+        moved = changed(getattr(before, part), getattr(after, part))
+        still = 2 * len(before.codebooks) if part == "codebooks" else 0  # initialized, and a counter that came round
+        assert sum(moved) >= len(moved) - still, part
+    assert all(np.isfinite(value).all() for value in metrics[-1].values())
+    assert metrics[0]["skipped"] == 0
+    assert metrics[0]["learning_rate"] == 0
+    assert metrics[-1]["learning_rate"] > 0
+    assert metrics[0]["replaced_acoustic"].shape == (TINY.codec.acoustic.num_quantizers,)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+    bad = {**batch(), "audio": np.full_like(batch()["audio"], np.nan)}
+    before = alone()[0]
+    once, metrics = jitted()(before, bad, Frozen())
+    twice, _ = jitted()(once, bad, Frozen())
+    assert not np.isfinite(metrics["total"])
+    assert (int(once.skipped), int(twice.skipped), int(twice.step)) == (1, 2, STEPS + 2)
+    assert not any(changed(before, twice.replace(step=before.step, skipped=before.skipped)))
+    after, metrics = jitted()(twice, batch(), Frozen())
+    assert int(after.skipped) == metrics["skipped"] == 0
+    assert any(changed(twice.params, after.params))
+
+
+def steady(**sections: dict[str, Any]) -> Config:
+    """Without what is drawn at random for every micro-batch, or carried from one to the next."""
+    codec = TINY.codec
+    codebook = dataclasses.replace(codec.codebook, decay=1 - 1e-7, dead_threshold=0.0)
+    acoustic = dataclasses.replace(codec.acoustic, min_quantizers=codec.acoustic.num_quantizers)
+    return replaced(TINY, codec={"codebook": codebook, "acoustic": acoustic}, **sections)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    whole, parts = (run(steady(optimizer={"accumulation": count}), steps=2) for count in (1, 2))
+    for one, two in zip(whole[1], parts[1], strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert sum(changed(first_state().codebooks, parts[0].codebooks)) > 0
+
+
+def test_simultaneous_update_judges_by_the_discriminators_as_they_were():
+    now = alone()[0]
+    alternating, simultaneous = (
+        run(replaced(TINY, train={"discriminator_update": update}), first=now)[1][0]
+        for update in ("alternating", "simultaneous")
+    )
+    for name in alternating:
+        if name.startswith(("discriminator_", "grad_norm_stft", "grad_norm_waveform")):
+            assert simultaneous[name] == pytest.approx(alternating[name], rel=1e-5)
+    gan = Gan(TINY)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(TINY.seed), now.step), 0)
+
+    @jax.jit
+    def judged(now, batch):
+        made = gan.forward(now.params, now.codebooks, batch, Frozen(), key)
+        return gan.codec_gradient(gan.judge_both(now.discriminators, made), made).metrics
+
+    old = judged(now, batch())
+    for name in ("adversarial_stft", "feature_matching_waveform", "total"):
+        assert simultaneous[name] == pytest.approx(float(old[name]), rel=1e-5)
+        assert simultaneous[name] != pytest.approx(float(alternating[name]), rel=1e-5)
+
+
+def test_simultaneous_update_saves_running_the_discriminators_forward():
+    first = first_state()
+
+    def flops(function, *arguments) -> float:
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    forward = flops(partial(Gan(TINY).judge, hidden=None), first.discriminators, batch()["audio"])
+    steps = [
+        flops(
+            partial(train_step, gan=Gan(replaced(TINY, train={"discriminator_update": update}))),
+            first,
+            batch(),
+            Frozen(),
+        )
+        for update in ("alternating", "simultaneous")
+    ]
+    assert steps[0] - steps[1] > 1.8 * forward  # on real audio, and on reconstructed
+
+
+@pytest.mark.parametrize("train", [{"compute_dtype": "bfloat16", "remat": True}], ids=str)
+def test_half_precision_and_rematerialisation_stay_near(train):
+    metrics = run(replaced(TINY, train=train))[1][0]
+    for name in ("mel", "semantic", "commitment_acoustic", "discriminator_stft"):
+        assert metrics[name] == pytest.approx(alone()[1][0][name], rel=0.05)
+
+
+# -- Sharding
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+def test_first_steps_on_eight_devices_are_those_on_one(shape):
+    mesh = sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]))
+    now = jax.device_put(first_state(), sharding.shardings(mesh, first_state()))
+    step = jit_step(Gan(TINY), mesh, now, Frozen())
+    for number, expected in enumerate(alone()[1]):
+        now, metrics = step(now, jax.device_put(batch(number), sharding.batch_sharding(mesh)), Frozen())
+        for name, value in expected.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=f"{name}, step {number}")
+    held = jax.tree.map(lambda leaf: leaf.sharding.spec, now)
+    assert held == jax.tree.map(lambda leaf: leaf.spec, sharding.shardings(mesh, now))
+
+
+def test_state_is_shared_out_over_fsdp():
+    def held(**axes: int) -> int:
+        mesh = sharding.make_mesh(MeshConfig(**axes))
+        now = jax.device_put(first_state(), sharding.shardings(mesh, first_state()))
+        (bytes_each,) = set(sharding.bytes_per_device(now).values())
+        return bytes_each
+
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(first_state()))
+    assert held() == whole
+    shared = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(first_state()) if leaf.size >= sharding.SMALLEST and leaf.ndim > 1
+    )
+    assert held(fsdp=8) == pytest.approx(whole - shared * 7 / 8, rel=0.01)
+    assert shared > 0.4 * whole
+
+
+def test_table_shares_out_the_released_recipe():
+    from omnicodec_jax import config_files
+
+    released = config_files.load("configs/released_12hz.py")
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8))
+    template = state_template(released, mesh)
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(template))
+    each = sum(4 * np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(template))
+    books = sum(leaf.size * 4 for leaf in jax.tree.leaves(template.codebooks))
+    assert each - books < 1.03 / 8 * (whole - books)

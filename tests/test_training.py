@@ -1,0 +1,324 @@
+"""Whole runs in miniature: what they show, and what becomes of them when they are stopped."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tensorboardX.proto.event_pb2 import Event
+from tiny_experiment import config as TINY
+
+from omnicodec_jax import cli, model_directory
+from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
+from omnicodec_jax.data.pipeline import Samples
+from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.data.records import SAMPLE_RATE
+from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training import frozen, loop, sharding
+from omnicodec_jax.training.start import first_state
+from omnicodec_jax.training.step import Frozen, Gan
+
+ROOT = Path(__file__).parents[1]
+LOSSES = ("loss/", "gradient_norm/", "replaced/", "perplexity/")
+MIDDLE = 4
+"""Step of a checkpoint in the middle of a run."""
+
+
+def replaced(config: Config, **sections: dict[str, Any]) -> Config:
+    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def events(workdir: Path) -> list[Any]:
+    """What TensorBoard reads: records of length, checksum, message, checksum."""
+    found = []
+    for file in sorted((workdir / "events").iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            found.append(Event.FromString(data[at + 12 : at + 12 + size]))
+            at += size + 16
+    return found
+
+
+def scalars(workdir: Path, prefixes: tuple[str, ...] = ("",), after: int = 0) -> dict[tuple[int, str], float]:
+    """By step and tag; of a step that ran twice, the last."""
+    return {
+        (event.step, value.tag): value.simple_value
+        for event in events(workdir)
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value" and value.tag.startswith(prefixes) and event.step > after
+    }
+
+
+def steps(workdir: Path) -> list[int]:
+    """Of the checkpoints there are."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """The tiny experiment on a few seconds of tones in noise."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for domain in ("sound", "speech"):
+        (folder / domain).mkdir()
+        for number in range(5):
+            time = np.arange(SAMPLE_RATE * 3 // 2) / SAMPLE_RATE
+            tone = np.sin(2 * np.pi * (150 + 130 * number) * time) * np.sin(np.pi * time)
+            soundfile.write(folder / domain / f"{number}.wav", 0.5 * tone + rng.normal(0, 0.05, time.size), SAMPLE_RATE)
+    manifest = ",".join(f"{domain}={folder / domain}" for domain in ("sound", "speech"))
+    assert cli.prepare(manifest=manifest, out=folder / "prepared", settings=PrepareConfig(validation=0.4)) == 0
+    return replaced(TINY, data={"prepared": str(folder / "prepared")}, run={"keep_last": 10})
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory) -> Path:
+    """A run that nothing has disturbed, on eight devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    assert loop.run(config, workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def half(whole, tmp_path) -> Path:
+    """The same, as it stood in its middle."""
+    shutil.copytree(whole / "checkpoints" / str(MIDDLE), tmp_path / "half" / "checkpoints" / str(MIDDLE))
+    return tmp_path / "half"
+
+
+def command(config: Config, workdir: Path, devices: int = 8, limit: int | None = None, **environment: str):
+    """The real thing, in a process of its own."""
+    code = "import runpy, sys\nsys.path.insert(0, '.')\n"
+    if limit is not None:
+        code += f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code += "runpy.run_path('train.py', run_name='__main__')"
+    options = ["--config", "tests/tiny_experiment.py", "--workdir", str(workdir)]
+    options += ["--data.prepared", config.data.prepared, "--run.keep-last", "10"]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}  # as here: the same program
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *options],
+        env={**os.environ, **strict, "XLA_FLAGS": flags, "OMNICODEC_CACHE": str(ROOT / ".jax_cache"), **environment},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_run_shows_what_happens_in_it(whole, config):
+    total = config.optimizer.total_steps
+    tags = {tag for step, tag in scalars(whole) if step == total}
+    expected = {
+        *("loss/total", "loss/mel", "loss/semantic", "loss/self_guidance", "loss/commitment_acoustic"),
+        *("loss/adversarial_stft", "loss/feature_matching_waveform", "loss/discriminator_waveform"),
+        *("gradient_norm/codec", "gradient_norm/stft", "gradient_norm/waveform", "learning_rate/adamw"),
+        *("codebook_usage/acoustic_02", "perplexity/semantic_00", "replaced/acoustic_01"),
+        *("speed/steps_per_second", "speed/audio_seconds_per_second", "speed/data_wait_share", "speed/memory_gib"),
+        *("validation/mel_distance", "validation_usage/acoustic_00", "data/unreadable_clips"),
+    }
+    assert expected <= tags
+    shown = [value for event in events(whole) for value in event.summary.value if event.step == total]
+    kinds = {value.tag: value.WhichOneof("value") for value in shown if value.tag.startswith("validation_0")}
+    assert [value.WhichOneof("value") for value in shown if value.tag == "validation_0/original"] == ["audio", "image"]
+    assert kinds.keys() == {"validation_0/original", "validation_0/reconstruction"}
+
+
+def test_resumed_run_is_the_undisturbed_one_to_the_last_bit(whole, half, config):
+    assert loop.run(config, half) == 0
+    resumed = scalars(half, LOSSES)
+    assert resumed == scalars(whole, LOSSES, after=MIDDLE)
+    assert len(resumed) > 50
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_resumed_run_on_another_mesh_is_the_undisturbed_one(whole, half, config, mesh):
+    assert loop.run(replaced(config, run={"mesh": MeshConfig(**mesh)}), half) == 0
+    expected = scalars(whole, LOSSES, after=MIDDLE)
+    resumed = scalars(half, LOSSES)
+    assert resumed.keys() == expected.keys()
+    for key, value in expected.items():
+        assert resumed[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_stopped_run_goes_on_with_the_same_command(whole, config, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = command(config, workdir)
+    log = []
+    for line in process.stderr:
+        log.append(line)
+        if " step 3/" in line:
+            process.send_signal(number)
+            break
+    log += process.stderr.readlines()
+    assert process.wait() == (-number if number == signal.SIGKILL else 128 + number), "".join(log)
+    stopped_at = steps(workdir)[-1]
+    assert stopped_at < config.optimizer.total_steps
+    assert number == signal.SIGKILL or f"step {stopped_at} is saved" in log[-1]
+    again = command(config, workdir)
+    assert again.wait() == 0, again.stderr.read()
+    assert scalars(workdir, LOSSES) == scalars(whole, LOSSES)
+
+
+def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):
+    process = command(config, half, limit=100_000)
+    errors = process.communicate()[1]
+    assert process.returncode == 1
+    assert "could not be written" in errors.splitlines()[-1]
+    assert f"step {MIDDLE}" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert steps(half) == [MIDDLE]
+    assert loop.run(config, half) == 0
+    assert scalars(half, LOSSES, after=MIDDLE) == scalars(whole, LOSSES, after=MIDDLE)
+
+
+def test_two_processes_are_one(config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    one = command(config, tmp_path / "one", devices=4)
+    assert one.wait() == 0, one.stderr.read()
+    two = [
+        command(
+            config,
+            tmp_path / "two",
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    errors = [process.communicate()[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], "\n".join(errors)
+    expected, found = scalars(tmp_path / "one", LOSSES), scalars(tmp_path / "two", LOSSES)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+    assert " step 8/" in errors[0]
+    assert " step " not in errors[1]
+
+
+def test_last_checkpoints_and_the_best_are_kept(whole, config, tmp_path):
+    distances = {step: value for (step, tag), value in scalars(whole).items() if tag == "validation/mel_distance"}
+    kept = replaced(config, run={"keep_last": 1})
+    shutil.copytree(whole / "checkpoints" / str(MIDDLE), tmp_path / "checkpoints" / str(MIDDLE))
+    metrics = tmp_path / "checkpoints" / str(MIDDLE) / "metrics" / "metrics"
+    assert json.loads(metrics.read_text())["mel_distance"] == pytest.approx(distances[MIDDLE])
+    metrics.write_text(json.dumps({"mel_distance": 0.0}))
+    assert loop.run(kept, tmp_path) == 0
+    assert steps(tmp_path) == [MIDDLE, config.optimizer.total_steps]
+
+
+def test_checkpoint_of_another_run_is_refused_with_what_differs(whole, config):
+    other = replaced(config, optimizer={"learning_rate": 0.5}, data={"batch_size": 16}, run={"log_every": 7})
+    with pytest.raises(
+        CheckpointError, match=r"(?s)config\.data\.batch_size: 8 .* 16 now.*learning_rate: 0\.001"
+    ) as error:
+        loop.run(other, whole)
+    assert "log_every" not in str(error.value)
+
+
+def test_checkpoint_of_other_data_is_refused(whole, config, monkeypatch):
+    real = Samples.open
+    monkeypatch.setattr(Samples, "open", lambda *args: dataclasses.replace(real(*args), fingerprint="other"))
+    with pytest.raises(CheckpointError, match='data: .* in the checkpoint, "other" now'):
+        loop.run(config, whole)
+
+
+def test_steps_that_are_not_finite_are_named_and_ten_stop_the_run(config, tmp_path, caplog):
+    infinite = replaced(config, loss={"mel": 1e38}, optimizer={"total_steps": 50}, run={"save_every": 100})
+    infinite = replaced(infinite, run={"validate_every": 100})
+    with caplog.at_level(logging.INFO), pytest.raises(TrainingError, match="10 steps in a row were not finite"):
+        loop.run(infinite, tmp_path)
+    named = [record.getMessage() for record in caplog.records if "is not finite" in record.getMessage()]
+    assert len(named) == loop.PATIENCE
+    assert all(message.count("sound:") + message.count("speech:") == config.data.batch_size for message in named)
+    assert steps(tmp_path) == [0]
+
+
+# -- Models out of runs, and runs out of models
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert cli.export_model(workdir=whole, out=out) == 0
+    return out
+
+
+def test_exported_model_encodes(exported, config):
+    tokenizer = OmniCodecTokenizer.from_pretrained(exported)
+    assert tokenizer.config == config.codec
+    audio = np.random.default_rng(0).normal(0, 0.1, (1, 1, 9600)).astype(np.float32)
+    assert tokenizer.encode(audio, SAMPLE_RATE)[0].shape == (4, 5)
+
+
+def test_average_and_earlier_steps_can_be_exported(whole, exported, tmp_path):
+    for name, options in {"ema": {"ema": True}, "early": {"step": MIDDLE}}.items():
+        assert cli.export_model(workdir=whole, out=tmp_path / name, **options) == 0
+        _, variables = model_directory.load(tmp_path / name)
+        _, last = model_directory.load(exported)
+        differs = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (variables, last)), strict=True)]
+        assert sum(differs) > len(differs) / 2
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; kept are 0, 2, 4, 6, 8"):
+        cli.export_model(workdir=whole, out=tmp_path / "none", step=5)
+    with pytest.raises(CheckpointError, match="no run"):
+        cli.export_model(workdir=tmp_path, out=tmp_path / "none")
+
+
+def test_run_can_start_from_an_exported_model(exported, config):
+    mesh = sharding.make_mesh(MeshConfig())
+    samples = Samples.open(config.data, 0)
+
+    def start(**options: Any):
+        return first_state(Gan(replaced(config, run={"start_from": str(exported)}, **options)), Frozen(), mesh, samples)
+
+    state, (_, variables) = start(), model_directory.load(exported)
+    assert int(state.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.codebooks, variables["codebooks"])
+    _, judges = model_directory.load(exported / "discriminators")
+    jax.tree.map(np.testing.assert_array_equal, state.discriminators, judges["params"])
+    with pytest.raises(ConfigError, match="another codec"):
+        start(codec={"dimension": 32})
+
+
+def test_without_wavlm_its_losses_are_left_out_and_the_log_says_so(config, caplog):
+    wavlm = dataclasses.replace(
+        config, discriminators=dataclasses.replace(config.discriminators, wavlm=WavLMDiscriminatorConfig())
+    )
+    with caplog.at_level(logging.INFO):
+        gan, networks = frozen.load(wavlm)
+    assert gan.config.discriminators.wavlm is None
+    assert networks.wavlm is None
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["without WavLM"]
+
+
+def test_learns_for_a_minute(config, tmp_path):
+    longer = replaced(
+        config,
+        optimizer={"total_steps": 150, "warmup_steps": 10},
+        run={"log_every": 10, "validate_every": 150, "save_every": 150},
+    )
+    assert loop.run(longer, tmp_path) == 0
+    seen = scalars(tmp_path)
+    totals = [seen[step, "loss/total"] for step in range(10, 151, 10)]
+    assert np.mean(totals[-3:]) < 0.7 * totals[0]
+    usage = [value for (step, tag), value in seen.items() if tag.startswith("codebook_usage/") and step == 150]
+    assert len(usage) == 4
+    assert min(usage) > 0.6
