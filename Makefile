@@ -1,4 +1,4 @@
-# make demo   sets up .venv and tokenizes and reconstructs the bundled clips
+# make demo   sets up .venv, trains a small codec on the bundled clips and reconstructs held-out ones
 # make test   sets up .venv and runs lint, types and tests
 PYTHON ?= python3
 VENV ?= .venv

@@ -140,12 +140,10 @@ def test_codebooks_and_small_parameters_after_three_steps():
     assert all(key.startswith(reference.DROPPED) for key in theirs.keys() - compared)
     assert len(compared) > 100
     errors = {key: np.abs(ours[key] - theirs[key]) / np.abs(theirs[key]).max() for key in compared}
-    wrong = {key: float(error.max()) for key, error in errors.items() if error.max() > 1e-4}
-    # The semantic loss is an L1: the gradient of its bias is a mean of signs, one of B · S for each feature. One that
-    # rounding turns moves the optimizer's three steps by a few hundredths of what they are.
-    assert wrong.keys() <= {L1_BIAS}
-    turned = errors[L1_BIAS] > 1e-4
-    signs = data.arrays["semantic_features"].shape[1] * data.arrays["audio"].shape[0]
-    moved = 3 * config.optimizer.learning_rate / np.abs(theirs[L1_BIAS]).max()
-    assert turned.sum() <= 1
-    assert errors[L1_BIAS].max() < 2 * moved / signs
+    # The semantic loss is an L1: the gradient of its bias is a mean of signs. Where as many are positive as negative it
+    # is 0 but for rounding, and Adam divides what rounding leaves by its own size.
+    gradients = np.stack([step[L1_BIAS] for step in run().generator])
+    cancelled = (np.abs(gradients) < 1e-6 * np.abs(gradients).max()).any(axis=0)
+    assert cancelled.mean() < 0.3
+    errors[L1_BIAS] = errors[L1_BIAS][~cancelled]
+    assert {key: float(error.max()) for key, error in errors.items() if error.max() > 1e-4} == {}
