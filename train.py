@@ -1,6 +1,5 @@
 """Trains a codec: python train.py --config configs/demo.py --workdir runs/demo."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +38,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
+    command.log_progress()
     command.use_compilation_cache()
     command.exit_with(main)

@@ -1,6 +1,5 @@
 """`make demo`: trains a small codec on some of the bundled clips and shows what it makes of the others."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -23,15 +22,14 @@ HELD_OUT = 0.27
 
 def main() -> int:
     """Exit code 0 when every held-out clip comes back nearer to what it was than from an untrained codec."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
+    command.log_progress()
     command.use_compilation_cache()
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
     cli.init(CONFIG, RUNS / "untrained")
     if status := loop.run(config_files.load(CONFIG), RUNS / "run"):
         return status
-    cli.export_model(workdir=RUNS / "run", out=RUNS / "trained", ema=True)
+    cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
 
     clips, distances = held_out(), {}
     for name in ("untrained", "trained"):

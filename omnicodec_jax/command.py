@@ -1,5 +1,6 @@
 """Functions as commands: arguments from their signatures, user errors as one line and an exit code."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,13 @@ def exit_with(work: Callable[[], int | None]) -> None:
 def fail(error: object) -> None:
     """One line on standard error."""
     print(f"error: {error}", file=sys.stderr)
+
+
+def log_progress() -> None:
+    """Shows what this package logs of its progress, and warnings of others, on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises, too
 
 
 def use_compilation_cache() -> None:

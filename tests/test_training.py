@@ -178,9 +178,9 @@ def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):
     process = command(config, half, limit=100_000)
     errors = process.communicate()[1]
     assert process.returncode == 1
-    assert "could not be written" in errors.splitlines()[-1]
-    assert f"step {MIDDLE}" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
+    (message,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert "could not be written" in message
+    assert f"the last good checkpoint is step {MIDDLE}" in message
     assert steps(half) == [MIDDLE]
     assert loop.run(config, half) == 0
     assert scalars(half, LOSSES, after=MIDDLE) == scalars(whole, LOSSES, after=MIDDLE)
@@ -208,7 +208,7 @@ def test_two_processes_are_one(config, tmp_path):
     expected, found = scalars(tmp_path / "one", LOSSES), scalars(tmp_path / "two", LOSSES)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+        assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     assert " step 8/" in errors[0]
     assert " step " not in errors[1]
 

@@ -31,7 +31,8 @@ from omnicodec_jax.training import hlo, sharding
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import Batch, Frozen, Gan, jit_step
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("omnicodec_jax.training.aot")
+"""By its own name, also when it is run as __main__."""
 GIB = 2**30
 
 
@@ -217,6 +218,6 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    command.log_progress()
     os.environ["JAX_PLATFORMS"] = "cpu"
     command.exit_with(main)

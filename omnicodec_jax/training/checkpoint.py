@@ -34,13 +34,16 @@ class Checkpoints:
         """Raises CheckpointError if the directory holds a run of another config, or on other data."""
         self.directory = workdir.absolute() / DIRECTORY
         self._about = {"config": dataclasses.asdict(config), "data": fingerprint}
-        best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics[DISTANCE], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+
+        def distance(metrics: dict[str, float]) -> float:
+            return metrics[DISTANCE]
+
+        best = managers.BestN(get_metric_fn=distance, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(config.run.keep_last), best]),
+                best_fn=distance,  # so that it is saved: what is kept, the policy says
                 cleanup_tmp_directories=True,
             ),
         )

@@ -21,6 +21,9 @@ def initialize() -> None:
     One process logs its progress, the others only what goes wrong.
     """
     _join()
+    if jax.distributed.is_initialized():
+        # On CPUs programs that run side by side could meet their collectives in another order on every process.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if not is_main():
         logging.getLogger("omnicodec_jax").setLevel(logging.WARNING)
 

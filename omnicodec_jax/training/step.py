@@ -291,6 +291,8 @@ def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tup
         "learning_rate": rate,
         "skipped": kept.skipped.astype(jnp.float32),
     }
+    if "replaced" in batch:
+        metrics["unreadable_clips"] = batch["replaced"].sum().astype(jnp.float32)
     return kept.replace(step=state.step + 1), metrics
 
 

@@ -1,0 +1,276 @@
+"""A training step of the whole GAN on a CPU, as a whole and part by part: python -m benchmarks.train_speed
+
+Times are in seconds and in units: one unit is `transformers.MimiModel` decoding four clips of 10 s, timed in turns
+with each part, so that machines can be compared. The reference implementation's step of configs/released_12hz.py on
+two clips of 2 s takes 5.5 units and 7.9 GiB. Weights, audio and features are random: they do not change the
+arithmetic.
+"""
+
+import dataclasses
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from omnicodec_jax import config_files, losses
+from omnicodec_jax.config import DiscriminatorConfig, TrainConfig
+from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.losses import Scalar
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
+from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, train_step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Case = Callable[[], object]
+
+
+# -- What is measured
+
+
+@dataclasses.dataclass
+class Run:
+    """A GAN, its state and one batch; `configs/<name>.py`, with WavLM where the codec has a head for it."""
+
+    name: str
+    train: TrainConfig
+    clips: int
+    seconds: float
+
+    def __post_init__(self):
+        config = config_files.load(CONFIGS / f"{self.name}.py")
+        wavlm = None if config.codec.wavlm_dim is None else WavLMConfig()
+        if wavlm is None:
+            config = dataclasses.replace(config, discriminators=dataclasses.replace(config.discriminators, wavlm=None))
+        self.gan = Gan(dataclasses.replace(config, train=self.train), wavlm)
+        rng, codec = np.random.default_rng(0), config.codec
+        samples = round(self.seconds * codec.sample_rate)
+        self.batch: Batch = {"audio": jnp.asarray(0.1 * rng.standard_normal((self.clips, 1, samples), np.float32))}
+        if codec.semantic is not None and codec.semantic.source == "stored":
+            shape = (self.clips, round(13 * self.seconds), codec.semantic.feature_dim)
+            self.batch["features"] = jnp.asarray(rng.standard_normal(shape, np.float32))
+        self.frozen = Frozen(wavlm=None if wavlm is None else random_variables(WavLM(wavlm), rng))
+        discriminators = random_variables(Discriminators(config.discriminators), rng)["params"]
+        self.state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
+
+    def cases(self) -> Iterator[tuple[str, Case, float]]:
+        """Name, call and GFLOP of the step, then of each of its parts by itself; compiled as they come."""
+        yield "step", *self.step()
+        for name, part in self.parts().items():
+            yield name, *compiled(*part)
+
+    def step(self) -> tuple[Case, float]:
+        """The whole, which replaces `state`."""
+        lowered = jax.jit(partial(train_step, gan=self.gan), donate_argnums=0).lower(
+            self.state, self.batch, self.frozen
+        )
+        step = lowered.compile()
+
+        def run() -> object:
+            self.state, metrics = step(self.state, self.batch, self.frozen)
+            return metrics
+
+        return run, gflop(lowered)
+
+    def parts(self) -> dict[str, tuple[Any, ...]]:
+        """Function and arguments of each part, with all that its gradients take; their sum is about the step."""
+        gan, batch, frozen, state = self.gan, self.batch, self.frozen, self.state
+        audio = batch["audio"]
+        hidden = jax.jit(gan.listen)(audio, frozen)
+        parts: dict[str, tuple[Any, ...]] = {"codec": (self.codec, state.params, state.codebooks, batch)}
+        if gan.wavlm is not None:
+            parts["WavLM"] = (self.listen, audio, frozen, hidden)
+        for name, config in families(gan.config.discriminators).items():
+            judge = dataclasses.replace(gan, config=dataclasses.replace(gan.config, discriminators=config))
+            module = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None}
+            params = {family: state.discriminators[family] for family in module}
+            parts[f"{name}: discriminator"] = (partial(discriminate, judge), params, audio, hidden)
+            parts[f"{name}: codec's loss"] = (partial(persuade, judge), params, audio, hidden)
+        mel = jax.grad(partial(losses.multi_scale_mel, sample_rate=gan.config.codec.sample_rate))
+        parts["mel"] = (mel, 0.9 * audio, audio)
+        for side, optimizer, params, moments in (
+            ("codec", generator_optimizer, state.params, state.generator_optimizer),
+            ("discriminators", discriminator_optimizer, state.discriminators, state.discriminator_optimizer),
+        ):
+            parts[f"optimizer of the {side}"] = (partial(update, optimizer(gan.config)), params, moments)
+        return parts
+
+    def codec(self, params: Any, codebooks: Any, batch: Batch) -> object:
+        """Forward and backward of all but the frozen network."""
+        forward = dataclasses.replace(self.gan, wavlm=None).forward(
+            params, codebooks, batch, Frozen(), jax.random.key(0)
+        )
+        return forward.pull_back(jnp.ones_like(forward.fake), None)
+
+    def listen(self, audio: jax.Array, frozen: Frozen, gradient: Any) -> object:
+        """WavLM on the real audio, and forwards and backwards on the reconstruction."""
+        real = self.gan.listen(audio, frozen)
+        pull_back = jax.vjp(lambda audio: self.gan.listen(audio, frozen), 0.9 * audio)[1]
+        return real, pull_back(gradient)
+
+
+def random_variables(model: nn.Module, rng: np.random.Generator) -> dict[str, Any]:
+    """Of the right shapes; drawing them with jax.random would take minutes to compile."""
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(partial(init_variables, model), jax.random.key(0)))
+
+
+def families(config: DiscriminatorConfig) -> dict[str, DiscriminatorConfig]:
+    """The discriminators, one kind at a time; those of the waveform that there are."""
+    none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
+    kinds = {
+        "stft": dataclasses.replace(none, stft=config.stft),
+        "wavlm": dataclasses.replace(none, wavlm=config.wavlm),
+    }
+    if config.waveform is not None:
+        for kind in ("periods", "rates", "windows"):
+            others = {other: () for other in ("periods", "rates", "windows") if other != kind}
+            if getattr(config.waveform, kind):
+                alone = dataclasses.replace(config.waveform, **others)
+                kinds[f"waveform, {kind}"] = dataclasses.replace(none, waveform=alone)
+    return {name: kind for name, kind in kinds.items() if kind != none}
+
+
+def discriminate(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
+    """A discriminator's gradient."""
+    forward = Forward(Inputs(audio, None, hidden), 0.9 * audio, hidden, jnp.zeros(()), {}, {}, lambda *_: {})
+    return gan.discriminator_gradient(gan.judge_both(discriminators, forward))
+
+
+def persuade(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
+    """Gradient of what the codec minimises of a discriminator's judgements."""
+
+    def loss(fake: jax.Array, fake_hidden: Any) -> Scalar:
+        (real,) = gan.judge(discriminators, audio, hidden).values()
+        (judged,) = gan.judge(discriminators, fake, fake_hidden).values()
+        return losses.adversarial(judged) + losses.feature_matching(real, judged, "sum")
+
+    return jax.grad(loss, argnums=(0, 1))(0.9 * audio, hidden)
+
+
+def update(optimizer: optax.GradientTransformation, params: Any, moments: Any) -> object:
+    """One update, of the parameters in place of their gradient."""
+    updates, moments = optimizer.update(params, moments, params)
+    return optax.apply_updates(params, updates), moments
+
+
+def compiled(function: Callable[..., object], *arguments: Any) -> tuple[Case, float]:
+    """A jitted call and its GFLOP."""
+    lowered = jax.jit(function).lower(*arguments)
+    return partial(lowered.compile(), *arguments), gflop(lowered)
+
+
+def gflop(lowered: jax.stages.Lowered) -> float:
+    """As XLA counts them before it optimises; the body of a loop counts once."""
+    analysis: Any = lowered.cost_analysis()
+    return analysis["flops"] / 1e9
+
+
+def mimi() -> Case:
+    """The unit."""
+    import torch
+    from transformers import MimiConfig, MimiModel
+
+    model = MimiModel(MimiConfig()).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("embed_sum"):
+            buffer.normal_()
+    codes = torch.randint(0, 2048, (4, 32, 125))
+
+    @torch.inference_mode()
+    def decode() -> object:
+        return model.decode(codes).audio_values
+
+    return decode
+
+
+# -- Measuring
+
+
+def seconds_of(cases: list[Case], clock: Callable[[], float], repeats: int) -> list[float]:
+    """Median of each, in turns, after a turn to warm up."""
+    seconds: list[list[float]] = [[] for _ in cases]
+    for _ in range(repeats + 1):
+        for run, values in zip(cases, seconds, strict=True):
+            start = clock()
+            jax.block_until_ready(run())
+            values.append(clock() - start)
+    return [statistics.median(values[1:]) for values in seconds]
+
+
+def peak_memory(run: Run) -> float:
+    """Peak of this process during two steps, GiB, the state and the frozen network included. Linux only."""
+    step, _ = run.step()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    for _ in range(2):
+        jax.block_until_ready(step())
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def main(
+    configs: tuple[str, ...] = ("released_12hz", "demo"),
+    discriminator_update: Literal["alternating", "simultaneous"] = "alternating",
+    remat: bool = False,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    clips: int = 2,
+    seconds: float = 2.0,
+    repeats: int = 5,
+    clock: Literal["wall", "cpu"] = "wall",
+    memory_only: bool = False,
+) -> None:
+    """Measure a training step.
+
+    Args:
+        configs: Names in configs/.
+        discriminator_update: As in TrainConfig.
+        remat: As in TrainConfig.
+        compute_dtype: As in TrainConfig.
+        clips: In a batch.
+        seconds: Of each clip.
+        repeats: Turns each.
+        clock: "cpu" adds up what all threads take, for a machine that others use too.
+        memory_only: Print the peak of this process, GiB, and nothing else.
+    """
+    train = TrainConfig(compute_dtype=compute_dtype, remat=remat, discriminator_update=discriminator_update)
+    if memory_only:
+        (name,) = configs
+        print(f"{peak_memory(Run(name, train, clips, seconds)):.2f}")
+        return
+    unit = mimi()
+    for name in configs:
+        run = Run(name, train, clips, seconds)
+        print(f"\n| {name}, {train} | GFLOP | s | units | GFLOP/s |\n| --- | --- | --- | --- | --- |", flush=True)
+        for part, call, work in run.cases():
+            part_s, unit_s = seconds_of([call, unit], CLOCKS[clock], repeats)
+            print(f"| {part} | {work:.1f} | {part_s:.2f} | {part_s / unit_s:.3f} | {work / part_s:.0f} |", flush=True)
+        options = ["--configs", name, "--discriminator-update", discriminator_update, "--compute-dtype", compute_dtype]
+        options += ["--clips", str(clips), "--seconds", str(seconds), "--remat" if remat else "--no-remat"]
+        command = [sys.executable, "-m", "benchmarks.train_speed", "--memory-only", *options]
+        peak = subprocess.check_output(command, text=True)
+        print(f"\nPeak memory of a step: {peak.strip()} GiB; the unit in the last turn: {unit_s:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    from omnicodec_jax import command
+
+    command.use_compilation_cache()
+    command.run(main, prog="python -m benchmarks.train_speed")
