@@ -1,6 +1,10 @@
 """A codec small enough for two CPU cores: 12.5 Hz, 1 + 8 codebooks of 256 entries, 900 bit/s, 1.0 M parameters.
 
-Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere.
+    make demo                                                           # prepares the bundled clips first
+    python train.py --config configs/demo.py --workdir runs/demo/run
+
+Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere. Six minutes on two cores;
+the mel distance of held-out clips falls by half (docs/training.md).
 """
 
 from omnicodec_jax.config import (
@@ -11,7 +15,6 @@ from omnicodec_jax.config import (
     DataConfig,
     DiscriminatorConfig,
     DomainConfig,
-    LossConfig,
     OptimizerConfig,
     RunConfig,
     SEANetConfig,
@@ -37,12 +40,11 @@ config = Config(
         waveform=WaveformDiscriminatorConfig(periods=(3,), windows=(), channels=64),
         wavlm=None,
     ),
-    loss=LossConfig(adversarial=0.25, feature_matching_stft=0.25, feature_matching_waveform=0.25),
     optimizer=OptimizerConfig(
         weight_decay_modules=("encoder_transformer", "decoder_transformer", "semantic_encoder", "semantic_decoder"),
         learning_rate=5e-4,
         warmup_steps=20,
-        total_steps=400,
+        total_steps=500,
     ),
     train=TrainConfig(compute_dtype="float32", remat=False),
     run=RunConfig(log_every=20, validate_every=100, save_every=100),

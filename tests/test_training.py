@@ -27,7 +27,7 @@ from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import frozen, loop, sharding
+from omnicodec_jax.training import frozen, loop, multihost, sharding
 from omnicodec_jax.training.start import first_state
 from omnicodec_jax.training.step import Frozen, Gan
 
@@ -47,8 +47,10 @@ def events(workdir: Path) -> list[Any]:
     found = []
     for file in sorted((workdir / "events").iterdir()):
         data, at = file.read_bytes(), 0
-        while at < len(data):
+        while at + 12 < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
+            if at + size + 16 > len(data):  # a full disk has cut it
+                break
             found.append(Event.FromString(data[at + 12 : at + 12 + size]))
             at += size + 16
     return found
@@ -322,3 +324,35 @@ def test_learns_for_a_minute(config, tmp_path):
     usage = [value for (step, tag), value in seen.items() if tag.startswith("codebook_usage/") and step == 150]
     assert len(usage) == 4
     assert min(usage) > 0.6
+
+
+# -- Wrong options
+
+
+@pytest.mark.parametrize("text", ["10", "5:5", "b:c", "-1:4"])
+def test_steps_to_profile_are_a_range(text):
+    assert loop.Profile.parse("10:20") == (10, 20)
+    with pytest.raises(ConfigError, match="must be START:STOP"):
+        loop.Profile.parse(text)
+
+
+def test_mesh_that_does_not_fit_the_devices_is_refused():
+    with pytest.raises(ConfigError, match=r"data x fsdp x tensor = 2 x 3 x 1 = 6, but there are 8 devices"):
+        sharding.make_mesh(MeshConfig(fsdp=3))
+
+
+def test_half_of_a_cluster_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES"):
+        multihost.initialize()
+
+
+def test_options_of_a_command_line_replace_those_of_the_config(tmp_path):
+    options = ["--config", "configs/demo.py", "--workdir", str(tmp_path), "--data.prepared", str(tmp_path)]
+    command = [sys.executable, "train.py", *options]
+    missing = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: {tmp_path}")
+    unknown = subprocess.run([*command, "--optimizer.steps", "3"], capture_output=True, text=True, cwd=ROOT)
+    assert unknown.returncode == 2
+    assert "--optimizer.steps" in unknown.stderr
