@@ -40,7 +40,8 @@ def fail(error: object) -> None:
 
 def log_progress() -> None:
     """Shows what this package logs of its progress, and warnings of others, on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # By force: a library may have set up its own way when it was imported.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises, too
 
