@@ -1,5 +1,6 @@
 """`make demo`: trains a small codec on some of the bundled clips and shows what it makes of the others."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def main() -> int:
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
     cli.init(CONFIG, RUNS / "untrained")
-    if status := loop.run(config_files.load(CONFIG), RUNS / "run"):
+    config = config_files.load(CONFIG)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(RUNS / "prepared")))
+    if status := loop.run(config, RUNS / "run"):
         return status
     cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
 

@@ -5,14 +5,11 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from omnicodec_jax import signal
 from omnicodec_jax.config import Config
@@ -20,9 +17,6 @@ from omnicodec_jax.training.step import Tree
 from omnicodec_jax.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
-
-_events: Any = event_pb2  # made by protobuf while it is imported
-Event, SessionLog = _events.Event, _events.SessionLog
 
 GROUPS = {
     "grad_norm_": "gradient_norm/",
@@ -46,11 +40,18 @@ class Report:
         self._config, self._events = config, None
         self._start_window()
         if directory is not None:
+            # Here, since it imports PyTorch if that is installed.
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+
+            self._summary, self._messages = summary, cast(Any, event_pb2)
             directory.mkdir(parents=True, exist_ok=True)
             # Not its SummaryWriter: that hangs for ever once its thread has met a full disk.
             self._events = EventsWriter(str(directory / "events"))
             # Of an earlier start, what came after this step is no longer shown.
-            self._events.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+            session = self._messages.SessionLog(status=self._messages.SessionLog.START)
+            self._events.write_event(self._messages.Event(step=step, session_log=session))
 
     def _start_window(self) -> None:
         self._metrics: list[Mapping[str, np.ndarray]] = []
@@ -104,21 +105,24 @@ class Report:
         for name, values in result.usage.items():
             scalars |= numbered(f"validation_usage/{name}", values)
         self._scalars(step, scalars)
+        if self._events is None:
+            return
         for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
                 tag, samples = f"validation_{row}/{name}", np.clip(audio[0], -1, 1)
-                self._write(step, summary.audio(tag, samples, self._config.codec.sample_rate))
-                self._write(step, summary.image(tag, spectrogram(samples)))
+                self._write(step, self._summary.audio(tag, samples, self._config.codec.sample_rate))
+                self._write(step, self._summary.image(tag, spectrogram(samples)))
 
     def _scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        for name, value in scalars.items():
-            self._write(step, summary.scalar(name, float(value)))
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._write(step, self._summary.scalar(name, float(value)))
 
     def _write(self, step: int, value: Any) -> None:
         if self._events is None:
             return
         try:
-            self._events.write_event(Event(step=step, wall_time=time.time(), summary=value))
+            self._events.write_event(self._messages.Event(step=step, wall_time=time.time(), summary=value))
             self._events.flush()
         except OSError as error:  # a run is worth more than its curves
             LOG.warning("TensorBoard: %s; going on without", error)

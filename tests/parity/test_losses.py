@@ -172,7 +172,7 @@ def discriminator_terms() -> dict[str, float]:
 
 @cache
 def generator_terms() -> dict[str, float]:
-    """All terms of the generator that need no discriminator; test_train_step.py has those that need an updated one."""
+    """Terms of the generator that need no discriminator; test_golden_steps.py has those that need an updated one."""
     output, data = first_training_step()[0], golden.load()
     released = config_files.load(ROOT / "configs/released_12hz.py").loss
 
