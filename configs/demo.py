@@ -3,8 +3,8 @@
     make demo                                                           # prepares the bundled clips first
     python train.py --config configs/demo.py --workdir runs/demo/run
 
-Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere. Six minutes on two cores;
-the mel distance of held-out clips falls by half (docs/training.md).
+Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere. On two cores it takes
+under eight minutes; the mel distance of held-out clips falls by half (docs/training.md).
 """
 
 from omnicodec_jax.config import (

@@ -215,6 +215,25 @@ def test_two_processes_are_one(config, tmp_path):
     assert " step " not in errors[1]
 
 
+@pytest.mark.parametrize(("start", "stop", "traced"), [(5, 7, True), (6, 20, True), (3, 4, False)])
+def test_trace_covers_steps_of_this_start(half, config, caplog, start, stop, traced):
+    assert loop.run(config, half, loop.Profile(start, stop)) == 0
+    assert bool(list((half / "profile").rglob("*.xplane.pb"))) == traced
+    assert any("no trace" in record.getMessage() for record in caplog.records) != traced
+
+
+def test_run_goes_on_without_its_curves(config, half, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.flush", full)
+    assert loop.run(config, half) == 0
+    assert [record.getMessage() for record in caplog.records if "TensorBoard" in record.getMessage()] == [
+        "TensorBoard: [Errno 28] No space left on device; going on without"
+    ]
+    assert steps(half)[-1] == config.optimizer.total_steps
+
+
 def test_last_checkpoints_and_the_best_are_kept(whole, config, tmp_path):
     distances = {step: value for (step, tag), value in scalars(whole).items() if tag == "validation/mel_distance"}
     kept = replaced(config, run={"keep_last": 1})

@@ -32,7 +32,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: Config, fingerprint: str):
         """Raises CheckpointError if the directory holds a run of another config, or on other data."""
-        self.directory = workdir.absolute() / DIRECTORY
+        self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": dataclasses.asdict(config), "data": fingerprint}
 
         def distance(metrics: dict[str, float]) -> float:
@@ -87,7 +87,7 @@ class Checkpoints:
         """The last checkpoint as arrays with the shapes and shardings of the template."""
         if (step := self.latest) is None:
             raise CheckpointError(f"{self.directory}: no checkpoint here")
-        return _restore(self.directory, step, template)
+        return restore(self._workdir, step, template)
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -130,12 +130,8 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
 
 def restore(workdir: Path, step: int, template: TrainState) -> TrainState:
     """A kept checkpoint as arrays with the shapes and shardings of the template."""
-    return _restore(workdir.absolute() / DIRECTORY, step, template)
-
-
-def _restore(directory: Path, step: int, template: TrainState) -> TrainState:
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory / str(step) / STATE, template)
+        return checkpointer.restore(workdir.absolute() / DIRECTORY / str(step) / STATE, template)
 
 
 def _read_about(directory: Path, step: int) -> dict[str, Any]:

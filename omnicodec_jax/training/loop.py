@@ -31,11 +31,10 @@ STEPS_AHEAD = 2
 
 
 class Profile(NamedTuple):
-    """Which steps an xprof trace covers."""
+    """Which steps an xprof trace covers: from the first on, and not the last."""
 
     start: int
     stop: int
-    """The step after the last one."""
 
     @classmethod
     def parse(cls, text: str) -> "Profile":
@@ -66,6 +65,8 @@ def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
         state = checkpoints.restore(state_template(config, mesh))
         start = int(state.step)
         LOG.info("%s: from step %d of %d, %s", workdir, start, config.optimizer.total_steps, describe(mesh, state))
+        if profile is not None and profile.start < start:  # no error: the same command goes on with the run
+            LOG.warning("--profile %d:%d: no trace, since the run is at step %d already", *profile, start)
         report = Report(config, workdir / "events" if multihost.is_main() else None, start)
         watch = Watch(report, samples, config.data.batch_size)
 
@@ -82,12 +83,15 @@ def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
         if start == 0:
             validate()
         step = jit_step(gan, mesh, state, frozen)
-        with contextlib.closing(Batches(samples, config.data, sharding.batch_sharding(mesh), start)) as batches:
+        with (
+            contextlib.closing(Batches(samples, config.data, sharding.batch_sharding(mesh), start)) as batches,
+            contextlib.ExitStack() as trace,
+        ):
             for number in range(start, config.optimizer.total_steps):
                 if interruption.noticed(number):
                     break
                 if profile is not None and number == profile.start:
-                    jax.profiler.start_trace(workdir / "profile")
+                    trace.enter_context(jax.profiler.trace(workdir / "profile"))
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - asked
@@ -99,7 +103,7 @@ def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
                 last = done == config.optimizer.total_steps
                 if profile is not None and done == profile.stop:
                     jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
+                    trace.close()
                 if done % config.run.log_every == 0 or last:
                     watch.catch_up()
                     report.log(done, jax.device_get(state.codebooks))

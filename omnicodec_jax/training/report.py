@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from omnicodec_jax import signal
 from omnicodec_jax.config import Config
+from omnicodec_jax.training.events import Events
 from omnicodec_jax.training.step import Tree
 from omnicodec_jax.training.validation import Validation
 
@@ -37,21 +38,9 @@ class Report:
     """Means over the steps since the last line. Writes nothing unless `directory` is given."""
 
     def __init__(self, config: Config, directory: Path | None, step: int):
-        self._config, self._events = config, None
+        self._config = config
+        self._events = None if directory is None else Events(directory, step)
         self._start_window()
-        if directory is not None:
-            # Here, since it imports PyTorch if that is installed.
-            from tensorboardX import summary
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto import event_pb2
-
-            self._summary, self._messages = summary, cast(Any, event_pb2)
-            directory.mkdir(parents=True, exist_ok=True)
-            # Not its SummaryWriter: that hangs for ever once its thread has met a full disk.
-            self._events = EventsWriter(str(directory / "events"))
-            # Of an earlier start, what came after this step is no longer shown.
-            session = self._messages.SessionLog(status=self._messages.SessionLog.START)
-            self._events.write_event(self._messages.Event(step=step, session_log=session))
 
     def _start_window(self) -> None:
         self._metrics: list[Mapping[str, np.ndarray]] = []
@@ -82,7 +71,8 @@ class Report:
             branch = name.removesuffix("_quantizer")
             alive, perplexity = codebook_health(collection["cluster_usage"], self._config)
             scalars |= numbered(f"codebook_usage/{branch}", alive) | numbered(f"perplexity/{branch}", perplexity)
-        self._scalars(step, scalars)
+        if self._events is not None:
+            self._events.scalars(step, scalars)
         losses = "  ".join(f"{name} {means[name]:.4g}" for name in PROGRESS if name in means)
         total = self._config.optimizer.total_steps
         left = (total - step) / speed["steps_per_second"]
@@ -101,32 +91,16 @@ class Report:
         self._since += seconds
         shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
         LOG.info("step %d  held-out clips: mel distance %.4f, codebook usage %s", step, result.mel_distance, shares)
+        if self._events is None:
+            return
         scalars = {"validation/mel_distance": result.mel_distance}
         for name, values in result.usage.items():
             scalars |= numbered(f"validation_usage/{name}", values)
-        self._scalars(step, scalars)
-        if self._events is None:
-            return
+        self._events.scalars(step, scalars)
         for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
                 tag, samples = f"validation_{row}/{name}", np.clip(audio[0], -1, 1)
-                self._write(step, self._summary.audio(tag, samples, self._config.codec.sample_rate))
-                self._write(step, self._summary.image(tag, spectrogram(samples)))
-
-    def _scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        if self._events is not None:
-            for name, value in scalars.items():
-                self._write(step, self._summary.scalar(name, float(value)))
-
-    def _write(self, step: int, value: Any) -> None:
-        if self._events is None:
-            return
-        try:
-            self._events.write_event(self._messages.Event(step=step, wall_time=time.time(), summary=value))
-            self._events.flush()
-        except OSError as error:  # a run is worth more than its curves
-            LOG.warning("TensorBoard: %s; going on without", error)
-            self._events = None
+                self._events.clip(step, tag, samples, self._config.codec.sample_rate, spectrogram(samples))
 
 
 def numbered(name: str, value: Any) -> dict[str, float]:
