@@ -35,5 +35,5 @@ $(VENV)/.run: $(BIN)/python requirements.txt pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[dev,torch]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,ray]'
 	touch $@

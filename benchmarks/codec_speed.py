@@ -39,12 +39,12 @@ def ours(batch: int) -> Cases:
     audio = rng.standard_normal((batch, 1, SECONDS * RATE), np.float32)
     features = rng.standard_normal((batch, 13 * SECONDS, 2048), np.float32)
     codes = rng.integers(0, 2048, (batch, tokenizer.num_quantizers, FRAMES))
-    hidden = [tokenizer._semantic_hidden([f]) for f in features]
+    hidden = rng.standard_normal((batch, 13 * SECONDS, codec.dimension), np.float32)
     return {
         "decode": lambda: tokenizer.decode(codes),
-        "encode, acoustic path": lambda: [
-            tokenizer._encode_tile([a[0]], h) for a, h in zip(audio, hidden, strict=True)
-        ],
+        "encode, acoustic path": lambda: dict(
+            tokenizer._encode.run(tokenizer._encode_work(row, audio[row, 0], hidden[row]) for row in range(batch))
+        ),
         "encode, from features": lambda: tokenizer.encode(audio, RATE, semantic_features=features),
     }
 

@@ -23,7 +23,7 @@ from flax import linen as nn
 from omnicodec_jax import command
 from omnicodec_jax.cli import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
-from omnicodec_jax.data import audio, features, pipeline, prepare, records
+from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.pretrained.qwen3_aut import EncoderLayer, Qwen3AuT, Qwen3AuTConfig
@@ -97,7 +97,7 @@ def measure_pipeline(directory: Path) -> None:
         samples = audio.load(clip, records.SAMPLE_RATE).samples
         audio.save(clips / f"{number}.wav", np.resize(samples, 60 * records.SAMPLE_RATE), records.SAMPLE_RATE)
     with contextlib.redirect_stderr(io.StringIO()):
-        prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, prepare.Task())
+        prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, units.Task())
     (shard,) = records.read_index(prepared)
     format = FeatureFormat(encoder="none", compute="float32", feature_dim=WIDTH)
     rng = np.random.default_rng(0)

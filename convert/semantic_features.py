@@ -19,8 +19,8 @@ from convert.tensors import from_entries
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.data import audio, features, records
 from omnicodec_jax.data.features import FeatureFormat
-from omnicodec_jax.data.prepare import Task, remove_leftovers
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
+from omnicodec_jax.data.units import Task, remove_leftovers
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.signal import MEL_BINS, MEL_SAMPLE_RATE
 

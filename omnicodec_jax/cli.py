@@ -1,4 +1,4 @@
-"""`omnicodec …`: prepare, encode, decode, inspect, init, export-model."""
+"""`omnicodec …`: prepare, encode, decode, inspect, init, export-model; those of corpora are in corpus/commands.py."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from omnicodec_jax import command, config_files, signal
+from omnicodec_jax.corpus import commands
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
@@ -183,8 +184,9 @@ def prepare(
     """
     from omnicodec_jax.data import manifest as manifests
     from omnicodec_jax.data import prepare as preparation
+    from omnicodec_jax.data.units import Task
 
-    done = preparation.run(manifests.parse_sources(manifest), out, settings, num_workers, preparation.Task.parse(task))
+    done = preparation.run(manifests.parse_sources(manifest), out, settings, num_workers, Task.parse(task))
     if not done.files:
         print("prepare: nothing left to do")
         return 0
@@ -342,12 +344,15 @@ def _each_file(
 def main() -> None:
     """Entry point."""
     command.use_compilation_cache()
-    commands = {
+    subcommands = {
         "prepare": prepare,
         "encode": encode,
         "decode": decode,
         "inspect": inspect,
         "init": init,
         "export-model": export_model,
+        "tokenize": commands.tokenize,
+        "detokenize": commands.detokenize,
+        "webdataset": commands.webdataset,
     }
-    command.run(commands, prog="omnicodec")
+    command.run(subcommands, prog="omnicodec")

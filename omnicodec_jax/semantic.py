@@ -1,6 +1,7 @@
 """Semantic features of audio: those of a batch of crops inside a jitted step, and those of clips of any length."""
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from omnicodec_jax import model_directory, signal
 from omnicodec_jax.config import SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
+from omnicodec_jax.lanes import Clock, Inputs, Lanes, Work
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuT, Qwen3AuTConfig, num_tokens
 
 Encoder = tuple[Qwen3AuTConfig, Any]
@@ -19,8 +21,6 @@ Encoder = tuple[Qwen3AuTConfig, Any]
 
 MEL_BLOCK = 1000
 """Log-mel frames that are computed at once: ten seconds."""
-ACCELERATOR_WINDOWS = 16
-"""Attention windows side by side on a GPU or TPU, at most."""
 
 
 def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: Encoder | None) -> Float[Array, "B S F"]:
@@ -46,32 +46,33 @@ def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | N
 
 
 class FeatureExtractor:
-    """Semantic features of whole clips, with memory that does not grow with their length.
+    """Semantic features of whole clips, with device memory that does not grow with their length.
 
     The log-mel is normalised over the clip; the encoder's attention sees windows of eight seconds, each of which is
-    a row of a batch. So these are the features of the clip in one piece.
+    a row of its own. So these are the features of the clip in one piece.
     """
 
-    def __init__(self, encoder: Encoder | None):
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder | None, devices: Sequence[Any], clock: Clock | None = None):
         self._log10_mel = jax.jit(signal.log10_mel)
+        self._windows = None
         if encoder is not None:
-            config, self._variables = encoder
-            self._windows = jax.jit(Qwen3AuT(config, jax.tree.leaves(self._variables)[0].dtype).apply)
+            config, variables = encoder
+            model = Qwen3AuT(config, jax.tree.leaves(variables)[0].dtype)
+            self._windows = Lanes(model, Qwen3AuT.__call__, variables, axis=0, devices=devices, clock=clock)
             self._window = config.window_chunks * CHUNK_FRAMES
 
     def __call__(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
         """Samples float32 [T] → features float32 [S, F]. Raises AudioError for a clip of under 25 ms."""
+        ((_, features),) = self.features([(None, self.log_mel(clip, sample_rate))])
+        return features
+
+    def log_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Samples float32 [T] → log-mel float32 [N, 128], in blocks. Raises AudioError for a clip of under 25 ms."""
         samples = audio_files.resample(clip, sample_rate, signal.MEL_SAMPLE_RATE)
         if samples.size < signal.MEL_WINDOW:
             raise AudioError(
                 f"{clip.size} samples: too short; at least {audio_files.MIN_SECONDS * 1e3:.0f} ms are needed"
             )
-        mel = self._log_mel(samples)
-        return signal.stack_frames(mel) if self._encoder is None else self._encode(mel)
-
-    def _log_mel(self, samples: np.ndarray) -> np.ndarray:
-        """[N, 128] of 16 kHz audio, in blocks."""
         frames, hop = samples.size // signal.MEL_HOP, signal.MEL_HOP
         padded = np.pad(samples, signal.MEL_WINDOW // 2, mode="reflect")
         size = MEL_BLOCK * hop + signal.MEL_WINDOW - hop
@@ -79,18 +80,18 @@ class FeatureExtractor:
         mel = np.concatenate([self._log10_mel(audio_files.fit_length(block, size)) for block in blocks])
         return signal.normalize_log_mel(mel[:frames])
 
-    def _encode(self, mel: np.ndarray) -> np.ndarray:
-        """Features of all windows, some of them side by side."""
+    def features(self, mels: Iterable[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
+        """Keys and log-mels [N, 128] → keys and features float32 [S, F]; in no order if an encoder is run."""
+        if self._windows is None:
+            return ((key, signal.stack_frames(mel)) for key, mel in mels)
+        return self._windows.run(self._work(key, mel) for key, mel in mels)
+
+    def _work(self, key: Any, mel: np.ndarray) -> Work:
         frames, size = mel.shape[0], self._window
         count = -(-frames // size)
-        # On a CPU one window fills the cores; elsewhere, few sizes of tiles are compiled.
-        tile = 1 if jax.default_backend() == "cpu" else min(ACCELERATOR_WINDOWS, 1 << (count - 1).bit_length())
-        starts = np.arange(-(-count // tile) * tile) * size
-        rows = np.pad(mel, ((0, len(starts) * size - frames), (0, 0))).reshape(len(starts), size, -1)
-        lengths = np.clip(frames - starts, 0, size).astype(np.int32)
-        outputs = []
-        for first in range(0, len(starts), tile):
-            part = slice(first, first + tile)
-            output = self._windows(self._variables, rows[part], lengths[part], starts[part] > 0)
-            outputs += [row[: num_tokens(int(n))] for row, n in zip(np.asarray(output), lengths[part], strict=True)]
-        return np.concatenate(outputs)
+
+        def window(number: int) -> Inputs:
+            part = mel[number * size :][:size]
+            return np.pad(part, ((0, size - len(part)), (0, 0))), np.int32(len(part)), np.bool_(number > 0)
+
+        return Work(key, count, window, num_tokens(frames), frames / (count * size))

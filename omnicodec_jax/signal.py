@@ -145,14 +145,15 @@ def resample(samples: Float[Array, "*B T"], source: int, target: int) -> Float[A
     return resampled[..., : -(-samples.shape[-1] * target // source)]
 
 
-def interpolate(x: ArrayT, size: int) -> ArrayT:
+def interpolate(x: ArrayT, size: int, places: range | None = None) -> ArrayT:
     """Linear interpolation along time, [B, S, C] → [B, size, C], with the samples at the centres of equal cells.
 
     As torch's `interpolate(mode="linear", align_corners=False)`; the positions are exact integer fractions, so
-    that a clip of any length is met to the sample. Works on numpy and jax arrays.
+    that a clip of any length is met to the sample. Works on numpy and jax arrays. places: which of the `size` steps to
+    give; None: all.
     """
-    steps, cell = x.shape[1], 2 * size
-    position = np.maximum((2 * np.arange(size, dtype=np.int64) + 1) * steps - size, 0)
+    steps, cell, wanted = x.shape[1], 2 * size, np.arange(size, dtype=np.int64) if places is None else np.array(places)
+    position = np.maximum((2 * wanted + 1) * steps - size, 0)
     left = np.minimum(position // cell, steps - 1)
     right = np.minimum(left + 1, steps - 1)
     weight = ((position % cell) / cell).astype(np.float32)[None, :, None]

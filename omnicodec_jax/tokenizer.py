@@ -1,14 +1,15 @@
 """The public face: audio in, tokens out, and back.
 
-Audio of any length runs through one compiled program, in blocks of ten seconds with the stream's state carried from
-block to block. So the model's memory does not grow with length, no length is compiled for, and blocks meet without a
+Audio of any length runs through one compiled program, in short blocks with the stream's state carried from block to
+block (lanes.py). So the model's memory does not grow with length, no length is compiled for, and blocks meet without a
 seam: the causal model gives on blocks what it gives on the whole.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,28 @@ from flax import linen as nn
 from omnicodec_jax import model_directory, signal
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
+from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.models.conv import STREAM
 from omnicodec_jax.semantic import Encoder, FeatureExtractor, load_encoder
 
-BLOCK_SECONDS = 10
-ACCELERATOR_ROWS = 16
-"""Clips side by side on a GPU or TPU, at most."""
+BLOCK_SECONDS = 0.64
+"""Audio of a lane in one step: what a clip is padded to a multiple of."""
 SEMANTIC_RATE = 12.75
 """Feature vectors a second, between 12.5 (log-mel) and 13 (Qwen3-Omni); to tell another clip's apart."""
-FEATURE_BLOCK = 128
-"""Semantic feature vectors a step."""
+FEATURE_BLOCK = 16
+"""Semantic feature vectors of a lane in one step."""
 
 Array = np.ndarray | jax.Array
-Stream = dict[str, Any]
+
+
+class Heard(NamedTuple):
+    """A clip that is ready to encode: what of it can be computed in any thread, by itself."""
+
+    samples: np.ndarray
+    """float32 [T] at the model's rate."""
+    semantic: np.ndarray
+    """Semantic features [S, F] if they were given, else the log-mel [M, 128] that they are computed of."""
+    given: bool = False
 
 
 class OmniCodecTokenizer:
@@ -43,19 +52,27 @@ class OmniCodecTokenizer:
     """
 
     def __init__(
-        self, config: CodecConfig | MimiConfig, variables: model_directory.Variables, encoder: Encoder | None = None
+        self,
+        config: CodecConfig | MimiConfig,
+        variables: model_directory.Variables,
+        encoder: Encoder | None = None,
+        devices: Sequence[Any] | None = None,
     ):
+        """devices: of this process, all of one kind; one by default, all of them to tokenize a corpus."""
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
-        self._model = model_directory.build(config)
-        self._block_frames = -(-BLOCK_SECONDS * config.sample_rate // config.hop_length)
-        self._semantic_step = jax.jit(partial(_stream_step, self._model, OmniCodec.semantic_hidden))
-        self._encode_step = jax.jit(partial(_stream_step, self._model, _encode_block))
-        self._decode_step = jax.jit(partial(_stream_step, self._model, type(self._model).decode))
-        self._starts: dict[tuple[Any, int], Stream] = {}
+        self._clock = Clock()
+        devices = jax.local_devices()[:1] if devices is None else devices
+        self._block_frames = round(BLOCK_SECONDS * config.frame_rate)
+        model = model_directory.build(config)
+        self._encode = Lanes(model, _encode_block, self.variables, 1, devices, self._clock)
+        self._decode = Lanes(model, type(model).decode, self.variables, 1, devices, self._clock)
+        self._encoder = encoder
         self._extract: FeatureExtractor | None = None
-        if self.semantic is not None and (encoder is not None or self.semantic.source == "log_mel"):
-            self._extract = FeatureExtractor(None if self.semantic.source == "log_mel" else encoder)
+        if self.semantic is not None:
+            self._hide = Lanes(model, OmniCodec.semantic_hidden, self.variables, 0, devices, self._clock)
+            if encoder is not None or self.semantic.source == "log_mel":
+                self._extract = FeatureExtractor(encoder, devices, self._clock)
 
     @classmethod
     def from_pretrained(
@@ -63,18 +80,18 @@ class OmniCodecTokenizer:
         name: str | os.PathLike[str],
         revision: str | None = None,
         encoder: str | os.PathLike[str] | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> "OmniCodecTokenizer":
         """From a model directory, or a Hugging Face hub id and revision. Raises ModelError, ConfigError.
 
         encoder: directory of the Qwen3-Omni audio encoder (`convert.qwen3_aut`), to compute semantic features with
-        that would have to be given otherwise.
+        that would have to be given otherwise. devices: as of the class.
         """
         config, variables = model_directory.load(model_directory.resolve(name, revision))
         if not isinstance(config, CodecConfig | MimiConfig):
             raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
-        if encoder is None:
-            return cls(config, variables)
-        return cls(config, variables, load_encoder(encoder, getattr(config, "semantic", None)))
+        loaded = None if encoder is None else load_encoder(encoder, getattr(config, "semantic", None))
+        return cls(config, variables, loaded, devices)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors."""
@@ -120,6 +137,16 @@ class OmniCodecTokenizer:
         """The semantic branch that features are computed for; None: the model needs none."""
         return getattr(self.config, "semantic", None)
 
+    @property
+    def computes_features(self) -> bool:
+        """Whether audio is all that `encode` needs."""
+        return self.semantic is None or self._extract is not None
+
+    @cached_property
+    def encoder_hash(self) -> str | None:
+        """Identifies the encoder that semantic features are computed with, if there is one."""
+        return None if self._encoder is None else model_directory.model_hash(*self._encoder)
+
     def num_frames(self, num_samples: int) -> int:
         """Frames of a clip: ceil(num_samples / hop_length)."""
         return -(-num_samples // self.hop_length)
@@ -143,36 +170,78 @@ class OmniCodecTokenizer:
             raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
         if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
-        if not np.isfinite(audio).all():
-            raise AudioError("audio holds samples that are NaN or infinite")
         sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
         if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
             raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
-        clips = [row[0, :size] for row, size in zip(audio, sizes, strict=True)]
-        features = None if self.semantic is None else self._features(clips, semantic_features)
-
-        result = np.zeros((len(clips), self.num_quantizers, self.num_frames(max(sizes))), np.int32)
-        for rows in _tiles(len(clips)):
-            hidden = None if features is None else self._semantic_hidden(features[rows])
-            codes = self._encode_tile(clips[rows], hidden)
-            for target, row, size in zip(result[rows], codes[: len(sizes[rows])], sizes[rows], strict=True):
-                target[:, : self.num_frames(size)] = row[:, : self.num_frames(size)]
+        given = [None] * len(sizes) if semantic_features is None else semantic_features
+        if len(given) != len(sizes):
+            raise AudioError(f"{len(given)} arrays of semantic features for {len(sizes)} clips")
+        heard = [self.hear(row[0, :size], f) for row, size, f in zip(audio, sizes, given, strict=True)]
+        result = np.zeros((len(sizes), self.num_quantizers, self.num_frames(max(sizes))), np.int32)
+        for row, codes in self.encode_each(enumerate(heard)):
+            result[row, :, : codes.shape[1]] = codes
         return result
 
     def decode(self, codes: Array) -> np.ndarray:
         """Codes [B, k, N] of the first k ≤ K codebooks → audio float32 [B, 1, N·hop]. Raises TokenError."""
         codes = np.asarray(codes)
-        self._check_codes(codes)
-        codes = codes.astype(np.int32)
+        self.check_codes(codes)
         result = np.zeros((codes.shape[0], 1, codes.shape[2] * self.hop_length), np.float32)
-        for rows in _tiles(codes.shape[0]):
-            tile = np.stack(_fill_tile(list(codes[rows])))
-            steps = range(0, codes.shape[2], self._block_frames)
-            audio = self._stream(self._decode_step, ((_slice(tile, 2, n, self._block_frames),) for n in steps))
-            result[rows] = audio[: len(result[rows]), :, : result.shape[2]]
+        for row, audio in self.decode_each(enumerate(codes)):
+            result[row] = audio
         return result
 
-    def _check_codes(self, codes: np.ndarray) -> None:
+    # -- Of any number of clips, as they come
+
+    def hear(self, samples: np.ndarray, features: Array | None = None) -> Heard:
+        """A clip float32 [T] at the model's rate, made ready for `encode_each`; may run in any thread.
+
+        features: its semantic features [S, F], for models that do not compute them. Raises AudioError.
+        """
+        if not np.isfinite(samples).all():
+            raise AudioError("audio holds samples that are NaN or infinite")
+        if self.semantic is None:
+            return Heard(samples, np.zeros((0, 0), np.float32))
+        if features is not None:
+            return Heard(samples, self._checked(np.asarray(features, np.float32), samples.size), given=True)
+        if self._extract is not None:
+            return Heard(samples, self._extract.log_mel(samples, self.sample_rate))
+        raise AudioError(
+            "this model needs the semantic features [S, F] of each clip: pass semantic_features, or load it with "
+            "the encoder that computes them"
+        )
+
+    def encode_each(self, clips: Iterable[tuple[Any, Heard]]) -> Iterator[tuple[Any, np.ndarray]]:
+        """Keys and clips → keys and codes int32 [K, N], as they get ready: not in the order of the clips.
+
+        All clips have features, or none has. They are asked for when there is room for them.
+        """
+        if self.semantic is None:
+            return self._encode.run(self._encode_work(key, heard.samples, None) for key, heard in clips)
+        hidden = self._hide.run(self._hide_work(key, features) for key, features in self._features(clips))
+        return self._encode.run(self._encode_work(key, heard.samples, h) for (key, heard), h in hidden)
+
+    def decode_each(self, tokens: Iterable[tuple[Any, Array]]) -> Iterator[tuple[Any, np.ndarray]]:
+        """Keys and codes [k, N], of the same k ≤ K all → keys and audio float32 [1, N·hop], as they get ready."""
+        return self._decode.run(self._decode_work(key, np.asarray(codes, np.int32)) for key, codes in tokens)
+
+    def warm_up(self) -> None:
+        """Compiles what `encode_each` needs. `use` begins anew, so that it tells nothing of that."""
+        second = np.sin(np.arange(self.sample_rate, dtype=np.float32))
+        for _ in self.encode_each([(None, self.hear(second))]):
+            pass
+        self._encode.forget()
+        self._clock.forget()
+
+    @property
+    def use(self) -> Use:
+        """What `encode_each` and `decode_each` have made the devices do so far."""
+        lanes = (self._encode, self._decode)
+        blocks, valid = sum(lane.blocks for lane in lanes), sum(lane.valid for lane in lanes)
+        return Use(blocks, valid, self._clock.idle, self._clock.seconds)
+
+    def check_codes(self, codes: np.ndarray) -> None:
+        """Raises TokenError unless these are codes [B, k, N] of this model."""
         if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
             raise TokenError(f"codes of type {codes.dtype} and shape {list(codes.shape)}: must be integers [B, k, N]")
         if codes.shape[1] > self.num_quantizers:
@@ -185,100 +254,66 @@ class OmniCodecTokenizer:
                 f" ({len(bad)} out of range)"
             )
 
-    def _features(self, clips: list[np.ndarray], given: Sequence[Array] | Array | None) -> list[np.ndarray]:
-        """Semantic features [S, F] of each clip."""
+    def _checked(self, features: np.ndarray, num_samples: int) -> np.ndarray:
+        """Semantic features that were given."""
         assert self.semantic is not None
-        if given is None:
-            if self._extract is not None:
-                return [self._extract(clip, self.sample_rate) for clip in clips]
-            raise AudioError(
-                "this model needs the semantic features [S, F] of each clip: pass semantic_features, or load it with "
-                "the encoder that computes them"
-            )
-        features = [np.asarray(item, np.float32) for item in given]
         width = self.semantic.feature_dim
-        if len(features) != len(clips) or any(f.ndim != 2 or f.shape[1] != width or not len(f) for f in features):
-            shapes = [list(f.shape) for f in features]
-            raise AudioError(f"semantic features of shapes {shapes}: must be {len(clips)} arrays [S, {width}]")
-        if not all(np.isfinite(f).all() for f in features):
+        if features.ndim != 2 or features.shape[1] != width or not len(features):
+            raise AudioError(f"semantic features of shape {list(features.shape)}: must be [S, {width}]")
+        if not np.isfinite(features).all():
             raise AudioError("semantic features hold values that are NaN or infinite")
-        for clip, f in zip(clips, features, strict=True):
-            seconds, implied = clip.size / self.sample_rate, len(f) / SEMANTIC_RATE
-            if abs(implied - seconds) > 0.1 * seconds + 0.2:
-                raise AudioError(f"{len(f)} semantic feature vectors for {seconds:.2f} s: another clip's?")
+        seconds, implied = num_samples / self.sample_rate, len(features) / SEMANTIC_RATE
+        if abs(implied - seconds) > 0.1 * seconds + 0.2:
+            raise AudioError(f"{len(features)} semantic feature vectors for {seconds:.2f} s: another clip's?")
         return features
 
-    def _semantic_hidden(self, features: list[np.ndarray]) -> list[np.ndarray]:
-        """Semantic branch before its quantizer, [S, D] of each clip of a tile."""
-        features = _fill_tile(features)
-        steps = range(0, max(len(f) for f in features), FEATURE_BLOCK)
-        blocks = ((np.stack([_slice(f, 0, n, FEATURE_BLOCK) for f in features]),) for n in steps)
-        hidden = self._stream(self._semantic_step, blocks)
-        return [row[: len(f)] for row, f in zip(hidden, features, strict=True)]
+    def _features(self, clips: Iterable[tuple[Any, Heard]]) -> Iterator[tuple[tuple[Any, Heard], np.ndarray]]:
+        """Each clip, as the key of its semantic features [S, F]."""
+        clips = iter(clips)
+        for first in clips:
+            pairs = ((clip, clip[1].semantic) for clip in itertools.chain([first], clips))
+            yield from pairs if first[1].given or self._extract is None else self._extract.features(pairs)
 
-    def _encode_tile(self, clips: list[np.ndarray], hidden: list[np.ndarray] | None) -> np.ndarray:
-        """Codes of a tile, to the end of the last block."""
-        clips = _fill_tile(clips)
-        if hidden is not None:
-            # Interpolated over the whole clip, so that a position does not depend on where a block begins.
-            rows = zip(hidden, clips, strict=True)
-            hidden = [signal.interpolate(h[None], self.num_frames(clip.size))[0] for h, clip in rows]
-        return self._stream(self._encode_step, self._blocks(clips, hidden))
+    def _hide_work(self, key: Any, features: np.ndarray) -> Work:
+        """Semantic branch before its quantizer, [S, D]."""
+        blocks = -(-len(features) // FEATURE_BLOCK)
 
-    def _blocks(
-        self, clips: list[np.ndarray], hidden: list[np.ndarray] | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-        """Audio, semantic branch at frame rate, and valid samples of one block after the other, rows side by side."""
-        frames, lengths = self._block_frames, np.array([clip.size for clip in clips], np.int32)
-        samples = frames * self.hop_length
-        for block in range(-(-int(lengths.max()) // samples)):
-            start = block * samples
-            audio = np.stack([_slice(clip, 0, start, samples) for clip in clips])[:, None]
-            semantic = None if hidden is None else np.stack([_slice(h, 0, block * frames, frames) for h in hidden])
-            yield audio, semantic, np.clip(lengths - start, 0, samples)
+        def block(number: int) -> Inputs:
+            return (_slice(features, 0, number * FEATURE_BLOCK, FEATURE_BLOCK),)
 
-    def _stream(self, step: Any, blocks: Iterable[tuple]) -> np.ndarray:
-        """Outputs of all blocks, joined along time; the state is carried from one to the next."""
-        state, outputs = None, []
-        for block in blocks:
-            state = self._start(step, block) if state is None else state
-            output, state = step(self.variables, state, *block)
-            if outputs:  # off the device, now that the next block is on its way
-                outputs[-1] = np.asarray(outputs[-1])
-            outputs.append(output)
-        return np.concatenate(outputs, axis=1 if step is self._semantic_step else 2)
+        return Work(key, blocks, block, len(features), len(features) / (blocks * FEATURE_BLOCK))
 
-    def _start(self, step: Any, block: tuple) -> Stream:
-        """State before the first block: zeros, made once for each number of rows."""
-        key = (step, len(block[0]))
-        if key not in self._starts:
-            shapes = jax.eval_shape(step, self.variables, {}, *block)[1]
-            self._starts[key] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return self._starts[key]
+    def _encode_work(self, key: Any, samples: np.ndarray, hidden: np.ndarray | None) -> Work:
+        """Codes [K, N]."""
+        frames, size = self.num_frames(samples.size), self._block_frames
+        blocks, width = -(-frames // size), size * self.hop_length
+
+        def block(number: int) -> Inputs:
+            start = number * width
+            length = np.int32(min(samples.size - start, width))
+            audio = _slice(samples[None], 1, start, width)
+            if hidden is None:
+                return audio, length
+            # By its place in the whole clip, wherever a block begins.
+            places = range(number * size, min(frames, (number + 1) * size))
+            return audio, length, _slice(signal.interpolate(hidden[None], frames, places)[0], 0, 0, size)
+
+        return Work(key, blocks, block, frames, samples.size / (blocks * width))
+
+    def _decode_work(self, key: Any, codes: np.ndarray) -> Work:
+        """Audio [1, N·hop]."""
+        frames, size = codes.shape[1], self._block_frames
+        blocks = -(-frames // size)
+
+        def block(number: int) -> Inputs:
+            return (_slice(codes, 1, number * size, size),)
+
+        return Work(key, blocks, block, frames * self.hop_length, frames / (blocks * size))
 
 
-def _tiles(count: int) -> Iterator[slice]:
-    """Rows that run side by side. On a CPU one row fills the cores, and more would only spill the caches."""
-    size = 1 if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
-def _fill_tile(rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Rows to the next power of two, so that few sizes are compiled; what the added ones give is thrown away."""
-    return rows + [rows[0]] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-
-
-def _encode_block(model: nn.Module, audio: Array, hidden: Array | None, lengths: Array) -> Array:
+def _encode_block(model: nn.Module, audio: Array, lengths: Array, hidden: Array | None = None) -> Array:
     semantic = None if hidden is None else model.encode_semantic(hidden)
     return model.encode_frames(audio, semantic, lengths)
-
-
-def _stream_step(
-    model: nn.Module, method: Any, variables: dict[str, Any], state: Stream, *inputs: Any
-) -> tuple[Array, Stream]:
-    """One block of a stream: its output and the state for the next."""
-    output, after = model.apply({**variables, **state}, *inputs, method=method, mutable=[STREAM])
-    return output, dict(after)
 
 
 def _slice(x: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:

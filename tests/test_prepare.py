@@ -16,7 +16,8 @@ from deadly import Deadly
 
 from omnicodec_jax import cli
 from omnicodec_jax.data import audio, manifest, prepare, records
-from omnicodec_jax.data.prepare import PrepareConfig, Progress, Task, Unit
+from omnicodec_jax.data.prepare import PrepareConfig, Unit
+from omnicodec_jax.data.units import Progress, Task
 from omnicodec_jax.errors import DataError
 
 RATE = 44_100
@@ -269,7 +270,7 @@ def test_tasks_are_parsed():
 def work(folder, names, out):
     """One unit of these files, by processes of its own; its rejects and the progress."""
     entries = tuple(manifest.Entry(name, name) for name in names)
-    done = Progress(len(names))
+    done = Progress("prepare", len(names))
     with done.bar:
         prepare._work(iter([Unit("sound-train-000000", "sound", "train", folder, entries)]), out, CONFIG, 1, done)
     finished = json.loads((out / "shards/sound-train-000000.json").read_text())

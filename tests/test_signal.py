@@ -28,7 +28,7 @@ def test_log_mel_is_that_of_whisper(clips, index):
 @pytest.fixture(scope="module")
 def extract() -> FeatureExtractor:
     """Without an encoder: stacked log-mel frames."""
-    return FeatureExtractor(None)
+    return FeatureExtractor(None, jax.local_devices()[:1])
 
 
 @pytest.mark.parametrize("samples", [600, 77_777, 240_000, 240_240, 305_003, 480_239])

@@ -20,17 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from omnicodec_jax.data import audio, manifest, records
+from omnicodec_jax.data import audio, manifest, records, units
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Progress, Task, reason, remove_leftovers
+from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import replacing
-
-ASSUMED_SECONDS = 10.0
-"""Length of a clip of which the manifest does not say it, to size the work units."""
-UNIT_ENTRIES = 4096
-"""Most clips of a work unit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +125,7 @@ def prepare_unit(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int
             try:
                 clip = _load(unit.folder / entry.path, entry, config, refused.get(number))
             except Exception as error:  # whatever is wrong with one file, the others are done
-                rejects.append({"id": entry.id, "path": entry.path, "reason": _reason(unit.folder / entry.path, error)})
+                rejects.append({"id": entry.id, "path": entry.path, "reason": reason(unit.folder / entry.path, error)})
                 report(number, 0.0)
                 continue
             samples = np.rint(clip.samples * 32768).astype(np.int16)  # below full scale: its peak is 0.95
@@ -150,36 +145,10 @@ def prepare_unit(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int
         temporary.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejects": rejects}) + "\n")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Half-written files of a process that was killed while it wrote `path`."""
-    for leftover in path.parent.glob(f".{path.stem}.*.partial*"):
-        leftover.unlink()
-
-
 def _load(path: Path, entry: Entry, config: PrepareConfig, refused: str | None) -> audio.Clip:
     if problem := entry.problem or refused:
         raise DataError(problem)
     return audio.load(path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check)
-
-
-def _reason(path: Path, error: Exception) -> str:
-    text = str(error) if isinstance(error, (OmniCodecError, OSError)) else f"{type(error).__name__}: {error}"
-    return text.removeprefix(f"{path}: ")
-
-
-class Task(NamedTuple):
-    """This process's share of the units: every `count`-th, beginning with `index`."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Task":
-        """From "2/8": the third of eight. Raises DataError."""
-        index, _, count = text.partition("/")
-        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-            raise DataError(f"--task {text!r}: must be i/n with 0 ≤ i < n")
-        return cls(int(index), int(count))
 
 
 class Summary(NamedTuple):
@@ -204,7 +173,7 @@ def run(sources: dict[str, Path], out: Path, config: PrepareConfig, num_workers:
                 yield unit
 
     total = sum(len(unit.entries) for unit in unfinished())
-    start, done = time.perf_counter(), Progress(total)
+    start, done = time.perf_counter(), Progress("prepare", total)
     with done.bar:
         _work(unfinished(), out, config, num_workers, done)
     collect(out)
@@ -231,23 +200,6 @@ def _is_finished(unit: Unit, out: Path) -> bool:
     if json.loads(path.read_text())["shard"]["digest"] != unit.digest:
         raise DataError(f"{path}: was made of other lines of the manifest than {unit.name} has now; use another --out")
     return True
-
-
-class Progress:
-    """The bar: files, audio-hours, times real time; tqdm adds the time left."""
-
-    def __init__(self, total: int):
-        pause = 1.0 if sys.stderr.isatty() else 60.0  # a log keeps every line
-        self.bar = tqdm(total=total, desc="prepare", unit="file", mininterval=pause, disable=not total)
-        self.units, self.rejected, self.seconds, self.start = 0, 0, 0.0, time.perf_counter()
-
-    def add(self, seconds: float) -> None:
-        """One more file; of 0 seconds if it was refused."""
-        self.seconds += seconds
-        self.rejected += seconds == 0
-        speed = self.seconds / (time.perf_counter() - self.start)
-        self.bar.set_postfix_str(f"{self.seconds / 3600:.2f} h, {speed:.0f} x real time", refresh=False)
-        self.bar.update()
 
 
 class Worker:
@@ -337,19 +289,6 @@ def _child(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int, str]
 
 
 def collect(out: Path) -> None:
-    """Joins what the units left into index.jsonl and rejects.jsonl.
-
-    Of several processes that end at once, the last one to write sees everything: whoever finds more afterwards than
-    it has written writes again.
-    """
-    folder, written = out / records.SHARDS, None
-    while (names := sorted(path.name for path in folder.glob("[!.]*.json"))) != written:
-        done = [json.loads((folder / name).read_text()) for name in names]
-        _write_lines(out / records.INDEX, (unit["shard"] for unit in done))
-        _write_lines(out / records.REJECTS, (reject for unit in done for reject in unit["rejects"]))
-        written = names
-
-
-def _write_lines(path: Path, rows: Any) -> None:
-    with replacing(path) as temporary, open(temporary, "w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    """Joins what the units left into index.jsonl and rejects.jsonl."""
+    rows = {out / records.INDEX: lambda unit: [unit["shard"]], out / records.REJECTS: lambda unit: unit["rejects"]}
+    units.join(out / records.SHARDS, rows)

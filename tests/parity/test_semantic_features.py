@@ -17,7 +17,7 @@ import convert.qwen3_aut
 from convert import semantic_features
 from omnicodec_jax import cli, config_files, model_directory, semantic, signal
 from omnicodec_jax.config import SemanticConfig
-from omnicodec_jax.data import audio, features, prepare, records
+from omnicodec_jax.data import audio, features, prepare, records, units
 from omnicodec_jax.data.features import FeatureStore
 from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.models.codec import OmniCodec
@@ -50,7 +50,7 @@ def encoder(checkpoint, tmp_path_factory):
 def prepared(tmp_path_factory):
     """The bundled clips, of 3 to 9.4 s."""
     directory = tmp_path_factory.mktemp("data") / "prepared"
-    prepare.run({"sound": cli.BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, prepare.Task())
+    prepare.run({"sound": cli.BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Task())
     return directory
 
 
@@ -71,7 +71,9 @@ def whole_seconds(prepared, record: int) -> np.ndarray:
 def test_stored_features_are_those_of_our_encoder(prepared, stored, encoder):
     (shard,) = records.read_index(prepared)
     store = FeatureStore.open(stored, [shard])
-    extract = semantic.FeatureExtractor(semantic.load_encoder(encoder, SemanticConfig(feature_dim=WIDTH)))
+    extract = semantic.FeatureExtractor(
+        semantic.load_encoder(encoder, SemanticConfig(feature_dim=WIDTH)), jax.local_devices()[:1]
+    )
     for record, samples in enumerate(shard.clips):
         ours = extract(whole_seconds(prepared, record), 24_000)
         count = 13 * -(-samples // 24_000)
@@ -154,7 +156,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_done(prepared, checkpoint, 
 def test_windows_side_by_side_are_the_clip_in_one_piece(encoder, clips, seconds):
     loaded = semantic.load_encoder(encoder, SemanticConfig(feature_dim=WIDTH))
     whole = np.concatenate([audio.load(clip, 16_000).samples for clip in clips])[: int(seconds * 16_000)]
-    ours = semantic.FeatureExtractor(loaded)(whole, 16_000)
+    ours = semantic.FeatureExtractor(loaded, jax.local_devices()[:1])(whole, 16_000)
     mel = signal.log_mel(jnp.asarray(whole)[None])
     expected = model_directory.build(loaded[0]).apply(loaded[1], mel)[0]
     assert relative_error(ours, np.asarray(expected)) < 1e-4
@@ -198,7 +200,7 @@ def test_a_tokenizer_with_the_encoder_needs_no_features(codec, encoder, clips):
     sample = audio.load(clips[0], 24_000).samples[None, None, :48_000]
     with_encoder = OmniCodecTokenizer.from_pretrained(codec, encoder=encoder)
     loaded = semantic.load_encoder(encoder, CODEC.semantic)
-    given = semantic.FeatureExtractor(loaded)(sample[0, 0], 24_000)
+    given = semantic.FeatureExtractor(loaded, jax.local_devices()[:1])(sample[0, 0], 24_000)
     plain = OmniCodecTokenizer.from_pretrained(codec)
     expected = plain.encode(sample, 24_000, semantic_features=[given])
     np.testing.assert_array_equal(with_encoder.encode(sample, 24_000), expected)

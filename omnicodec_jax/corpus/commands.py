@@ -1,0 +1,148 @@
+"""`omnicodec tokenize`, `omnicodec detokenize`, `omnicodec webdataset`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from omnicodec_jax import command
+from omnicodec_jax.errors import ModelError
+
+ModelOption = Annotated[
+    str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
+]
+
+
+def tokenize(
+    *,
+    manifest: str,
+    out: Path,
+    model: ModelOption = None,
+    revision: str | None = None,
+    encoder: str | None = None,
+    runner: Literal["here", "processes", "ray"] = "here",
+    num_workers: int = 2,
+    num_readers: int = os.cpu_count() or 1,
+    task: str = "0/1",
+    shard_hours: float = 1.0,
+    skip_existing: bool = False,
+) -> int:
+    """Turn a corpus into token shards (Parquet). Run again, it does what is not done yet.
+
+    Files that cannot be used are listed in OUT/rejects.jsonl. As one process per host of a TPU pod or of a Slurm,
+    Open MPI or Kubernetes job, each does its share.
+
+    Args:
+        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
+        out: Directory of the token shards.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        revision: Revision of a hub model.
+        encoder: Encoder of the semantic features, for models that need one: a directory of convert.qwen3_aut.
+        runner: This process on all its devices; processes of this machine; or tasks of a Ray cluster.
+        num_workers: Of the runners "processes" and "ray".
+        num_readers: Processes that decode files ahead of the devices, for each worker.
+        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
+        shard_hours: Audio of a shard, about.
+        skip_existing: Leave out files whose content is in OUT already, under another manifest.
+    """
+    from omnicodec_jax.corpus import runners
+    from omnicodec_jax.corpus.tokenize import Job
+    from omnicodec_jax.data.manifest import parse_sources
+    from omnicodec_jax.data.units import Task
+
+    share = Task.parse(task)
+    job = Job(
+        sources=parse_sources(manifest),
+        out=out,
+        model=_named(model),
+        revision=revision,
+        encoder=encoder,
+        shard_hours=shard_hours,
+        skip_existing=skip_existing,
+        num_readers=num_readers,
+    )
+    if runner == "here" and share.count == 1:
+        share = _share_of_this_host()
+    done = runners.run(job, runner, num_workers, share)
+    speed = f", {done.computed / done.elapsed:.1f} x real time, {done.use}" if done.computed else ", nothing left to do"
+    skipped = f", {done.skipped} there already" if done.skipped else ""
+    rejected = f", {done.rejected} refused (see {out / 'rejects.jsonl'})" if done.rejected else ""
+    print(
+        f"tokenize: {done.clips} of {done.listed} files{skipped}{rejected}, {done.seconds / 3600:.2f} h in "
+        f"{done.shards} shards{speed}"
+    )
+    return 0
+
+
+def detokenize(
+    tokens: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    /,
+    model: ModelOption = None,
+    revision: str | None = None,
+    num_quantizers: int | None = None,
+    suffix: Literal[".flac", ".wav"] = ".flac",
+    task: str = "0/1",
+) -> int:
+    """Turn token shards into audio files OUT/<domain>/<id>, at each original's rate and length. Those there stay.
+
+    Args:
+        tokens: Directory of token shards.
+        out: Directory of the audio.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        revision: Revision of a hub model.
+        num_quantizers: Decode from the first n codebooks only, the semantic one included.
+        suffix: Format of the files.
+        task: i/n: this process's share of the shards, counted from 0.
+    """
+    import jax
+    from tqdm import tqdm
+
+    from omnicodec_jax.corpus.detokenize import detokenize
+    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    tokenizer = OmniCodecTokenizer.from_pretrained(_named(model), revision, devices=jax.local_devices())
+    files, seconds, failed = 0, 0.0, 0
+    decoded = detokenize(tokens, out, tokenizer, num_quantizers, suffix, Task.parse(task))
+    for file in tqdm(decoded, "detokenize", unit="file", disable=not sys.stderr.isatty()):
+        files, seconds = files + 1, seconds + file.seconds
+        if file.error is not None:
+            failed += 1
+            command.fail(f"{file.path}: {file.error}")
+    print(f"detokenize: {files - failed} of {files} files, {seconds / 3600:.2f} h")
+    return int(failed > 0)
+
+
+def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], /) -> int:
+    """Turn token shards into WebDataset shards: tar files with a .npy of codes [N, K] and a .json for each clip.
+
+    Args:
+        tokens: Directory of token shards.
+        out: Directory of the tar files.
+    """
+    from omnicodec_jax.corpus.webdataset import convert
+
+    clips = convert(tokens, out)
+    print(f"webdataset: {clips} clips in {out}")
+    return 0
+
+
+def _named(model: str | None) -> str:
+    name = model or os.environ.get("OMNICODEC_MODEL")
+    if not name:
+        raise ModelError("no model: give --model DIR or set OMNICODEC_MODEL")
+    return name
+
+
+def _share_of_this_host():
+    """On a pod or in a cluster's job, each process does its share; elsewhere this one does all."""
+    import jax
+
+    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.training import multihost
+
+    multihost.initialize()
+    return Task(jax.process_index(), jax.process_count())

@@ -1,0 +1,72 @@
+"""`omnicodec detokenize`: token shards → audio files."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.corpus.shards import Clip
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.units import Task
+from omnicodec_jax.errors import TokenError
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+WRITERS = 4
+"""Threads that resample and write, while the devices go on."""
+
+
+class Decoded(NamedTuple):
+    """A file that is done, or why it is not."""
+
+    path: Path
+    seconds: float
+    error: Exception | None = None
+
+
+def detokenize(
+    tokens: Path, out: Path, tokenizer: OmniCodecTokenizer, num_quantizers: int | None, suffix: str, task: Task
+) -> Iterator[Decoded]:
+    """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
+
+    task: this process's share of the shards. Raises TokenError for tokens of another model.
+    """
+    held = shards.contract(tokens)
+    if held["model"] != tokenizer.model_hash:
+        raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
+    if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
+        raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
+
+    def clips() -> Iterator[tuple[tuple[Path, Clip], np.ndarray]]:
+        for path in shards.shards(tokens)[task.index :: task.count]:
+            for clip in shards.read_shard(path):
+                target = target_path(out, clip, suffix)
+                if not target.is_file():
+                    yield (target, clip), clip.codes.T[:num_quantizers]
+
+    def write(target: Path, clip: Clip, samples: np.ndarray) -> Decoded:
+        try:
+            restored = audio.resample(samples / np.float32(clip.gain), tokenizer.sample_rate, clip.sample_rate)
+            audio.save(target, audio.fit_length(restored, clip.num_samples), clip.sample_rate)
+        except Exception as error:  # whatever is wrong with one file, the others are done
+            return Decoded(target, 0.0, error)
+        return Decoded(target, clip.num_samples / clip.sample_rate)
+
+    writing: list[Future[Decoded]] = []
+    with ThreadPoolExecutor(WRITERS) as threads:
+        for (target, clip), samples in tokenizer.decode_each(clips()):
+            writing.append(threads.submit(write, target, clip, samples[0]))
+            if len(writing) > 2 * WRITERS:
+                yield writing.pop(0).result()
+        for future in writing:
+            yield future.result()
+
+
+def target_path(out: Path, clip: Clip, suffix: str) -> Path:
+    """Inside `out`, whatever the id is: its suffix is replaced, "..", a leading "/" and the like are left out."""
+    parts = [part for part in PurePosixPath(clip.id).parts if part not in ("/", "..", ".")] or ["clip"]
+    name = PurePosixPath(*parts)
+    known = name.suffix.lower() in audio.EXTENSIONS
+    return out / clip.domain / (name.with_suffix(suffix) if known else name.with_name(name.name + suffix))

@@ -1,0 +1,159 @@
+"""Audio files read ahead of the device, in processes that may die of them."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.errors import AudioError
+
+T = TypeVar("T")
+
+HELD_SAMPLES = 1 << 26
+"""Samples that may wait for the device before no more files are begun: 256 MiB."""
+
+
+class Request(NamedTuple):
+    """What to read."""
+
+    path: Any
+    """Of the file."""
+    entry: Entry
+    sample_rate: int
+    peak: float | None
+
+
+class Read(NamedTuple):
+    """A clip, and the hash of what it was read from."""
+
+    clip: audio.Clip
+    source: str
+
+
+def read(request: Request) -> Read:
+    """Raises AudioError."""
+    entry = request.entry
+    clip = audio.load(request.path, request.sample_rate, request.peak, entry.offset, entry.duration)
+    return Read(clip, source_hash(request.path, entry))
+
+
+def source_hash(path: Path, entry: Entry) -> str:
+    """Of the bytes of a file, and of the part of it that an entry takes."""
+    part = b"" if entry.duration is None else f"{entry.offset}:{entry.duration}".encode()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(part, digest_size=16))
+    return digest.hexdigest()
+
+
+class Reader:
+    """A process that reads one file after the other; when it dies, another takes its place."""
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._process: Any = None
+
+    def __call__(self, request: Request) -> Read:
+        """Raises AudioError, also for a file at which two processes have died: the first may have been killed."""
+        for _ in range(2):
+            if self._process is None:
+                self._connection, end = self._context.Pipe()
+                self._process = self._context.Process(target=_serve, args=(end,), daemon=True)
+                self._process.start()
+                end.close()
+            try:
+                self._connection.send(request)
+                result = self._connection.recv()
+            except (EOFError, ConnectionError):
+                self._process.join()
+                died, self._process = self._process.exitcode, None
+                continue
+            if isinstance(result, Exception):
+                raise result
+            return result
+        raise AudioError(f"its decoder died with exit code {died}")
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.terminate()
+
+
+def _serve(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches every process; the parent decides
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders written in C remark on their files
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
+            request = connection.recv()
+            try:
+                result: Any = read(request)
+            except Exception as error:
+                result = (
+                    error
+                    if isinstance(error, (AudioError, OSError))
+                    else AudioError(f"{type(error).__name__}: {error}")
+                )
+            connection.send(result)
+
+
+class Readers:
+    """Some of them, a thread to each: `map` gives what they read in order. A context that ends them."""
+
+    def __init__(self, count: int):
+        self._count, self._readers, self._own = count, [], threading.local()
+        self._threads = ThreadPoolExecutor(count, "reader", self._begin)
+
+    def _begin(self) -> None:
+        self._own.reader = Reader()
+        self._readers.append(self._own.reader)
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for reader in self._readers:
+            reader.close()
+
+    def map(
+        self, requests: Iterable[tuple[T, Request]], then: Callable[[Read], Any]
+    ) -> Iterator[tuple[T, Read | None, Any]]:
+        """For each (key, request): the key, what was read, and what `then`, run in the thread, makes of it.
+
+        Where one of them fails: the key, None, and the exception.
+        """
+        ahead: deque[tuple[T, Future]] = deque()
+
+        def work(request: Request) -> tuple[Read, Any]:
+            result = self._own.reader(request)
+            return result, then(result)
+
+        def waiting() -> int:
+            done = [future for _, future in ahead if future.done() and not future.exception()]
+            return sum(future.result()[0].clip.samples.size for future in done)
+
+        source = iter(requests)
+        while True:
+            while len(ahead) < 4 * self._count and (not ahead or waiting() < HELD_SAMPLES):
+                if (item := next(source, None)) is None:
+                    break
+                ahead.append((item[0], self._threads.submit(work, item[1])))
+            if not ahead:
+                return
+            key, future = ahead.popleft()
+            try:
+                result, made = future.result()
+            except Exception as error:
+                yield key, None, error
+            else:
+                yield key, result, made

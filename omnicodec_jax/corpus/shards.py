@@ -1,0 +1,137 @@
+"""Token shards: Parquet files that anything can read, a row per clip, with the token contract in their metadata.
+
+    DIR/tokens.json                the contract, and how the corpus was cut into units
+    DIR/index.jsonl                a line per shard
+    DIR/rejects.jsonl              a line per file that was refused, with the reason
+    DIR/shards/speech-000000.parquet
+    DIR/shards/speech-000000.json  the shard's index line and rejects; marks it as finished
+
+`pyarrow.parquet.read_table(shard)["codes"]` has a list of frames for each clip, of K codes each.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import replacing
+
+SHARDS, INDEX, REJECTS, SETTINGS = "shards", "index.jsonl", "rejects.jsonl", "tokens.json"
+SUFFIX = ".parquet"
+METADATA = b"omnicodec"
+"""Key of the contract in a shard's schema metadata."""
+GROUP = 64
+"""Clips that are read at once."""
+
+
+class Clip(NamedTuple):
+    """One row."""
+
+    id: str
+    domain: str
+    codes: np.ndarray
+    """uint16 [N, K], k = 0 the semantic codebook."""
+    gain: float
+    """What the original was multiplied by before encoding."""
+    sample_rate: int
+    num_samples: int
+    """Of the original."""
+    source: str
+    """Hash of the original file's bytes, and of the part of it that was taken."""
+
+
+def schema(num_codebooks: int, contract: dict[str, Any]) -> pa.Schema:
+    """Columns of a shard."""
+    columns = {
+        "id": pa.string(),
+        "domain": pa.string(),
+        "frames": pa.int32(),
+        "duration": pa.float64(),
+        "codes": pa.list_(pa.list_(pa.uint16(), num_codebooks)),
+        "gain": pa.float64(),
+        "sample_rate": pa.int32(),
+        "num_samples": pa.int64(),
+        "source": pa.string(),
+    }
+    return pa.schema(list(columns.items()), {METADATA: json.dumps(contract).encode()})
+
+
+def shard_path(out: Path, name: str) -> Path:
+    """Where a unit's tokens are."""
+    return out / SHARDS / f"{name}{SUFFIX}"
+
+
+def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
+    """Writes a shard, whole or not at all; returns its bytes."""
+    clips, width = list(clips), len(contract["codebook_sizes"])
+    codes = np.concatenate([np.zeros((0, width), np.uint16), *(clip.codes for clip in clips)])
+    ends = np.cumsum([0, *(len(clip.codes) for clip in clips)]).astype(np.int32)
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), width)
+    columns = [
+        [clip.id for clip in clips],
+        [clip.domain for clip in clips],
+        [len(clip.codes) for clip in clips],
+        [clip.num_samples / clip.sample_rate for clip in clips],
+        pa.ListArray.from_arrays(pa.array(ends), frames),
+        [clip.gain for clip in clips],
+        [clip.sample_rate for clip in clips],
+        [clip.num_samples for clip in clips],
+        [clip.source for clip in clips],
+    ]
+    kinds = schema(width, contract)
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, kinds, strict=True)]
+    with replacing(path) as temporary:
+        table = pa.Table.from_arrays(arrays, schema=kinds)
+        pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP)
+        return temporary.stat().st_size
+
+
+def shards(out: Path) -> list[Path]:
+    """The finished ones, in the order of their names. Raises DataError where there are none."""
+    found = sorted(path.with_suffix(SUFFIX) for path in (out / SHARDS).glob("[!.]*.json"))
+    if not found:
+        raise DataError(f"{out}: holds no finished token shards (omnicodec tokenize)")
+    return found
+
+
+def contract(out: Path) -> dict[str, Any]:
+    """What the tokens in a directory are, and what they depend on. Raises DataError."""
+    return read_contract(shards(out)[0])
+
+
+def read_contract(shard: Path) -> dict[str, Any]:
+    """The same of one shard. Raises DataError for what is no token shard."""
+    try:
+        metadata = pq.read_schema(shard).metadata or {}
+        return json.loads(metadata[METADATA])
+    except (OSError, KeyError, pa.ArrowException, json.JSONDecodeError) as error:
+        raise DataError(f"{shard}: not a shard of omnicodec tokenize ({error})") from None
+
+
+def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
+    """All clips of a directory of token shards, or those of one domain, in the order of the shards."""
+    for path in shards(Path(out)):
+        yield from (clip for clip in read_shard(path) if domain in (None, clip.domain))
+
+
+def read_shard(path: Path) -> Iterator[Clip]:
+    """Clips of one shard, in the order of the manifest."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from read_group(file, group)
+
+
+def read_group(file: pq.ParquetFile, group: int) -> list[Clip]:
+    """Clips of one row group."""
+    table = file.read_row_group(group)
+    column = table["codes"].combine_chunks()
+    frames = column.values
+    codes = frames.values.to_numpy().reshape(-1, frames.type.list_size)
+    ends = column.offsets.to_numpy()
+    rest = table.select(["id", "domain", "gain", "sample_rate", "num_samples", "source"]).to_pylist()
+    return [Clip(codes=codes[ends[row] : ends[row + 1]], **fields) for row, fields in enumerate(rest)]

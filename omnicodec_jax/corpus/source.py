@@ -1,0 +1,69 @@
+"""Token shards as training data: clips by number for Grain, and the layouts that language models take."""
+
+import bisect
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.corpus.shards import Clip
+
+OPEN_GROUPS = 16
+"""Row groups a process keeps."""
+
+
+def flat(codes: np.ndarray, codebook_sizes: list[int]) -> np.ndarray:
+    """[N, K] → int32 [N·K]: frame by frame, each codebook with numbers of its own, from the sum of those before it."""
+    first = np.cumsum([0, *codebook_sizes[:-1]])[: codes.shape[1]]
+    return (codes.astype(np.int32) + first).reshape(-1).astype(np.int32)
+
+
+def delayed(codes: np.ndarray, fill: int) -> np.ndarray:
+    """[N, K] → int32 [N + K - 1, K]: codebook k comes k steps later, `fill` stands where nothing is.
+
+    Source: MusicGen (arXiv 2306.05284), the delay pattern.
+    """
+    frames, width = codes.shape
+    result = np.full((frames + width - 1, width), fill, np.int32)
+    for k in range(width):
+        result[k : k + frames, k] = codes[:, k]
+    return result
+
+
+class TokenSource:
+    """Clips of a directory of token shards by number: a random-access source for Grain.
+
+    grain.MapDataset.source(TokenSource("tokens")).shuffle(seed=0).map(lambda clip: flat(clip.codes, sizes))
+    """
+
+    def __init__(self, out: Path | str):
+        """Raises DataError where there are no shards."""
+        self.contract = shards.contract(Path(out))
+        """What the tokens are: sizes of the codebooks, frame rate, model, …"""
+        self._groups: list[tuple[Path, int]] = []
+        self._ends: list[int] = []
+        total = 0
+        for path in shards.shards(Path(out)):
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                total += metadata.row_group(group).num_rows
+                self._groups.append((path, group))
+                self._ends.append(total)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, number: Any) -> Clip:
+        index = range(len(self))[int(number)]
+        group = bisect.bisect_right(self._ends, index)
+        clips = _read_group(*self._groups[group])
+        return clips[index - self._ends[group]]  # from the group's end
+
+
+@lru_cache(OPEN_GROUPS)
+def _read_group(path: Path, group: int) -> list[Clip]:
+    with pq.ParquetFile(path) as file:
+        return shards.read_group(file, group)

@@ -1,0 +1,38 @@
+"""Token shards as WebDataset shards, for pipelines that read those."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.files import replacing
+
+
+def convert(tokens: Path, out: Path) -> int:
+    """Writes a tar file for each shard, with `<number>.npy` (uint16 [N, K]) and `<number>.json` for each clip.
+
+    Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are.
+    """
+    total = 0
+    for path in shards.shards(tokens):
+        with replacing(out / f"{path.stem}.tar") as temporary, tarfile.open(temporary, "w") as archive:
+            for number, clip in enumerate(shards.read_shard(path)):
+                codes = io.BytesIO()
+                np.save(codes, clip.codes)
+                fields = {name: value for name, value in clip._asdict().items() if name != "codes"}
+                _add(archive, f"{number:08d}.npy", codes.getvalue())
+                _add(archive, f"{number:08d}.json", json.dumps(fields).encode())
+                total += 1
+    contract = shards.contract(tokens)
+    with replacing(out / shards.SETTINGS) as temporary:
+        temporary.write_text(json.dumps(contract, indent=2) + "\n")
+    return total
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
