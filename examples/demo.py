@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from omnicodec_jax import cli, command, config_files
+from omnicodec_jax.corpus import commands
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.prepare import PrepareConfig
@@ -42,6 +43,7 @@ def main() -> int:
             if cli.encode(clip, tokens, RUNS / name) or cli.decode(tokens, decoded, RUNS / name):
                 return 1
             distances[name, clip] = distance(clip, decoded)
+    commands.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
     codec = OmniCodecTokenizer.from_pretrained(RUNS / "trained")
     print(
         f"\nMel distance of held-out clips, {codec.num_quantizers} codebooks, {codec.bitrate:g} bit/s (0 is perfect):"
@@ -50,6 +52,7 @@ def main() -> int:
     for clip in clips:
         print(f"  {clip.stem:32} {distances['untrained', clip]:9.2f} {distances['trained', clip]:8.2f}")
     print(f"Audio: {RUNS / 'audio'}   Tokens: {RUNS / 'tokens'}   Curves: tensorboard --logdir {RUNS}")
+    print(f"Tokens of all clips: pyarrow.parquet.read_table('{RUNS / 'corpus' / 'shards'}')")
     return int(any(distances["trained", clip] >= distances["untrained", clip] for clip in clips))
 
 

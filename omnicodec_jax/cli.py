@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -107,9 +107,7 @@ def decode(
         raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
 
     def decode_file(source: Path, target: Path) -> tuple[float, str]:
-        tokens = TokenFile.load(source)
-        if tokens.model != tokenizer.model_hash:
-            raise TokenError(f"{source}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
+        tokens = _tokens_of(tokenizer, source)
         held, frames = tokens.codes.shape
         if num_quantizers is not None and num_quantizers > held:
             raise TokenError(f"{source}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
@@ -257,6 +255,74 @@ def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool
     return 0
 
 
+def stream_decode(
+    input: Positional[Path],
+    output: Positional[Path | None] = None,
+    /,
+    model: ModelOption = None,
+    revision: str | None = None,
+    num_quantizers: int | None = None,
+) -> int:
+    """Decode a token file a frame at a time, as a live stream would be: raw 16 bit samples, mono, as they come.
+
+    omnicodec stream-decode clip.safetensors --model DIR | ffplay -f s16le -ar 24000 -
+
+    Args:
+        input: A token file.
+        output: File to write to. Default: standard output.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        revision: Revision of a hub model.
+        num_quantizers: Decode from the first n codebooks only, the semantic one included.
+    """
+    from omnicodec_jax.streaming import StreamingDecoder
+
+    tokenizer = _load_model(model, revision)
+    codes = _tokens_of(tokenizer, input).codes[None, :num_quantizers]
+    decode = StreamingDecoder(tokenizer)
+    decode(codes[:, :, :1])  # compiles
+    milliseconds = []
+    with sys.stdout.buffer if output is None else open(output, "wb") as file:
+        for frame in range(codes.shape[2]):
+            start = time.perf_counter()
+            audio = decode(codes[:, :, frame : frame + 1], reset=[0] if frame == 0 else [])
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+            file.write((audio[0, 0].clip(-1, 1) * 32767).astype("<i2").tobytes())
+            file.flush()
+    median, late = np.percentile(milliseconds, [50, 99])
+    print(
+        f"stream-decode: {codes.shape[2]} frames of {1e3 / tokenizer.frame_rate:g} ms at {tokenizer.sample_rate} Hz, "
+        f"{median:.1f} ms each (99 %: {late:.1f} ms)",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def export(
+    *, what: Literal["decoder-step", "decoder", "encoder"], out: Path, model: ModelOption = None, seconds: float = 10.0
+) -> int:
+    """Write a StableHLO program and its weights, to run where this package is not; omnicodec_jax/export.py has how.
+
+    Args:
+        what: One frame of a live stream, or clips of so many seconds; the batch may have any size.
+        out: File to write, ending in .stablehlo; the weights go beside it.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        seconds: Length of the clips.
+    """
+    from omnicodec_jax import export as exporting
+
+    signature = exporting.export(_load_model(model, None), what, seconds, out)
+    print(f"{out}: {signature}")
+    return 0
+
+
+def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
+    """Raises TokenError for those of another model."""
+    tokens = TokenFile.load(path)
+    if tokens.model != tokenizer.model_hash:
+        raise TokenError(f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
+    return tokens
+
+
 def _load_model(model: Path | None, revision: str | None, encoder: Path | None = None) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -351,6 +417,8 @@ def main() -> None:
         "inspect": inspect,
         "init": init,
         "export-model": export_model,
+        "stream-decode": stream_decode,
+        "export": export,
         "tokenize": commands.tokenize,
         "detokenize": commands.detokenize,
         "webdataset": commands.webdataset,

@@ -1,13 +1,14 @@
-"""Continuous batching: one compiled program for sequences of any length and any number.
+"""Continuous batching: a few compiled programs for sequences of any length and any number.
 
 A step of a causal model has a fixed shape, rows x block. Each row is a lane that works through its own sequence, block
-after block, and takes the next sequence when that one ends, so that nothing is padded but the last block of each:
+after block, and takes the next sequence when that one ends:
 
-    row 0   ├─ clip a ─┼─ clip a ─┼─ clip a ┄┼─ clip d ─┼─ …
-    row 1   ├─ clip b ┄┼─ clip c ─┼─ clip c ─┼─ clip c ─┼─ …
+    row 0   ├─ clip a ─┼─ clip a ─┼ clip a ┼ clip d ┼─ …
+    row 1   ├─ clip b ─┼─ clip c ─┼─ clip c ─┼ clip c ┼─ …
 
-What a row gives depends on its own sequence alone. A compiler may round differently for every shape; so the shape on a
-device is always the same, and more devices run more of the same.
+Where a sequence is cut depends on its length alone: into long blocks, and the rest into shorter ones, so that little
+is padded. What a row gives depends on its own sequence alone. A compiler may round differently for every shape; so
+there are but these shapes on every device, and more devices run more of the same.
 """
 
 import queue
@@ -28,6 +29,10 @@ from omnicodec_jax.models.conv import STREAM
 
 ACCELERATOR_ROWS = 64
 """Lanes of a GPU or TPU. A CPU has one: that fills the cores, and more would only spill the caches."""
+CPU_BLOCKS = (128, 32, 8)
+"""Frames of a block. A step costs a CPU as much as twelve frames do, since it reads all weights."""
+ACCELERATOR_BLOCKS = (16,)
+"""Many rows share that cost."""
 STEPS_AHEAD = 2
 """Steps that are under way before the result of the first of them is fetched."""
 
@@ -37,38 +42,51 @@ Inputs = tuple[np.ndarray | np.generic, ...]
 
 
 class Work(NamedTuple):
-    """A sequence in blocks."""
+    """A sequence."""
 
     key: Any
     """Comes back with the result."""
-    blocks: int
-    block: Callable[[int], Inputs]
-    """A row's inputs in its i-th block, always of the same shapes."""
+    frames: int
+    """What it is cut along."""
+    block: Callable[[int, int], Inputs]
+    """A row's inputs of `size` frames from `start` on; beyond the end, padding."""
     steps: int
-    """Valid steps of the result, over all blocks."""
+    """Valid steps of the result."""
     valid: float
-    """Share of the blocks' inputs that is no padding."""
+    """Frames that are no padding, to the fraction."""
 
 
 class Lane(NamedTuple):
-    """What a row did in one step."""
+    """A row at one of its blocks."""
 
     work: Work
-    position: int
+    start: int
+    size: int
     outputs: list[np.ndarray]
+    """Of the blocks before."""
 
 
 def advance(
-    model: nn.Module, method: Any, variables: Variables, state: State, fresh: jax.Array, *inputs: jax.Array
+    model: nn.Module,
+    method: Any,
+    variables: Variables,
+    state: State,
+    fresh: jax.Array,
+    held: jax.Array | None,
+    *inputs: jax.Array,
 ) -> tuple[jax.Array, State]:
-    """One block of each row: the outputs, and the state for the next. Rows that are `fresh` [B] begin anew."""
+    """One block of each row: the outputs, and the state for the next.
 
-    def restart(leaf: jax.Array) -> jax.Array:
-        return jnp.where(fresh.reshape(-1, *[1] * (leaf.ndim - 1)), jnp.zeros_like(leaf), leaf)
+    fresh [B]: rows that begin anew. held [B]: rows whose state stays as it is, and whose output says nothing.
+    """
 
-    carried = jax.tree.map(restart, state)
+    def choose(rows: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+        return jnp.where(rows.reshape(-1, *[1] * (no.ndim - 1)), yes, no)
+
+    carried = jax.tree.map(lambda leaf: choose(fresh, jnp.zeros_like(leaf), leaf), state)
     output, after = model.apply({**variables, **carried}, *inputs, method=method, mutable=[STREAM])
-    return output, dict(after)
+    after = dict(after)
+    return output, after if held is None or not state else jax.tree.map(partial(choose, held), state, after)
 
 
 class Lanes:
@@ -82,33 +100,31 @@ class Lanes:
         axis: int,
         devices: Sequence[Any],
         clock: "Clock | None" = None,
+        blocks: tuple[int, ...] | None = None,
     ):
-        """axis: time axis of a row's output."""
+        """axis: time axis of a row's output. blocks: sizes, the largest first, each a multiple of the next."""
         self._axis, self._clock = axis, clock
-        self.rows = len(devices) * (1 if devices[0].platform == "cpu" else ACCELERATOR_ROWS)
+        on_cpu = devices[0].platform == "cpu"
+        self.rows = len(devices) * (1 if on_cpu else ACCELERATOR_ROWS)
+        self._blocks = blocks or (CPU_BLOCKS if on_cpu else ACCELERATOR_BLOCKS)
         mesh = Mesh(np.array(devices), ("rows",))
         everywhere, rows = PartitionSpec(), PartitionSpec("rows")
         self._variables = jax.device_put(variables, NamedSharding(mesh, everywhere))
         self._sharding = NamedSharding(mesh, rows)
-
-        def step(variables: Variables, state: State, fresh: jax.Array, *inputs: jax.Array) -> tuple[jax.Array, State]:
-            run = jax.shard_map(
-                partial(advance, model, method),
-                mesh=mesh,
-                in_specs=(everywhere, rows, rows, *(rows for _ in inputs)),
-                out_specs=rows,
-                check_vma=False,
-            )
-            return run(variables, state, fresh, *inputs)
-
         self._advance = partial(advance, model, method)
+
+        def step(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
+            specs = (everywhere, rows, *(rows for _ in rest))
+            run = jax.shard_map(self._advance, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+            return run(variables, state, *rest)
+
         self.step = jax.jit(step, donate_argnums=1, out_shardings=self._sharding)
-        self.blocks, self.valid = 0, 0.0
-        """Computed so far, those of idle rows too; how many of them were no padding."""
+        self.forget()
 
     def forget(self) -> None:
-        """Counts blocks from here on."""
-        self.blocks, self.valid = 0, 0.0
+        """Counts from here on."""
+        self.frames, self.valid = 0, 0.0
+        """Frames computed, those of idle rows too; how many of them were no padding."""
 
     def run(self, works: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
         """Keys and results [… steps …], as they end; `works` is read no further than there are free rows."""
@@ -116,40 +132,53 @@ class Lanes:
         state: State | None = None
         under_way: deque[tuple[jax.Array, list[Lane | None]]] = deque()
         while True:
-            lanes = [self._next(lane, source) for lane in lanes]
-            busy = any(lanes)
-            if busy:
-                inputs = self._inputs(lanes)
-                fresh = np.array([lane is None or lane.position == 0 for lane in lanes])
+            lanes = [lane or self._next(source) for lane in lanes]
+            sizes = [lane.size for lane in lanes if lane is not None]
+            if sizes:
+                size = max(sizes, key=sizes.count)
+                running = [lane if lane is not None and lane.size == size else None for lane in lanes]
+                fresh = np.array([lane is None or lane.start == 0 for lane in running])
+                held = np.array([lane is None for lane in running])
+                inputs = self._inputs(running)
                 state = self._zeros(inputs) if state is None else state
-                output, state = self.step(self._variables, state, *jax.device_put((fresh, *inputs), self._sharding))
+                arguments = jax.device_put((fresh, held, *inputs), self._sharding)
+                output, state = self.step(self._variables, state, *arguments)
                 if self._clock is not None:
                     self._clock.started(output)
-                self.blocks += self.rows
-                under_way.append((output, lanes))
-            if len(under_way) > STEPS_AHEAD or not busy:
+                self.frames += self.rows * size
+                under_way.append((output, running))
+                lanes = [lane if ran is None else self._after(ran) for lane, ran in zip(lanes, running, strict=True)]
+            if len(under_way) > STEPS_AHEAD or not sizes:
                 if not under_way:
                     return
                 yield from self._finished(*under_way.popleft())
 
-    def _next(self, lane: Lane | None, source: Iterator[Work]) -> Lane | None:
-        """The row's next block: of its own sequence, or the first of the next one."""
-        if lane is not None and lane.position + 1 < lane.work.blocks:
-            return lane._replace(position=lane.position + 1)
+    def _next(self, source: Iterator[Work]) -> Lane | None:
+        """The first block of the next sequence."""
         work = next(source, None)
         if work is None:
             return None
-        self.valid += work.valid * work.blocks
-        return Lane(work, 0, [])
+        self.valid += work.valid
+        return Lane(work, 0, self._size(work.frames), [])
+
+    def _after(self, lane: Lane) -> Lane | None:
+        """The next block of the same sequence."""
+        start = lane.start + lane.size
+        left = lane.work.frames - start
+        return lane._replace(start=start, size=self._size(left)) if left > 0 else None
+
+    def _size(self, left: int) -> int:
+        """Of the next block: the largest that fits, or the smallest that there is."""
+        return next((size for size in self._blocks if size <= left), self._blocks[-1])
 
     def _inputs(self, lanes: Sequence[Lane | None]) -> Inputs:
-        rows = [None if lane is None else lane.work.block(lane.position) for lane in lanes]
+        rows = [None if lane is None else lane.work.block(lane.start, lane.size) for lane in lanes]
         idle = tuple(np.zeros_like(part) for part in next(row for row in rows if row is not None))
         return tuple(np.stack(parts) for parts in zip(*(row or idle for row in rows), strict=True))
 
     def _zeros(self, inputs: Inputs) -> State:
-        fresh = np.ones(self.rows, np.bool_)
-        shapes = jax.eval_shape(self._advance, self._variables, {}, fresh, *inputs)[1]
+        rows = np.ones(self.rows, np.bool_)
+        shapes = jax.eval_shape(self._advance, self._variables, {}, rows, rows, *inputs)[1]
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=self._sharding), shapes)
 
     def _finished(self, output: jax.Array, lanes: list[Lane | None]) -> Iterator[tuple[Any, np.ndarray]]:
@@ -158,7 +187,7 @@ class Lanes:
             if lane is None:
                 continue
             lane.outputs.append(row)
-            if lane.position + 1 == lane.work.blocks:
+            if lane.start + lane.size >= lane.work.frames:
                 whole = np.concatenate(lane.outputs, axis=self._axis)
                 yield lane.work.key, whole[(slice(None),) * self._axis + (slice(lane.work.steps),)]
 
@@ -166,7 +195,7 @@ class Lanes:
 class Use(NamedTuple):
     """What the devices did."""
 
-    blocks: int = 0
+    frames: int = 0
     """Computed, those of idle rows too."""
     valid: float = 0.0
     """How many of them were no padding."""
@@ -177,14 +206,14 @@ class Use(NamedTuple):
 
     def __add__(self, other: "Use") -> "Use":
         return Use(
-            self.blocks + other.blocks,
+            self.frames + other.frames,
             self.valid + other.valid,
             self.idle + other.idle,
             self.seconds + other.seconds,
         )
 
     def __str__(self) -> str:
-        padding = 1 - self.valid / max(1, self.blocks)
+        padding = 1 - self.valid / max(1, self.frames)
         return f"padding {padding:.1%}, device idle {self.idle / max(self.seconds, 1e-9):.1%}"
 
 

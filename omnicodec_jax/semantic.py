@@ -58,7 +58,9 @@ class FeatureExtractor:
         if encoder is not None:
             config, variables = encoder
             model = Qwen3AuT(config, jax.tree.leaves(variables)[0].dtype)
-            self._windows = Lanes(model, Qwen3AuT.__call__, variables, axis=0, devices=devices, clock=clock)
+            self._windows = Lanes(
+                model, Qwen3AuT.__call__, variables, axis=0, devices=devices, clock=clock, blocks=(1,)
+            )
             self._window = config.window_chunks * CHUNK_FRAMES
 
     def __call__(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -67,7 +69,11 @@ class FeatureExtractor:
         return features
 
     def log_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Samples float32 [T] → log-mel float32 [N, 128], in blocks. Raises AudioError for a clip of under 25 ms."""
+        """Samples float32 [T] → log-mel float32 [N, 128]. Raises AudioError for a clip of under 25 ms."""
+        return signal.normalize_log_mel(self.log10_mel(clip, sample_rate))
+
+    def log10_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
+        """The same before its normalisation over the clip, in blocks."""
         samples = audio_files.resample(clip, sample_rate, signal.MEL_SAMPLE_RATE)
         if samples.size < signal.MEL_WINDOW:
             raise AudioError(
@@ -78,7 +84,7 @@ class FeatureExtractor:
         size = MEL_BLOCK * hop + signal.MEL_WINDOW - hop
         blocks = [padded[start * hop :][:size] for start in range(0, frames, MEL_BLOCK)]
         mel = np.concatenate([self._log10_mel(audio_files.fit_length(block, size)) for block in blocks])
-        return signal.normalize_log_mel(mel[:frames])
+        return mel[:frames]
 
     def features(self, mels: Iterable[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
         """Keys and log-mels [N, 128] → keys and features float32 [S, F]; in no order if an encoder is run."""
@@ -90,8 +96,8 @@ class FeatureExtractor:
         frames, size = mel.shape[0], self._window
         count = -(-frames // size)
 
-        def window(number: int) -> Inputs:
-            part = mel[number * size :][:size]
-            return np.pad(part, ((0, size - len(part)), (0, 0))), np.int32(len(part)), np.bool_(number > 0)
+        def window(start: int, _: int) -> Inputs:
+            part = mel[start * size :][:size]
+            return np.pad(part, ((0, size - len(part)), (0, 0))), np.int32(len(part)), np.bool_(start > 0)
 
-        return Work(key, count, window, num_tokens(frames), frames / (count * size))
+        return Work(key, count, window, num_tokens(frames), frames / size)

@@ -84,9 +84,12 @@ def log10_mel(samples: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
     return jnp.log10(jnp.maximum(mel, 1e-10))
 
 
-def normalize_log_mel(log10_mel: ArrayT) -> ArrayT:
-    """Whisper's dynamic range: 8 decades below the loudest bin of each clip [*B, N, 128], then scaled near ±1."""
-    ceiling = log10_mel.max(axis=(-2, -1), keepdims=True)
+def normalize_log_mel(log10_mel: ArrayT, loudest: np.float32 | None = None) -> ArrayT:
+    """Whisper's dynamic range: 8 decades below the loudest bin of each clip [*B, N, 128], then scaled near ±1.
+
+    loudest: another bin's value in place of that.
+    """
+    ceiling = log10_mel.max(axis=(-2, -1), keepdims=True) if loudest is None else loudest
     return (log10_mel.clip(ceiling - 8.0) + 4.0) / 4.0
 
 

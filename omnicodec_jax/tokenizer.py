@@ -1,6 +1,6 @@
 """The public face: audio in, tokens out, and back.
 
-Audio of any length runs through one compiled program, in short blocks with the stream's state carried from block to
+Audio of any length runs through one compiled program, in blocks with the stream's state carried from block to
 block (lanes.py). So the model's memory does not grow with length, no length is compiled for, and blocks meet without a
 seam: the causal model gives on blocks what it gives on the whole.
 """
@@ -23,12 +23,8 @@ from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.semantic import Encoder, FeatureExtractor, load_encoder
 
-BLOCK_SECONDS = 0.64
-"""Audio of a lane in one step: what a clip is padded to a multiple of."""
 SEMANTIC_RATE = 12.75
 """Feature vectors a second, between 12.5 (log-mel) and 13 (Qwen3-Omni); to tell another clip's apart."""
-FEATURE_BLOCK = 16
-"""Semantic feature vectors of a lane in one step."""
 
 Array = np.ndarray | jax.Array
 
@@ -63,16 +59,16 @@ class OmniCodecTokenizer:
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._clock = Clock()
         devices = jax.local_devices()[:1] if devices is None else devices
-        self._block_frames = round(BLOCK_SECONDS * config.frame_rate)
         model = model_directory.build(config)
-        self._encode = Lanes(model, _encode_block, self.variables, 1, devices, self._clock)
+        self._encode = Lanes(model, encode_block, self.variables, 1, devices, self._clock)
         self._decode = Lanes(model, type(model).decode, self.variables, 1, devices, self._clock)
         self._encoder = encoder
-        self._extract: FeatureExtractor | None = None
+        self.extract: FeatureExtractor | None = None
+        """Computes semantic features, if the model has them computed."""
         if self.semantic is not None:
             self._hide = Lanes(model, OmniCodec.semantic_hidden, self.variables, 0, devices, self._clock)
             if encoder is not None or self.semantic.source == "log_mel":
-                self._extract = FeatureExtractor(encoder, devices, self._clock)
+                self.extract = FeatureExtractor(encoder, devices, self._clock)
 
     @classmethod
     def from_pretrained(
@@ -140,7 +136,7 @@ class OmniCodecTokenizer:
     @property
     def computes_features(self) -> bool:
         """Whether audio is all that `encode` needs."""
-        return self.semantic is None or self._extract is not None
+        return self.semantic is None or self.extract is not None
 
     @cached_property
     def encoder_hash(self) -> str | None:
@@ -204,8 +200,8 @@ class OmniCodecTokenizer:
             return Heard(samples, np.zeros((0, 0), np.float32))
         if features is not None:
             return Heard(samples, self._checked(np.asarray(features, np.float32), samples.size), given=True)
-        if self._extract is not None:
-            return Heard(samples, self._extract.log_mel(samples, self.sample_rate))
+        if self.extract is not None:
+            return Heard(samples, self.extract.log_mel(samples, self.sample_rate))
         raise AudioError(
             "this model needs the semantic features [S, F] of each clip: pass semantic_features, or load it with "
             "the encoder that computes them"
@@ -237,8 +233,8 @@ class OmniCodecTokenizer:
     def use(self) -> Use:
         """What `encode_each` and `decode_each` have made the devices do so far."""
         lanes = (self._encode, self._decode)
-        blocks, valid = sum(lane.blocks for lane in lanes), sum(lane.valid for lane in lanes)
-        return Use(blocks, valid, self._clock.idle, self._clock.seconds)
+        frames, valid = sum(lane.frames for lane in lanes), sum(lane.valid for lane in lanes)
+        return Use(frames, valid, self._clock.idle, self._clock.seconds)
 
     def check_codes(self, codes: np.ndarray) -> None:
         """Raises TokenError unless these are codes [B, k, N] of this model."""
@@ -272,46 +268,43 @@ class OmniCodecTokenizer:
         clips = iter(clips)
         for first in clips:
             pairs = ((clip, clip[1].semantic) for clip in itertools.chain([first], clips))
-            yield from pairs if first[1].given or self._extract is None else self._extract.features(pairs)
+            yield from pairs if first[1].given or self.extract is None else self.extract.features(pairs)
 
     def _hide_work(self, key: Any, features: np.ndarray) -> Work:
         """Semantic branch before its quantizer, [S, D]."""
-        blocks = -(-len(features) // FEATURE_BLOCK)
 
-        def block(number: int) -> Inputs:
-            return (_slice(features, 0, number * FEATURE_BLOCK, FEATURE_BLOCK),)
+        def block(start: int, size: int) -> Inputs:
+            return (_slice(features, 0, start, size),)
 
-        return Work(key, blocks, block, len(features), len(features) / (blocks * FEATURE_BLOCK))
+        return Work(key, len(features), block, len(features), len(features))
 
     def _encode_work(self, key: Any, samples: np.ndarray, hidden: np.ndarray | None) -> Work:
         """Codes [K, N]."""
-        frames, size = self.num_frames(samples.size), self._block_frames
-        blocks, width = -(-frames // size), size * self.hop_length
+        frames, hop = self.num_frames(samples.size), self.hop_length
 
-        def block(number: int) -> Inputs:
-            start = number * width
-            length = np.int32(min(samples.size - start, width))
-            audio = _slice(samples[None], 1, start, width)
+        def block(start: int, size: int) -> Inputs:
+            length = np.int32(min(samples.size - start * hop, size * hop))
+            audio = _slice(samples[None], 1, start * hop, size * hop)
             if hidden is None:
                 return audio, length
             # By its place in the whole clip, wherever a block begins.
-            places = range(number * size, min(frames, (number + 1) * size))
+            places = range(start, min(frames, start + size))
             return audio, length, _slice(signal.interpolate(hidden[None], frames, places)[0], 0, 0, size)
 
-        return Work(key, blocks, block, frames, samples.size / (blocks * width))
+        return Work(key, frames, block, frames, samples.size / hop)
 
     def _decode_work(self, key: Any, codes: np.ndarray) -> Work:
         """Audio [1, N·hop]."""
-        frames, size = codes.shape[1], self._block_frames
-        blocks = -(-frames // size)
+        frames = codes.shape[1]
 
-        def block(number: int) -> Inputs:
-            return (_slice(codes, 1, number * size, size),)
+        def block(start: int, size: int) -> Inputs:
+            return (_slice(codes, 1, start, size),)
 
-        return Work(key, blocks, block, frames * self.hop_length, frames / (blocks * size))
+        return Work(key, frames, block, frames * self.hop_length, frames)
 
 
-def _encode_block(model: nn.Module, audio: Array, lengths: Array, hidden: Array | None = None) -> Array:
+def encode_block(model: nn.Module, audio: Array, lengths: Array, hidden: Array | None = None) -> Array:
+    """A block of a stream: audio [B, 1, n·hop], its valid samples [B], semantic branch at its frames → [B, K, n]."""
     semantic = None if hidden is None else model.encode_semantic(hidden)
     return model.encode_frames(audio, semantic, lengths)
 

@@ -33,7 +33,7 @@ def test_blocks_meet_without_a_seam(tokenizer, audio):
     clip = audio[: 25 * 24_000 + 777]
     codes = tokenizer.encode(clip[None, None], 24_000)
     model = model_directory.build(tokenizer.config)
-    features = tokenizer._extract(clip, 24_000)
+    features = tokenizer.extract(clip, 24_000)
     encode = jax.jit(lambda v, a, f: model.apply(v, a, f, method="encode"))
     whole = np.asarray(encode(tokenizer.variables, jnp.asarray(clip)[None, None], jnp.asarray(features)[None]))
     assert codes.shape == whole.shape
@@ -46,14 +46,21 @@ def test_blocks_meet_without_a_seam(tokenizer, audio):
     assert np.abs(decoded - reference).max() < 1e-5 * np.abs(reference).max()
 
 
-def test_audio_of_any_length_compiles_one_program(tokenizer, audio):
-    for length in (5000, 100_000, 400_000):
+def test_audio_of_any_length_compiles_no_more_than_three_blocks(tokenizer, audio):
+    for length in (5000, 100_000, 400_000, 700_000):
         codes = tokenizer.encode(audio[None, None, :length], 24_000)
         assert codes.shape == (1, 9, -(-length // 1920))
         tokenizer.decode(codes)
     steps = [lanes.step for lanes in (tokenizer._hide, tokenizer._encode, tokenizer._decode)]
-    for step in (*steps, tokenizer._extract._log10_mel):
-        assert step._cache_size() == 1
+    for step in (*steps, tokenizer.extract._log10_mel):
+        assert step._cache_size() <= 3
+
+
+def test_only_the_last_few_frames_are_padded(tokenizer, audio):
+    before = tokenizer.use
+    tokenizer.encode(audio[None, None, : 150 * 1920 - 960], 24_000)
+    assert tokenizer.use.frames - before.frames == 128 + 3 * 8
+    assert tokenizer.use.valid - before.valid == 149.5
 
 
 def test_a_row_does_not_depend_on_the_others(tokenizer, audio):

@@ -1,4 +1,4 @@
-"""`omnicodec tokenize`, `omnicodec detokenize`, `omnicodec webdataset`."""
+"""`omnicodec tokenize`, `detokenize`, `webdataset`."""
 
 import os
 import sys
@@ -144,5 +144,9 @@ def _share_of_this_host():
     from omnicodec_jax.data.units import Task
     from omnicodec_jax.training import multihost
 
-    multihost.initialize()
+    try:
+        multihost.initialize()
+    except RuntimeError as error:
+        if "must be called before" not in str(error):  # JAX has begun already: not as a command, but in a program
+            raise
     return Task(jax.process_index(), jax.process_count())

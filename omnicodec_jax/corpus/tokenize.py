@@ -29,8 +29,8 @@ from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, join, reason, remove_leftovers
 from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.files import replacing
-from omnicodec_jax.lanes import Use
-from omnicodec_jax.tokenizer import BLOCK_SECONDS, Heard, OmniCodecTokenizer
+from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
+from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer
 
 PROMISE = (
     "A clip's tokens depend on its own samples, the model and the kind of device, and on nothing else: not on padding, "
@@ -202,7 +202,7 @@ class _Open:
 
 def contract(tokenizer: OmniCodecTokenizer, job: Job) -> dict[str, Any]:
     """What the tokens are, and what they depend on; in the metadata of every shard."""
-    config = tokenizer.config
+    config, device = tokenizer.config, jax.local_devices()[0]
     return {
         "model": tokenizer.model_hash,
         "encoder": tokenizer.encoder_hash,
@@ -212,8 +212,8 @@ def contract(tokenizer: OmniCodecTokenizer, job: Job) -> dict[str, Any]:
         "codebook_sizes": list(config.codebook_sizes),
         "input_peak": config.input_peak,
         "compute_dtype": "float32",
-        "block_seconds": BLOCK_SECONDS,
-        "device": jax.local_devices()[0].device_kind,
+        "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
+        "device": device.device_kind,
         "made_by": f"omnicodec_jax {__version__}, jax {jax.__version__}",
         "promise": PROMISE,
     }

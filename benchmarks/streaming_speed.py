@@ -1,0 +1,93 @@
+"""Live decoding a frame at a time at full size, against transformers' Mimi: python -m benchmarks.streaming_speed
+
+One session, 80 ms frames, float32, on all cores and on one. Mimi decodes with its caches, which the transformer has and
+the convolutions do not. The two take turns in one process.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = Path(__file__).parents[1] / "configs" / "released_12hz.py"
+
+
+def ours() -> Callable[[np.ndarray], object]:
+    """configs/released_12hz.py, 33 codebooks."""
+    import jax
+
+    from omnicodec_jax import config_files, model_directory
+    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
+    from omnicodec_jax.streaming import StreamingDecoder
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    codec = config_files.load(CONFIG).codec
+    initialize = partial(init_variables, model_directory.build(codec))
+    variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
+    decode = StreamingDecoder(OmniCodecTokenizer(codec, variables))
+    return lambda codes: decode(codes)
+
+
+def mimi() -> Callable[[np.ndarray], object]:
+    """transformers' default size, 32 codebooks."""
+    import torch
+    from transformers import MimiConfig, MimiModel
+
+    model, state = MimiModel(MimiConfig(use_cache=True)).eval(), {"past": None}
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    @torch.inference_mode()
+    def decode(codes: np.ndarray) -> object:
+        output = model.decode(torch.from_numpy(codes[:, :32]), decoder_past_key_values=state["past"])
+        state["past"] = output.decoder_past_key_values
+        return output.audio_values
+
+    return decode
+
+
+def measure(frames: int) -> None:
+    """Prints a line for each system."""
+    rng = np.random.default_rng(0)
+    systems = {"ours": ours(), "Mimi": mimi()}
+    milliseconds: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(frames + 10):
+        codes = rng.integers(0, 2048, (1, 33, 1))
+        for name, decode in systems.items():
+            start = time.perf_counter()
+            decode(codes)
+            milliseconds[name].append(1e3 * (time.perf_counter() - start))
+    cores = len(os.sched_getaffinity(0))
+    for name, values in milliseconds.items():
+        median, late = np.percentile(values[10:], [50, 99])
+        print(f"| {name} | {cores} | {median:.1f} | {late:.1f} |", flush=True)
+
+
+def main(frames: int = 500) -> None:
+    """Measure on all cores, then on one.
+
+    Args:
+        frames: How many.
+    """
+    print("| | cores | ms a frame | 99 % |\n| --- | --- | --- | --- |", flush=True)
+    for cores in (sorted(os.sched_getaffinity(0)), sorted(os.sched_getaffinity(0))[:1]):
+        code = f"from benchmarks.streaming_speed import start; start({frames})"
+        subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=partial(os.sched_setaffinity, 0, cores))
+
+
+def start(frames: int) -> None:
+    """In a process of its own, which sees the cores it may use from its beginning."""
+    from omnicodec_jax.command import use_compilation_cache
+
+    use_compilation_cache()
+    measure(frames)
+
+
+if __name__ == "__main__":
+    from omnicodec_jax import command
+
+    command.run(main, prog="python -m benchmarks.streaming_speed")

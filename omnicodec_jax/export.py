@@ -1,0 +1,97 @@
+"""`omnicodec export`: StableHLO programs that run without this package, their weights beside them.
+
+exported = jax.export.deserialize(Path("decoder.stablehlo").read_bytes())
+weights = safetensors.numpy.load_file("decoder.safetensors")
+audio = exported.call(weights, codes)                        # decoder: int32 [B, K, N] → [B, 1, N·hop]
+audio, state = exported.call(weights, state, fresh, codes)   # decoder-step: N = 1; fresh [B]: rows that begin anew
+codes = exported.call(weights, audio, features)              # encoder: [B, 1, T] (, [B, S, F]) → [B, K, N]
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+from safetensors.numpy import save_file
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.data.features import num_vectors
+from omnicodec_jax.errors import ModelError
+from omnicodec_jax.files import replacing
+from omnicodec_jax.lanes import advance
+from omnicodec_jax.signal import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+What = Literal["decoder-step", "decoder", "encoder"]
+PLATFORMS = ("cpu", "cuda", "tpu")
+SUFFIX = ".stablehlo"
+
+Flat = dict[str, Any]
+"""Arrays under dotted names."""
+
+
+def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path) -> str:
+    """Writes `out`, which must end in .stablehlo, and the weights beside it. Returns the program's signature.
+
+    seconds: of the clips that the encoder takes and the decoder gives; the batch may have any size. Raises ModelError.
+    """
+    if out.suffix != SUFFIX:
+        raise ModelError(f"{out}: must end in {SUFFIX}")
+    weights = {name: np.asarray(leaf) for name, leaf in _flatten(tokenizer.variables).items()}
+    function, arguments = _program(tokenizer, what, seconds)
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
+    program = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *arguments)
+    with replacing(out.with_suffix(".safetensors")) as temporary:
+        save_file(weights, temporary, {"model": tokenizer.model_hash})
+    with replacing(out) as temporary:
+        temporary.write_bytes(program.serialize())
+    inputs = [f"{list(leaf.shape)} {leaf.dtype}" for leaf in jax.tree.leaves(arguments[-2:])]
+    return f"(weights, … {', '.join(inputs)}) → {', '.join(str(list(leaf.shape)) for leaf in program.out_avals[:1])}"
+
+
+def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function of the weights and other arguments, and the shapes of these."""
+    model, config = model_directory.build(tokenizer.config), tokenizer.config
+    batch = jax_export.symbolic_shape("batch")[0]
+    samples = round(seconds * config.sample_rate)
+    frames = 1 if what == "decoder-step" else tokenizer.num_frames(samples)
+    codes = jax.ShapeDtypeStruct((batch, tokenizer.num_quantizers, frames), jnp.int32)
+
+    def decode(weights: Flat, codes: jax.Array) -> jax.Array:
+        return model.apply(_unflatten(weights), codes, method="decode")
+
+    def step(weights: Flat, state: Flat, fresh: jax.Array, codes: jax.Array) -> tuple[jax.Array, Flat]:
+        audio, after = advance(model, type(model).decode, _unflatten(weights), _unflatten(state), fresh, None, codes)
+        return audio, _flatten(after)
+
+    def encode(weights: Flat, audio: jax.Array, *features: jax.Array) -> jax.Array:
+        return model.apply(_unflatten(weights), audio, *features, method="encode")
+
+    if what == "decoder":
+        return decode, (codes,)
+    if what == "decoder-step":
+        fresh = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+        variables = jax.eval_shape(lambda: tokenizer.variables)
+        run = partial(advance, model, type(model).decode)
+        state = jax.eval_shape(run, variables, {}, fresh, None, codes)[1]
+        return step, (_flatten(state), fresh, codes)
+    audio = jax.ShapeDtypeStruct((batch, 1, samples), jnp.float32)
+    if tokenizer.semantic is None:
+        return encode, (audio,)
+    vectors = num_vectors(samples)
+    if tokenizer.semantic.source == "log_mel":
+        vectors = -(-(samples * MEL_SAMPLE_RATE // config.sample_rate // MEL_HOP) // FRAMES_PER_FEATURE)
+    return encode, (audio, jax.ShapeDtypeStruct((batch, vectors, tokenizer.semantic.feature_dim), jnp.float32))
+
+
+def _flatten(tree: Any) -> Flat:
+    return flatten_dict(tree, sep=".")
+
+
+def _unflatten(flat: Flat) -> Any:
+    return unflatten_dict(flat, sep=".")

@@ -1,0 +1,107 @@
+"""Corpora at the size where things break: an hour in one file, two thousand files, faults in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_corpus import workers
+
+from omnicodec_jax.corpus import read_tokens
+from omnicodec_jax.corpus.runners import run
+from omnicodec_jax.corpus.tokenize import Job
+from omnicodec_jax.data.units import Task
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+HOUR = """
+import sys
+from pathlib import Path
+from omnicodec_jax import command
+from omnicodec_jax.corpus import commands
+from omnicodec_jax.training import multihost
+
+def resident(field):
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 2**20
+
+command.use_compilation_cache()
+short, hour, model, out = sys.argv[1:]
+multihost.initialize = lambda: None
+options = {"model": model, "num_readers": 1}
+commands.tokenize(manifest=f"sound={short}", out=Path(out, "a"), **options)  # weights and programs are there
+commands.detokenize(Path(out, "a"), Path(out, "b"), model)
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+commands.tokenize(manifest=f"sound={hour}", out=Path(out, "c"), **options)
+commands.detokenize(Path(out, "c"), Path(out, "d"), model)
+print("GiB above", resident("VmHWM") - before)
+"""
+
+
+def test_an_hour_in_one_file_takes_less_than_two_gib(clips, demo_model, tmp_path):
+    for name, seconds in {"short": 2, "hour": 3600}.items():
+        (tmp_path / name).mkdir()
+        with soundfile.SoundFile(tmp_path / name / f"{name}.flac", "w", 44_100, 2) as file:
+            samples = np.resize(soundfile.read(clips[0])[0].reshape(-1), (seconds * 44_100, 1)).astype(np.float32)
+            for start in range(0, len(samples), 1 << 20):
+                file.write(np.repeat(samples[start : start + (1 << 20)], 2, axis=1))
+    arguments = [tmp_path / "short", tmp_path / "hour", demo_model, tmp_path / "out"]
+    said = subprocess.run(
+        [sys.executable, "-c", HOUR, *map(str, arguments)], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert float(said.split("GiB above")[1]) < 2, said
+    info = soundfile.info(tmp_path / "out" / "d" / "sound" / "hour.flac")
+    assert (info.frames, info.samplerate) == (3600 * 44_100, 44_100)
+
+
+def test_two_thousand_files_through_every_runner_with_faults(clips, demo_model, tmp_path):
+    folder, rng = tmp_path / "files", np.random.default_rng(0)
+    folder.mkdir()
+    sound = [soundfile.read(clip, dtype="int16") for clip in clips]
+    for number in range(2000):
+        samples, rate = sound[number % len(sound)]
+        start, size = rng.integers(0, len(samples) // 2), int(rate * rng.uniform(0.1, 1.0))
+        path = folder / f"{number:04d}.flac"
+        if number % 200 == 7:
+            path.write_bytes(b"no sound")
+        else:
+            soundfile.write(path, samples[start : start + size], rate)
+
+    def job(name: str) -> Job:
+        return Job(
+            sources={"sound": folder}, out=tmp_path / name, model=str(demo_model), shard_hours=0.2, num_readers=1
+        )
+
+    def files(name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*")) if path.is_file()}
+
+    done = run(job("here"), "here", 1, Task())
+    assert (done.listed, done.clips, done.rejected, done.skipped) == (2000, 1990, 10, 0)
+    assert len({clip.id for clip in read_tokens(tmp_path / "here")}) == 1990
+    for runner in ("processes", "ray"):
+        options = ["--manifest", f"sound={folder}", "--out", str(tmp_path / runner), "--model", str(demo_model)]
+        options += ["--runner", runner, "--num-workers", "2", "--num-readers", "1", "--shard-hours", "0.2"]
+        command = [sys.executable, "-c", "from omnicodec_jax import cli; cli.main()", "tokenize", *options]
+        process = subprocess.Popen(command, cwd=ROOT)
+        while not list((tmp_path / runner).glob("shards/*.json")):
+            time.sleep(0.1)
+            assert process.poll() is None
+        if runner == "processes":  # first a worker, then all
+            os.kill(workers(process, runner)[0], signal.SIGKILL)
+            time.sleep(5)
+            process.kill()
+        process.wait()
+        if runner == "processes":
+            process = subprocess.Popen(command, cwd=ROOT)
+        assert process.wait() == 0
+        assert files(runner) == files("here")
+    rejects = (tmp_path / "here" / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in rejects] == [f"{number:04d}.flac" for number in range(7, 2000, 200)]
