@@ -71,19 +71,22 @@ def advance(
     method: Any,
     variables: Variables,
     state: State,
-    fresh: jax.Array,
+    fresh: jax.Array | None,
     held: jax.Array | None,
     *inputs: jax.Array,
 ) -> tuple[jax.Array, State]:
     """One block of each row: the outputs, and the state for the next.
 
-    fresh [B]: rows that begin anew. held [B]: rows whose state stays as it is, and whose output says nothing.
+    fresh [B]: rows that begin anew. held [B]: rows whose state stays as it is, and whose output says nothing. None: no
+    row; to look at the state takes its time.
     """
 
     def choose(rows: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
         return jnp.where(rows.reshape(-1, *[1] * (no.ndim - 1)), yes, no)
 
-    carried = jax.tree.map(lambda leaf: choose(fresh, jnp.zeros_like(leaf), leaf), state)
+    carried = state
+    if fresh is not None:
+        carried = jax.tree.map(lambda leaf: choose(fresh, jnp.zeros_like(leaf), leaf), state)
     output, after = model.apply({**variables, **carried}, *inputs, method=method, mutable=[STREAM])
     after = dict(after)
     return output, after if held is None or not state else jax.tree.map(partial(choose, held), state, after)

@@ -34,7 +34,8 @@ class Stream:
         if self._state is None:
             shapes = jax.eval_shape(self._run, self._variables, {}, fresh, None, *inputs)[1]
             self._state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        output, self._state = self._step(self._variables, self._state, fresh, None, *inputs)
+        rows = fresh if fresh.any() else None
+        output, self._state = self._step(self._variables, self._state, rows, None, *inputs)
         return output
 
 

@@ -22,6 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 STREAM = "stream"
+SHORT = 32
+"""Steps of a block up to which moving the kernel costs more than moving the block."""
 
 Sequence = Float[Array, "B T C"]
 Past = Float[Array, "B P C"]
@@ -176,9 +178,11 @@ def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilat
     """Convolution of x after `past` (None: zeros), of (k - 1)·dilation + 1 - stride steps.
 
     A convolution is linear: x is convolved after zeros, and what the past adds to the first outputs is convolved by
-    itself, so that x is never copied to stand behind its past.
+    itself, so that x is never copied to stand behind its past, unless it is short.
     """
     reach = (kernel.shape[0] - 1) * dilation + 1
+    if past is not None and x.shape[1] <= SHORT:
+        return conv1d(jnp.concatenate([past, x], axis=1), kernel, stride, dilation)
     y = conv1d(x, kernel, stride, dilation, reach - stride)
     if past is None:
         return y
@@ -232,9 +236,17 @@ def conv1d_as_product(
 
 
 def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
-    """Output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s]: a convolution of two taps to S·O channels."""
+    """Output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s]: a convolution of two taps to S·O channels.
+
+    A short x is multiplied by each tap by itself: to bring the kernel into that form would take most of the time.
+    """
     taps, inputs, outputs = kernel.shape
     stride = taps // 2
+    if x.shape[1] <= SHORT:
+        before = jnp.zeros_like(x[:, :1]) if past is None else past
+        row = jnp.concatenate([before, x], axis=1)
+        products = jnp.einsum("sbtc,sco->sbto", jnp.broadcast_to(row, (taps, *row.shape)), kernel)
+        return jnp.moveaxis(products[:stride, :, 1:] + products[stride:, :, :-1], 0, 2).reshape(x.shape[0], -1, outputs)
     two_taps = kernel.reshape(2, stride, inputs, outputs)[::-1].swapaxes(1, 2).reshape(2, inputs, stride * outputs)
     return causal_conv1d(x, two_taps, 1, 1, past).reshape(x.shape[0], -1, outputs)
 
