@@ -371,7 +371,7 @@ def test_ids_stay_inside_the_directory(tokens, id, path):
 
 
 def test_command_says_what_was_done(corpus, demo_model, tmp_path, capsys):
-    manifest = f"music={corpus['music']}"
+    manifest = str(corpus["music"])
     assert commands.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
     assert "tokenize: 9 of 13 files, 4 refused" in (said := capsys.readouterr().out)
     assert "padding" in said

@@ -35,7 +35,7 @@ def tokenize(
     Open MPI or Kubernetes job, each does its share.
 
     Args:
-        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
+        manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or for each domain one, DOMAIN=PATH,….
         out: Directory of the token shards.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
@@ -54,7 +54,7 @@ def tokenize(
 
     share = Task.parse(task)
     job = Job(
-        sources=parse_sources(manifest),
+        sources=parse_sources(manifest, unnamed=True),
         out=out,
         model=_named(model),
         revision=revision,

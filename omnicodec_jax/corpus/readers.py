@@ -62,10 +62,13 @@ class Reader:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._process: Any = None
+        self._closed = False
 
     def __call__(self, request: Request) -> Read:
         """Raises AudioError, also for a file at which two processes have died: the first may have been killed."""
         for _ in range(2):
+            if self._closed:
+                raise AudioError("not read: the job has been stopped")
             if self._process is None:
                 self._connection, end = self._context.Pipe()
                 self._process = self._context.Process(target=_serve, args=(end,), daemon=True)
@@ -85,6 +88,7 @@ class Reader:
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
+        self._closed = True
         if self._process is not None:
             self._process.terminate()
 
@@ -130,7 +134,7 @@ class Readers:
     ) -> Iterator[tuple[T, Read | None, Any]]:
         """For each (key, request): the key, what was read, and what `then`, run in the thread, makes of it.
 
-        Where one of them fails: the key, None, and the exception.
+        Where one of them raises AudioError or OSError: the key, None, and the exception.
         """
         ahead: deque[tuple[T, Future]] = deque()
 
@@ -153,7 +157,7 @@ class Readers:
             key, future = ahead.popleft()
             try:
                 result, made = future.result()
-            except Exception as error:
+            except (AudioError, OSError) as error:
                 yield key, None, error
             else:
                 yield key, result, made

@@ -71,7 +71,7 @@ def run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
             for done in RUNNERS[runner](job, unfinished(), existing, num_workers):
                 uses[done.worker] = done.use
                 for seconds in done.files:
-                    progress.add(seconds)
+                    progress.add(seconds, f", {done.use}")
     collect(job.out)
     rows = [_finished(job, unit) for unit in mine()]
     counted = {name: sum(row[name] for row in rows) for name in ("listed", "clips", "rejected", "skipped", "seconds")}

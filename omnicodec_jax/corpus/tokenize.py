@@ -121,11 +121,12 @@ class Worker:
 
         def requests() -> Iterator[tuple[tuple[str, int], Request]]:
             for unit in units:
-                remove_leftovers(shards.shard_path(self.job.out, unit.name))
-                opened[unit.name] = _Open(unit)
+                name = unit.name
+                remove_leftovers(shards.shard_path(self.job.out, name))
+                opened[name] = _Open(unit)
                 for number, entry in enumerate(unit.entries):
                     path = unit.folder / entry.path
-                    yield (unit.name, number), Request(path, entry, rate, peak)
+                    yield (name, number), Request(path, entry, rate, peak)
 
         def hear(result: Read) -> Heard | None:
             return None if result.source in existing else self.tokenizer.hear(result.clip.samples)

@@ -28,12 +28,15 @@ class Entry(NamedTuple):
     """Why the line is no clip."""
 
 
-def parse_sources(text: str) -> dict[str, Path]:
-    """The command line's `speech=DIR,music=FILE` → domain → path. Raises DataError."""
+def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
+    """The command line's `speech=DIR,music=FILE` → domain → path. Raises DataError.
+
+    unnamed: a path alone will do, with the domain "".
+    """
     sources = {}
     for part in text.split(","):
-        domain, equals, path = part.partition("=")
-        if not equals or not domain.isidentifier():
+        domain, equals, path = part.partition("=") if "=" in part or not unnamed else ("", "=", part)
+        if not equals or not (domain.isidentifier() or (unnamed and not domain)):
             raise DataError(f"--manifest {part!r}: must be DOMAIN=PATH, such as speech=speech.jsonl")
         if domain in sources:
             raise DataError(f"--manifest: {domain} is given twice; join the two lists")

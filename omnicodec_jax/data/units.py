@@ -45,12 +45,12 @@ class Progress:
         self.bar = tqdm(total=total, desc=what, unit="file", mininterval=pause, disable=not total)
         self.units, self.rejected, self.seconds, self.start = 0, 0, 0.0, time.perf_counter()
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, note: str = "") -> None:
         """One more file; of 0 seconds if it was refused."""
         self.seconds += seconds
         self.rejected += seconds == 0
         speed = self.seconds / (time.perf_counter() - self.start)
-        self.bar.set_postfix_str(f"{self.seconds / 3600:.2f} h, {speed:.0f} x real time", refresh=False)
+        self.bar.set_postfix_str(f"{self.seconds / 3600:.2f} h, {speed:.0f} x real time{note}", refresh=False)
         self.bar.update()
 
 
