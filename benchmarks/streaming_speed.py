@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def mimi() -> Callable[[np.ndarray], object]:
     import torch
     from transformers import MimiConfig, MimiModel
 
-    model, state = MimiModel(MimiConfig(use_cache=True)).eval(), {"past": None}
+    model = MimiModel(MimiConfig(use_cache=True)).eval()
+    state: dict[str, Any] = {"past": None}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     @torch.inference_mode()

@@ -1,40 +1,28 @@
-"""`omnicodec …`: prepare, encode, decode, inspect, init, export-model; those of corpora are in corpus/commands.py."""
+"""`omnicodec …`: prepare, encode, decode, stream-decode, inspect; others in model_commands.py, corpus/commands.py."""
 
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import command, config_files, signal
+from omnicodec_jax import command
 from omnicodec_jax.corpus import commands
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.model_commands import export, export_model, init
+from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.token_file import SUFFIX, TokenFile
 
-BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
-
 Positional = tyro.conf.Positional
-ModelOption = Annotated[
-    Path | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
-]
-
 PREPARE_DEFAULTS = PrepareConfig()
-INIT_BATCH = 16
-"""Segments of two seconds that `init` looks at at once."""
-
-NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
-  python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out DIR
-  python -m convert.mimi --checkpoint MIMI_DIR --out DIR
-  omnicodec init --config configs/demo.py --out DIR      (small and untrained, to try things out)"""
 
 
 def encode(
@@ -196,65 +184,6 @@ def prepare(
     return 0
 
 
-def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
-    """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
-
-    Args:
-        config: A file such as those in configs/; its semantic source must be log_mel.
-        out: Model directory to write.
-        audio: Where the codebooks are fitted. Default: the bundled clips.
-        seed: Of the random weights.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from omnicodec_jax import model_directory
-    from omnicodec_jax.models.codec import OmniCodec
-    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
-
-    codec = config_files.load(config).codec
-    if codec.semantic is not None and codec.semantic.source != "log_mel":
-        raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
-    seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
-    for file in audio_files.find(audio):
-        samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
-        size = seconds * codec.sample_rate
-        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
-    if not segments:
-        raise AudioError(f"{audio}: holds no {seconds} s of audio")
-    low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
-    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(jnp.stack(low)))])
-
-    model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
-    variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
-    batches = [
-        (
-            np.stack(segments[i : i + INIT_BATCH])[:, None],
-            None if codec.semantic is None else features[i : i + INIT_BATCH],
-        )
-        for i in range(0, len(segments) - len(segments) % INIT_BATCH, INIT_BATCH) or [0]
-    ]
-    model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
-    print(f"{out}: untrained model of {config}")
-    return 0
-
-
-def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
-    """Turn a checkpoint of a training run into a model directory, with its discriminators in OUT/discriminators.
-
-    Args:
-        workdir: Directory of the run.
-        out: Model directory to write.
-        step: Which of the kept checkpoints. Default: the last one.
-        ema: The moving average of the parameters, if the run keeps one, in place of the parameters.
-    """
-    from omnicodec_jax.training import export
-
-    step = export.export_model(workdir, out, step, ema)
-    print(f"{out}: model of {workdir} after {step} steps")
-    return 0
-
-
 def stream_decode(
     input: Positional[Path],
     output: Positional[Path | None] = None,
@@ -297,24 +226,6 @@ def stream_decode(
     return 0
 
 
-def export(
-    *, what: Literal["decoder-step", "decoder", "encoder"], out: Path, model: ModelOption = None, seconds: float = 10.0
-) -> int:
-    """Write a StableHLO program and its weights, to run where this package is not; omnicodec_jax/export.py has how.
-
-    Args:
-        what: One frame of a live stream, or clips of so many seconds; the batch may have any size.
-        out: File to write, ending in .stablehlo; the weights go beside it.
-        model: Model directory or hub id; default $OMNICODEC_MODEL.
-        seconds: Length of the clips.
-    """
-    from omnicodec_jax import export as exporting
-
-    signature = exporting.export(_load_model(model, None), what, seconds, out)
-    print(f"{out}: {signature}")
-    return 0
-
-
 def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     """Raises TokenError for those of another model."""
     tokens = TokenFile.load(path)
@@ -323,13 +234,10 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     return tokens
 
 
-def _load_model(model: Path | None, revision: str | None, encoder: Path | None = None) -> Any:
+def _load_model(model: str | None, revision: str | None, encoder: Path | None = None) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    name = model or os.environ.get("OMNICODEC_MODEL")
-    if not name:
-        raise ModelError(NO_MODEL)
-    return OmniCodecTokenizer.from_pretrained(name, revision, encoder)
+    return OmniCodecTokenizer.from_pretrained(model_name(model), revision, encoder)
 
 
 def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:

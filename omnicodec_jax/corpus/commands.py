@@ -3,16 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from omnicodec_jax import command
-from omnicodec_jax.errors import ModelError
-
-ModelOption = Annotated[
-    str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
-]
+from omnicodec_jax.options import ModelOption, model_name
 
 
 def tokenize(
@@ -56,7 +52,7 @@ def tokenize(
     job = Job(
         sources=parse_sources(manifest, unnamed=True),
         out=out,
-        model=_named(model),
+        model=model_name(model),
         revision=revision,
         encoder=encoder,
         shard_hours=shard_hours,
@@ -104,7 +100,7 @@ def detokenize(
     from omnicodec_jax.data.units import Task
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    tokenizer = OmniCodecTokenizer.from_pretrained(_named(model), revision, devices=jax.local_devices())
+    tokenizer = OmniCodecTokenizer.from_pretrained(model_name(model), revision, devices=jax.local_devices())
     files, seconds, failed = 0, 0.0, 0
     decoded = detokenize(tokens, out, tokenizer, num_quantizers, suffix, Task.parse(task))
     for file in tqdm(decoded, "detokenize", unit="file", disable=not sys.stderr.isatty()):
@@ -128,13 +124,6 @@ def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Pat
     clips = convert(tokens, out)
     print(f"webdataset: {clips} clips in {out}")
     return 0
-
-
-def _named(model: str | None) -> str:
-    name = model or os.environ.get("OMNICODEC_MODEL")
-    if not name:
-        raise ModelError("no model: give --model DIR or set OMNICODEC_MODEL")
-    return name
 
 
 def _share_of_this_host():

@@ -1,0 +1,93 @@
+"""`omnicodec init`, `export-model`, `export`: how models come about and where they go."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from omnicodec_jax import config_files, signal
+from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.errors import AudioError, ConfigError
+from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
+
+INIT_BATCH = 16
+"""Segments of two seconds that `init` looks at at once."""
+
+
+def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
+    """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
+
+    Args:
+        config: A file such as those in configs/; its semantic source must be log_mel.
+        out: Model directory to write.
+        audio: Where the codebooks are fitted. Default: the bundled clips.
+        seed: Of the random weights.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.models.codec import OmniCodec
+    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
+
+    codec = config_files.load(config).codec
+    if codec.semantic is not None and codec.semantic.source != "log_mel":
+        raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
+    seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
+    for file in audio_files.find(audio):
+        samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
+        size = seconds * codec.sample_rate
+        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
+    if not segments:
+        raise AudioError(f"{audio}: holds no {seconds} s of audio")
+    low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
+    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(jnp.stack(low)))])
+
+    model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
+    variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
+    batches = [
+        (
+            np.stack(segments[i : i + INIT_BATCH])[:, None],
+            None if codec.semantic is None else features[i : i + INIT_BATCH],
+        )
+        for i in range(0, len(segments) - len(segments) % INIT_BATCH, INIT_BATCH) or [0]
+    ]
+    model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
+    print(f"{out}: untrained model of {config}")
+    return 0
+
+
+def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
+    """Turn a checkpoint of a training run into a model directory, with its discriminators in OUT/discriminators.
+
+    Args:
+        workdir: Directory of the run.
+        out: Model directory to write.
+        step: Which of the kept checkpoints. Default: the last one.
+        ema: The moving average of the parameters, if the run keeps one, in place of the parameters.
+    """
+    from omnicodec_jax.training import export
+
+    step = export.export_model(workdir, out, step, ema)
+    print(f"{out}: model of {workdir} after {step} steps")
+    return 0
+
+
+def export(
+    *, what: Literal["decoder-step", "decoder", "encoder"], out: Path, model: ModelOption = None, seconds: float = 10.0
+) -> int:
+    """Write a StableHLO program and its weights, to run where this package is not; omnicodec_jax/export.py has how.
+
+    Args:
+        what: One frame of a live stream, or clips of so many seconds; the batch may have any size.
+        out: File to write, ending in .stablehlo; the weights go beside it.
+        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        seconds: Length of the clips.
+    """
+    from omnicodec_jax import export as exporting
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+    signature = exporting.export(OmniCodecTokenizer.from_pretrained(model_name(model)), what, seconds, out)
+    print(f"{out}: {signature}")
+    return 0
