@@ -234,7 +234,7 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     return tokens
 
 
-def _load_model(model: str | None, revision: str | None, encoder: Path | None = None) -> Any:
+def _load_model(model: Path | str | None, revision: str | None, encoder: Path | None = None) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     return OmniCodecTokenizer.from_pretrained(model_name(model), revision, encoder)

@@ -12,7 +12,7 @@ BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
 """In a checkout."""
 
 ModelOption = Annotated[
-    str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
+    Path | str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
 ]
 
 NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
@@ -21,8 +21,8 @@ NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model 
   omnicodec init --config configs/demo.py --out DIR      (small and untrained, to try things out)"""
 
 
-def model_name(model: str | None) -> str:
+def model_name(model: Path | str | None) -> str:
     """The one that was given, or else the default. Raises ModelError."""
     if name := model or os.environ.get("OMNICODEC_MODEL"):
-        return name
+        return str(name)
     raise ModelError(NO_MODEL)
