@@ -151,8 +151,17 @@ def on_ray(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError("--runner ray: Ray is not installed; pip install 'omnicodec-jax[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    if ray.is_initialized():
+        yield from _tasks(ray, job, units, existing, num_workers)
+        return
+    ray.init(log_to_driver=False)
+    try:
+        yield from _tasks(ray, job, units, existing, num_workers)
+    finally:
+        ray.shutdown()
+
+
+def _tasks(ray: Any, job: Job, units: Iterator[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
     needs: dict[str, Any] = {"num_cpus": 1}
     resources = ray.cluster_resources()
     if resources.get("GPU"):
