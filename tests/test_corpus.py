@@ -61,6 +61,7 @@ def corpus(clips, tmp_path_factory) -> dict[str, Path]:
 def job(corpus, demo_model, tmp_path, monkeypatch) -> Job:
     """Of units of four files."""
     monkeypatch.setattr(tokenize, "UNIT_ENTRIES", 4)
+    monkeypatch.setenv("OMNICODEC_CACHE", str(ROOT / ".jax_cache"))
     return Job(sources=corpus, out=tmp_path / "tokens", model=str(demo_model), num_readers=2)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 
+from omnicodec_jax.command import use_compilation_cache
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.tokenize import Job, Unit, Worker, collect, plan
 from omnicodec_jax.data.units import Progress, Task
@@ -192,6 +193,7 @@ _LOADED: list[Worker] = []
 
 def _worker(job: Job) -> Worker:
     if not _LOADED or _LOADED[0].job != job:
+        use_compilation_cache()
         _LOADED[:] = [Worker(job)]
     return _LOADED[0]
 

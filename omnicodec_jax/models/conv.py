@@ -238,13 +238,13 @@ def conv1d_as_product(
 def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
     """Output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s]: a convolution of two taps to S·O channels.
 
-    A short x is multiplied by each tap by itself: to bring the kernel into that form would take most of the time.
+    A stream's short x is multiplied by each tap by itself: to bring the kernel into that form would take most of the
+    time.
     """
     taps, inputs, outputs = kernel.shape
     stride = taps // 2
-    if x.shape[1] <= SHORT:
-        before = jnp.zeros_like(x[:, :1]) if past is None else past
-        row = jnp.concatenate([before, x], axis=1)
+    if past is not None and x.shape[1] <= SHORT:
+        row = jnp.concatenate([past, x], axis=1)
         products = jnp.einsum("sbtc,sco->sbto", jnp.broadcast_to(row, (taps, *row.shape)), kernel)
         return jnp.moveaxis(products[:stride, :, 1:] + products[stride:, :, :-1], 0, 2).reshape(x.shape[0], -1, outputs)
     two_taps = kernel.reshape(2, stride, inputs, outputs)[::-1].swapaxes(1, 2).reshape(2, inputs, stride * outputs)

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import convert.mimi
 from convert.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.model_directory import build
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 TINY = {"num_filters": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -35,7 +36,7 @@ class Pair(NamedTuple):
         """One of our modules, over [B, T, C]."""
 
         def call(variables, x):
-            return self.ours._model.apply(variables, x, method=lambda model, x: getattr(model, part)(x))
+            return build(self.ours.config).apply(variables, x, method=lambda model, x: getattr(model, part)(x))
 
         return jax.jit(call)(self.ours.variables, jnp.asarray(x))
 
