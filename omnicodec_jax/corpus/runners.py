@@ -62,7 +62,7 @@ def run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
         return (unit for number, unit in enumerate(plan(job)) if number % task.count == task.index)
 
     def unfinished() -> Iterator[Unit]:
-        return (unit for unit in mine() if not _marker(job, unit).is_file())
+        return (unit for unit in mine() if not _is_done(job, unit))
 
     existing = _existing(job)
     total = sum(len(unit.entries) for unit in unfinished())
@@ -87,6 +87,11 @@ def run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
 
 def _marker(job: Job, unit: Unit) -> Any:
     return shards.shard_path(job.out, unit.name).with_suffix(".json")
+
+
+def _is_done(job: Job, unit: Unit) -> bool:
+    """Whether its shard and its marker are there; the shard comes first."""
+    return _marker(job, unit).is_file() and shards.shard_path(job.out, unit.name).is_file()
 
 
 def _finished(job: Job, unit: Unit) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def processes(job: Job, units: Iterator[Unit], existing: Existing, num_workers: 
                         yield done
             except BrokenProcessPool:
                 deaths += 1
-                waiting += [unit for unit in running.values() if not _marker(job, unit).is_file()]
+                waiting += [unit for unit in running.values() if not _is_done(job, unit)]
                 if deaths == PATIENCE:
                     names = ", ".join(unit.name for unit in waiting)
                     raise DataError(f"processes have died {deaths} times over {names}: out of memory?") from None
