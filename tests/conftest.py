@@ -34,9 +34,11 @@ def clips() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of an untrained model of configs/demo.py."""
-    from omnicodec_jax import cli
+    """Directory of a model of configs/demo.py with random weights: quicker than to initialise it."""
+    from tiny import variables
 
-    directory = tmp_path_factory.mktemp("demo") / "model"
-    cli.init(ROOT / "configs" / "demo.py", directory)
+    from omnicodec_jax import config_files, model_directory
+
+    codec, directory = config_files.load(ROOT / "configs" / "demo.py").codec, tmp_path_factory.mktemp("demo") / "model"
+    model_directory.save(directory, codec, variables(codec))
     return directory

@@ -1,0 +1,88 @@
+"""Scores codecs side by side: python eval.py --model DIR --data speech=DIR,music=DIR,sound=DIR --out report/."""
+
+import os
+import re
+from pathlib import Path
+
+from omnicodec_jax import command
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.options import BUNDLED_CLIPS
+
+BUNDLED = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
+
+
+def evaluate(
+    *,
+    model: str | None = None,
+    data: str = BUNDLED,
+    out: Path = Path("report"),
+    codebooks: str = "8,16,32",
+    peers: str | None = None,
+    reconstructions: str | None = None,
+    metrics: str = "core",
+    encoder: Path | None = None,
+    limit: int | None = None,
+    shown: int = 30,
+    quoted: bool = False,
+    num_workers: int = os.cpu_count() or 1,
+) -> int:
+    """Score codecs, and write a report with tables and a page to listen to. Run again, it does what is not done yet.
+
+    Args:
+        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR.
+        data: DOMAIN=PATH,…: LibriSpeech, GTZAN, AudioSet as they lie on disk, a manifest, or any folder of audio.
+            Default: the bundled clips.
+        out: Folder of the report.
+        codebooks: How many codebooks to decode from, the semantic one included: a line of the tables for each.
+        peers: Other codecs: opus, mimi, dac, encodec, xcodec, each with =SOURCE (bit/s for Opus; a directory or a
+            hub id) if not the default.
+        reconstructions: NAME=DIR,…: what other systems have written, in files named as the clips.
+        metrics: core, all, or some: pesq_wb, pesq_nb, stoi, mel_distance, mcd, and those of judges.py.
+        encoder: Encoder of the semantic features, for models that need one: a directory of convert.qwen3_aut.
+        limit: Clips of each domain, spread evenly; default: all.
+        shown: Clips of each domain that the page has players for.
+        quoted: Show the paper's figures beside the measured ones.
+        num_workers: Processes that compute metrics.
+    """
+    from omnicodec_jax.evaluation import run, scores
+
+    evaluation = run.Evaluation(
+        data={name: Path(path) for name, path in named(data, "--data").items()},
+        out=out,
+        models=named(model, "--model", "OmniCodec") if model else {},
+        peers=tuple(peers.split(",")) if peers else (),
+        reconstructions={n: Path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
+        codebooks=_numbers(codebooks),
+        metrics=tuple(scores.columns(metrics)),
+        encoder=encoder,
+        limit=limit,
+        shown=shown,
+        quoted=quoted,
+        num_workers=num_workers,
+    )
+    status = run.run(evaluation)
+    print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
+    return status
+
+
+def named(text: str, option: str, default: str | None = None) -> dict[str, str]:
+    """NAME=PATH,… by name; a path alone has the default name. Raises ConfigError."""
+    result: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, _, path = part.partition("=") if "=" in part or default is None else (default, "=", part)
+        if not path or not re.fullmatch(r"\w[\w.+-]*", name) or name in result:
+            raise ConfigError(f"{option} {part!r}: must be NAME=PATH, each name once, of letters, digits and .+-_")
+        result[name] = path
+    return result
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ConfigError(f"--codebooks {text}: must be numbers, such as 8,16,32")
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    command.log_progress()
+    command.use_compilation_cache()
+    command.run(evaluate, prog="eval.py")

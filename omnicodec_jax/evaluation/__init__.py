@@ -1,0 +1,1 @@
+"""Codecs compared: metrics, peers, reports, language models over tokens."""

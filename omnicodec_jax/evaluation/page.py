@@ -1,0 +1,162 @@
+"""The page of an evaluation: one HTML file that opens from disk, with tables, plots, clips and a listening test.
+
+Markup, style and scripts are in `page_files/`; all of it, and the report as JSON, goes into the one file. The page
+fetches nothing. Audio files and spectrograms lie beside it.
+
+The report, as JSON can hold it; `why` tells why there is no number, any number may be null:
+
+    title, created: text
+    domains: [name, …]
+    metrics: [{name, title, better: "higher" or "lower", about, unavailable: why none has a value, or null}, …]
+    systems: [{name, kind: "codec", "peer", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
+               bits_per_second, tokens_per_second, real_time_factor,
+               usage, perplexity: {domain: [of each codebook, …]} or null}, …]
+    summary: {system: {domain: {metric: {mean, ci95, count, why}}}}
+    clips: [{id, domain, seconds, original: {audio, spectrogram},
+             systems: {system: {audio, spectrogram, scores: {metric: {value, why}}}}}, …]
+
+Audio and spectrograms are paths relative to the page. Quoted systems have figures and no clips; the original, if it
+is among the systems, does not compete for the best of a column.
+
+The listening test is blind to the eye: it plays copies of the audio under names that say nothing, and shows neither
+names of systems nor paths. It hides nothing from somebody who reads the page's source, since the page itself writes
+the systems' names into the ratings.
+"""
+
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jaxtyping import Float32
+
+from omnicodec_jax.errors import DataError
+from omnicodec_jax.evaluation.listening import REFERENCE
+from omnicodec_jax.files import replacing
+from omnicodec_jax.signal import hann_window
+
+SOURCES = Path(__file__).parent / "page_files"
+STIMULI = "stimuli"
+"""Folder of the listening test's audio, beside the page."""
+
+WINDOW, HOP = 768, 192
+"""Of the spectrograms, in samples."""
+ROWS, COLUMNS = WINDOW // 4, 900
+"""Height of a spectrogram, and its greatest width, in pixels."""
+DECIBELS = -100.0, -20.0
+"""Darkest and brightest; a sine of amplitude 1 has 0."""
+SHADES = 48
+"""Grades of brightness, hardly fewer than one sees; four times as many make files half as large again."""
+
+
+# -- The page
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Writes folder/index.html, and the audio of the listening test to folder/stimuli; returns the page's path.
+
+    Raises DataError where audio that the report names is not in `folder`, or a system bears the name that ratings
+    give to hidden originals.
+    """
+    if any(system["name"] == REFERENCE for system in report["systems"]):
+        raise DataError(f"a system is named {REFERENCE!r}, which stands for originals in ratings: give it another name")
+    clips = [
+        {
+            **clip,
+            "original": _take(clip["original"], folder),
+            "systems": {name: _take(take, folder) for name, take in clip["systems"].items()},
+        }
+        for clip in report["clips"]
+    ]
+    parts = {
+        "title": html.escape(report["title"]),
+        "created": html.escape(report["created"]),
+        "style": (SOURCES / "page.css").read_text(encoding="utf-8"),
+        # The one character that can end the script element or begin a comment in it.
+        "report": json.dumps({**report, "clips": clips}, allow_nan=False).replace("<", "\\u003c"),
+        "report_script": (SOURCES / "report.js").read_text(encoding="utf-8"),
+        "listening_script": (SOURCES / "listening.js").read_text(encoding="utf-8"),
+    }
+    template = (SOURCES / "page.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    path = folder / "index.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _take(take: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With paths as URLs, and with the stimulus that the listening test plays."""
+    urls = {kind: quote(take[kind]) for kind in ("audio", "spectrogram")}
+    return {**take, **urls, "stimulus": _lay_out(take["audio"], folder)}
+
+
+def _lay_out(audio: str, folder: Path) -> str:
+    """Gives a file a second name that says nothing, always the same one; a copy where there are no hard links."""
+    source = folder / audio
+    if not source.is_file():
+        raise DataError(f"{source}: the report names this audio, but it is not there: write the audio before the page")
+    name = f"{STIMULI}/{hashlib.sha256(audio.encode()).hexdigest()[:20]}{source.suffix}"
+    with replacing(folder / name) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+    return name
+
+
+# -- Spectrograms
+
+
+def spectrogram(samples: Float32[np.ndarray, "T"], sample_rate: int, path: Path) -> None:
+    """Writes a PNG of the power spectrum over time: `ROWS` high, from 0 Hz at the bottom to half the sample rate.
+
+    At most `COLUMNS` wide: several frames share a column of a long clip, their mean power. The scale of brightness is
+    the same for all clips.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    decibels = 10 * np.log10(np.maximum(_power(samples), 1e-12))
+    low, high = DECIBELS
+    shades = np.clip((decibels - low) / (high - low) * (SHADES - 1), 0, SHADES - 1).round().astype(np.uint8)
+    image = Image.fromarray(shades.T[::-1], mode="P")
+    image.putpalette(cubehelix(SHADES).tobytes())
+    about = PngInfo()
+    about.add_text("Description", f"0 to {sample_rate / 2:g} Hz, {len(samples) / sample_rate:.3f} s")
+    with replacing(path) as temporary:
+        image.save(temporary, optimize=True, pnginfo=about)
+
+
+def _power(samples: Float32[np.ndarray, "T"]) -> Float32[np.ndarray, "N F"]:
+    """Power, relative to a sine of amplitude 1, of `ROWS` bands in centred frames."""
+    padded = np.pad(samples, WINDOW // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
+    group = -(-len(frames) // COLUMNS)
+    window = hann_window(WINDOW) * 4 / WINDOW
+    columns = []
+    for first in range(0, len(frames), group):
+        spectrum = np.fft.rfft(frames[first : first + group] * window)[:, : 2 * ROWS]
+        pairs = (np.abs(spectrum) ** 2).reshape(-1, ROWS, 2)
+        columns.append(pairs.max(axis=2).mean(axis=0))
+    return np.array(columns, np.float32)
+
+
+def cubehelix(count: int) -> np.ndarray:
+    """Colours from black to white of evenly growing brightness, by way of violet, red and sand; uint8 [count, 3].
+
+    Source: Green 2011, "A colour scheme for the display of astronomical intensity images", arXiv 1108.5083; start
+    -0.3, 0.6 rotations, hue 1, gamma 1.
+    """
+    brightness = np.linspace(0, 1, count)
+    angle = 2 * np.pi * (-0.3 / 3 + 0.6 * brightness)
+    amplitude = brightness * (1 - brightness) / 2
+    waves = np.array([[-0.14861, 1.78277], [-0.29227, -0.90649], [1.97294, 0.0]])
+    turned = waves @ np.array([np.cos(angle), np.sin(angle)])
+    return (255 * np.clip(brightness + amplitude * turned, 0, 1)).round().astype(np.uint8).T

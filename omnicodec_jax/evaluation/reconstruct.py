@@ -1,0 +1,142 @@
+"""Clips through systems, into files: what is scored is what can be heard.
+
+Whatever the source, everything lies as 24 kHz mono FLAC of 16 bits, at the original's level: OUT/audio/SYSTEM/DOMAIN/
+CLIP.flac. Files are read as for training (mixed to mono, resampled by soxr); a codec of another rate gets the clip
+resampled to it, and what it gives is resampled back. It is cut, or filled up with zeros, to the length of the
+original; what is more than `TOLERANCE` shorter or longer is not taken for a reconstruction of that clip.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.units import Progress, reason
+from omnicodec_jax.errors import AudioError, OmniCodecError
+from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.systems import Codec, Folder
+from omnicodec_jax.files import replacing
+
+LOG = logging.getLogger(__name__)
+
+RATE = 24_000
+TOLERANCE = 0.25
+"""Seconds."""
+ORIGINAL = "Original"
+
+
+class Original(NamedTuple):
+    """A clip in the report's folder."""
+
+    clip: EvalClip
+    seconds: float
+    digest: str
+    """Of its file."""
+
+
+class Failure(NamedTuple):
+    """A clip that a system has made nothing of."""
+
+    system: str
+    clip: EvalClip
+    why: str
+
+
+def audio_path(out: Path, system: str, clip: EvalClip) -> Path:
+    """Where a system's version of a clip lies."""
+    return out / "audio" / system / clip.domain / f"{clip.id}.flac"
+
+
+def codes_path(out: Path, system: str, clip: EvalClip) -> Path:
+    """Where its codes lie, uint16 [K, N]."""
+    return out / "codes" / system / clip.domain / f"{clip.id}.npy"
+
+
+def digest(path: Path) -> str:
+    """Of a file's content."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterator[Original | Failure]:
+    """The clips as they are compared with."""
+    for clip in clips:
+        target, key = audio_path(out, ORIGINAL, clip), (ORIGINAL, clip.domain, clip.id)
+        try:
+            about = _about(clip)
+            if (row := journal.get(*key)) is None or row["source"] != about or not target.is_file():
+                samples = audio.load(clip.path, RATE, offset=clip.offset, duration=clip.duration).samples
+                audio.save(target, samples, RATE)
+                row = {"source": about, "seconds": samples.size / RATE}
+                journal.add(key, row)
+            yield Original(clip, row["seconds"], digest(target))
+        except (AudioError, OSError) as error:
+            yield Failure(ORIGINAL, clip, reason(clip.path, error))
+
+
+def _about(clip: EvalClip) -> list[Any]:
+    stat = Path(clip.path).stat()
+    return [str(clip.path), stat.st_size, stat.st_mtime_ns, clip.offset, clip.duration]
+
+
+def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:
+    """Reconstructs what is not there yet; journal: bits and seconds of each."""
+
+    def is_done(original: Original) -> bool:
+        rows = [journal.get(system.name, original.clip.domain, original.clip.id) for system in codec.systems]
+        files = [audio_path(out, system.name, original.clip) for system in codec.systems]
+        made_of = [codec.identity, original.digest]
+        return all(row is not None and row["of"] == made_of for row in rows) and all(map(Path.is_file, files))
+
+    left = [original for original in clips if not is_done(original)]
+    if not left:
+        return
+    for _ in codec.reconstruct(np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
+        pass  # compiles, so that no clip's time tells of that
+    progress = Progress(codec.systems[0].name, len(left))
+    for original in left:
+        clip, system = original.clip, codec.systems[0]
+        try:
+            samples = audio.load(audio_path(out, ORIGINAL, clip), RATE).samples
+            outputs = codec.reconstruct(audio.resample(samples, RATE, codec.sample_rate))
+            for system, output in zip(codec.systems, outputs, strict=True):
+                fitted = fit(output.samples, codec.sample_rate, samples.size)
+                if output.codes is not None:
+                    with replacing(codes_path(out, system.name, clip)) as temporary:
+                        np.save(temporary, output.codes.astype(np.uint16))
+                audio.save(audio_path(out, system.name, clip), fitted, RATE)
+                row = {"of": [codec.identity, original.digest], "bits": output.bits, "seconds": output.seconds}
+                journal.add((system.name, clip.domain, clip.id), row)
+            progress.add(original.seconds)
+        except (OmniCodecError, RuntimeError, ValueError) as error:  # of this clip, maybe
+            LOG.warning("%s, %s: %s", system.name, clip.id, error)
+            progress.add(0)
+            yield from (Failure(system.name, clip, reason(clip.path, error)) for system in codec.systems)
+    progress.bar.close()
+
+
+def by_folder(folder: Folder, clips: Sequence[Original], out: Path) -> Iterator[Failure]:
+    """Brings the reconstructions of another system into the same form."""
+    for original in clips:
+        clip, target = original.clip, audio_path(out, folder.system.name, original.clip)
+        target.unlink(missing_ok=True)
+        try:
+            if (source := folder.file(clip.id, clip.domain)) is None:
+                raise AudioError("the folder holds no reconstruction of this clip")
+            audio.save(target, fit(audio.load(source, RATE).samples, RATE, round(original.seconds * RATE)), RATE)
+        except (AudioError, OSError) as error:
+            yield Failure(folder.system.name, clip, str(error))
+
+
+def fit(samples: np.ndarray, sample_rate: int, size: int) -> np.ndarray:
+    """float32 [T] at some rate → [size] at 24 kHz. Raises AudioError for another length or what is not finite."""
+    if not np.isfinite(samples).all():
+        raise AudioError("samples that are NaN or infinite")
+    resampled = audio.resample(samples, sample_rate, RATE)
+    if abs(resampled.size - size) > TOLERANCE * RATE:
+        raise AudioError(f"lasts {resampled.size / RATE:.2f} s, the original {size / RATE:.2f} s")
+    return audio.fit_length(resampled, size)

@@ -1,0 +1,253 @@
+"""An evaluation: clips → reconstructions → scores → a report, each step resumed where it was left.
+
+OUT holds audio/, codes/, spectrograms/, journal.jsonl (what is done), and the report: index.html, tables.md,
+scores.csv, scores.jsonl, report.json.
+"""
+
+import csv
+import dataclasses
+import datetime
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.units import Progress
+from omnicodec_jax.errors import ConfigError, DataError, ModelError
+from omnicodec_jax.evaluation import datasets, page, peers, quoted, reconstruct, summary
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
+from omnicodec_jax.evaluation.scores import COLUMNS, Scores, Task, score_all
+from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
+from omnicodec_jax.files import replacing
+
+LOG = logging.getLogger(__name__)
+
+Scored = dict[tuple[str, str, str], Scores]
+"""By system, domain, clip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to compare on what."""
+
+    data: dict[str, Path]
+    """Domain → what `datasets.clips` reads."""
+    out: Path
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Name → model directory or hub id."""
+    peers: tuple[str, ...] = ()
+    """What `peers.load` takes."""
+    reconstructions: dict[str, Path] = dataclasses.field(default_factory=dict)
+    codebooks: tuple[int, ...] = (8, 16, 32)
+    metrics: tuple[str, ...]
+    encoder: Path | None = None
+    limit: int | None = None
+    """Clips of a domain."""
+    shown: int = 30
+    """Clips of a domain that the page has players for."""
+    quoted: bool = False
+    num_workers: int = 1
+
+    def __post_init__(self):
+        if not self.codebooks or min(self.codebooks) < 1:
+            raise ConfigError(f"--codebooks {self.codebooks}: must be numbers of codebooks, 1 or more")
+
+    def codecs(self) -> Iterator[tuple[str, Callable[[], Codec]]]:
+        """What is asked for by which name, and what loads it: one after another, as memory may not hold all."""
+
+        def of_directory(name: str, source: str) -> Codec:
+            from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+            return TokenizerCodec(
+                name, OmniCodecTokenizer.from_pretrained(source, encoder=self.encoder), self.codebooks
+            )
+
+        for name, source in self.models.items():
+            yield name, lambda name=name, source=source: of_directory(name, source)
+        for text in self.peers:
+            yield text, lambda text=text: peers.load(text, self.codebooks)
+
+
+def run(evaluation: Evaluation) -> int:
+    """Returns 0; 1 if some system could not be loaded: the report is there, without it."""
+    out, failures = evaluation.out, []
+    folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
+    clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
+    with Journal(out / "journal.jsonl") as journal:
+        found = list(reconstruct.originals(clips, out, journal))
+        originals = [clip for clip in found if isinstance(clip, Original)]
+        rejected = [failure for failure in found if isinstance(failure, Failure)]
+        _write_lines(
+            out / "rejects.jsonl", ({"domain": f.clip.domain, "id": f.clip.id, "why": f.why} for f in rejected)
+        )
+        if rejected:
+            LOG.warning("%d of %d clips are refused: see %s", len(rejected), len(clips), out / "rejects.jsonl")
+        if not originals:
+            raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
+        lines, missing = [System(ORIGINAL, "the clips themselves")], 0
+        for name, load in evaluation.codecs():
+            try:
+                codec = load()
+            except ModelError as error:
+                LOG.error("%s is left out: %s", name, error)
+                missing += 1
+                continue
+            if taken := {line.name for line in lines} & {system.name for system in codec.systems}:
+                raise ConfigError(f"{name}: there is a {taken.pop()} already; give it another name")
+            failures += reconstruct.by_codec(codec, originals, out, journal)
+            lines += codec.systems
+        for folder in folders:
+            failures += reconstruct.by_folder(folder, originals, out)
+            lines.append(folder.system)
+        scored = score(evaluation, lines, originals, failures, journal)
+        write(evaluation, report(evaluation, lines, originals, scored, journal), scored)
+    return int(missing > 0)
+
+
+def score(
+    evaluation: Evaluation,
+    systems: Sequence[System],
+    originals: Sequence[Original],
+    failures: Iterable[Failure],
+    journal: Journal,
+) -> Scored:
+    """Every system's version of every clip by every metric; only what has no score yet is computed."""
+    failed = {(f.system, f.clip.domain, f.clip.id): f.why for f in failures}
+    scored: Scored = {}
+    tasks, digests = [], {}
+    for system in systems:
+        for original in originals:
+            clip, key = original.clip, (system.name, original.clip.domain, original.clip.id)
+            if key in failed:
+                scored[key] = Scores({}, dict.fromkeys(evaluation.metrics, failed[key]))
+                continue
+            path = reconstruct.audio_path(evaluation.out, system.name, clip)
+            digests[key] = [original.digest, reconstruct.digest(path), clip.transcript]
+            row = journal.get("scores", *key)
+            known = row["values"] if row is not None and row["of"] == digests[key] else {}
+            scored[key] = Scores(known, {})
+            if left := tuple(name for name in evaluation.metrics if name not in known):
+                reference = reconstruct.audio_path(evaluation.out, ORIGINAL, clip)
+                tasks.append((original.seconds, Task(key, reference, path, clip.transcript, left)))
+    progress, seconds = Progress("score", len(tasks)), {task.key: length for length, task in tasks}
+    for task, result in score_all((task for _, task in tasks), evaluation.num_workers):
+        values = scored[task.key].values | result.values
+        scored[task.key] = Scores(values, result.why)
+        journal.add(("scores", *task.key), {"of": digests[task.key], "values": values})
+        progress.add(seconds[task.key])
+    progress.bar.close()
+    return scored
+
+
+def report(
+    evaluation: Evaluation, systems: Sequence[System], originals: Sequence[Original], scored: Scored, journal: Journal
+) -> dict[str, Any]:
+    """All that the page shows (see page.py), as JSON can hold it."""
+    domains, metrics = list(evaluation.data), evaluation.metrics
+    by_domain = {d: [original for original in originals if original.clip.domain == d] for d in domains}
+
+    def cell(system: System, domain: str, metric: str) -> dict[str, Any]:
+        rows = [scored[system.name, domain, original.clip.id] for original in by_domain[domain]]
+        values = [row.values[metric] for row in rows if metric in row.values]
+        return summary.mean(values, [row.why[metric] for row in rows if metric in row.why])._asdict()
+
+    rows = [_system(evaluation, system, by_domain, journal) for system in systems]
+    cells = {s.name: {d: {m: cell(s, d, m) for m in metrics} for d in domains} for s in systems}
+    if evaluation.quoted:
+        rows += quoted.systems()
+        cells |= {row["name"]: quoted.summary(row["name"], domains, metrics) for row in quoted.systems()}
+    shown = [original for d in domains for original in by_domain[d][: evaluation.shown]]
+    return {
+        "title": "Audio codecs compared",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "domains": domains,
+        "metrics": [_metric(name, [row.why.get(name) for row in scored.values()]) for name in metrics],
+        "systems": rows,
+        "summary": cells,
+        "clips": [_clip(evaluation.out, original, systems, scored) for original in shown],
+    }
+
+
+def _metric(name: str, why: Sequence[str | None]) -> dict[str, Any]:
+    metric = COLUMNS[name]
+    reason = None if None in why else summary.mean([], [text for text in why if text]).why
+    return {"name": name, "title": metric.title, "better": metric.better, "about": metric.about, "unavailable": reason}
+
+
+def _system(
+    evaluation: Evaluation, system: System, by_domain: dict[str, list[Original]], journal: Journal
+) -> dict[str, Any]:
+    clips = [original for originals in by_domain.values() for original in originals]
+    made = [(o, journal.get(system.name, o.clip.domain, o.clip.id)) for o in clips]
+    known = [(o.seconds, row) for o, row in made if row is not None and "bits" in row]
+    seconds = sum(length for length, _ in known)
+    count = len(system.codebook_sizes)
+    rate = system.bits_per_frame * system.frame_rate if system.frame_rate else None
+    use = {d: _codebook_use(evaluation.out, system, clips) for d, clips in by_domain.items()} if count else {}
+    kind = "folder" if system.name in evaluation.reconstructions else "original" if system.name == ORIGINAL else "codec"
+    return {
+        "name": system.name,
+        "kind": kind,
+        "about": system.about,
+        "codebook_size": max(system.codebook_sizes, default=None),
+        "num_codebooks": count or None,
+        "bits_per_second": rate or (sum(row["bits"] for _, row in known) / seconds if known else None),
+        "tokens_per_second": system.frame_rate * count if system.frame_rate else None,
+        "real_time_factor": seconds / sum(row["seconds"] for _, row in known) if known else None,
+        "usage": {d: u.usage for d, u in use.items()} or None,
+        "perplexity": {d: u.perplexity for d, u in use.items()} or None,
+    }
+
+
+def _codebook_use(out: Path, system: System, clips: Sequence[Original]) -> summary.CodebookUse:
+    paths = [reconstruct.codes_path(out, system.name, original.clip) for original in clips]
+    return summary.codebook_use([np.load(path) for path in paths if path.is_file()], system.codebook_sizes)
+
+
+def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scored) -> dict[str, Any]:
+    clip = original.clip
+
+    def files(system: str) -> dict[str, str]:
+        sound = reconstruct.audio_path(out, system, clip)
+        picture = out / "spectrograms" / system / clip.domain / f"{clip.id}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        page.spectrogram(audio.decode(sound)[0][:, 0], reconstruct.RATE, picture)
+        return {"audio": sound.relative_to(out).as_posix(), "spectrogram": picture.relative_to(out).as_posix()}
+
+    def scores(system: str) -> dict[str, Any]:
+        values, why = scored[system, clip.domain, clip.id]
+        return {name: {"value": values.get(name), "why": why.get(name)} for name in values | why}
+
+    heard = {
+        system.name: {**files(system.name), "scores": scores(system.name)}
+        for system in systems
+        if system.name != ORIGINAL and reconstruct.audio_path(out, system.name, clip).is_file()
+    }
+    about = {"id": clip.id, "domain": clip.domain, "seconds": original.seconds}
+    return {**about, "original": files(ORIGINAL), "systems": heard}
+
+
+def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> None:
+    """The report's files."""
+    out, metrics = evaluation.out, evaluation.metrics
+    keys = ("system", "domain", "clip")
+    rows = [dict(zip(keys, key, strict=True)) | {"values": s.values, "why": s.why} for key, s in scored.items()]
+    _write_lines(out / "scores.jsonl", rows)
+    with replacing(out / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*keys, *metrics])
+        table.writerows([*key, *(s.values.get(name, "") for name in metrics)] for key, s in scored.items())
+    for name, text in (("tables.md", summary.table(report)), ("report.json", json.dumps(report, indent=1))):
+        with replacing(out / name) as temporary:
+            temporary.write_text(text)
+    page.write(report, out)
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

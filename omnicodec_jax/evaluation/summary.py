@@ -1,0 +1,83 @@
+"""From scores of clips to figures of systems: means with intervals, bit rates, use of codebooks."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Mean(NamedTuple):
+    """A cell of the tables."""
+
+    mean: float | None
+    ci95: float | None
+    """Half the 95 % confidence interval (Student's t); None: of fewer than two clips."""
+    count: int
+    why: str | None = None
+    """Why there is no mean."""
+
+
+def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
+    """Of the clips that have a value; why: of the others, why they have none."""
+    if not values:
+        return Mean(None, None, 0, Counter(why).most_common(1)[0][0] if why else "no clips")
+    if len(values) == 1:
+        return Mean(values[0], None, 1)
+    from scipy.stats import t
+
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return Mean(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1) * error), len(values))
+
+
+class CodebookUse(NamedTuple):
+    """Of each codebook over all clips of a domain."""
+
+    usage: list[float]
+    """Share of the entries that occur. No more than frames / entries, so it takes hours to tell full use."""
+    perplexity: list[float]
+    """exp of the entropy of how often entries occur: as many, used evenly, would have it."""
+
+
+def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookUse:
+    """Of clips' codes [K, N]."""
+    usage, perplexity = [], []
+    for number, size in enumerate(sizes):
+        counts = np.bincount(np.concatenate([clip[number] for clip in codes]), minlength=size)
+        share = counts[counts > 0] / counts.sum()
+        usage.append(float(share.size / size))
+        perplexity.append(float(np.exp(-np.sum(share * np.log(share)))))
+    return CodebookUse(usage, perplexity)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown in the shape of the paper's Table 1: a row per system, domains between slashes."""
+    domains, metrics = report["domains"], report["metrics"]
+    header = ["Model", "Codebook size", "Bitrate (bps)", "TPS", *(metric["title"] for metric in metrics)]
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    for system in report["systems"]:
+        cells = report["summary"][system["name"]]
+        figures = (system[key] for key in ("codebook_size", "bits_per_second", "tokens_per_second"))
+        row = [system["name"] + (" (quoted)" if system["kind"] == "quoted" else "")]
+        row += [_number(figure, digits) for figure, digits in zip(figures, (0, 0, 1), strict=True)]
+        row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
+        lines.append(f"| {' | '.join(row)} |")
+    notes = {
+        f"- {system['name']}, {domain}, {metric['title']}: {cell['why']}"
+        for system in report["systems"]
+        for domain in domains
+        for metric in metrics
+        if (cell := report["summary"][system["name"]][domain][metric["name"]])["mean"] is None and cell["why"]
+    }
+    return "\n".join([f"{' / '.join(domains)}; mean ± half the 95 % interval", "", *lines, "", *sorted(notes)]) + "\n"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "–"
+    return _number(cell["mean"], 2) + ("" if cell["ci95"] is None else f" ± {cell['ci95']:.2f}")
+
+
+def _number(value: float | int | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,243 @@
+"""Evaluations from clips to a report: every system in its line, every failure with its reason, nothing done twice."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import eval as command_line
+from omnicodec_jax.data import audio
+from omnicodec_jax.errors import ConfigError, DataError, ModelError
+from omnicodec_jax.evaluation import peers, quoted, reconstruct, run, scores
+from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.metric import Metric, Pair
+from omnicodec_jax.evaluation.run import Evaluation
+from omnicodec_jax.evaluation.scores import Task, score_all
+from omnicodec_jax.evaluation.systems import Opus, TokenizerCodec
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+METRICS = ("stoi", "mel_distance", "mcd")
+COUNTS = (2, 9)
+
+
+@pytest.fixture(scope="module")
+def data(clips, tmp_path_factory) -> dict[str, Path]:
+    """Two clips of two domains each, and a file that is none."""
+    folder = tmp_path_factory.mktemp("data")
+    for domain in ("speech", "music"):
+        (folder / domain).mkdir()
+        for path in [path for path in clips if path.name.startswith(domain)][:2]:
+            samples, rate = soundfile.read(path, stop=2 * soundfile.info(path).samplerate)
+            soundfile.write(folder / domain / path.name, samples, rate)
+    (folder / "speech" / "text.wav").write_text("no sound at all")
+    return {domain: folder / domain for domain in ("speech", "music")}
+
+
+@pytest.fixture(scope="module")
+def evaluation(data, demo_model, tmp_path_factory) -> Evaluation:
+    """A codec, Opus, a folder with a reconstruction that is too short, and a peer that cannot be loaded."""
+    out, other = tmp_path_factory.mktemp("report"), tmp_path_factory.mktemp("other")
+    for number, path in enumerate(sorted(data["music"].iterdir())):
+        samples, rate = soundfile.read(path)
+        soundfile.write(other / f"{path.stem}.wav", samples[: None if number else rate], rate)
+    return Evaluation(
+        data=data,
+        out=out,
+        models={"ours": str(demo_model)},
+        peers=("opus=6000+24000", f"mimi={other}"),
+        reconstructions={"other": other},
+        codebooks=COUNTS,
+        metrics=METRICS,
+        quoted=True,
+        num_workers=2,
+        shown=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(evaluation) -> dict:
+    """What the report says, after a first run."""
+    assert run.run(evaluation) == 1  # for the peer without weights
+    return json.loads((evaluation.out / "report.json").read_text())
+
+
+def test_every_system_has_a_line_with_its_bit_rate(done):
+    rates = {system["name"]: system["bits_per_second"] for system in done["systems"] if system["kind"] != "quoted"}
+    assert rates.pop("Opus-6k") == pytest.approx(6000, rel=0.4)
+    assert rates.pop("Opus-24k") == pytest.approx(24_000, rel=0.2)
+    assert rates == {"Original": None, "ours-2L": 200.0, "ours-9L": 900.0, "other": None}
+    ours = next(system for system in done["systems"] if system["name"] == "ours-9L")
+    assert (ours["codebook_size"], ours["num_codebooks"], ours["tokens_per_second"]) == (256, 9, 112.5)
+    assert all(len(use) == 9 and all(0 < share <= 50 / 256 for share in use) for use in ours["usage"].values())
+    assert ours["real_time_factor"] > 0
+
+
+def test_scores_are_in_the_order_that_ears_would_give(done):
+    for domain in done["domains"]:
+        distance = {name: cells[domain]["mel_distance"]["mean"] for name, cells in done["summary"].items()}
+        assert distance["Original"] == 0 < distance["Opus-24k"] < distance["Opus-6k"] < distance["ours-9L"]
+
+
+def test_what_has_no_score_says_why_everywhere(done, evaluation):
+    cell = done["summary"]["other"]["speech"]["stoi"]
+    assert (cell["mean"], cell["why"]) == (None, "the folder holds no reconstruction of this clip")
+    assert done["summary"]["other"]["music"]["stoi"]["count"] == 1
+    rows = [json.loads(line) for line in (evaluation.out / "scores.jsonl").open()]
+    assert [row["why"]["mcd"] for row in rows if "lasts 1.00 s, the original 2.00 s" in str(row["why"])]
+    with open(evaluation.out / "scores.csv") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows) == 4 * 6
+    assert {row["stoi"] for row in table if row["system"] == "other" and row["domain"] == "speech"} == {""}
+    assert "other, speech, STOI: the folder holds no" in (evaluation.out / "tables.md").read_text()
+
+
+def test_refused_clips_are_listed_and_the_others_go_on(evaluation, done):
+    (row,) = (json.loads(line) for line in (evaluation.out / "rejects.jsonl").open())
+    assert (row["id"], row["domain"]) == ("text", "speech")
+    assert "not audio" in row["why"]
+
+
+def test_the_page_has_players_for_what_is_shown(evaluation, done):
+    assert [clip["domain"] for clip in done["clips"]] == ["speech", "music"]
+    for clip in done["clips"]:
+        for files in (clip["original"], *clip["systems"].values()):
+            assert (evaluation.out / files["audio"]).is_file()
+            assert (evaluation.out / files["spectrogram"]).is_file()
+    assert (evaluation.out / "index.html").is_file()
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(evaluation, done, monkeypatch):
+    def never(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(TokenizerCodec, "reconstruct", never)
+    monkeypatch.setattr(Opus, "reconstruct", never)
+    seen = []
+    monkeypatch.setattr(run, "score_all", lambda tasks, _: seen.extend(tasks) or [])
+    assert run.run(evaluation) == 1
+    again = json.loads((evaluation.out / "report.json").read_text())
+    assert {task.key[0] for task in seen} == set()
+    assert {**again, "created": done["created"]} == done
+
+
+def test_another_model_of_the_same_name_is_reconstructed_anew(evaluation, done, tmp_path):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        clip = EvalClip("a", "speech", evaluation.data["speech"] / "speech_english_class.flac")
+        (original,) = reconstruct.originals([clip], tmp_path, journal)
+        for rate in (6000, 6000, 9000):
+            opus = Opus([rate])
+            opus.systems = [opus.systems[0]._replace(name="opus")]
+            assert list(reconstruct.by_codec(opus, [original], tmp_path, journal)) == []
+    rows = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [row["key"][0] for row in rows] == ["Original", "opus", "opus"]
+
+
+def test_reconstructions_keep_level_length_and_time(data, demo_model):
+    samples = 0.2 * audio.load(next(data["music"].iterdir()), 24_000).samples
+    (output,) = Opus([64_000]).reconstruct(samples)
+    error = samples - output.samples[: samples.size]
+    assert abs(output.samples.size - samples.size) < 24
+    assert 10 * np.log10(np.mean(samples**2) / np.mean(error**2)) > 15  # one sample late would be enough to fail
+    codec = TokenizerCodec("ours", OmniCodecTokenizer.from_pretrained(demo_model), (9,))
+    (loud,), (quiet,) = (list(codec.reconstruct(gain * samples)) for gain in (1.0, 0.1))
+    np.testing.assert_allclose(quiet.samples, 0.1 * loud.samples, atol=1e-5)
+    assert loud.samples.size == samples.size
+    assert loud.bits == loud.codes.size * 8
+
+
+def test_audio_of_another_rate_is_brought_back_to_24_khz():
+    tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
+    fitted = reconstruct.fit(tone, 16_000, 24_010)
+    assert fitted.size == 24_010
+    expected = np.sin(2 * np.pi * 440 * np.arange(24_000) / 24_000)
+    np.testing.assert_allclose(fitted[500:23_500], expected[500:23_500], atol=1e-2)
+
+
+def test_a_model_without_its_features_is_refused(data):
+    from tiny import OMNICODEC, variables
+
+    with pytest.raises(ModelError, match="--encoder DIR"):
+        TokenizerCodec("tiny", OmniCodecTokenizer(OMNICODEC, variables(OMNICODEC)), (2,))
+
+
+def test_a_cut_off_journal_goes_on(tmp_path):
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.add(("a", "b"), {"x": 1})
+        journal.add(("a", "c"), {"x": 2})
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    with Journal(path) as journal:
+        assert (journal.get("a", "b"), journal.get("a", "c")) == ({"x": 1}, None)
+        journal.add(("a", "c"), {"x": 3})
+    with Journal(path) as journal:
+        assert journal.get("a", "c") == {"x": 3}
+
+
+def _deadly() -> object:
+    def scorer(pair: Pair) -> float:
+        if pair.transcript == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if pair.transcript == "raise":
+            raise ZeroDivisionError("a fault of the package")
+        return 1.0
+
+    return scorer
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_a_metric_that_kills_its_process_costs_its_own_score_only(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.flac", np.zeros(2400), 24_000)
+    monkeypatch.setitem(scores.COLUMNS, "deadly", Metric("deadly", "Deadly", "higher", "", _deadly))
+    # Forked, so that the processes know of it.
+    monkeypatch.setattr(scores.multiprocessing, "get_context", lambda _: _fork())
+    what = ("fine", "kill", "raise", "fine", "fine")
+    path = tmp_path / "a.flac"
+    tasks = [Task(("s", "d", str(n)), path, path, text, ("deadly", "mel_distance")) for n, text in enumerate(what)]
+    result = {int(task.key[2]): scored for task, scored in score_all(tasks, 2)}
+    assert sorted(result) == [0, 1, 2, 3, 4]
+    assert all(scored.values["mel_distance"] == 0 for scored in result.values())
+    assert "died" in result[1].why["deadly"]
+    assert "ZeroDivisionError: a fault of the package" in result[2].why["deadly"]
+    assert all(result[n].values["deadly"] == 1.0 for n in (0, 3, 4))
+
+
+def _fork() -> object:
+    import multiprocessing
+
+    return multiprocessing.context.ForkContext()
+
+
+def test_metrics_by_name():
+    assert scores.columns("core") == ["pesq_wb", "pesq_nb", "stoi", "mel_distance", "mcd"]
+    assert scores.columns("mcd,dnsmos") == ["mcd", "dnsmos"]
+    with pytest.raises(ConfigError, match="--metrics mdc: must be of core, all, pesq_wb"):
+        scores.columns("mdc")
+
+
+def test_quoted_figures_are_the_papers():
+    cells = quoted.summary("OmniCodec-32L, paper", ["speech", "sound"], ["stoi", "mcd", "dnsmos"])
+    assert (cells["speech"]["stoi"]["mean"], cells["sound"]["mcd"]["mean"]) == (0.96, 2.74)
+    assert cells["speech"]["dnsmos"] == {"mean": None, "ci95": None, "count": 0, "why": "not in the paper"}
+    assert quoted.summary("Mimi-16L, paper", ["music"], ["audiobox_pq"])["music"]["audiobox_pq"]["mean"] == 7.06
+
+
+def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
+    assert command_line.named("a=x,b=y", "--data") == {"a": "x", "b": "y"}
+    assert command_line.named("some/dir", "--model", "OmniCodec") == {"OmniCodec": "some/dir"}
+    for text in ("a=x,a=y", "../a=x", "a=", "x"):
+        with pytest.raises(ConfigError, match="must be NAME=PATH"):
+            command_line.named(text, "--data")
+    with pytest.raises(ConfigError, match="--codebooks"):
+        command_line.evaluate(codebooks="8,x", out=tmp_path)
+    with pytest.raises(ModelError, match="opus, mimi, dac"):
+        peers.load("opuss", (8,))
+    with pytest.raises(ModelError, match="6000\\+12000"):
+        peers.load("opus=fast", (8,))
+    with pytest.raises(DataError, match="no such"):
+        run.run(Evaluation(data={"speech": tmp_path / "none"}, out=tmp_path, metrics=METRICS))
