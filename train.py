@@ -12,7 +12,7 @@ from omnicodec_jax.config import Config
 
 def main() -> int:
     """Parses the command line and runs what it says."""
-    default = config_files.named_by(sys.argv[1:])
+    default = config_files.named_by(sys.argv[1:], Config)
 
     def train(
         *,

@@ -1,25 +1,27 @@
 """`make demo`: trains a small codec on some of the bundled clips and shows what it makes of the others."""
 
 import dataclasses
+import json
+import os
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from omnicodec_jax import cli, command, config_files
+from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import commands
-from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.losses import multi_scale_mel
-from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.evaluation import perplexity
+from omnicodec_jax.evaluation import run as evaluations
+from omnicodec_jax.evaluation.metrics import METRICS
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "demo"
-CONFIG = ROOT / "configs" / "demo.py"
+CONFIGS = ROOT / "configs"
 HELD_OUT = 0.27
 """Share of the clips: three of eleven, two of music and one of speech."""
+OPUS = "opus=6000+12000"
 
 
 def main() -> int:
@@ -28,51 +30,58 @@ def main() -> int:
     command.use_compilation_cache()
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
-    cli.init(CONFIG, RUNS / "untrained")
-    config = config_files.load(CONFIG)
+    cli.init(CONFIGS / "demo.py", RUNS / "untrained")
+    config = config_files.load(CONFIGS / "demo.py")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(RUNS / "prepared")))
     if status := loop.run(config, RUNS / "run"):
         return status
     cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
-
-    clips, distances = held_out(), {}
-    for name in ("untrained", "trained"):
-        for clip in clips:
-            tokens, decoded = (RUNS / kind / name / clip.stem for kind in ("tokens", "audio"))
-            tokens, decoded = tokens.with_suffix(".safetensors"), decoded.with_suffix(".wav")
-            if cli.encode(clip, tokens, RUNS / name) or cli.decode(tokens, decoded, RUNS / name):
-                return 1
-            distances[name, clip] = distance(clip, decoded)
     commands.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
-    codec = OmniCodecTokenizer.from_pretrained(RUNS / "trained")
-    print(
-        f"\nMel distance of held-out clips, {codec.num_quantizers} codebooks, {codec.bitrate:g} bit/s (0 is perfect):"
+    judge = config_files.load_as(PerplexityConfig, CONFIGS / "language_model_demo.py")
+    predicted = perplexity.measure(RUNS / "corpus", judge)
+
+    evaluation = evaluations.Evaluation(
+        data=held_out(),
+        out=RUNS / "report",
+        models={name: str(RUNS / name) for name in ("untrained", "trained")},
+        peers=(OPUS,),
+        codebooks=(3, config.codec.num_quantizers),
+        metrics=tuple(METRICS),
+        num_workers=os.cpu_count() or 1,
     )
-    print(f"  {'':32} untrained  trained")
-    for clip in clips:
-        print(f"  {clip.stem:32} {distances['untrained', clip]:9.2f} {distances['trained', clip]:8.2f}")
-    print(f"Audio: {RUNS / 'audio'}   Tokens: {RUNS / 'tokens'}   Curves: tensorboard --logdir {RUNS}")
+    evaluations.run(evaluation)
+    print(f"\nHeld-out clips, {(RUNS / 'report' / 'tables.md').read_text()}")
+    print(f"Perplexity of the tokens to a small language model, {predicted}\n")
+    print(f"Listen and compare: {RUNS / 'report' / 'index.html'}   Curves: tensorboard --logdir {RUNS}")
     print(f"Tokens of all clips: pyarrow.parquet.read_table('{RUNS / 'corpus' / 'shards'}')")
-    return int(any(distances["trained", clip] >= distances["untrained", clip] for clip in clips))
+    return int(not all(better_after_training()))
 
 
-def held_out() -> list[Path]:
-    """The bundled clips that training has not seen; none is so long that it became more than one record."""
-    shards = [shard for shard in records.read_index(RUNS / "prepared") if shard.split == "validation"]
-    found = [
-        records.read_header(records.read_record(records.shard_path(RUNS / "prepared", shard.name), number))
-        for shard in shards
-        for number in range(len(shard.clips))
+def held_out() -> dict[str, Path]:
+    """Lists of the bundled clips that training has not seen, by domain; none is so long as to make several records."""
+    lists: dict[str, list[str]] = {}
+    for shard in records.read_index(RUNS / "prepared"):
+        for number in range(len(shard.clips) if shard.split == "validation" else 0):
+            header = records.read_header(records.read_record(records.shard_path(RUNS / "prepared", shard.name), number))
+            row = {"id": header.id, "audio_filepath": str(cli.BUNDLED_CLIPS / f"{header.domain}_{header.id}.flac")}
+            lists.setdefault(header.domain, []).append(json.dumps(row) + "\n")
+    (RUNS / "held_out").mkdir(exist_ok=True)
+    paths = {domain: RUNS / "held_out" / f"{domain}.jsonl" for domain in sorted(lists)}
+    for domain, path in paths.items():
+        path.write_text("".join(sorted(lists[domain])))
+    return paths
+
+
+def better_after_training() -> list[bool]:
+    """Of each held-out clip, whether its mel distance has fallen."""
+    rows = [json.loads(line) for line in (RUNS / "report" / "scores.jsonl").open()]
+    distance = {(row["system"], row["domain"], row["clip"]): row["values"]["mel_distance"] for row in rows}
+    whole = f"-{config_files.load(CONFIGS / 'demo.py').codec.num_quantizers}L"
+    return [
+        distance[f"trained{whole}", *clip] < value
+        for (system, *clip), value in distance.items()
+        if system == f"untrained{whole}"
     ]
-    return sorted(cli.BUNDLED_CLIPS / f"{header.domain}_{header.id}.flac" for header in found)
-
-
-def distance(original: Path, decoded: Path) -> float:
-    """Multi-scale mel distance at 24 kHz."""
-    pair = [audio_files.load(path, records.SAMPLE_RATE).samples for path in (original, decoded)]
-    size = min(samples.size for samples in pair)
-    one, other = (jnp.asarray(samples[None, None, :size]) for samples in pair)
-    return float(multi_scale_mel(other, one, records.SAMPLE_RATE))
 
 
 if __name__ == "__main__":

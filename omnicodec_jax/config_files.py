@@ -73,28 +73,33 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
 
 
-def named_by(arguments: Sequence[str]) -> Config:
+def named_by(arguments: Sequence[str], kind: type[T]) -> T:
     """The config that a command line names with --config: the default of its other options.
 
-    A command line without one gets the plain Config, for its help; that --config is missing is for its parser to say.
+    A command line without one gets the plain config, for its help; that --config is missing is for its parser to say.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     path = parser.parse_known_args(arguments)[0].config
-    return Config() if path is None else load(path)
+    return kind() if path is None else load_as(kind, path)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
-    """The `config` of a Python file such as those in configs/. Raises ConfigError with the file's name."""
+    """The experiment in a Python file such as those in configs/. Raises ConfigError with the file's name."""
+    return load_as(Config, path)
+
+
+def load_as(kind: type[T], path: str | os.PathLike[str]) -> T:
+    """The `config` of a Python file, which must be of that kind. Raises ConfigError with the file's name."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        config = runpy.run_path(str(path)).get("config")
+        config: Any = runpy.run_path(str(path)).get("config")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # a config is a program, and may fail like one
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.Config")
-    return _build(Config, json.loads(json.dumps(dataclasses.asdict(config))), str(path))  # checks every type
+    if not isinstance(config, kind):
+        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.{kind.__name__}")
+    return from_json(to_json(config, kind.__name__), {kind.__name__: kind}, str(path))  # checks every type

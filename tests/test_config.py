@@ -23,15 +23,38 @@ from omnicodec_jax.config_files import load
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.model_directory import from_json, to_json
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+RECIPES = sorted(
+    path for path in (Path(__file__).parents[1] / "configs").rglob("*.py") if "language_model" not in path.stem
+)
 MODELS = {path.stem: load(path).codec for path in RECIPES} | {
     "mimi": MimiConfig(),
     "no semantic branch": CodecConfig(semantic=None, wavlm_dim=None, input_peak=None),
 }
 
 
-def test_there_are_five_recipes():
-    assert len(RECIPES) == 5
+ABLATED = {
+    "without_semantic_branch": {"codec.semantic", "codec.acoustic", "loss.semantic", "optimizer.weight_decay_modules"},
+    "without_self_guidance": {"loss.self_guidance"},
+    "without_adapter_1": {"codec.adapter_1"},
+    "speech_only": {"data.domains"},
+    "fine_tuned": {"data.domains", *(f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "total_steps"))},
+}
+
+
+def test_ablations_change_what_they_say_and_nothing_else():
+    assert len(RECIPES) == 5 + len(ABLATED)
+    configs = {path.stem: dataclasses.asdict(load(path)) for path in RECIPES}
+    whole = configs["paper_12hz"]
+    for name, fields in ABLATED.items():
+        changed = {
+            f"{part}.{field}"
+            for part in whole
+            if part != "seed"
+            for field in whole[part]
+            if configs[name][part][field] != whole[part][field]
+        }
+        assert changed == fields
+    assert MODELS["without_semantic_branch"].num_quantizers == MODELS["paper_12hz"].num_quantizers
 
 
 @pytest.mark.parametrize("name", MODELS)

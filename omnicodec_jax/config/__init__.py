@@ -19,6 +19,7 @@ from omnicodec_jax.config.experiment import (
     RunConfig,
     TrainConfig,
 )
+from omnicodec_jax.config.language_model import LanguageModelConfig, PerplexityConfig
 from omnicodec_jax.config.models import (
     AcousticConfig,
     BackboneConfig,
@@ -39,10 +40,12 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "DomainConfig",
+    "LanguageModelConfig",
     "LossConfig",
     "MeshConfig",
     "MimiConfig",
     "OptimizerConfig",
+    "PerplexityConfig",
     "RunConfig",
     "SEANetConfig",
     "STFTDiscriminatorConfig",

@@ -189,7 +189,7 @@ def devices(topology: str) -> list[Any]:
 
 def main() -> int | None:
     """Parses the command line, compiles and prints."""
-    default = config_files.named_by(sys.argv[1:])
+    default = config_files.named_by(sys.argv[1:], Config)
 
     def aot(
         *,

@@ -1,0 +1,137 @@
+"""The paper's Table 2 at a small budget: python -m benchmarks.ablations --config configs/demo.py
+
+Trains the config, and each of configs/ablations/ applied to it, for as many steps; scores all of them on the same
+clips, and the same language model on their tokens. By default that is what `make demo` has prepared and held out. What
+is done is kept in --work: the same command goes on.
+"""
+
+import dataclasses
+import json
+import os
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from omnicodec_jax import config_files
+from omnicodec_jax.config import Config, PerplexityConfig
+from omnicodec_jax.corpus import commands, contract, read_tokens
+from omnicodec_jax.data.manifest import parse_sources
+from omnicodec_jax.errors import TrainingError
+from omnicodec_jax.evaluation import perplexity, summary
+from omnicodec_jax.evaluation import run as evaluations
+from omnicodec_jax.evaluation.metrics import METRICS
+from omnicodec_jax.model_commands import export_model
+from omnicodec_jax.options import BUNDLED_CLIPS
+from omnicodec_jax.training import loop
+
+ROOT = Path(__file__).parents[1]
+WHOLE, FINE_TUNED = "whole", "fine_tuned"
+HELD_OUT = "runs/demo/held_out"
+DOMAINS = ("speech", "music", "sound")
+
+
+class Tokens(NamedTuple):
+    """What the tokens of a model are worth."""
+
+    ppl0: float
+    ppl_mean: float
+    utilization: float
+    """Share of the codebooks' entries in use over the corpus, mean of the codebooks."""
+
+
+def variants(base: Config, whole: Path) -> Iterator[tuple[str, Config]]:
+    """The config by itself, and its ablations by name; `whole`: the model that fine-tuning starts from."""
+    yield WHOLE, base
+    for file in sorted((ROOT / "configs" / "ablations").glob("*.py")):
+        config: Config = runpy.run_path(str(file))["ablate"](base)
+        if file.stem == FINE_TUNED:
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, start_from=str(whole)))
+        yield file.stem, config
+
+
+def shortened(config: Config, steps: int | None) -> Config:
+    """With fewer steps, a tenth of them warm-up at most."""
+    if steps is None or steps >= config.optimizer.total_steps:
+        return config
+    warmup = min(config.optimizer.warmup_steps, steps // 10)
+    optimizer = dataclasses.replace(config.optimizer, total_steps=steps, warmup_steps=warmup)
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def train(config: Config, folder: Path) -> Path:
+    """Its model directory."""
+    if loop.run(config, folder / "run"):
+        raise TrainingError(f"{folder}: interrupted; the same command goes on")
+    export_model(workdir=folder / "run", out=folder / "model")
+    return folder / "model"
+
+
+def judge_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
+    """Of a corpus."""
+    out = model.parent / "tokens"
+    commands.tokenize(manifest=manifest, out=out, model=str(model))
+    result = perplexity.measure(out, config_files.load_as(PerplexityConfig, language_model))
+    use = summary.codebook_use([clip.codes.T for clip in read_tokens(out)], contract(out)["codebook_sizes"])
+    return Tokens(result.ppl0, result.ppl_mean, float(np.mean(use.usage)))
+
+
+def main(
+    config: Path,
+    work: Path = Path("runs/ablations"),
+    steps: int | None = None,
+    data: str = ",".join(f"{domain}={HELD_OUT}/{domain}.jsonl" for domain in ("speech", "music")),
+    corpus: str = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in DOMAINS),
+    language_model: Path = ROOT / "configs" / "language_model_demo.py",
+    codebooks: int = 16,
+) -> None:
+    """Measure.
+
+    Args:
+        config: What to ablate; its data must be prepared.
+        work: Where runs, models and tokens are kept.
+        steps: Of each training, if it is to be shorter than the config says.
+        data: Held-out clips to score, as eval.py takes them.
+        corpus: What the language model learns from, as `omnicodec tokenize` takes it.
+        language_model: Config of the language model.
+        codebooks: To decode from, the semantic one included.
+    """
+    base = config_files.load(config)
+    models, tokens = {}, {}
+    for name, variant in variants(base, work / WHOLE / "model"):
+        models[name] = train(shortened(variant, steps), work / name)
+        tokens[name] = judge_tokens(models[name], corpus, language_model)
+    evaluation = evaluations.Evaluation(
+        data=parse_sources(data),
+        out=work / "report",
+        models={name: str(path) for name, path in models.items()},
+        codebooks=(codebooks,),
+        metrics=tuple(METRICS),
+        num_workers=os.cpu_count() or 1,
+    )
+    evaluations.run(evaluation)
+    report = json.loads((work / "report" / "report.json").read_text())
+    titles = (*(metric.title for metric in METRICS.values()), "PPL0", "PPL mean", "Codebook utilization")
+    print(f"{' / '.join(report['domains'])}\n\n| | {' | '.join(titles)} |\n|{' --- |' * (len(titles) + 1)}")
+    for system in report["systems"][1:]:
+        name = system["name"].rpartition("-")[0]
+        cells = report["summary"][system["name"]]
+        values = [
+            " / ".join(_cell(cells[domain][metric]["mean"]) for domain in report["domains"]) for metric in METRICS
+        ]
+        values += [f"{tokens[name].ppl0:.2f}", f"{tokens[name].ppl_mean:.2f}", f"{tokens[name].utilization:.3f}"]
+        print(f"| {name.replace('_', ' ')} | {' | '.join(values)} |")
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    from omnicodec_jax import command
+
+    command.log_progress()
+    command.use_compilation_cache()
+    command.run(main, prog="python -m benchmarks.ablations")

@@ -1,0 +1,49 @@
+"""Compiles the language model's training step for TPUs that are not there, as training/aot.py does the codec's.
+
+python -m omnicodec_jax.evaluation.aot --config configs/language_model.py --topology v5e:4x4
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from omnicodec_jax import command, config_files
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.evaluation import perplexity
+from omnicodec_jax.training import aot, sharding
+
+FRAME_RATE = 12.5
+
+
+def main() -> int | None:
+    """Parses the command line, compiles and prints."""
+    default = config_files.named_by(sys.argv[1:], PerplexityConfig)
+
+    def compile_for(
+        *,
+        config: Path,
+        topology: str,
+        settings: Annotated[PerplexityConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = default,
+    ) -> None:
+        """Compile the training step for TPUs without any, and say what it needs; for tokens at 12.5 Hz.
+
+        Args:
+            config: A file such as configs/language_model.py; the options below replace what it says.
+            topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
+            settings: All that the config says.
+        """
+        chips = aot.devices(topology)
+        compiled = perplexity.lower_step(settings, sharding.make_mesh(settings.mesh, chips)).compile()
+        audio = settings.batch_size * settings.window_frames / FRAME_RATE / len(chips)
+        print(aot.report(compiled, aot.CHIPS[topology.partition(":")[0]], audio))
+
+    return tyro.cli(compile_for, prog="python -m omnicodec_jax.evaluation.aot")
+
+
+if __name__ == "__main__":
+    command.log_progress()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    command.exit_with(main)

@@ -1,0 +1,341 @@
+"""Perplexity of tokens: where the answer is known, what counts and what does not, over meshes."""
+
+import dataclasses
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnicodec_jax import config_files
+from omnicodec_jax.config import LanguageModelConfig, MeshConfig, OptimizerConfig, PerplexityConfig
+from omnicodec_jax.corpus import read_tokens, shards
+from omnicodec_jax.corpus.shards import Clip
+from omnicodec_jax.errors import ConfigError, DataError, TrainingError
+from omnicodec_jax.evaluation import perplexity
+from omnicodec_jax.evaluation.language_model import LanguageModel, Layout
+from omnicodec_jax.evaluation.perplexity import Corpus, Perplexity, Task, measure
+from omnicodec_jax.training import multihost, sharding
+
+LAYOUTS = ("flat", "delayed", "parallel")
+TINY = PerplexityConfig(
+    model=LanguageModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_key_value_heads=1, intermediate_size=32),
+    num_codebooks=2,
+    window_frames=16,
+    held_out=0.2,
+    batch_size=16,
+    optimizer=OptimizerConfig(
+        learning_rate=2e-2, betas=(0.9, 0.95), weight_decay_modules=("layers",), warmup_steps=20, total_steps=150
+    ),
+    compute_dtype="float32",
+    remat=False,
+    num_workers=0,
+    log_every=100,
+)
+SIZES = (4, 3)
+
+TRANSITION = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.8, 0.1, 0.1], [0.1, 0.0, 0.1, 0.8], [0.5, 0.4, 0.1, 0.0]])
+"""Of the first codebook, from frame to frame."""
+EMISSION = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9], [0.3, 0.3, 0.4]])
+"""Of the second codebook, given the first."""
+
+
+def write(out: Path, clips: dict[str, np.ndarray], sizes: tuple[int, ...] = SIZES) -> Path:
+    """Token shards, one per domain; an id is domain/number."""
+    for domain in sorted({id.split("/")[0] for id in clips}):
+        path = shards.shard_path(out, domain)
+        rows = [
+            Clip(id, domain, codes.astype(np.uint16), 1.0, 24_000, 1920 * len(codes), "")
+            for id, codes in clips.items()
+            if id.startswith(f"{domain}/")
+        ]
+        shards.write(path, rows, {"codebook_sizes": list(sizes), "model": "none"})
+        path.with_suffix(".json").touch()
+    return out
+
+
+def draw(rng: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
+    """An index for each row."""
+    return (probabilities.cumsum(-1) < rng.random((len(probabilities), 1))).sum(-1)
+
+
+def stationary() -> np.ndarray:
+    return np.linalg.matrix_power(TRANSITION, 200)[0]
+
+
+def markov(clips: int, frames: int, seed: int = 0) -> np.ndarray:
+    """[clips, frames, 2]"""
+    rng, codes = np.random.default_rng(seed), np.zeros((clips, frames, 2), int)
+    state = draw(rng, np.tile(stationary(), (clips, 1)))
+    for frame in range(frames):
+        codes[:, frame, 0], codes[:, frame, 1] = state, draw(rng, EMISSION[state])
+        state = draw(rng, TRANSITION[state])
+    return codes
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Of each row, nats."""
+    return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
+
+
+def expected_perplexity(layout: str, frames: int) -> list[float]:
+    """exp of the entropy of a window's codes; nothing is known before its first frame."""
+    start, rate = stationary(), stationary() @ entropy(TRANSITION)
+    first = (entropy(start) + (frames - 1) * rate) / frames
+    second = start @ entropy(EMISSION)
+    if layout == "parallel":
+        unseen = start @ entropy(TRANSITION @ EMISSION)
+        second = (entropy(start @ EMISSION) + (frames - 1) * unseen) / frames
+    return np.exp([first, second]).tolist()
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory) -> Path:
+    """Of the Markov source: two domains, 500 clips, 80 frames each: five whole windows."""
+    clips = {f"{('speech', 'music')[i % 2]}/{i}": codes for i, codes in enumerate(markov(500, 80))}
+    return write(tmp_path_factory.mktemp("markov"), clips)
+
+
+def measured(tokens: Path, config: PerplexityConfig) -> Perplexity:
+    """`measure` on one device, which is quicker than eight that are not there."""
+    corpus, mesh = Corpus.open(tokens, config), sharding.make_mesh(config.mesh, jax.devices()[:1])
+    task = Task(config, corpus.layout)
+    return perplexity.evaluate(task, perplexity.train(task, corpus, mesh), corpus, mesh)
+
+
+# -- Where the answer is known
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_perplexity_of_a_markov_source_is_that_of_its_entropy_rate(tokens, layout):
+    result = measured(tokens, dataclasses.replace(TINY, layout=layout))
+    expected = expected_perplexity(layout, TINY.window_frames)
+    # 16 000 held-out codes: their own entropy is within 2 % (three standard deviations) of the source's.
+    assert 7000 < result.tokens / 2 < 9000
+    for found, right in zip(result.ppl, expected, strict=True):
+        assert 0.98 * right < found < 1.04 * right
+    assert result.ppl0 == result.ppl[0]
+    assert result.ppl_mean == pytest.approx(sum(result.ppl) / 2)
+    assert result.layout == layout
+    assert set(result.domains) == {"speech", "music"}
+    assert sum(each.tokens for each in result.domains.values()) == result.tokens
+
+
+def test_perplexity_of_noise_is_the_size_of_the_codebook(tmp_path):
+    codes = np.random.default_rng(0).integers((30, 12), size=(150, 48, 2))
+    write(tmp_path, {f"noise/{i}": clip for i, clip in enumerate(codes)}, (30, 12))
+    short = dataclasses.replace(TINY.optimizer, learning_rate=5e-3, total_steps=60)
+    result = measured(tmp_path, dataclasses.replace(TINY, optimizer=short))
+    np.testing.assert_allclose(result.ppl, (30, 12), rtol=0.05)
+
+
+# -- What counts
+
+
+def test_layouts_show_every_code_once():
+    codes = np.array([[1, 2], [3, 0], [0, 1]])
+    flat, delayed, parallel = (Layout(name, SIZES).steps(codes.astype(np.uint16), 4).tolist() for name in LAYOUTS)
+    assert flat == [[7], [1], [6], [3], [4], [0], [5], [7], [7]]
+    assert delayed == [[7, 7], [1, 7], [3, 6], [0, 4], [7, 5], [7, 7]]
+    assert parallel == [[7, 7], [1, 6], [3, 4], [0, 5], [7, 7]]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_cross_entropy_is_that_of_the_softmax_and_padding_does_not_count(name):
+    layout, rng = Layout(name, SIZES), np.random.default_rng(0)
+    codes = rng.integers(SIZES, size=(5, 2)).astype(np.uint16)
+    targets = layout.steps(codes, 8)[1:]
+    logits = rng.normal(size=(len(targets), layout.vocabulary)).astype(np.float32)
+    logits[:, layout.blank] = 50.0  # which would make blanks certain
+    nats, counts = layout.cross_entropy(jnp.asarray(logits)[None], jnp.asarray(targets)[None])
+    expected = np.zeros(2)
+    for row, step in zip(logits.astype(np.float64), targets, strict=True):
+        for code in step[step != layout.blank]:
+            k = int(code >= SIZES[0])
+            expected[k] -= row[code] - np.log(np.exp(np.split(row, (4, 7))[k]).sum())
+    np.testing.assert_allclose(nats[0], expected, rtol=1e-5)
+    assert counts.tolist() == [[5, 5]]
+
+
+def test_windows_hold_every_frame_of_their_side_once(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 60, 40)
+    clips = {f"a/{i}": markov(1, max(1, n), i)[0][:n] for i, n in enumerate(frames)}
+    corpus = Corpus.open(write(tmp_path, clips), dataclasses.replace(TINY, layout="parallel"))
+    seen: dict[str, list] = {"train": [], "held_out": []}
+    for side, rows in seen.items():
+        windows = getattr(corpus, side)
+        for index in range(len(windows)):
+            steps = windows[index]["tokens"]
+            assert steps.shape == (17, 2)
+            rows += [tuple(row) for row in (steps[1:] - [0, 4]) if row[0] != 7]
+    assert len(seen["held_out"]) > 0
+    assert sorted(seen["train"] + seen["held_out"]) == sorted(tuple(row) for codes in clips.values() for row in codes)
+    with pytest.raises(IndexError):
+        corpus.train[len(corpus.train)]
+
+
+def test_a_clip_stays_on_its_side_whatever_is_added(tmp_path):
+    clips = {f"a/{i}": np.zeros((3, 2)) for i in range(60)}
+    few = Corpus.open(write(tmp_path / "few", dict(list(clips.items())[:30])), TINY)
+    many = Corpus.open(write(tmp_path / "many", clips), TINY)
+    held_out = set(many.held_out.clips.tolist())
+    assert {i for i in held_out if i < 30} == set(few.held_out.clips.tolist())
+    assert 2 <= len(held_out) <= 25
+    assert held_out.isdisjoint(many.train.clips)
+
+
+def test_batches_depend_on_seed_and_step_alone(tokens):
+    def rows(config: PerplexityConfig, count: int) -> np.ndarray:
+        corpus, mesh = Corpus.open(tokens, config), sharding.make_mesh(MeshConfig())
+        with closing(corpus.batches(corpus.training_order(config.seed), config, mesh)) as batches:
+            return np.concatenate([next(batches)["tokens"] for _ in range(count)])
+
+    first = rows(TINY, 4)
+    np.testing.assert_array_equal(rows(dataclasses.replace(TINY, batch_size=32), 2), first)
+    assert not np.array_equal(rows(dataclasses.replace(TINY, seed=1), 4), first)
+
+
+def test_perplexity_weighs_codes_and_not_windows():
+    nats, counts = np.log([[2.0, 4.0], [8.0, 4.0]]) * [[3], [1]], np.array([[3, 3], [1, 1]])
+    result = Perplexity.of("flat", nats, counts, np.array(["music", "speech"]))
+    np.testing.assert_allclose(result.ppl, [2 ** (6 / 4), 4])
+    np.testing.assert_allclose(result.domains["music"].ppl, [2, 4])
+    assert (result.tokens, result.domains["speech"].tokens) == (8, 2)
+    assert result.ppl_mean == pytest.approx((2**1.5 + 4) / 2)
+
+
+def test_domains_without_a_name_are_not_shown():
+    assert Perplexity.of("flat", np.zeros((2, 1)), np.ones((2, 1)), np.array(["", ""])).domains == {}
+
+
+# -- The model
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_step_does_not_see_what_comes_after_it(columns):
+    model, rng = LanguageModel(TINY.model, 9), np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(9, size=(1, 12, columns)))
+    variables = jax.jit(model.init)(jax.random.key(0), ids)
+    apply: Any = jax.jit(model.apply)
+    logits = apply(variables, ids)
+    for step in (0, 5, 11):
+        changed = apply(variables, ids.at[:, step, -1].set((ids[:, step, -1] + 1) % 9))
+        np.testing.assert_array_equal(changed[:, :step], logits[:, :step])
+        assert (np.abs(changed[:, step:] - logits[:, step:]).max(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize(("layout", "tied", "total"), [("flat", False, 100_699_392), ("parallel", True, 88_115_712)])
+def test_the_full_size_has_the_papers_parameters(layout, tied, total):
+    path = Path(__file__).parents[1] / "configs" / "language_model.py"
+    config = config_files.load_as(PerplexityConfig, path)
+    model = dataclasses.replace(config.model, tie_embeddings=tied)
+    task = Task(dataclasses.replace(config, model=model), Layout(layout, (2048,) * 8))
+    shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
+    if not tied:
+        assert total == pytest.approx(100e6, rel=0.1)
+        assert f"{total / 1e6:.1f} M parameters" in path.read_text()
+
+
+def test_rounding_of_the_layers_changes_little():
+    config = dataclasses.replace(TINY, compute_dtype="bfloat16", remat=True)
+    layout, batch = Layout("flat", SIZES), markov(16, 16)
+    tokens = jnp.asarray(np.stack([Layout("flat", SIZES).steps(codes.astype(np.uint16), 16) for codes in batch]))
+    state = jax.jit(Task(TINY, layout).init)(jax.random.key(0))
+    nats, counts = jax.jit(Task(TINY, layout).evaluate)(state.params, {"tokens": tokens})
+    rounded, loss = jax.jit(Task(config, layout).train_step)(state, {"tokens": tokens})
+    exact = float(nats.sum() / counts.sum())
+    assert float(loss) == pytest.approx(exact, rel=1e-2)
+    assert loss != exact
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded.params)} == {jnp.dtype(jnp.float32)}
+
+
+# -- Over meshes
+
+
+def losses_on(mesh_config: MeshConfig, devices: int, steps: int = 4) -> list[float]:
+    mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
+    task = Task(TINY, Layout("flat", SIZES))
+    step: Any = perplexity.lower_step(TINY, mesh, SIZES).compile()
+    held = jax.tree.map(lambda leaf: leaf.sharding, task.template(mesh))
+    state = jax.device_put(jax.jit(task.init)(jax.random.key(0)), held)
+    losses = []
+    for number in range(steps):
+        codes = markov(16, 16, number).astype(np.uint16)
+        rows = np.stack([task.layout.steps(clip, 16) for clip in codes])
+        state, loss = step(state, {"tokens": jax.device_put(rows, sharding.batch_sharding(mesh))})
+        losses.append(float(loss))
+    return losses
+
+
+def test_losses_do_not_depend_on_the_mesh(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    one = losses_on(MeshConfig(), 1)
+    assert len(set(one)) == 4
+    np.testing.assert_allclose(losses_on(MeshConfig(), 8), one, atol=1e-4)
+    np.testing.assert_allclose(losses_on(MeshConfig(data=2, fsdp=2, tensor=2), 8), one, atol=1e-4)
+
+
+def test_layers_are_shared_out_over_fsdp_and_tensor():
+    config = dataclasses.replace(TINY, model=LanguageModelConfig(num_layers=2))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    params = Task(config, Layout("flat", (2048,) * 8)).template(mesh).params
+    for name, shares in (("gate_linear_1", (1, 2, 2)), ("linear_1", (1, 2, 2)), ("linear_2", (1, 2, 2))):
+        leaf = params["layers"][name]["kernel"]
+        assert tuple(np.divide(leaf.shape, leaf.sharding.shard_shape(leaf.shape))) == shares
+    for name in ("query", "key", "value", "out"):
+        leaf = params["layers"]["attention"][name]["kernel"]
+        assert tuple(np.divide(leaf.shape, leaf.sharding.shard_shape(leaf.shape))) == (1, 2, 2)
+
+
+# -- Commands and errors
+
+
+def test_command_prints_a_table_and_writes_json(tokens, tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.py").write_text(f"from omnicodec_jax.config import *\nconfig = {TINY!r}\n")
+    arguments = ["--tokens", tokens, "--config", tmp_path / "config.py", "--out", tmp_path / "ppl.json"]
+    monkeypatch.setattr(sys, "argv", ["perplexity", *map(str, arguments), "--optimizer.total-steps", "21"])
+    monkeypatch.setattr(multihost, "initialize", lambda: None)  # it is for processes that have not begun
+    perplexity.main()
+    said = capsys.readouterr().out
+    assert "layout flat, 2 codebooks; numbers of different layouts do not compare" in said
+    assert [line.split()[0] for line in said.splitlines()[2:]] == ["music", "speech", "all"]
+    result = json.loads((tmp_path / "ppl.json").read_text())
+    assert (result["layout"], result["note"], result["codec"]) == ("flat", perplexity.NOTE, "none")
+    assert result["ppl0"] == result["ppl"][0]
+    assert set(result["domains"]) == {"music", "speech"}
+    assert f"{result['ppl0']:.2f}" in said
+
+
+def test_what_cannot_be_measured_is_named(tokens, tmp_path):
+    with pytest.raises(DataError, match=r"of its 500 clips none is held out with held_out = 1e-09"):
+        Corpus.open(tokens, dataclasses.replace(TINY, held_out=1e-9))
+    with pytest.raises(DataError, match="holds no finished token shards"):
+        measure(tmp_path, TINY)
+    with pytest.raises(ConfigError, match="accumulation = 2: must be 1"):
+        PerplexityConfig(optimizer=OptimizerConfig(accumulation=2))
+    with pytest.raises(ConfigError, match="num_key_value_heads = 5"):
+        LanguageModelConfig(num_key_value_heads=5)
+    with pytest.raises(ConfigError, match="batch_size = 12: must be a multiple of data x fsdp = 8"):
+        measure(tokens, dataclasses.replace(TINY, batch_size=12))
+    (tmp_path / "empty.py").touch()
+    with pytest.raises(ConfigError, match="defines no `config`"):
+        config_files.load_as(PerplexityConfig, tmp_path / "empty.py")
+
+
+def test_training_that_diverges_stops(tokens, monkeypatch):
+    monkeypatch.setattr(perplexity, "jit_step", lambda task, mesh: lambda state, batch: (state, jnp.nan))
+    with pytest.raises(TrainingError, match="step 3: the loss is not finite"):
+        measured(tokens, TINY)
+
+
+def test_tokens_with_fewer_codebooks_are_taken_whole(tmp_path):
+    clips = {f"a/{i}": codes[:, :1] for i, codes in enumerate(markov(30, 16))}
+    corpus = Corpus.open(write(tmp_path, clips, (4,)), dataclasses.replace(TINY, num_codebooks=8))
+    assert corpus.layout == Layout("flat", (4,))
+    assert len(list(read_tokens(tmp_path))) == 30
