@@ -32,8 +32,10 @@ $(BIN)/python:
 
 $(VENV)/.run: $(BIN)/python requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet pesq 2>/dev/null || echo "pesq needs a C compiler: its columns will say so"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,ray]'
+	$(BIN)/python -m pip install --quiet --editable '.[eval]' || echo "tests of what is not installed are skipped"
 	touch $@
