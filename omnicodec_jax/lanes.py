@@ -192,6 +192,7 @@ class Lanes:
             lane.outputs.append(row)
             if lane.start + lane.size >= lane.work.frames:
                 whole = np.concatenate(lane.outputs, axis=self._axis)
+                lane.outputs.clear()
                 yield lane.work.key, whole[(slice(None),) * self._axis + (slice(lane.work.steps),)]
 
 

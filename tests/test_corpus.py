@@ -236,7 +236,7 @@ def workers(process: subprocess.Popen, runner: str) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize("runner", ["processes", "ray"])
+@pytest.mark.parametrize("runner", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_worker_killed_in_the_middle_costs_its_unit_only(expected, job, runner):
     if runner == "ray":
         pytest.importorskip("ray", reason="needs Ray, the extra `ray`")

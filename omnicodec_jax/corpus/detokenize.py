@@ -48,7 +48,8 @@ def detokenize(
 
     def write(target: Path, clip: Clip, samples: np.ndarray) -> Decoded:
         try:
-            restored = audio.resample(samples / np.float32(clip.gain), tokenizer.sample_rate, clip.sample_rate)
+            samples /= np.float32(clip.gain)  # in place, since hours of audio may be at hand
+            restored = audio.resample(samples, tokenizer.sample_rate, clip.sample_rate)
             audio.save(target, audio.fit_length(restored, clip.num_samples), clip.sample_rate)
         except Exception as error:  # whatever is wrong with one file, the others are done
             return Decoded(target, 0.0, error)

@@ -71,8 +71,9 @@ class Reader:
                 raise AudioError("not read: the job has been stopped")
             if self._process is None:
                 self._connection, end = self._context.Pipe()
-                self._process = self._context.Process(target=_serve, args=(end,), daemon=True)
-                self._process.start()
+                process = self._context.Process(target=_serve, args=(end,), daemon=True)
+                process.start()
+                self._process = process
                 end.close()
             try:
                 self._connection.send(request)

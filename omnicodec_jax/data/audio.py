@@ -105,8 +105,9 @@ def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
 
 
 def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
-    """Cut, or filled up with zeros."""
-    return np.pad(samples[:length], (0, max(0, length - samples.shape[0])))
+    """Cut, or filled up with zeros; no copy of what is long enough."""
+    missing = length - samples.shape[0]
+    return np.pad(samples, (0, missing)) if missing > 0 else samples[:length]
 
 
 def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) -> None:
@@ -115,8 +116,9 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
     try:
-        with replacing(path) as temporary:
-            soundfile.write(temporary, samples.clip(-1.0, 1.0), sample_rate)
+        with replacing(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1) as file:
+            for start in range(0, samples.size, BLOCK):  # an hour of audio is not copied as a whole
+                file.write(samples[start : start + BLOCK].clip(-1.0, 1.0))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {error.error_string}") from None
 
