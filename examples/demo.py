@@ -18,7 +18,7 @@ from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "demo"
-CONFIGS = ROOT / "configs"
+CONFIG, LANGUAGE_MODEL = (ROOT / "configs" / name for name in ("demo.py", "language_model_demo.py"))
 HELD_OUT = 0.27
 """Share of the clips: three of eleven, two of music and one of speech."""
 OPUS = "opus=6000+12000"
@@ -30,14 +30,14 @@ def main() -> int:
     command.use_compilation_cache()
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
-    cli.init(CONFIGS / "demo.py", RUNS / "untrained")
-    config = config_files.load(CONFIGS / "demo.py")
+    cli.init(CONFIG, RUNS / "untrained")
+    config = config_files.load(CONFIG)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(RUNS / "prepared")))
     if status := loop.run(config, RUNS / "run"):
         return status
     cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
     commands.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
-    judge = config_files.load_as(PerplexityConfig, CONFIGS / "language_model_demo.py")
+    judge = config_files.load_as(PerplexityConfig, LANGUAGE_MODEL)
     predicted = perplexity.measure(RUNS / "corpus", judge)
 
     evaluation = evaluations.Evaluation(
@@ -76,7 +76,7 @@ def better_after_training() -> list[bool]:
     """Of each held-out clip, whether its mel distance has fallen."""
     rows = [json.loads(line) for line in (RUNS / "report" / "scores.jsonl").open()]
     distance = {(row["system"], row["domain"], row["clip"]): row["values"]["mel_distance"] for row in rows}
-    whole = f"-{config_files.load(CONFIGS / 'demo.py').codec.num_quantizers}L"
+    whole = f"-{config_files.load(CONFIG).codec.num_quantizers}L"
     return [
         distance[f"trained{whole}", *clip] < value
         for (system, *clip), value in distance.items()

@@ -1,9 +1,11 @@
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ import soundfile
 from omnicodec_jax import cli
 from omnicodec_jax.errors import ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -162,8 +167,6 @@ def test_features_from_files(folder, tmp_path, demo_model, capsys):
 
 
 def test_a_model_of_stored_features_asks_for_them_once(folder, tmp_path, demo_model):
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer
-
     demo = OmniCodecTokenizer.from_pretrained(demo_model)
     semantic = dataclasses.replace(demo.config.semantic, source="stored")
     stored = OmniCodecTokenizer(dataclasses.replace(demo.config, semantic=semantic), demo.variables)
@@ -267,10 +270,20 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli.command, "log_progress", lambda: None)
     demo.main()
     printed = capsys.readouterr().out
-    for part in ("9 codebooks x 38 frames", "9 codebooks, 900 bit/s", "x real time", "untrained  trained"):
+    for part in ("| Opus-12k |", "| trained-9L | 256 | 900 |", "layout flat, 8 codebooks", "x real time", "index.html"):
         assert part in printed
-    for name in ("untrained", "trained"):
-        assert len(list((tmp_path / "audio" / name).iterdir())) == 3
+    rows = [json.loads(line) for line in (tmp_path / "report" / "scores.jsonl").open()]
+    assert len({(row["domain"], row["clip"]) for row in rows}) == 3
+    assert len(list((tmp_path / "corpus" / "shards").glob("*.parquet"))) == 3
+
+
+def test_an_untrained_model_has_codebooks_that_fit_the_audio(tmp_path, clips):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / clips[0].name).symlink_to(clips[0])
+    assert cli.init(ROOT / "configs" / "demo.py", tmp_path / "model", tmp_path / "audio") == 0
+    tokenizer = OmniCodecTokenizer.from_pretrained(tmp_path / "model")
+    books = tokenizer.variables["codebooks"]
+    assert all(np.all(collection["initialized"]) for collection in books.values())
 
 
 def test_training_and_tokenizing_import_no_torch_and_touch_no_device():
