@@ -45,7 +45,7 @@ def main() -> int:
         out=RUNS / "report",
         models={name: str(RUNS / name) for name in ("untrained", "trained")},
         peers=(OPUS,),
-        codebooks=(3, config.codec.num_quantizers),
+        codebooks=(config.codec.num_quantizers,),
         metrics=tuple(METRICS),
         num_workers=os.cpu_count() or 1,
     )
