@@ -45,12 +45,13 @@ def evaluate(
         num_workers: Processes that compute metrics.
     """
     from omnicodec_jax.evaluation import run, scores
+    from omnicodec_jax.evaluation.peers import Asked
 
     evaluation = run.Evaluation(
         data={name: Path(path) for name, path in named(data, "--data").items()},
         out=out,
         models=named(model, "--model", "OmniCodec") if model else {},
-        peers=tuple(peers.split(",")) if peers else (),
+        peers=tuple(Asked.parse(text) for text in peers.split(",")) if peers else (),
         reconstructions={n: Path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
         codebooks=_numbers(codebooks),
         metrics=tuple(scores.columns(metrics)),

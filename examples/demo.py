@@ -14,6 +14,7 @@ from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.evaluation import perplexity
 from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.metrics import METRICS
+from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def main() -> int:
         data=held_out(),
         out=RUNS / "report",
         models={name: str(RUNS / name) for name in ("untrained", "trained")},
-        peers=(OPUS,),
+        peers=(Asked.parse(OPUS),),
         codebooks=(config.codec.num_quantizers,),
         metrics=tuple(METRICS),
         num_workers=os.cpu_count() or 1,

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tiny import MIMI, OMNICODEC, variables
 
 import eval as command_line
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
-from omnicodec_jax.evaluation import peers, quoted, reconstruct, run, scores
+from omnicodec_jax.evaluation import quoted, reconstruct, run, scores
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.metric import Metric, Pair
+from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.evaluation.scores import Task, score_all
 from omnicodec_jax.evaluation.systems import Opus, TokenizerCodec
@@ -50,7 +52,7 @@ def evaluation(data, demo_model, tmp_path_factory) -> Evaluation:
         data=data,
         out=out,
         models={"ours": str(demo_model)},
-        peers=("opus=6000+24000", f"mimi={other}"),
+        peers=(Asked.parse("opus=6000+24000"), Asked.parse(f"mimi={other}")),
         reconstructions={"other": other},
         codebooks=COUNTS,
         metrics=METRICS,
@@ -151,6 +153,20 @@ def test_reconstructions_keep_level_length_and_time(data, demo_model):
     assert loud.bits == loud.codes.size * 8
 
 
+def test_mimi_in_our_own_blocks_is_a_peer_too():
+    tokenizer = OmniCodecTokenizer(MIMI, variables(MIMI))
+    codec = TokenizerCodec("mimi", tokenizer, (2, 8))
+    assert [system.name for system in codec.systems] == ["mimi-2L", "mimi-4L"]  # it has no more
+    assert codec.systems[0].about.startswith("Mimi")
+    samples = np.random.default_rng(0).normal(0, 0.1, 2405).astype(np.float32)
+    codes = tokenizer.encode(samples[None, None], 24_000)
+    for system, output in zip(codec.systems, codec.reconstruct(samples), strict=True):
+        count = len(system.codebook_sizes)
+        np.testing.assert_array_equal(output.codes, codes[0, :count])
+        np.testing.assert_array_equal(output.samples, tokenizer.decode(codes[:, :count])[0, 0, :2405])
+        assert output.bits == 201 * 4 * count  # 16 entries each
+
+
 def test_audio_of_another_rate_is_brought_back_to_24_khz():
     tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
     fitted = reconstruct.fit(tone, 16_000, 24_010)
@@ -160,8 +176,6 @@ def test_audio_of_another_rate_is_brought_back_to_24_khz():
 
 
 def test_a_model_without_its_features_is_refused(data):
-    from tiny import OMNICODEC, variables
-
     with pytest.raises(ModelError, match="--encoder DIR"):
         TokenizerCodec("tiny", OmniCodecTokenizer(OMNICODEC, variables(OMNICODEC)), (2,))
 
@@ -235,9 +249,9 @@ def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
             command_line.named(text, "--data")
     with pytest.raises(ConfigError, match="--codebooks"):
         command_line.evaluate(codebooks="8,x", out=tmp_path)
-    with pytest.raises(ModelError, match="opus, mimi, dac"):
-        peers.load("opuss", (8,))
-    with pytest.raises(ModelError, match="6000\\+12000"):
-        peers.load("opus=fast", (8,))
+    with pytest.raises(ConfigError, match="opus, mimi, dac"):
+        Asked.parse("opuss")
+    with pytest.raises(ConfigError, match=r"6000\+12000"):
+        Asked.parse("opus=fast")
     with pytest.raises(DataError, match="no such"):
         run.run(Evaluation(data={"speech": tmp_path / "none"}, out=tmp_path, metrics=METRICS))

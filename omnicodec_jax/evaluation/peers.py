@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.errors import ModelError
+from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System
 
 OPUS_BIT_RATES = (6_000, 12_000)
@@ -135,17 +135,26 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(text: str, counts: Sequence[int]) -> Codec:
-    """NAME or NAME=SOURCE: one of `PEERS` and where its weights are, or `opus` and bit rates such as 6000+12000.
+class Asked(NamedTuple):
+    """A peer as the command line names it: NAME or NAME=SOURCE."""
 
-    Raises ModelError.
-    """
-    name, _, source = text.partition("=")
-    if name == "opus":
-        rates = source.split("+") if source else []
-        if not all(rate.isdecimal() for rate in rates):
-            raise ModelError(f"--peers {text}: must be opus=BITS+BITS…, bit/s such as 6000+12000")
-        return Opus([int(rate) for rate in rates] or OPUS_BIT_RATES)
-    if name not in PEERS:
-        raise ModelError(f"--peers {text}: must be one of opus, {', '.join(PEERS)}, each with =SOURCE if need be")
-    return TransformersCodec(PEERS[name], source or PEERS[name].hub, counts)
+    name: str
+    """One of `PEERS`, or "opus"."""
+    source: str
+    """Where its weights are, or bit rates such as 6000+12000; empty for the default."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Asked":
+        """Raises ConfigError."""
+        name, _, source = text.partition("=")
+        if name != "opus" and name not in PEERS:
+            raise ConfigError(f"--peers {text}: must be one of opus, {', '.join(PEERS)}, each with =SOURCE if need be")
+        if name == "opus" and source and not all(rate.isdecimal() for rate in source.split("+")):
+            raise ConfigError(f"--peers {text}: must be opus=BITS+BITS…, bit/s such as 6000+12000")
+        return cls(name, source)
+
+    def load(self, counts: Sequence[int]) -> Codec:
+        """At several numbers of codebooks, if it has any. Raises ModelError."""
+        if self.name == "opus":
+            return Opus([int(rate) for rate in self.source.split("+")] if self.source else OPUS_BIT_RATES)
+        return TransformersCodec(PEERS[self.name], self.source or PEERS[self.name].hub, counts)

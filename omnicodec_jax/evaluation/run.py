@@ -18,8 +18,9 @@ import numpy as np
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
-from omnicodec_jax.evaluation import datasets, page, peers, quoted, reconstruct, summary
+from omnicodec_jax.evaluation import datasets, page, quoted, reconstruct, summary
 from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
 from omnicodec_jax.evaluation.scores import COLUMNS, Scores, Task, score_all
 from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
@@ -40,8 +41,7 @@ class Evaluation:
     out: Path
     models: dict[str, str] = dataclasses.field(default_factory=dict)
     """Name → model directory or hub id."""
-    peers: tuple[str, ...] = ()
-    """What `peers.load` takes."""
+    peers: tuple[Asked, ...] = ()
     reconstructions: dict[str, Path] = dataclasses.field(default_factory=dict)
     codebooks: tuple[int, ...] = (8, 16, 32)
     metrics: tuple[str, ...]
@@ -69,8 +69,8 @@ class Evaluation:
 
         for name, source in self.models.items():
             yield name, lambda name=name, source=source: of_directory(name, source)
-        for text in self.peers:
-            yield text, lambda text=text: peers.load(text, self.codebooks)
+        for asked in self.peers:
+            yield asked.name, lambda asked=asked: asked.load(self.codebooks)
 
 
 def run(evaluation: Evaluation) -> int:

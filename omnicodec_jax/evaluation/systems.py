@@ -45,7 +45,7 @@ class Output(NamedTuple):
 class Codec(Protocol):
     """One model that gives one line of the tables or, at several bit rates, several.
 
-    To add another: a class with these, and its name in `peers.load`.
+    To add another: a class with these, and its name in `peers.Asked`.
     """
 
     systems: Sequence[System]
