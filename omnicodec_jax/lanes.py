@@ -29,7 +29,7 @@ from omnicodec_jax.models.conv import STREAM
 
 ACCELERATOR_ROWS = 64
 """Lanes of a GPU or TPU. A CPU has one: that fills the cores, and more would only spill the caches."""
-CPU_BLOCKS = (128, 32, 8)
+CPU_BLOCKS = (120, 30, 6)
 """Frames of a block. A step costs a CPU as much as twelve frames do, since it reads all weights."""
 ACCELERATOR_BLOCKS = (16,)
 """Many rows share that cost."""
@@ -171,8 +171,9 @@ class Lanes:
         return lane._replace(start=start, size=self._size(left)) if left > 0 else None
 
     def _size(self, left: int) -> int:
-        """Of the next block: the largest that fits, or the smallest that there is."""
-        return next((size for size in self._blocks if size <= left), self._blocks[-1])
+        """Of the next block: the largest that pads no more than the smallest would."""
+        padded = -(-left // self._blocks[-1]) * self._blocks[-1]
+        return next(size for size in self._blocks if size <= padded)
 
     def _inputs(self, lanes: Sequence[Lane | None]) -> Inputs:
         rows = [None if lane is None else lane.work.block(lane.start, lane.size) for lane in lanes]

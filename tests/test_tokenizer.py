@@ -56,11 +56,12 @@ def test_audio_of_any_length_compiles_no_more_than_three_blocks(tokenizer, audio
         assert step._cache_size() <= 3
 
 
-def test_only_the_last_few_frames_are_padded(tokenizer, audio):
+@pytest.mark.parametrize(("frames", "computed"), [(150, 150), (149, 120 + 30), (127, 120 + 2 * 6), (25, 30), (2, 6)])
+def test_only_the_last_few_frames_are_padded(tokenizer, audio, frames, computed):
     before = tokenizer.use
-    tokenizer.encode(audio[None, None, : 150 * 1920 - 960], 24_000)
-    assert tokenizer.use.frames - before.frames == 128 + 3 * 8
-    assert tokenizer.use.valid - before.valid == 149.5
+    tokenizer.encode(audio[None, None, : frames * 1920 - 960], 24_000)
+    assert tokenizer.use.frames - before.frames == computed
+    assert tokenizer.use.valid - before.valid == pytest.approx(frames - 0.5)
 
 
 def test_a_row_does_not_depend_on_the_others(tokenizer, audio):
