@@ -5,6 +5,9 @@ needs packages of its own, and is Unavailable without them. Clips are heard as a
 clipped at full scale.
 """
 
+# pyright: reportMissingImports=false
+# What they need is optional.
+
 import contextlib
 import math
 import os

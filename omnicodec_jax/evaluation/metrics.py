@@ -3,6 +3,9 @@
 All compare a clip with its reconstruction at the same time and of the same length; nothing is shifted or warped.
 """
 
+# pyright: reportMissingImports=false
+# What they need is optional.
+
 import warnings
 
 import numpy as np
