@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -192,10 +193,21 @@ def test_audiobox_without_weights_says_what_to_set(tiny_audiobox):
 # -- What cannot be judged
 
 
+@pytest.fixture
+def nothing_loaded() -> Iterator[None]:
+    """Neither before the test nor, since failures are remembered, after it."""
+
+    def forget() -> None:
+        for shared in (judges._OPINION, judges._AESTHETICS):
+            vars(shared).pop("_compute", None)
+
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.parametrize("name", JUDGES)
-def test_a_judge_without_its_package_says_what_to_install(monkeypatch, name):
-    for shared in (judges._OPINION, judges._AESTHETICS):
-        monkeypatch.delitem(vars(shared), "_compute", raising=False)
+def test_a_judge_without_its_package_says_what_to_install(monkeypatch, nothing_loaded, name):
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
     with pytest.raises(Unavailable, match="pip install .*" + PACKAGES[name].partition(".")[0].replace("_", "-")):
         JUDGES[name].load()
