@@ -1,12 +1,11 @@
 """Scores codecs side by side: python eval.py --model DIR --data speech=DIR,music=DIR,sound=DIR --out report/."""
 
 import os
-import re
 from pathlib import Path
 
 from omnicodec_jax import command
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.options import BUNDLED_CLIPS
+from omnicodec_jax.options import BUNDLED_CLIPS, named
 
 BUNDLED = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
 
@@ -64,17 +63,6 @@ def evaluate(
     status = run.run(evaluation)
     print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
     return status
-
-
-def named(text: str, option: str, default: str | None = None) -> dict[str, str]:
-    """NAME=PATH,… by name; a path alone has the default name. Raises ConfigError."""
-    result: dict[str, str] = {}
-    for part in text.split(",") if text else ():
-        name, _, path = part.partition("=") if "=" in part or default is None else (default, "=", part)
-        if not path or not re.fullmatch(r"\w[\w.+-]*", name) or name in result:
-            raise ConfigError(f"{option} {part!r}: must be NAME=PATH, each name once, of letters, digits and .+-_")
-        result[name] = path
-    return result
 
 
 def _numbers(text: str) -> tuple[int, ...]:

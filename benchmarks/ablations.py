@@ -18,13 +18,12 @@ import numpy as np
 from omnicodec_jax import config_files
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.corpus import commands, contract, read_tokens
-from omnicodec_jax.data.manifest import parse_sources
 from omnicodec_jax.errors import TrainingError
-from omnicodec_jax.evaluation import perplexity, summary
+from omnicodec_jax.evaluation import datasets, perplexity, summary
 from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.metrics import METRICS
 from omnicodec_jax.model_commands import export_model
-from omnicodec_jax.options import BUNDLED_CLIPS
+from omnicodec_jax.options import BUNDLED_CLIPS, named
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -99,12 +98,15 @@ def main(
         codebooks: To decode from, the semantic one included.
     """
     base = config_files.load(config)
+    held_out = {domain: Path(path) for domain, path in named(data, "--data").items()}
+    for domain, path in held_out.items():  # rather now than after hours of training
+        datasets.clips(path, domain, None)
     models, tokens = {}, {}
     for name, variant in variants(base, work / WHOLE / "model"):
         models[name] = train(shortened(variant, steps), work / name)
         tokens[name] = judge_tokens(models[name], corpus, language_model)
     evaluation = evaluations.Evaluation(
-        data=parse_sources(data),
+        data=held_out,
         out=work / "report",
         models={name: str(path) for name, path in models.items()},
         codebooks=(codebooks,),
@@ -119,14 +121,11 @@ def main(
         name = system["name"].rpartition("-")[0]
         cells = report["summary"][system["name"]]
         values = [
-            " / ".join(_cell(cells[domain][metric]["mean"]) for domain in report["domains"]) for metric in METRICS
+            " / ".join(summary.number(cells[domain][metric]["mean"], 2) for domain in report["domains"])
+            for metric in METRICS
         ]
         values += [f"{tokens[name].ppl0:.2f}", f"{tokens[name].ppl_mean:.2f}", f"{tokens[name].utilization:.3f}"]
         print(f"| {name.replace('_', ' ')} | {' | '.join(values)} |")
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What several commands take."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from omnicodec_jax.errors import ModelError
+from omnicodec_jax.errors import ConfigError, ModelError
 
 BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
 """In a checkout."""
@@ -26,3 +27,14 @@ def model_name(model: Path | str | None) -> str:
     if name := model or os.environ.get("OMNICODEC_MODEL"):
         return str(name)
     raise ModelError(NO_MODEL)
+
+
+def named(text: str, option: str, default: str | None = None) -> dict[str, str]:
+    """NAME=PATH,… by name; a path alone has the default name. Raises ConfigError."""
+    result: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, _, path = part.partition("=") if "=" in part or default is None else (default, "=", part)
+        if not path or not re.fullmatch(r"\w[\w.+-]*", name) or name in result:
+            raise ConfigError(f"{option} {part!r}: must be NAME=PATH, each name once, of letters, digits and .+-_")
+        result[name] = path
+    return result

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from omnicodec_jax.evaluation.metric import Metric, Pair
 from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.evaluation.scores import Task, score_all
-from omnicodec_jax.evaluation.systems import Opus, TokenizerCodec
+from omnicodec_jax.evaluation.systems import Folder, Opus, Output, System, TokenizerCodec
+from omnicodec_jax.options import named
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 METRICS = ("stoi", "mel_distance", "mcd")
@@ -167,6 +169,62 @@ def test_mimi_in_our_own_blocks_is_a_peer_too():
         assert output.bits == 201 * 4 * count  # 16 entries each
 
 
+class Refuses:
+    """A codec whose model has become another one, which fails."""
+
+    systems = (System("ours", "", (256, 256), 12.5),)
+    sample_rate = 24_000
+    identity = "another"
+
+    def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
+        if samples.max() > 0.99 and samples.size == 24_000:  # what it is compiled with
+            return
+        raise RuntimeError("out of memory")
+        yield
+
+
+def test_what_an_earlier_model_left_is_not_shown_for_a_clip_that_fails(data, tmp_path):
+    clip = EvalClip("a", "music", next(data["music"].iterdir()))
+    stale = [path(tmp_path, "ours", clip) for path in (reconstruct.audio_path, reconstruct.codes_path)]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        (original,) = reconstruct.originals([clip], tmp_path, journal)
+        (failure,) = reconstruct.by_codec(Refuses(), [original], tmp_path, journal)
+    assert "out of memory" in failure.why
+    assert not any(map(Path.exists, stale))
+
+
+def test_a_domain_without_a_usable_clip_has_a_report_all_the_same(data, demo_model, tmp_path):
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "text.wav").write_text("no sound at all")
+    sets = {"music": data["music"], "sound": tmp_path / "sound"}
+    models = {"ours": str(demo_model)}
+    what = Evaluation(data=sets, out=tmp_path / "out", models=models, codebooks=(2,), metrics=("stoi",), limit=1)
+    assert run.run(what) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["summary"]["ours-2L"]["sound"]["stoi"]["why"] == "no clips"
+    assert list(report["systems"][1]["usage"]) == ["music"]
+
+
+@pytest.mark.parametrize("name", ["Original", "original", "reference"])
+def test_names_of_the_clips_themselves_are_refused_before_anything_is_touched(name, data, tmp_path):
+    with pytest.raises(ConfigError, match="stands for the clips themselves"):
+        Evaluation(data=data, out=tmp_path, reconstructions={name: tmp_path}, metrics=METRICS)
+
+
+def test_a_folder_can_say_what_its_tokens_cost(tmp_path):
+    (tmp_path / "system.json").write_text('{"about": "WavTokenizer", "codebook_sizes": [4096], "frame_rate": 75}')
+    system = Folder("w", tmp_path).system
+    assert (system.name, system.about) == ("w", "WavTokenizer")
+    assert system.frame_rate * system.bits_per_frame == 900
+    for wrong in ("[]", "{", '{"codebook_size": 4096}', '{"frame_rate": "75"}', '{"codebook_sizes": [0]}'):
+        (tmp_path / "system.json").write_text(wrong)
+        with pytest.raises(ModelError, match=r"system\.json: must be an object with some of about, codebook_sizes"):
+            Folder("w", tmp_path)
+
+
 def test_audio_of_another_rate_is_brought_back_to_24_khz():
     tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000).astype(np.float32)
     fitted = reconstruct.fit(tone, 16_000, 24_010)
@@ -185,7 +243,7 @@ def test_a_cut_off_journal_goes_on(tmp_path):
         journal.add(("a", "b"), {"x": 1})
         journal.add(("a", "c"), {"x": 2})
     path = tmp_path / "j.jsonl"
-    path.write_bytes(path.read_bytes()[:-7])
+    path.write_bytes(b'3\n["key"]\n{"key": 3}\n' + path.read_bytes()[:-7])
     with Journal(path) as journal:
         assert (journal.get("a", "b"), journal.get("a", "c")) == ({"x": 1}, None)
         journal.add(("a", "c"), {"x": 3})
@@ -242,11 +300,11 @@ def test_quoted_figures_are_the_papers():
 
 
 def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
-    assert command_line.named("a=x,b=y", "--data") == {"a": "x", "b": "y"}
-    assert command_line.named("some/dir", "--model", "OmniCodec") == {"OmniCodec": "some/dir"}
+    assert named("a=x,b=y", "--data") == {"a": "x", "b": "y"}
+    assert named("some/dir", "--model", "OmniCodec") == {"OmniCodec": "some/dir"}
     for text in ("a=x,a=y", "../a=x", "a=", "x"):
         with pytest.raises(ConfigError, match="must be NAME=PATH"):
-            command_line.named(text, "--data")
+            named(text, "--data")
     with pytest.raises(ConfigError, match="--codebooks"):
         command_line.evaluate(codebooks="8,x", out=tmp_path)
     with pytest.raises(ConfigError, match="opus, mimi, dac"):

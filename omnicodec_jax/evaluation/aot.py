@@ -36,9 +36,10 @@ def main() -> int | None:
             settings: All that the config says.
         """
         chips = aot.devices(topology)
-        compiled = perplexity.lower_step(settings, sharding.make_mesh(settings.mesh, chips)).compile()
+        chip = aot.CHIPS[topology.partition(":")[0]]
+        compiled = aot.compile_for(chip, perplexity.lower_step(settings, sharding.make_mesh(settings.mesh, chips)))
         audio = settings.batch_size * settings.window_frames / FRAME_RATE / len(chips)
-        print(aot.report(compiled, aot.CHIPS[topology.partition(":")[0]], audio))
+        print(aot.report(compiled, chip, audio))
 
     return tyro.cli(compile_for, prog="python -m omnicodec_jax.evaluation.aot")
 

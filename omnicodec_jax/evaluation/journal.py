@@ -17,7 +17,7 @@ class Journal:
         self._file.seek(0)
         line = b"\n"
         for line in self._file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # no row, whole or cut off
                 row = json.loads(line)
                 self._rows[tuple(row.pop("key"))] = row
         if not line.endswith(b"\n"):

@@ -8,7 +8,7 @@ The report, as JSON can hold it; `why` tells why there is no number, any number 
     title, created: text
     domains: [name, …]
     metrics: [{name, title, better: "higher" or "lower", about, unavailable: why none has a value, or null}, …]
-    systems: [{name, kind: "codec", "peer", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
+    systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
                bits_per_second, tokens_per_second, real_time_factor,
                usage, perplexity: {domain: [of each codebook, …]} or null}, …]
     summary: {system: {domain: {metric: {mean, ci95, count, why}}}}

@@ -215,12 +215,7 @@ class Task:
 
     def template(self, mesh: Mesh) -> State:
         """Shapes and shardings of the state."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-
-        def shared_out(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held)
-
-        return jax.tree.map(shared_out, shapes, sharding.shardings(mesh, shapes))
+        return sharding.template(mesh, lambda: self.init(jax.random.key(0)))
 
 
 def jit_step(task: Task, mesh: Mesh) -> Callable[..., tuple[State, Array]]:

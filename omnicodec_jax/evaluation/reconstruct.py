@@ -114,8 +114,11 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
             progress.add(original.seconds)
         except (OmniCodecError, RuntimeError, ValueError) as error:  # of this clip, maybe
             LOG.warning("%s, %s: %s", system.name, clip.id, error)
-            progress.add(0)
-            yield from (Failure(system.name, clip, reason(clip.path, error)) for system in codec.systems)
+            progress.add(0.0)
+            for system in codec.systems:  # what another model of this name may have left
+                audio_path(out, system.name, clip).unlink(missing_ok=True)
+                codes_path(out, system.name, clip).unlink(missing_ok=True)
+                yield Failure(system.name, clip, reason(clip.path, error))
     progress.bar.close()
 
 

@@ -20,6 +20,7 @@ from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import datasets, page, quoted, reconstruct, summary
 from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.listening import REFERENCE
 from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
 from omnicodec_jax.evaluation.scores import COLUMNS, Scores, Task, score_all
@@ -56,6 +57,9 @@ class Evaluation:
     def __post_init__(self):
         if not self.codebooks or min(self.codebooks) < 1:
             raise ConfigError(f"--codebooks {self.codebooks}: must be numbers of codebooks, 1 or more")
+        for name in self.reconstructions:
+            if name.casefold() in (ORIGINAL.casefold(), REFERENCE.casefold()):
+                raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")
 
     def codecs(self) -> Iterator[tuple[str, Callable[[], Codec]]]:
         """What is asked for by which name, and what loads it: one after another, as memory may not hold all."""
@@ -90,6 +94,7 @@ def run(evaluation: Evaluation) -> int:
         if not originals:
             raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
         lines, missing = [System(ORIGINAL, "the clips themselves")], 0
+        taken = {ORIGINAL, *evaluation.reconstructions}
         for name, load in evaluation.codecs():
             try:
                 codec = load()
@@ -97,8 +102,10 @@ def run(evaluation: Evaluation) -> int:
                 LOG.error("%s is left out: %s", name, error)
                 missing += 1
                 continue
-            if taken := {line.name for line in lines} & {system.name for system in codec.systems}:
-                raise ConfigError(f"{name}: there is a {taken.pop()} already; give it another name")
+            names = {system.name for system in codec.systems}
+            if twice := taken & names:
+                raise ConfigError(f"{name}: there is a {twice.pop()} already; give it another name")
+            taken |= names
             failures += reconstruct.by_codec(codec, originals, out, journal)
             lines += codec.systems
         for folder in folders:
@@ -175,7 +182,7 @@ def report(
 
 def _metric(name: str, why: Sequence[str | None]) -> dict[str, Any]:
     metric = COLUMNS[name]
-    reason = None if None in why else summary.mean([], [text for text in why if text]).why
+    reason = None if None in why else summary.commonest([text for text in why if text])
     return {"name": name, "title": metric.title, "better": metric.better, "about": metric.about, "unavailable": reason}
 
 
@@ -183,12 +190,14 @@ def _system(
     evaluation: Evaluation, system: System, by_domain: dict[str, list[Original]], journal: Journal
 ) -> dict[str, Any]:
     clips = [original for originals in by_domain.values() for original in originals]
-    made = [(o, journal.get(system.name, o.clip.domain, o.clip.id)) for o in clips]
+    there = (o for o in clips if reconstruct.audio_path(evaluation.out, system.name, o.clip).is_file())
+    made = [(o, journal.get(system.name, o.clip.domain, o.clip.id)) for o in there]
     known = [(o.seconds, row) for o, row in made if row is not None and "bits" in row]
     seconds = sum(length for length, _ in known)
     count = len(system.codebook_sizes)
     rate = system.bits_per_frame * system.frame_rate if system.frame_rate else None
-    use = {d: _codebook_use(evaluation.out, system, clips) for d, clips in by_domain.items()} if count else {}
+    found = {d: _codebook_use(evaluation.out, system, clips) for d, clips in by_domain.items()}
+    use = {domain: figures for domain, figures in found.items() if figures is not None}
     kind = "folder" if system.name in evaluation.reconstructions else "original" if system.name == ORIGINAL else "codec"
     return {
         "name": system.name,
@@ -204,9 +213,10 @@ def _system(
     }
 
 
-def _codebook_use(out: Path, system: System, clips: Sequence[Original]) -> summary.CodebookUse:
+def _codebook_use(out: Path, system: System, clips: Sequence[Original]) -> summary.CodebookUse | None:
     paths = [reconstruct.codes_path(out, system.name, original.clip) for original in clips]
-    return summary.codebook_use([np.load(path) for path in paths if path.is_file()], system.codebook_sizes)
+    codes = [np.load(path) for path in paths if path.is_file()]
+    return summary.codebook_use(codes, system.codebook_sizes) if codes else None
 
 
 def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scored) -> dict[str, Any]:

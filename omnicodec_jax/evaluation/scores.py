@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,8 +72,13 @@ def score_all(tasks: Iterable[Task], num_workers: int) -> Iterator[tuple[Task, S
             yield from ((task, _alone(task)) for task in (*running.values(), *unsent))
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _prepare)
+@contextmanager
+def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _prepare)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, what waits is not begun
 
 
 def _prepare() -> None:

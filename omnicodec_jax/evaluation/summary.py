@@ -22,13 +22,18 @@ class Mean(NamedTuple):
 def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
     """Of the clips that have a value; why: of the others, why they have none."""
     if not values:
-        return Mean(None, None, 0, Counter(why).most_common(1)[0][0] if why else "no clips")
+        return Mean(None, None, 0, commonest(why) or "no clips")
     if len(values) == 1:
         return Mean(values[0], None, 1)
     from scipy.stats import t
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     return Mean(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1) * error), len(values))
+
+
+def commonest(why: Sequence[str]) -> str | None:
+    """Of many reasons the one to tell; None: there is none."""
+    return Counter(why).most_common(1)[0][0] if why else None
 
 
 class CodebookUse(NamedTuple):
@@ -41,7 +46,7 @@ class CodebookUse(NamedTuple):
 
 
 def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookUse:
-    """Of clips' codes [K, N]."""
+    """Of clips' codes [K, N], of at least one clip."""
     usage, perplexity = [], []
     for number, size in enumerate(sizes):
         counts = np.bincount(np.concatenate([clip[number] for clip in codes]), minlength=size)
@@ -54,13 +59,13 @@ def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookU
 def table(report: dict[str, Any]) -> str:
     """Markdown in the shape of the paper's Table 1: a row per system, domains between slashes."""
     domains, metrics = report["domains"], report["metrics"]
-    header = ["Model", "Codebook size", "Bitrate (bps)", "TPS", *(metric["title"] for metric in metrics)]
+    header = ["Model", "Codebook size", "Bitrate (bps)", "TPS", "× real time", *(metric["title"] for metric in metrics)]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for system in report["systems"]:
         cells = report["summary"][system["name"]]
-        figures = (system[key] for key in ("codebook_size", "bits_per_second", "tokens_per_second"))
+        figures = (system[key] for key in ("codebook_size", "bits_per_second", "tokens_per_second", "real_time_factor"))
         row = [system["name"] + (" (quoted)" if system["kind"] == "quoted" else "")]
-        row += [_number(figure, digits) for figure, digits in zip(figures, (0, 0, 1), strict=True)]
+        row += [number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
         row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
         lines.append(f"| {' | '.join(row)} |")
     notes = {
@@ -76,8 +81,9 @@ def table(report: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any]) -> str:
     if cell["mean"] is None:
         return "–"
-    return _number(cell["mean"], 2) + ("" if cell["ci95"] is None else f" ± {cell['ci95']:.2f}")
+    return number(cell["mean"], 2) + ("" if cell["ci95"] is None else f" ± {cell['ci95']:.2f}")
 
 
-def _number(value: float | int | None, digits: int) -> str:
+def number(value: float | int | None, digits: int) -> str:
+    """As tables have it; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,6 +1,7 @@
 """What is evaluated: something that takes a clip, and gives what it makes of it and how many bits that took."""
 
 import io
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ import numpy as np
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+DESCRIPTION = ("about", "codebook_sizes", "frame_rate")
+"""What a folder's system.json can say: fields of `System`."""
 
 
 class System(NamedTuple):
@@ -140,14 +144,15 @@ class Opus:
 class Folder:
     """Reconstructions that some other system has written: files named as the clips are, in any format and folders.
 
-    Not a codec: nothing is computed, so nothing is known of bits or codes.
+    Not a codec: nothing is computed. What its tokens cost can stand in FOLDER/system.json, each of it optional:
+    {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}
     """
 
     def __init__(self, name: str, folder: Path):
-        """Raises ModelError if there is no such folder."""
+        """Raises ModelError if there is no such folder, or its system.json says something else."""
         if not folder.is_dir():
             raise ModelError(f"--reconstructions {name}={folder}: no such directory")
-        self.system = System(name, f"reconstructions in {folder.name}/")
+        self.system = _described(System(name, f"reconstructions in {folder.name}/"), folder / "system.json")
         self._folder = folder
         self._files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in audio_files.find(folder)}
 
@@ -155,3 +160,18 @@ class Folder:
         """That of a clip: ID.*, DOMAIN/ID.*, or NAME.* where ID is FOLDER/NAME."""
         names = (f"{domain}/{clip_id}", clip_id, clip_id.rpartition("/")[2])
         return next((self._files[name] for name in names if name in self._files), None)
+
+
+def _described(system: System, file: Path) -> System:
+    """With what a file says of it, if there is one. Raises ModelError."""
+    if not file.is_file():
+        return system
+    try:
+        known = json.loads(file.read_text())
+        about, sizes, rate = (known.pop(key, default) for key, default in zip(DESCRIPTION, system[1:], strict=True))
+        valid = not known and isinstance(about, str) and all(type(size) is int and size > 1 for size in sizes)
+        if not valid or (rate is not None and not 0 < rate < math.inf):
+            raise ValueError(f"has {sorted(known)}" if known else "a value of another kind")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{file}: must be an object with some of {', '.join(DESCRIPTION)}: {error}") from None
+    return System(system.name, about, tuple(sizes), rate)

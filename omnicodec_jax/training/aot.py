@@ -104,18 +104,21 @@ def report(compiled: jax.stages.Compiled, chip: Chip, seconds_of_audio: float) -
 def does_not_fit(shortfall: float, chip: Chip) -> ConfigError:
     """What to say of so many GiB."""
     return ConfigError(
-        f"the step does not fit: {shortfall:.2f} GiB more than the {chip.memory / GIB:.2f} GiB of a chip; fewer "
-        "--clips-per-chip, --optimizer.accumulation N, --run.mesh.fsdp N or --train.remat True may help"
+        f"the step does not fit: {shortfall:.2f} GiB more than the {chip.memory / GIB:.2f} GiB of a chip; smaller "
+        "batches, optimizer.accumulation, remat or a larger mesh.fsdp may help"
     )
 
 
-def compile_step(config: Config, mesh: Mesh, chip: Chip) -> jax.stages.Compiled:
-    """The very step that training runs, from shapes alone. Raises ConfigError if XLA finds that it does not fit."""
+def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The very step that training runs, from shapes alone. The mesh's devices need not exist."""
     gan, frozen = networks(config, mesh)
     state = state_template(config, mesh)
-    start = time.perf_counter()
-    lowered = jit_step(gan, mesh, state, frozen).lower(state, batch(config, mesh), frozen)
-    LOG.info("traced in %.0f s; compiling, which takes minutes", time.perf_counter() - start)
+    return jit_step(gan, mesh, state, frozen).lower(state, batch(config, mesh), frozen)
+
+
+def compile_for(chip: Chip, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Raises ConfigError if XLA finds that it does not fit."""
+    LOG.info("traced; compiling, which takes minutes")
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -152,12 +155,11 @@ def networks(config: Config, mesh: Mesh) -> tuple[Gan, Frozen]:
 
 def variables(module: Any, mesh: Mesh, dtype: Any = jnp.float32) -> Any:
     """Shapes and shardings of a network's variables."""
-    shapes = jax.eval_shape(lambda: init_variables(module, jax.random.key(0)))
-    return jax.tree.map(
-        lambda leaf, held: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=held),
-        shapes,
-        sharding.shardings(mesh, shapes),
-    )
+
+    def cast() -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), init_variables(module, jax.random.key(0)))
+
+    return sharding.template(mesh, cast)
 
 
 def batch(config: Config, mesh: Mesh) -> Batch:
@@ -211,7 +213,7 @@ def main() -> int | None:
         data = dataclasses.replace(settings.data, batch_size=clips_per_chip * len(chips))
         whole = dataclasses.replace(settings, data=data)
         LOG.info("%s on %d devices, %d clips a step", topology, len(chips), data.batch_size)
-        compiled = compile_step(whole, sharding.make_mesh(settings.run.mesh, chips), chip)
+        compiled = compile_for(chip, lower_step(whole, sharding.make_mesh(settings.run.mesh, chips)))
         print(report(compiled, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
 
     return tyro.cli(aot, prog="python -m omnicodec_jax.training.aot")

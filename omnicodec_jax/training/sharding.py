@@ -8,7 +8,7 @@ XLA derives every collective from this. Sums over the batch are sums over the gl
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -67,6 +67,16 @@ def shardings(mesh: Mesh, tree: T) -> T:
         return NamedSharding(mesh, spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def template(mesh: Mesh, make: Callable[[], T]) -> T:
+    """What `make` would return, as shapes with their shardings: nothing is computed."""
+    shapes = jax.eval_shape(make)
+
+    def shared_out(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held)
+
+    return jax.tree.map(shared_out, shapes, shardings(mesh, shapes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -30,12 +30,7 @@ DISCRIMINATORS = "discriminators"
 
 def state_template(config: Config, mesh: Mesh) -> TrainState:
     """Shapes and shardings of a run's state."""
-    shapes = jax.eval_shape(lambda: state.init_state(config, jax.random.key(0)))
-
-    def shared_out(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held)
-
-    return jax.tree.map(shared_out, shapes, sharding.shardings(mesh, shapes))
+    return sharding.template(mesh, lambda: state.init_state(config, jax.random.key(0)))
 
 
 def place(tree: T, mesh: Mesh) -> T:
