@@ -23,15 +23,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from omnicodec_jax import config_files, losses
+from omnicodec_jax import config_files
 from omnicodec_jax.config import DiscriminatorConfig, TrainConfig
 from omnicodec_jax.discriminators import Discriminators
-from omnicodec_jax.losses import Scalar
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, train_step
+from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, merged, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -96,12 +95,8 @@ class Run:
             parts["WavLM"] = (self.listen, audio, frozen, hidden)
         for name, config in families(gan.config.discriminators).items():
             judge = dataclasses.replace(gan, config=dataclasses.replace(gan.config, discriminators=config))
-            module = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is not None}
-            params = {family: state.discriminators[family] for family in module}
-            parts[f"{name}: discriminator"] = (partial(discriminate, judge), params, audio, hidden)
-            parts[f"{name}: codec's loss"] = (partial(persuade, judge), params, audio, hidden)
-        mel = jax.grad(partial(losses.multi_scale_mel, sample_rate=gan.config.codec.sample_rate))
-        parts["mel"] = (mel, 0.9 * audio, audio)
+            parts[f"{name}: discriminator"] = (partial(discriminate, judge), state.discriminators, audio, hidden)
+            parts[f"{name}: codec's loss, with mel"] = (partial(persuade, judge), state.discriminators, audio, hidden)
         for side, optimizer, params, moments in (
             ("codec", generator_optimizer, state.params, state.generator_optimizer),
             ("discriminators", discriminator_optimizer, state.discriminators, state.discriminator_optimizer),
@@ -151,19 +146,19 @@ def families(config: DiscriminatorConfig) -> dict[str, DiscriminatorConfig]:
 
 def discriminate(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
     """A discriminator's gradient."""
-    forward = Forward(Inputs(audio, None, hidden), 0.9 * audio, hidden, jnp.zeros(()), {}, {}, lambda *_: {})
-    return gan.discriminator_gradient(gan.judge_both(discriminators, forward))
+    return merged(gan.one_by_one(discriminators, given(audio, hidden), gan.teach))
 
 
 def persuade(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
-    """Gradient of what the codec minimises of a discriminator's judgements."""
+    """Gradient of what the codec minimises of the audio and of a discriminator's judgements."""
+    forward = given(audio, hidden)
+    return gan.codec_gradient(forward, gan.one_by_one(discriminators, forward, gan.persuade)).gradient
 
-    def loss(fake: jax.Array, fake_hidden: Any) -> Scalar:
-        (real,) = gan.judge(discriminators, audio, hidden).values()
-        (judged,) = gan.judge(discriminators, fake, fake_hidden).values()
-        return losses.adversarial(judged) + losses.feature_matching(real, judged, "sum")
 
-    return jax.grad(loss, argnums=(0, 1))(0.9 * audio, hidden)
+def given(audio: jax.Array, hidden: Any) -> Forward:
+    """In place of a codec's forward."""
+    inputs = Inputs(audio, None, hidden)
+    return Forward(inputs, 0.9 * audio, hidden, jnp.zeros(()), {}, {}, lambda *gradient: gradient)
 
 
 def update(optimizer: optax.GradientTransformation, params: Any, moments: Any) -> object:

@@ -1,7 +1,8 @@
 """Loss terms as pure functions, float32; their weights are in `config.LossConfig`.
 
-A training step's terms come in three groups, each a dict of named scalars: `codec_losses` of what the generator
-computes beside the audio, `audio_losses` of the audio it makes, `discriminator_losses`. `weighted_sum` adds up.
+A training step's terms come in four groups, each a dict of named scalars: `codec_losses` of what the generator
+computes beside the audio, `audio_losses` of the audio it makes, `judged_losses` of what discriminators make of that,
+`discriminator_losses` of theirs. `weighted_sum` adds up.
 """
 
 from collections.abc import Mapping
@@ -93,7 +94,7 @@ def codec_losses(
     return terms
 
 
-# -- Of the audio
+# -- Of the reconstruction
 
 
 def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Scalar:
@@ -107,6 +108,11 @@ def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Sc
         (jnp.mean(jnp.abs(log_mel(reconstruction, *scale) - log_mel(audio, *scale))) for scale in MEL_SCALES),
         start=jnp.zeros(()),
     )
+
+
+def audio_losses(reconstruction: Audio, audio: Audio, sample_rate: int) -> Terms:
+    """Terms of the reconstruction alone."""
+    return {"mel": multi_scale_mel(reconstruction, audio, sample_rate)}
 
 
 def adversarial(fake: tuple[Judgement, ...]) -> Scalar:
@@ -132,12 +138,15 @@ FEATURE_MATCHING_REDUCTION: Mapping[str, Literal["sum", "mean"]] = {"stft": "sum
 """As the reference has it (spec §3.1)."""
 
 
-def audio_losses(reconstruction: Audio, audio: Audio, real: Judgements, fake: Judgements, sample_rate: int) -> Terms:
-    """Terms of the reconstruction alone; `real` and `fake` are the judgements of both, by the same discriminators."""
-    terms = {"mel": multi_scale_mel(reconstruction, audio, sample_rate)}
+def judged_losses(real: Judgements, fake: Judgements) -> Terms:
+    """Terms of what discriminators make of the reconstruction; `real`: what they make of the audio itself.
+
+    Sums over sub-discriminators, so that some can be judged now and others later.
+    """
+    terms = {}
     for family, judgements in fake.items():
-        reduction = FEATURE_MATCHING_REDUCTION[family]
         terms[f"adversarial_{family}"] = adversarial(judgements)
+        reduction = FEATURE_MATCHING_REDUCTION[family]
         terms[f"feature_matching_{family}"] = feature_matching(real[family], judgements, reduction)
     return terms
 

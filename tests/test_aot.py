@@ -2,27 +2,23 @@
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import OMNICODEC, normal
+from tiny import normal
 
-from omnicodec_jax.config import (
-    Config,
-    DataConfig,
-    DiscriminatorConfig,
-    MeshConfig,
-    OptimizerConfig,
-    STFTDiscriminatorConfig,
-    TrainConfig,
-)
+from omnicodec_jax import config_files
+from omnicodec_jax.config import MeshConfig, PerplexityConfig
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.evaluation import perplexity
 from omnicodec_jax.training import aot, hlo, sharding
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
+ROOT = Path(__file__).parents[1]
 CHIP = aot.Chip(flops=1e12, bandwidth=1e9, memory=2**20)
 
 
@@ -110,6 +106,23 @@ def test_what_does_not_fit_is_refused_with_the_shortfall():
         aot.report(compiled(4096), CHIP, seconds_of_audio=60.0)
 
 
+class Lowered(jax.stages.Lowered):
+    """A program for which there is no memory."""
+
+    def __init__(self):
+        pass
+
+    def compile(self, *_: object) -> None:
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Used 17.75G of 15.75G hbm. Exceeded hbm capacity by 2.0G."
+        )
+
+
+def test_what_the_compiler_gives_up_is_refused_alike():
+    with pytest.raises(ConfigError, match=r"does not fit: 2\.00 GiB more"):
+        aot.compile_for(aot.CHIPS["v5e"], Lowered())
+
+
 @pytest.mark.parametrize(
     ("message", "gib"),
     [
@@ -135,16 +148,6 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 # -- Compiling for a TPU
 
-TINY = Config(
-    codec=dataclasses.replace(OMNICODEC, wavlm_dim=None),
-    discriminators=DiscriminatorConfig(
-        stft=STFTDiscriminatorConfig(windows=(64,), filters=2), waveform=None, wavlm=None
-    ),
-    optimizer=OptimizerConfig(warmup_steps=1, total_steps=10),
-    train=TrainConfig(compute_dtype="bfloat16"),
-    data=DataConfig(batch_size=4, segment_samples=4800),
-)
-
 
 @needs_libtpu
 def test_topology_that_libtpu_does_not_know_is_refused():
@@ -155,9 +158,21 @@ def test_topology_that_libtpu_does_not_know_is_refused():
 @pytest.mark.slow
 @needs_libtpu
 def test_step_compiles_for_a_tpu():
+    config = config_files.load(ROOT / "configs" / "demo.py")
     mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
     chip = aot.CHIPS["v5e"]
-    found = aot.report(aot.compile_step(TINY, mesh, chip), chip, seconds_of_audio=0.2)
+    found = aot.report(aot.compile_for(chip, aot.lower_step(config, mesh)), chip, seconds_of_audio=2.0)
     assert found.totals.flops > 0
     assert found.totals.collectives
     assert found.arguments + found.temporaries < chip.memory
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_language_model_compiles_for_a_tpu():
+    config = config_files.load_as(PerplexityConfig, ROOT / "configs" / "language_model_demo.py")
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
+    lowered = perplexity.lower_step(dataclasses.replace(config, batch_size=4), mesh, (256,) * 8)
+    found = aot.report(aot.compile_for(aot.CHIPS["v5e"], lowered), aot.CHIPS["v5e"], seconds_of_audio=1.0)
+    assert found.totals.flops > 0
+    assert found.totals.collectives

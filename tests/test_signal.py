@@ -54,3 +54,10 @@ def test_frames_are_stacked_in_order_with_the_last_one_repeated(count):
     frames = stacked.reshape(-1, 128)
     np.testing.assert_array_equal(frames[:count], mel)
     np.testing.assert_array_equal(frames[count:], np.broadcast_to(mel[-1], frames[count:].shape))
+
+
+@pytest.mark.parametrize("window", [206, 876, 2296])
+def test_product_with_cosines_and_sines_is_the_fourier_transform(window):
+    frames = np.random.default_rng(0).normal(size=(2, 5, window)).astype(np.float32)
+    expected = np.fft.rfft(frames.astype(np.float64))
+    np.testing.assert_allclose(signal.dft(jnp.asarray(frames)), expected, atol=3e-6 * np.abs(expected).max())

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_experiment import config as TINY
 
-from omnicodec_jax.config import Config, MeshConfig
+from omnicodec_jax.config import Config, DiscriminatorConfig, MeshConfig, STFTDiscriminatorConfig
+from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.training import sharding, state
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState
-from omnicodec_jax.training.step import Frozen, Gan, jit_step, train_step
+from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, jit_step, train_step
 
 STEPS = 5
 
@@ -126,7 +128,7 @@ def test_simultaneous_update_judges_by_the_discriminators_as_they_were():
     @jax.jit
     def judged(now, batch):
         made = gan.forward(now.params, now.codebooks, batch, Frozen(), key)
-        return gan.codec_gradient(gan.judge_both(now.discriminators, made), made).metrics
+        return gan.codec_gradient(made, gan.one_by_one(now.discriminators, made, gan.persuade)).metrics
 
     old = judged(now, batch())
     for name in ("adversarial_stft", "feature_matching_waveform", "total"):
@@ -140,7 +142,8 @@ def test_simultaneous_update_saves_running_the_discriminators_forward():
     def flops(function, *arguments) -> float:
         return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
-    forward = flops(partial(Gan(TINY).judge, hidden=None), first.discriminators, batch()["audio"])
+    judge = Discriminators(TINY.discriminators).apply
+    forward = flops(judge, {"params": first.discriminators}, batch()["audio"])
     steps = [
         flops(
             partial(train_step, gan=Gan(replaced(TINY, train={"discriminator_update": update}))),
@@ -151,6 +154,24 @@ def test_simultaneous_update_saves_running_the_discriminators_forward():
         for update in ("alternating", "simultaneous")
     ]
     assert steps[0] - steps[1] > 1.8 * forward  # on real audio, and on reconstructed
+
+
+@pytest.mark.parametrize("use", ["teach", "persuade"])
+def test_feature_maps_of_one_sub_discriminator_are_in_memory_at_a_time(use):
+    def temporaries(*windows: int) -> int:
+        only = DiscriminatorConfig(stft=STFTDiscriminatorConfig(filters=8, windows=windows), waveform=None, wavlm=None)
+        gan = Gan(dataclasses.replace(TINY, discriminators=only))
+
+        def gradients(params, audio):
+            forward = Forward(Inputs(audio, None, None), 0.9 * audio, None, jax.numpy.zeros(()), {}, {}, lambda *_: {})
+            results = gan.one_by_one(params, forward, getattr(gan, use))
+            return results, sum(gradient[0] for gradient, _ in results) if use == "persuade" else 0
+
+        params = jax.eval_shape(lambda: init_variables(Discriminators(only), jax.random.key(0)))["params"]
+        audio = jax.ShapeDtypeStruct((2, 1, 24_000), np.float32)
+        return jax.jit(gradients).lower(params, audio).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(196, 198, 200, 202) < 1.5 * temporaries(200)
 
 
 @pytest.mark.parametrize("train", [{"compute_dtype": "bfloat16", "remat": True}], ids=str)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,8 @@ from omnicodec_jax.data.pipeline import Samples
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
+from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import frozen, loop, multihost, sharding
 from omnicodec_jax.training.start import first_state
@@ -156,7 +159,11 @@ def test_resumed_run_on_another_mesh_is_the_undisturbed_one(whole, half, config,
         assert resumed[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_stopped_run_goes_on_with_the_same_command(whole, config, tmp_path, number):
     workdir = tmp_path / "run"
     process = command(config, workdir)
@@ -330,10 +337,64 @@ def test_without_wavlm_its_losses_are_left_out_and_the_log_says_so(config, caplo
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["without WavLM"]
 
 
+@pytest.fixture
+def with_frozen_networks(config, tmp_path) -> Config:
+    """The tiny experiment with an encoder and a WavLM of random weights in model directories."""
+    rng = np.random.default_rng(0)
+    wavlm = WavLMConfig(
+        **{"dimension": 16, "num_layers": 2, "num_heads": 2, "dim_feedforward": 32, "position_kernel": 8},
+        **{"conv_channels": (8,) * 7, "position_groups": 2, "num_buckets": 8, "max_bucket_distance": 16},
+    )
+    encoder = Qwen3AuTConfig(
+        conv_channels=4, d_model=8, num_heads=2, num_layers=1, dim_feedforward=16, window_chunks=1, output_dim=10
+    )
+    for name, network in {"wavlm": wavlm, "encoder": encoder}.items():
+        shapes = model_directory.expected_tensors(model_directory.build(network))
+        tensors = {key: rng.normal(0, 0.1, shape).astype(np.float32) for key, shape in shapes.items()}
+        model_directory.save(tmp_path / name, network, model_directory.unflatten(tensors))
+    judges = dataclasses.replace(
+        config.discriminators, wavlm=WavLMDiscriminatorConfig(channels=4, hidden_size=16, hidden_states=3)
+    )
+    semantic = dataclasses.replace(config.codec.semantic, source="qwen3_aut", feature_dim=10)
+    return replaced(
+        dataclasses.replace(config, discriminators=judges),
+        codec={"semantic": semantic, "wavlm_dim": 16},
+        loss={"wavlm_distillation": 1.0},
+        optimizer={"total_steps": 3, "warmup_steps": 1},
+        run={"wavlm": str(tmp_path / "wavlm"), "encoder": str(tmp_path / "encoder"), "validate_every": 100},
+    )
+
+
+@pytest.mark.slow
+def test_frozen_networks_are_read_and_take_part(with_frozen_networks, tmp_path):
+    assert loop.run(with_frozen_networks, tmp_path / "run") == 0
+    seen = scalars(tmp_path / "run", after=2)
+    for tag in ("loss/adversarial_wavlm", "loss/feature_matching_wavlm", "loss/wavlm_distillation", "loss/semantic"):
+        assert seen[3, tag] > 0
+    assert seen[3, "gradient_norm/wavlm"] > 0
+    assert cli.export_model(workdir=tmp_path / "run", out=tmp_path / "model") == 0
+    judges, weights = model_directory.load(tmp_path / "model" / "discriminators")
+    assert judges == with_frozen_networks.discriminators
+    assert set(weights["params"]) == {"stft", "waveform", "wavlm"}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("run", {"encoder": None}, "run.encoder = None: must be a directory that convert.qwen3_aut has written"),
+        ("codec", {"wavlm_dim": 8}, "is 16 wide; codec.wavlm_dim = 8"),
+        ("discriminators", {"wavlm": WavLMDiscriminatorConfig()}, "has 3 hidden states of width 16"),
+    ],
+)
+def test_frozen_networks_that_do_not_fit_are_refused(with_frozen_networks, section, values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        frozen.load(replaced(with_frozen_networks, **{section: values}))
+
+
 def test_learns_for_a_minute(config, tmp_path):
     longer = replaced(
         config,
-        optimizer={"total_steps": 150, "warmup_steps": 10},
+        optimizer={"learning_rate": 1e-3, "total_steps": 150, "warmup_steps": 10},
         run={"log_every": 10, "validate_every": 150, "save_every": 150},
     )
     assert loop.run(longer, tmp_path) == 0

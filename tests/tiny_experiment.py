@@ -21,7 +21,7 @@ from omnicodec_jax.config import (
 config = Config(
     codec=CodecConfig(
         dimension=16,
-        seanet=SEANetConfig(n_filters=2, ratios=(8, 6, 5, 4), n_residual_layers=1),
+        seanet=SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1),
         transformer=TransformerConfig(num_heads=2, num_layers=1, dim_feedforward=32, context=8),
         codebook=CodebookConfig(decay=0.9, kmeans_iterations=5),
         semantic=SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=8, codebook_dim=8),
@@ -33,7 +33,7 @@ config = Config(
         waveform=WaveformDiscriminatorConfig(periods=(3,), windows=(), channels=64),
         wavlm=None,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2, total_steps=8, ema_decay=0.9),
+    optimizer=OptimizerConfig(warmup_steps=2, total_steps=8, ema_decay=0.9),
     data=DataConfig(
         domains=(DomainConfig(name="sound", weight=3.0), DomainConfig(name="speech")),
         batch_size=8,

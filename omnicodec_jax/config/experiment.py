@@ -110,7 +110,8 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
     remat: bool = True
-    """Activations are computed again for the backward pass instead of being kept."""
+    """Activations of the codec and of WavLM are computed again for the backward pass instead of being kept. (Those of a
+    sub-discriminator are used at once.)"""
     discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
     """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
     saves running them forward again."""

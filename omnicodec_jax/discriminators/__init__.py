@@ -1,6 +1,8 @@
 """Discriminators: the three families that judge real and reconstructed audio, in one module."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,24 +18,59 @@ Judgements = dict[str, tuple[Judgement, ...]]
 """By family ("stft", "waveform", "wavlm"), one of each sub-discriminator."""
 
 
+class Member(NamedTuple):
+    """One sub-discriminator."""
+
+    config: DiscriminatorConfig
+    """With it alone."""
+    family: str
+    name: str | None
+    """Of its parameters in those of the family; None: they are the family's."""
+
+    @property
+    def hears_wavlm(self) -> bool:
+        """Whether it judges WavLM's hidden states, rather than audio."""
+        return self.config.wavlm is not None
+
+    def own(self, params: Any) -> Any:
+        """Its parameters among those of all discriminators, in the same tree."""
+        family = params[self.family]
+        return {self.family: family if self.name is None else {self.name: family[self.name]}}
+
+
+def members(config: DiscriminatorConfig) -> Iterator[Member]:
+    """All sub-discriminators. Judgements by one after the other are those of `Discriminators`, cut into pieces."""
+    none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
+    if config.stft is not None:
+        for window in config.stft.windows:
+            alone = dataclasses.replace(config.stft, windows=(window,))
+            yield Member(dataclasses.replace(none, stft=alone), "stft", f"window_{window}")
+    if config.waveform is not None:
+        empty = dataclasses.replace(config.waveform, periods=(), rates=(), windows=())
+        for sizes, prefix in (("periods", "period"), ("rates", "rate"), ("windows", "window")):
+            for size in getattr(config.waveform, sizes):
+                alone = dataclasses.replace(empty, **{sizes: (size,)})
+                yield Member(dataclasses.replace(none, waveform=alone), "waveform", f"{prefix}_{size}")
+    if config.wavlm is not None:
+        yield Member(dataclasses.replace(none, wavlm=config.wavlm), "wavlm", None)
+
+
 class Discriminators(nn.Module):
     """All families that the config has; `apply(variables, audio, method=lambda m, x: m.stft(x))` applies one.
 
     Everything that comes out has the batch as its first axis, so real and fake audio can go through as one batch.
-    `dtype` is what the convolutions compute in; parameters, spectra and logits stay float32. `remat` keeps only the
-    input of each sub-discriminator for the backward pass, and computes the rest again.
+    `dtype` is what the convolutions compute in; parameters, spectra and logits stay float32.
     """
 
     config: DiscriminatorConfig
     dtype: Any = jnp.float32
-    remat: bool = False
 
     def setup(self):
         config = self.config
         if config.stft is not None:
-            self.stft = STFTDiscriminator(config.stft, self.dtype, self.remat)
+            self.stft = STFTDiscriminator(config.stft, self.dtype)
         if config.waveform is not None:
-            self.waveform = WaveformDiscriminator(config.waveform, self.dtype, self.remat)
+            self.waveform = WaveformDiscriminator(config.waveform, self.dtype)
         if config.wavlm is not None:
             self.wavlm = WavLMDiscriminator(config.wavlm, self.dtype)
 

@@ -48,11 +48,9 @@ class STFTDiscriminator(nn.Module):
 
     config: STFTDiscriminatorConfig
     dtype: Any = jnp.float32
-    remat: bool = False
 
     @nn.compact
     def __call__(self, audio: Audio) -> tuple[Judgement, ...]:
-        scale = nn.remat(STFTScale) if self.remat else STFTScale
         return tuple(
-            scale(self.config, window, self.dtype, name=f"window_{window}")(audio) for window in self.config.windows
+            STFTScale(self.config, window, self.dtype, name=f"window_{window}")(audio) for window in self.config.windows
         )

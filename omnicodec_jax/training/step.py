@@ -4,13 +4,14 @@
               │                     └─ judged by the updated ones; mel ─ gradient of the reconstruction ─┐
               └───────────────────── pull-back ──────────────────────────────────────────────────────────┘
 
-The codec runs forward once. Self-guidance and the codebooks' update are part of that forward: models/codec.py,
-models/quantize.py. With discriminator_update="simultaneous" the codec is judged by the discriminators as they were, and
-they run forward once.
+The codec runs forward once. The sub-discriminators run one after the other, each forward and at once backward: their
+feature maps are most of what a step computes, and no two hold theirs at a time. Self-guidance and the codebooks' update
+are part of the codec's forward: models/codec.py, models/quantize.py. With discriminator_update="simultaneous" the codec
+is judged by the discriminators as they were, and they run forward once.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from omnicodec_jax import losses
 from omnicodec_jax.config import Config
-from omnicodec_jax.discriminators import Discriminators, Judgements
+from omnicodec_jax.discriminators import Discriminators, Judgements, Member, members
 from omnicodec_jax.discriminators.wavlm import HiddenStates
 from omnicodec_jax.losses import Scalar, Terms
 from omnicodec_jax.models.backbone import Audio
@@ -82,18 +83,28 @@ class Forward(NamedTuple):
     codebooks: Tree
     """After they have learnt."""
     pull_back: Callable[[Audio, HiddenStates | None], Tree]
-    """From the gradient of `fake` and `hidden`, the gradient of the codec's parameters, that of `loss` included."""
+    """From the gradient of `fake` and of `hidden`, if it has one, that of the codec's parameters; `loss` included."""
+
+    def after(self, done: Tree) -> "Forward":
+        """The same audio for whoever is to wait until every array of `done` is computed.
+
+        XLA would run what does not depend on each other side by side, with the feature maps of all in memory, and on a
+        CPU it takes no notice of `optimization_barrier`. It cannot tell that this adds nothing.
+        """
+        nothing = 0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(done))
+        inputs = self.inputs._replace(audio=self.inputs.audio + nothing)
+        return self._replace(inputs=inputs, fake=self.fake + nothing)
 
 
 class Verdict(NamedTuple):
-    """The discriminators' forward on real audio and on its reconstruction, ready to take gradients back."""
+    """A sub-discriminator's forward on real audio and on its reconstruction, ready to take gradients back."""
 
     real: Judgements
     fake: Judgements
     pull_back_real: Callable[[Judgements], tuple[Tree]]
-    """To the discriminators."""
+    """To its parameters."""
     pull_back_fake: Callable[[Judgements], tuple[Tree, Audio, HiddenStates | None]]
-    """To the discriminators, the reconstruction, and WavLM's states of it."""
+    """To its parameters, the reconstruction, and WavLM's states of it."""
 
 
 class Gradient(NamedTuple):
@@ -166,26 +177,28 @@ class Gan:
         hidden, pull_back_wavlm = jax.vjp(lambda audio: self.listen(audio, frozen), fake)
 
         def pull_back_both(d_fake: Audio, d_hidden: HiddenStates | None) -> Tree:
-            return pull_back((d_fake + pull_back_wavlm(d_hidden)[0], jnp.ones(())))[0]
+            if d_hidden is not None:
+                d_fake += pull_back_wavlm(d_hidden)[0]
+            return pull_back((d_fake, jnp.ones(())))[0]
 
         return Forward(inputs, fake, hidden, loss, metrics, codebooks, pull_back_both)
 
-    def judge(self, discriminators: Tree, audio: Audio, hidden: HiddenStates | None) -> Judgements:
-        """What each discriminator makes of audio, real or not."""
-        train = self.config.train
-        module = Discriminators(self.config.discriminators, jnp.dtype(train.compute_dtype), train.remat)
-        judgements: Any = module.apply({"params": discriminators}, audio, hidden)
+    def judge(self, member: Member, params: Tree, audio: Audio, hidden: HiddenStates | None) -> Judgements:
+        """What one sub-discriminator makes of audio, real or not."""
+        module = Discriminators(member.config, jnp.dtype(self.config.train.compute_dtype))
+        judgements: Any = module.apply({"params": params}, audio, hidden)
         return judgements
 
-    def judge_both(self, discriminators: Tree, forward: Forward) -> Verdict:
-        """Runs the discriminators once on the real audio and once on the reconstruction."""
-        inputs = forward.inputs
-        real, pull_back_real = jax.vjp(lambda d: self.judge(d, inputs.audio, inputs.hidden), discriminators)
-        fake, pull_back_fake = jax.vjp(self.judge, discriminators, forward.fake, forward.hidden)
+    def verdict(self, member: Member, discriminators: Tree, forward: Forward) -> Verdict:
+        """Runs a sub-discriminator once on the real audio and once on the reconstruction."""
+        inputs, own = forward.inputs, member.own(discriminators)
+        real_hidden, fake_hidden = (inputs.hidden, forward.hidden) if member.hears_wavlm else (None, None)
+        real, pull_back_real = jax.vjp(lambda params: self.judge(member, params, inputs.audio, real_hidden), own)
+        fake, pull_back_fake = jax.vjp(partial(self.judge, member), own, forward.fake, fake_hidden)
         return Verdict(real, fake, pull_back_real, pull_back_fake)
 
-    def discriminator_gradient(self, verdict: Verdict) -> Gradient:
-        """Of what the discriminators minimise; the reconstruction gets none."""
+    def teach(self, verdict: Verdict) -> Gradient:
+        """Of what a sub-discriminator minimises; the reconstruction gets none."""
 
         def loss(real: Judgements, fake: Judgements) -> tuple[Scalar, Terms]:
             terms = losses.discriminator_losses(real, fake)
@@ -195,19 +208,56 @@ class Gan:
         gradient = jax.tree.map(jnp.add, verdict.pull_back_real(of_real)[0], verdict.pull_back_fake(of_fake)[0])
         return Gradient(gradient, terms)
 
-    def codec_gradient(self, verdict: Verdict, forward: Forward) -> Gradient:
-        """Of what the codec minimises, judged so; the discriminators get none."""
+    def persuade(self, verdict: Verdict) -> Gradient:
+        """Of what the codec minimises, judged so: to the reconstruction, and to WavLM's states of it or None."""
 
-        def loss(audio: Audio, fake: Judgements) -> tuple[Scalar, Terms]:
-            config = self.config
-            terms = losses.audio_losses(audio, forward.inputs.audio, verdict.real, fake, config.codec.sample_rate)
-            return losses.weighted_sum(terms, config.loss), terms
+        def loss(fake: Judgements) -> tuple[Scalar, Terms]:
+            terms = losses.judged_losses(verdict.real, fake)
+            return losses.weighted_sum(terms, self.config.loss), terms
 
-        evaluate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (audio_loss, terms), (of_audio, of_fake) = evaluate(forward.fake, verdict.fake)
-        _, of_judged_audio, of_hidden = verdict.pull_back_fake(of_fake)
-        metrics = {**forward.metrics, **terms, "total": forward.loss + audio_loss}
-        return Gradient(forward.pull_back(of_audio + of_judged_audio, of_hidden), metrics)
+        of_fake, terms = jax.grad(loss, has_aux=True)(verdict.fake)
+        _, of_audio, of_hidden = verdict.pull_back_fake(of_fake)
+        return Gradient((of_audio, of_hidden), terms)
+
+    def one_by_one(self, discriminators: Tree, forward: Forward, use: Callable[[Verdict], T]) -> list[T]:
+        """`use` of each sub-discriminator's verdict; what is not in a result is forgotten before the next one runs."""
+        results: list[T] = []
+        for member in members(self.config.discriminators):
+            if results:
+                forward = forward.after(results[-1])
+            results.append(use(self.verdict(member, discriminators, forward)))
+        return results
+
+    def codec_gradient(self, forward: Forward, persuaded: Sequence[Gradient]) -> Gradient:
+        """Of all that the codec minimises; persuaded: what `persuade` gave of each sub-discriminator."""
+
+        def loss(audio: Audio) -> tuple[Scalar, Terms]:
+            terms = losses.audio_losses(audio, forward.inputs.audio, self.config.codec.sample_rate)
+            return losses.weighted_sum(terms, self.config.loss), terms
+
+        of_audio, terms = jax.grad(loss, has_aux=True)(forward.fake)
+        of_hidden = None
+        for (of_judged, of_states), judged in persuaded:
+            of_audio += of_judged
+            of_hidden = of_hidden if of_states is None else of_states
+            terms = added(terms, judged)
+        total = forward.loss + losses.weighted_sum(terms, self.config.loss)
+        return Gradient(forward.pull_back(of_audio, of_hidden), {**forward.metrics, **terms, "total": total})
+
+
+def merged(taught: Sequence[Gradient]) -> Gradient:
+    """What `Gan.teach` gave of each sub-discriminator, as one tree."""
+    gradient: Tree = {}
+    terms: Terms = {}
+    for own, judged in taught:
+        gradient |= {family: gradient.get(family, {}) | tree for family, tree in own.items()}
+        terms = added(terms, judged)
+    return Gradient(gradient, terms)
+
+
+def added(total: Terms, terms: Terms) -> Terms:
+    """Terms of sub-discriminators, summed by name."""
+    return total | {name: total[name] + term if name in total else term for name, term in terms.items()}
 
 
 def jit_step(gan: Gan, mesh: Mesh, state: TrainState, frozen: Frozen) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -243,19 +293,23 @@ def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tup
     # accumulation avoids.
     def judge(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, Gradient]:
         made = forward(codebooks, micro)
-        return made.codebooks, gan.discriminator_gradient(gan.judge_both(state.discriminators, made))
+        return made.codebooks, merged(gan.one_by_one(state.discriminators, made, gan.teach))
 
     def learn(codebooks: Tree, micro: MicroBatch, opponents: Tree) -> tuple[Tree, Gradient]:
         made = forward(codebooks, micro)
-        return made.codebooks, gan.codec_gradient(gan.judge_both(opponents, made), made)
+        return made.codebooks, gan.codec_gradient(made, gan.one_by_one(opponents, made, gan.persuade))
 
     def both(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, tuple[Gradient, Gradient]]:
         made = forward(codebooks, micro)
-        verdict = gan.judge_both(state.discriminators, made)
-        judged = gan.discriminator_gradient(verdict)
         if alternating:
-            verdict = gan.judge_both(update_discriminators(judged.gradient)[0], made)
-        return made.codebooks, (judged, gan.codec_gradient(verdict, made))
+            judged = merged(gan.one_by_one(state.discriminators, made, gan.teach))
+            persuaded = gan.one_by_one(update_discriminators(judged.gradient)[0], made, gan.persuade)
+        else:
+            pairs = gan.one_by_one(
+                state.discriminators, made, lambda verdict: (gan.teach(verdict), gan.persuade(verdict))
+            )
+            judged, persuaded = merged([taught for taught, _ in pairs]), [gradient for _, gradient in pairs]
+        return made.codebooks, (judged, gan.codec_gradient(made, persuaded))
 
     micro_batches = split(batch, count)
     if count > 1 and alternating:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import golden
@@ -19,8 +19,9 @@ from torch.nn.utils.parametrizations import weight_norm
 import convert.discriminators
 from convert.tensors import ConversionError
 from omnicodec_jax import config, model_directory
-from omnicodec_jax.discriminators import Discriminators, Judgements
+from omnicodec_jax.discriminators import Discriminators, Judgements, members
 from omnicodec_jax.discriminators.conv import Conv
+from omnicodec_jax.discriminators.waveform import deinterleave
 from omnicodec_jax.signal import resample
 
 GOLDEN = config.DiscriminatorConfig(
@@ -241,18 +242,14 @@ def assert_close(ours: Any, theirs: Any) -> None:
         assert relative_error(mine, np.asarray(other)) < 1e-5
 
 
-def test_rematerialisation_changes_nothing_but_what_is_kept():
-    def loss(params, families, remat):
-        judgements = Discriminators(families, remat=remat).apply({"params": params}, *tiny_inputs())
-        return sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(judgements))
-
-    params = random_variables()["params"]
-    jaxprs = [jax.make_jaxpr(partial(loss, families=TINY, remat=remat))(params) for remat in (False, True)]
-    counts = [sum(equation.primitive.name == "remat2" for equation in jaxpr.eqns) for jaxpr in jaxprs]
-    assert counts == [0, 4]  # a window of either family, a period and a rate
-    small = config.DiscriminatorConfig(stft=TINY.stft, waveform=None, wavlm=None)
-    gradients = [jax.jit(jax.grad(partial(loss, families=small, remat=remat)))(params) for remat in (False, True)]
-    assert_close(*(gradient["stft"] for gradient in gradients))
+def test_members_judge_as_the_whole_does():
+    """By their own parameters, in the same order."""
+    params, pieces = random_variables()["params"], []
+    for member in members(TINY):
+        judge = jax.jit(Discriminators(member.config).apply)
+        (judgements,) = judge({"params": member.own(params)}, *tiny_inputs()).values()
+        pieces += judgements
+    assert_close(pieces, [judgement for family in tiny_judgements().values() for judgement in family])
 
 
 def test_bfloat16_convolutions_leave_parameters_and_logits_in_float32():
@@ -327,3 +324,10 @@ def test_model_directory_holds_the_discriminators(tmp_path):
     loaded, variables = model_directory.load(tmp_path)
     assert loaded == TINY
     jax.tree.map(np.testing.assert_array_equal, variables, random_variables())
+
+
+@pytest.mark.parametrize("period", [2, 3, 5, 7, 11])
+def test_rows_of_a_period_are_its_samples_to_the_last_bit(period):
+    x = np.random.default_rng(period).normal(size=(2, period * 301)).astype(np.float32)
+    rows = jax.jit(deinterleave, static_argnums=1)(x, period)
+    np.testing.assert_array_equal(rows, x.reshape(2, -1, period).swapaxes(1, 2))

@@ -83,10 +83,9 @@ def judgements(seed: int, dtype: Any = jnp.float32) -> Judgements:
 
 def test_adversarial_terms_are_least_squares_and_sums_over_the_sub_discriminators():
     real, fake = judgements(0), judgements(50)
-    terms = losses.audio_losses(jnp.ones((1, 1, 2048)), jnp.ones((1, 1, 2048)), real, fake, 24_000)
-    assert float(terms["mel"]) == 0
+    terms = losses.judged_losses(real, fake)
     discriminator = losses.discriminator_losses(real, fake)
-    assert terms.keys() == {"mel"} | {f"{term}_{f}" for term in ("adversarial", "feature_matching") for f in fake}
+    assert terms.keys() == {f"{term}_{f}" for term in ("adversarial", "feature_matching") for f in fake}
     for family in fake:
         on_real, on_fake = ([np.asarray(j.logits) for j in side[family]] for side in (real, fake))
         generator = sum(((1 - x) ** 2).mean() for x in on_fake)
