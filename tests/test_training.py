@@ -255,7 +255,7 @@ def test_last_checkpoints_and_the_best_are_kept(whole, config, tmp_path):
 def test_checkpoint_of_another_run_is_refused_with_what_differs(whole, config):
     other = replaced(config, optimizer={"learning_rate": 0.5}, data={"batch_size": 16}, run={"log_every": 7})
     with pytest.raises(
-        CheckpointError, match=r"(?s)config\.data\.batch_size: 8 .* 16 now.*learning_rate: 0\.001"
+        CheckpointError, match=r"(?s)config\.data\.batch_size: 8 .* 16 now.*learning_rate: 0\.0001"
     ) as error:
         loop.run(other, whole)
     assert "log_every" not in str(error.value)
