@@ -90,6 +90,23 @@ def config(tmp_path_factory) -> Config:
     return replaced(TINY, data={"prepared": str(folder / "prepared")}, run={"keep_last": 10})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Runs of one step on one mesh share its trace, which takes as long as some ten of its steps."""
+    real, steps = loop.jit_step, {}
+
+    def jit_step(gan: Gan, mesh: jax.sharding.Mesh, *held: Any):
+        key = dataclasses.replace(gan.config, run=TINY.run), mesh
+        if key not in steps:
+            jax.clear_caches()  # what has been traced before would change the program's text, by which it is cached
+            steps[key] = real(gan, mesh, *held)
+        return steps[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "jit_step", jit_step)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory) -> Path:
     """A run that nothing has disturbed, on eight devices."""
@@ -161,7 +178,28 @@ def test_resumed_run_on_another_mesh_is_the_undisturbed_one(whole, half, config,
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
+def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, monkeypatch, number):
+    log = loop.Report.log
+
+    def ask(report: Any, step: int, *books: Any):
+        log(report, step, *books)
+        if step == 3:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Report, "log", ask)
+        assert loop.run(config, tmp_path) == 128 + number
+    assert steps(tmp_path) == [0, 2, 3]
+    assert loop.run(config, tmp_path) == 0
+    assert scalars(tmp_path, LOSSES) == scalars(whole, LOSSES)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))],
     ids=lambda number: number.name,
 )
 def test_stopped_run_goes_on_with_the_same_command(whole, config, tmp_path, number):
@@ -195,31 +233,52 @@ def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):
     assert scalars(half, LOSSES, after=MIDDLE) == scalars(whole, LOSSES, after=MIDDLE)
 
 
-def test_two_processes_are_one(config, tmp_path):
+def two_processes(config: Config, workdir: Path) -> list[subprocess.Popen[str]]:
+    """One run, of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    one = command(config, tmp_path / "one", devices=4)
-    assert one.wait() == 0, one.stderr.read()
-    two = [
-        command(
-            config,
-            tmp_path / "two",
-            devices=2,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-    errors = [process.communicate()[1] for process in two]
-    assert [process.returncode for process in two] == [0, 0], "\n".join(errors)
-    expected, found = scalars(tmp_path / "one", LOSSES), scalars(tmp_path / "two", LOSSES)
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+        cluster = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}",
+            "JAX_NUM_PROCESSES": "2",
+        }
+    return [command(config, workdir, devices=2, JAX_PROCESS_ID=str(number), **cluster) for number in range(2)]
+
+
+def assert_near(found: Path, expected: Path) -> None:
+    """Losses of two runs."""
+    ours, theirs = scalars(found, LOSSES), scalars(expected, LOSSES)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_two_processes_are_one(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:4])
+        assert loop.run(config, tmp_path / "one") == 0
+    processes = two_processes(config, tmp_path / "two")
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert_near(tmp_path / "two", tmp_path / "one")
     assert " step 8/" in errors[0]
     assert " step " not in errors[1]
+
+
+@pytest.mark.slow
+def test_one_process_that_is_preempted_stops_all_and_the_run_goes_on(whole, config, tmp_path):
+    processes = two_processes(config, tmp_path)
+    for line in processes[0].stderr:
+        if " step 3/" in line:
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, "\n".join(errors)
+    assert 3 <= steps(tmp_path)[-1] < config.optimizer.total_steps
+    assert f"step {steps(tmp_path)[-1]} is saved" in errors[0]
+    processes = two_processes(config, tmp_path)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert_near(tmp_path, whole)
 
 
 @pytest.mark.parametrize(("start", "stop", "traced"), [(5, 7, True), (6, 20, True), (3, 4, False)])
@@ -394,14 +453,14 @@ def test_frozen_networks_that_do_not_fit_are_refused(with_frozen_networks, secti
 def test_learns_for_a_minute(config, tmp_path):
     longer = replaced(
         config,
-        optimizer={"learning_rate": 1e-3, "total_steps": 150, "warmup_steps": 10},
-        run={"log_every": 10, "validate_every": 150, "save_every": 150},
+        optimizer={"learning_rate": 1e-3, "total_steps": 60, "warmup_steps": 5},
+        run={"log_every": 10, "validate_every": 60, "save_every": 60},
     )
     assert loop.run(longer, tmp_path) == 0
     seen = scalars(tmp_path)
-    totals = [seen[step, "loss/total"] for step in range(10, 151, 10)]
+    totals = [seen[step, "loss/total"] for step in range(10, 61, 10)]
     assert np.mean(totals[-3:]) < 0.7 * totals[0]
-    usage = [value for (step, tag), value in seen.items() if tag.startswith("codebook_usage/") and step == 150]
+    usage = [value for (step, tag), value in seen.items() if tag.startswith("codebook_usage/") and step == 60]
     assert len(usage) == 4
     assert min(usage) > 0.6
 

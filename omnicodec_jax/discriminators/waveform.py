@@ -16,7 +16,7 @@ from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.signal import reflect_pad, resample, stft
 
 NEGATIVE_SLOPE = 0.1
-LANES = 128
+TPU_LANES = 128
 """Of a TPU's vector registers: what is cut into pieces of so many samples moves in whole registers."""
 BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Edges of the bands that a resolution is cut into, as shares of its bins."""
@@ -33,13 +33,13 @@ def apply_layers(x: Float[Array, "..."], layers: list[Conv]) -> list[Float[Array
 
 def deinterleave(x: Float[Array, "B T"], period: int) -> Float[Array, "B p N"]:
     """Row r: samples r, r + period, … of T = N · period."""
-    tile = LANES * period
+    tile = TPU_LANES * period
     tiles = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile))).reshape(x.shape[0], -1, tile)
     # A transpose within each tile, as an exact product with a permutation: rows of three samples, which is how one
     # would put it, take libtpu eight minutes to compile, and this four seconds.
-    source = np.arange(tile).reshape(LANES, period).T.ravel()
+    source = np.arange(tile).reshape(TPU_LANES, period).T.ravel()
     rows = jnp.matmul(tiles, jax.nn.one_hot(source, tile, axis=0), precision=jax.lax.Precision.HIGHEST)
-    rows = rows.reshape(x.shape[0], -1, period, LANES).swapaxes(1, 2)
+    rows = rows.reshape(x.shape[0], -1, period, TPU_LANES).swapaxes(1, 2)
     return rows.reshape(x.shape[0], period, -1)[:, :, : x.shape[1] // period]
 
 
