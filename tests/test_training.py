@@ -252,33 +252,35 @@ def assert_near(found: Path, expected: Path) -> None:
         assert ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
-def test_two_processes_are_one(config, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:4])
-        assert loop.run(config, tmp_path / "one") == 0
-    processes = two_processes(config, tmp_path / "two")
+def test_two_processes_are_one(whole, config, tmp_path):
+    processes = two_processes(config, tmp_path)
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    assert_near(tmp_path / "two", tmp_path / "one")
+    assert_near(tmp_path, whole)
     assert " step 8/" in errors[0]
     assert " step " not in errors[1]
 
 
 @pytest.mark.slow
-def test_one_process_that_is_preempted_stops_all_and_the_run_goes_on(whole, config, tmp_path):
-    processes = two_processes(config, tmp_path)
+def test_one_process_that_is_preempted_stops_all_and_the_run_goes_on(config, tmp_path, monkeypatch):
+    """To what one process with as many devices gives."""
+    processes = two_processes(config, tmp_path / "two")
     for line in processes[0].stderr:
         if " step 3/" in line:
             processes[1].send_signal(signal.SIGTERM)
             break
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, "\n".join(errors)
-    assert 3 <= steps(tmp_path)[-1] < config.optimizer.total_steps
-    assert f"step {steps(tmp_path)[-1]} is saved" in errors[0]
-    processes = two_processes(config, tmp_path)
+    stopped_at = steps(tmp_path / "two")[-1]
+    assert 3 <= stopped_at < config.optimizer.total_steps
+    assert f"step {stopped_at} is saved" in errors[0]
+    processes = two_processes(config, tmp_path / "two")
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    assert_near(tmp_path, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:4])
+        assert loop.run(config, tmp_path / "one") == 0
+    assert_near(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize(("start", "stop", "traced"), [(5, 7, True), (6, 20, True), (3, 4, False)])
