@@ -29,8 +29,9 @@ from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, merged, train_step
+from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, merged, train_step, updated
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -163,8 +164,9 @@ def given(audio: jax.Array, hidden: Any) -> Forward:
 
 def update(optimizer: optax.GradientTransformation, params: Any, moments: Any) -> object:
     """One update, of the parameters in place of their gradient."""
-    updates, moments = optimizer.update(params, moments, params)
-    return optax.apply_updates(params, updates), moments
+    packed = pack(params)
+    moved, moments = updated(optimizer, packed, moments, packed)
+    return unpack(moved, params), moments
 
 
 def compiled(function: Callable[..., object], *arguments: Any) -> tuple[Case, float]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import TransformerConfig
 from omnicodec_jax.models.conv import STREAM, Dense, Sequence, is_streaming
+from omnicodec_jax.models.scan import scan_layers
 
 Heads = Float[Array, "B H T D"]
 Positions = Int[Array, "B T"]
@@ -110,7 +111,7 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """Stack of layers without a final norm; [B, T, C] → [B, T, C] float32. A stream carries how many steps it has seen.
 
-    `remat` keeps only what goes into each layer for the gradient, and computes the rest anew.
+    `remat` keeps only what goes into each layer for the gradient, and computes the rest anew; not for streams.
     """
 
     config: TransformerConfig
@@ -126,7 +127,10 @@ class Transformer(nn.Module):
             positions = positions + seen.value[:, None]
             seen.value = seen.value + steps
         x = x.astype(jnp.float32)
-        layer = nn.remat(TransformerLayer) if self.remat else TransformerLayer
-        for i in range(self.config.num_layers):
-            x = layer(self.config, self.dtype, name=f"layer_{i}")(x, positions)
+        names = [f"layer_{i}" for i in range(self.config.num_layers)]
+        if self.remat and not self.is_initializing():
+            layer = TransformerLayer(self.config, self.dtype, parent=None)
+            return scan_layers(layer, [self.variables["params"][name] for name in names], x, positions)[-1]
+        for name in names:
+            x = TransformerLayer(self.config, self.dtype, name=name)(x, positions)
         return x

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config.checks import require, require_positive
+from omnicodec_jax.models.scan import scan_layers
 
 Hidden = Float[Array, "B N D"]
 PositionBias = Float[Array, "H N N"]
@@ -214,10 +215,14 @@ class WavLM(nn.Module):
         table = self.param("position_table", nn.initializers.normal(0.02), table_shape)
         buckets = relative_buckets(x.shape[1], config.num_buckets, config.max_bucket_distance)
         position_bias = table.T[:, buckets]
-        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
-        for i in range(config.num_layers):
-            x = layer(config, self.dtype, name=f"layer_{i}")(hidden_states[-1], position_bias)
-            hidden_states.append(x)
+        names = [f"layer_{i}" for i in range(config.num_layers)]
+        if self.remat and not self.is_initializing():
+            layer = EncoderLayer(config, self.dtype, parent=None)
+            params = [self.variables["params"][name] for name in names]
+            hidden_states += [*scan_layers(layer, params, hidden_states[0], position_bias)]
+        else:
+            for name in names:
+                hidden_states.append(EncoderLayer(config, self.dtype, name=name)(hidden_states[-1], position_bias))
         if config.stable_layer_norm:
             hidden_states[-1] = norm(hidden_states[-1])
         return tuple(hidden_states)

@@ -1,5 +1,6 @@
 """What a run carries from step to step: a pytree and nothing else."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,8 +14,7 @@ from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.quantize import CODEBOOKS
-
-Tree = Any
+from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 
 
 class TrainState(struct.PyTreeNode):
@@ -29,11 +29,24 @@ class TrainState(struct.PyTreeNode):
     codebooks: Tree
     discriminators: Tree
     generator_optimizer: optax.OptState
+    """Moments of the packed parameters."""
     discriminator_optimizer: optax.OptState
     ema_params: Tree | None
     """Moving average of the parameters; None: not kept."""
     skipped: Any
     """int32: steps in a row that were not finite and changed nothing."""
+
+    def packed(self) -> "TrainState":
+        """With its networks as the optimizers take them."""
+        return self.replace(**{name: pack(network) for name, network in self._networks()})
+
+    def unpacked(self, like: "TrainState") -> "TrainState":
+        """With its networks as those of `like`."""
+        return self.replace(**{name: unpack(getattr(self, name), network) for name, network in like._networks()})
+
+    def _networks(self) -> Iterator[tuple[str, Tree]]:
+        names = ("params", "discriminators", "ema_params")
+        return ((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
@@ -92,14 +105,14 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
         params=params,
         codebooks=variables[CODEBOOKS],
         discriminators=discriminators,
-        generator_optimizer=generator_optimizer(config).init(params),
-        discriminator_optimizer=discriminator_optimizer(config).init(discriminators),
+        generator_optimizer=generator_optimizer(config).init(pack(params)),
+        discriminator_optimizer=discriminator_optimizer(config).init(pack(discriminators)),
         ema_params=None if config.optimizer.ema_decay is None else params,
         skipped=jnp.zeros((), jnp.int32),
     )
 
 
-def update_ema(config: OptimizerConfig, average: Tree | None, params: Tree) -> Tree | None:
+def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed) -> Packed | None:
     """The moving average after a step."""
     if (decay := config.ema_decay) is None:
         return None

@@ -36,9 +36,9 @@ from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.semantic import semantic_features
 from omnicodec_jax.signal import resample
 from omnicodec_jax.training import sharding
+from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 from omnicodec_jax.training.state import (
     TrainState,
-    Tree,
     discriminator_optimizer,
     generator_optimizer,
     learning_rate,
@@ -229,7 +229,7 @@ class Gan:
         return results
 
     def codec_gradient(self, forward: Forward, persuaded: Sequence[Gradient]) -> Gradient:
-        """Of all that the codec minimises; persuaded: what `persuade` gave of each sub-discriminator."""
+        """Of all that the codec minimises, packed; persuaded: what `persuade` gave of each sub-discriminator."""
 
         def loss(audio: Audio) -> tuple[Scalar, Terms]:
             terms = losses.audio_losses(audio, forward.inputs.audio, self.config.codec.sample_rate)
@@ -242,17 +242,18 @@ class Gan:
             of_hidden = of_hidden if of_states is None else of_states
             terms = added(terms, judged)
         total = forward.loss + losses.weighted_sum(terms, self.config.loss)
-        return Gradient(forward.pull_back(of_audio, of_hidden), {**forward.metrics, **terms, "total": total})
+        gradient = pack(forward.pull_back(of_audio, of_hidden))
+        return Gradient(gradient, {**forward.metrics, **terms, "total": total})
 
 
 def merged(taught: Sequence[Gradient]) -> Gradient:
-    """What `Gan.teach` gave of each sub-discriminator, as one tree."""
+    """What `Gan.teach` gave of each sub-discriminator, as one tree, packed."""
     gradient: Tree = {}
     terms: Terms = {}
     for own, judged in taught:
         gradient |= {family: gradient.get(family, {}) | tree for family, tree in own.items()}
         terms = added(terms, judged)
-    return Gradient(gradient, terms)
+    return Gradient(pack(gradient), terms)
 
 
 def added(total: Terms, terms: Terms) -> Terms:
@@ -277,77 +278,79 @@ def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tup
     Among the metrics are loss terms before their weights and norms of gradients before clipping.
     """
     config, count = gan.config, gan.config.optimizer.accumulation
-    alternating = config.train.discriminator_update == "alternating"
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    old = state.packed()
 
     def forward(codebooks: Tree, micro: MicroBatch) -> Forward:
         return gan.forward(state.params, codebooks, micro.batch, frozen, jax.random.fold_in(key, micro.number))
 
-    def update_discriminators(gradient: Tree) -> tuple[Tree, optax.OptState]:
-        old = state.discriminators
-        update, optimizer = discriminator_optimizer(config).update(gradient, state.discriminator_optimizer, old)
-        return optax.apply_updates(old, update), optimizer
+    def judge(made: Forward) -> Gradient:
+        return merged(gan.one_by_one(state.discriminators, made, gan.teach))
 
-    # -- The two halves of a step. Whole batches run the codec once, and it waits until the discriminators have learnt.
-    # Micro-batches that must wait for all others run it a second time, since keeping every forward is what
-    # accumulation avoids.
-    def judge(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, Gradient]:
-        made = forward(codebooks, micro)
-        return made.codebooks, merged(gan.one_by_one(state.discriminators, made, gan.teach))
+    def update_discriminators(judged: Gradient) -> tuple[Packed, optax.OptState]:
+        optimizer = discriminator_optimizer(config)
+        return updated(optimizer, judged.gradient, old.discriminator_optimizer, old.discriminators)
 
-    def learn(codebooks: Tree, micro: MicroBatch, opponents: Tree) -> tuple[Tree, Gradient]:
-        made = forward(codebooks, micro)
-        return made.codebooks, gan.codec_gradient(made, gan.one_by_one(opponents, made, gan.persuade))
+    def learn(made: Forward, discriminators: Packed) -> Gradient:
+        opponents = unpack(discriminators, state.discriminators)
+        return gan.codec_gradient(made, gan.one_by_one(opponents, made, gan.persuade))
 
-    def both(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, tuple[Gradient, Gradient]]:
-        made = forward(codebooks, micro)
-        if alternating:
-            judged = merged(gan.one_by_one(state.discriminators, made, gan.teach))
-            persuaded = gan.one_by_one(update_discriminators(judged.gradient)[0], made, gan.persuade)
-        else:
-            pairs = gan.one_by_one(
-                state.discriminators, made, lambda verdict: (gan.teach(verdict), gan.persuade(verdict))
-            )
-            judged, persuaded = merged([taught for taught, _ in pairs]), [gradient for _, gradient in pairs]
-        return made.codebooks, (judged, gan.codec_gradient(made, persuaded))
+    def judge_and_learn(made: Forward) -> tuple[Gradient, Gradient]:
+        pairs = gan.one_by_one(state.discriminators, made, lambda verdict: (gan.teach(verdict), gan.persuade(verdict)))
+        return merged([taught for taught, _ in pairs]), gan.codec_gradient(made, [persuaded for _, persuaded in pairs])
 
+    # Whole batches run the codec once, and it waits until the discriminators have learnt. Micro-batches that must wait
+    # for all others run it a second time, since keeping every forward is what accumulation avoids.
     micro_batches = split(batch, count)
-    if count > 1 and alternating:
-        _, judged = mean_over(micro_batches, judge, state.codebooks)
-        opponents = update_discriminators(judged.gradient)[0]
-        codebooks, learnt = mean_over(micro_batches, partial(learn, opponents=opponents), state.codebooks)
+    if config.train.discriminator_update == "simultaneous":
+        codebooks, (judged, learnt) = mean_over(micro_batches, forward, judge_and_learn, state.codebooks)
+        discriminators, d_optimizer = update_discriminators(judged)
+    elif count == 1:
+        made = forward(state.codebooks, first(micro_batches))
+        judged = judge(made)
+        discriminators, d_optimizer = update_discriminators(judged)
+        codebooks, learnt = made.codebooks, learn(made, discriminators)
     else:
-        codebooks, (judged, learnt) = mean_over(micro_batches, both, state.codebooks)
-    discriminators, d_optimizer = update_discriminators(judged.gradient)  # compiled once, if it stands above too
-    update, g_optimizer = generator_optimizer(config).update(learnt.gradient, state.generator_optimizer, state.params)
-    params = optax.apply_updates(state.params, update)
+        _, judged = mean_over(micro_batches, forward, judge, state.codebooks)
+        discriminators, d_optimizer = update_discriminators(judged)
+        learn_from_them = partial(learn, discriminators=discriminators)
+        codebooks, learnt = mean_over(micro_batches, forward, learn_from_them, state.codebooks)
+    params, g_optimizer = updated(generator_optimizer(config), learnt.gradient, old.generator_optimizer, old.params)
 
-    updated = TrainState(
+    new = TrainState(
         step=state.step,
         params=params,
         codebooks=codebooks,
         discriminators=discriminators,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
-        ema_params=update_ema(config.optimizer, state.ema_params, params),
+        ema_params=update_ema(config.optimizer, old.ema_params, params),
         skipped=jnp.zeros_like(state.skipped),
     )
     norms = {f"grad_norm_{name}": optax.tree.norm(tree) for name, tree in judged.gradient.items()}
     norms["grad_norm_codec"] = optax.tree.norm(learnt.gradient)
     finite = jnp.isfinite(sum(norms.values(), start=learnt.metrics["total"]))
-    unchanged = state.replace(skipped=state.skipped + 1)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
-    rate = jnp.asarray(learning_rate(config.optimizer)(state.step))
+    unchanged = old.replace(skipped=state.skipped + 1)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, unchanged)
     metrics = {
         **judged.metrics,
         **learnt.metrics,
         **norms,
-        "learning_rate": rate,
+        "learning_rate": jnp.asarray(learning_rate(config.optimizer)(state.step)),
         "skipped": kept.skipped.astype(jnp.float32),
     }
     if "replaced" in batch:
         metrics["unreadable_clips"] = batch["replaced"].sum().astype(jnp.float32)
-    return kept.replace(step=state.step + 1), metrics
+    return kept.unpacked(state).replace(step=state.step + 1), metrics
+
+
+def updated(
+    optimizer: optax.GradientTransformation, gradient: Packed, moments: optax.OptState, params: Packed
+) -> tuple[Packed, optax.OptState]:
+    """Parameters and moments after a step of the optimizer."""
+    update, moments = optimizer.update(gradient, moments, params)
+    moved: Any = optax.apply_updates(params, update)
+    return moved, moments
 
 
 class MicroBatch(NamedTuple):
@@ -363,19 +366,31 @@ def split(batch: Batch, count: int) -> MicroBatch:
     return MicroBatch(parts, jnp.arange(count))
 
 
+def first(micro_batches: MicroBatch) -> MicroBatch:
+    """Of those that are stacked."""
+    return jax.tree.map(lambda x: x[0], micro_batches)
+
+
 def mean_over(
-    micro_batches: MicroBatch, function: Callable[[Tree, MicroBatch], tuple[Tree, T]], codebooks: Tree
+    micro_batches: MicroBatch,
+    forward: Callable[[Tree, MicroBatch], Forward],
+    use: Callable[[Forward], T],
+    codebooks: Tree,
 ) -> tuple[Tree, T]:
-    """The codebooks as they are after one micro-batch after the other, and the mean of what the function returns."""
-    count = micro_batches.number.size
-    first = jax.tree.map(lambda x: x[0], micro_batches)
-    if count == 1:
-        return function(codebooks, first)
+    """The codebooks as they are after one micro-batch after the other, and the mean of what is made of each forward."""
+
+    def run(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, T]:
+        made = forward(codebooks, micro)
+        return made.codebooks, use(made)
+
+    if (count := micro_batches.number.size) == 1:
+        return run(codebooks, first(micro_batches))
 
     def add(carry: tuple[Tree, T], micro: MicroBatch) -> tuple[tuple[Tree, T], None]:
         codebooks, mean = carry
-        codebooks, result = function(codebooks, micro)
+        codebooks, result = run(codebooks, micro)
         return (codebooks, jax.tree.map(lambda x, y: x + y / count, mean, result)), None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, codebooks, first)[1])
+    shapes = jax.eval_shape(run, codebooks, first(micro_batches))[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, (codebooks, zeros), micro_batches)[0]

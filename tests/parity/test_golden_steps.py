@@ -20,6 +20,7 @@ from omnicodec_jax import config_files
 from omnicodec_jax.config import Config, OptimizerConfig, TrainConfig
 from omnicodec_jax.training import state as states
 from omnicodec_jax.training import step as steps
+from omnicodec_jax.training.packing import unpack
 
 TERMS = {
     "self_guidance": "self_guidance",
@@ -102,10 +103,10 @@ def run() -> Run:
         result = Run([], [], [], state)
         for _ in range(3):
             state, metrics = step(state, {"audio": audio, "features": features}, steps.Frozen(wavlm=wavlm))
-            gradient = {"params": state.generator_optimizer[1], "codebooks": state.codebooks}
+            gradient = {"params": unpack(state.generator_optimizer[1], state.params), "codebooks": state.codebooks}
             result.metrics.append(jax.tree.map(np.asarray, metrics))
             result.generator.append(reference.to_state_dict(gradient, config.codec))
-            gradient = {"params": state.discriminator_optimizer[1]}
+            gradient = {"params": unpack(state.discriminator_optimizer[1], state.discriminators)}
             result.discriminators.append(convert.discriminators.to_state_dict(gradient, GOLDEN))
     return result._replace(state=state)
 
