@@ -5,25 +5,22 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_experiment import config as TINY
+from tiny_experiment import replaced
 
 from omnicodec_jax.config import Config, DiscriminatorConfig, MeshConfig, STFTDiscriminatorConfig
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.training import sharding, state
+from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState
 from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, jit_step, train_step
 
 STEPS = 5
-
-
-def replaced(config: Config, **sections: dict[str, Any]) -> Config:
-    """The config with other values in some of its sections."""
-    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **parts)
 
 
 def batch(step: int = 0) -> dict[str, np.ndarray]:
@@ -96,6 +93,23 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     assert any(changed(twice.params, after.params))
 
 
+def test_packed_is_the_same_there_and_back():
+    rng = np.random.default_rng(0)
+    shapes = {"a": {"kernel": (128, 128), "bias": (3,), "scale": ()}, "b": {"kernel": (129, 128)}, "c": (2, 2)}
+    tree = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape)), shapes, is_leaf=lambda shape: isinstance(shape, tuple)
+    )
+    packed = pack(tree)
+    assert {module: set(arrays) for module, arrays in packed.items()} == {
+        "a": {"kernel", "small"},
+        "b": {"kernel"},
+        "c": {"small"},
+    }
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed, tree), tree)
+    now = jax.device_put(first_state())
+    jax.tree.map(np.testing.assert_array_equal, now.packed().unpacked(now), now)
+
+
 def steady(**sections: dict[str, Any]) -> Config:
     """Without what is drawn at random for every micro-batch, or carried from one to the next."""
     codec = TINY.codec
@@ -163,7 +177,7 @@ def test_feature_maps_of_one_sub_discriminator_are_in_memory_at_a_time(use):
         gan = Gan(dataclasses.replace(TINY, discriminators=only))
 
         def gradients(params, audio):
-            forward = Forward(Inputs(audio, None, None), 0.9 * audio, None, jax.numpy.zeros(()), {}, {}, lambda *_: {})
+            forward = Forward(Inputs(audio, None, None), 0.9 * audio, None, jnp.zeros(()), {}, {}, lambda *_: {})
             results = gan.one_by_one(params, forward, getattr(gan, use))
             return results, sum(gradient[0] for gradient, _ in results) if use == "persuade" else 0
 

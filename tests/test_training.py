@@ -20,6 +20,7 @@ import pytest
 import soundfile
 from tensorboardX.proto.event_pb2 import Event
 from tiny_experiment import config as TINY
+from tiny_experiment import replaced
 
 from omnicodec_jax import cli, model_directory
 from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
@@ -38,11 +39,6 @@ ROOT = Path(__file__).parents[1]
 LOSSES = ("loss/", "gradient_norm/", "replaced/", "perplexity/")
 MIDDLE = 4
 """Step of a checkpoint in the middle of a run."""
-
-
-def replaced(config: Config, **sections: dict[str, Any]) -> Config:
-    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **parts)
 
 
 def events(workdir: Path) -> list[Any]:
@@ -181,8 +177,9 @@ def test_resumed_run_on_another_mesh_is_the_undisturbed_one(whole, half, config,
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
     ids=lambda number: number.name,
 )
-def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, monkeypatch, number):
+def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, monkeypatch, caplog, number):
     log = loop.Report.log
+    caplog.set_level(logging.INFO)
 
     def ask(report: Any, step: int, *books: Any):
         log(report, step, *books)
@@ -192,6 +189,7 @@ def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(loop.Report, "log", ask)
         assert loop.run(config, tmp_path) == 128 + number
+    assert "step 3 is saved" in caplog.messages[-1]
     assert steps(tmp_path) == [0, 2, 3]
     assert loop.run(config, tmp_path) == 0
     assert scalars(tmp_path, LOSSES) == scalars(whole, LOSSES)

@@ -1,5 +1,8 @@
 """A whole training run in miniature: every part is there, each as small as it goes."""
 
+import dataclasses
+from typing import Any
+
 from omnicodec_jax.config import (
     AcousticConfig,
     CodebookConfig,
@@ -43,3 +46,9 @@ config = Config(
     train=TrainConfig(compute_dtype="float32", remat=False),
     run=RunConfig(log_every=1, validate_every=4, validation_batches=1, save_every=2, keep_last=2),
 )
+
+
+def replaced(config: Config, **sections: dict[str, Any]) -> Config:
+    """The config with other values in some of its sections."""
+    parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **parts)

@@ -21,7 +21,6 @@ from convert.tensors import ConversionError
 from omnicodec_jax import config, model_directory
 from omnicodec_jax.discriminators import Discriminators, Judgements, members
 from omnicodec_jax.discriminators.conv import Conv
-from omnicodec_jax.discriminators.waveform import deinterleave
 from omnicodec_jax.signal import resample
 
 GOLDEN = config.DiscriminatorConfig(
@@ -324,10 +323,3 @@ def test_model_directory_holds_the_discriminators(tmp_path):
     loaded, variables = model_directory.load(tmp_path)
     assert loaded == TINY
     jax.tree.map(np.testing.assert_array_equal, variables, random_variables())
-
-
-@pytest.mark.parametrize("period", [2, 3, 5, 7, 11])
-def test_rows_of_a_period_are_its_samples_to_the_last_bit(period):
-    x = np.random.default_rng(period).normal(size=(2, period * 301)).astype(np.float32)
-    rows = jax.jit(deinterleave, static_argnums=1)(x, period)
-    np.testing.assert_array_equal(rows, x.reshape(2, -1, period).swapaxes(1, 2))
