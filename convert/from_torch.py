@@ -1,6 +1,11 @@
 """A PyTorch checkpoint of the reference implementation → a model directory.
 
 python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out models/omnicodec
+
+Discriminators, to go on training with, belong into a folder of the model:
+
+python -m convert.from_torch --checkpoint discriminators.pth --discriminators --config configs/released_12hz.py \
+    --out models/omnicodec/discriminators
 """
 
 import pickle
@@ -10,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
+import convert.discriminators
 from convert import reference
 from convert.tensors import ConversionError
 from omnicodec_jax import command, config_files, model_directory
@@ -49,14 +55,21 @@ def import_torch() -> ModuleType:
     return torch
 
 
-def main(checkpoint: Path, config: Path, out: Path) -> None:
+def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False) -> None:
     """Convert a PyTorch checkpoint of OmniCodec.
 
     Args:
         checkpoint: .pth or .safetensors file; a bare state dict or {"model": state dict}.
         config: File in configs/ that it was trained with, or the reference's own YAML file.
         out: Model directory to write.
+        discriminators: It is a checkpoint of the discriminators.
     """
+    if discriminators:
+        judges = config_files.load(config).discriminators
+        variables = convert.discriminators.from_state_dict(read_state_dict(checkpoint), judges)
+        model_directory.save(out, judges, variables)
+        print(f"{out}: discriminators")
+        return
     codec = _read_config(config)
     state_dict = read_state_dict(checkpoint)
     variables = reference.from_state_dict(state_dict, codec)

@@ -1,15 +1,16 @@
-"""A model directory → a state dict for the PyTorch reference implementation.
+"""A model directory, or its discriminators → a state dict for the PyTorch reference implementation.
 
 python -m convert.to_torch --model models/omnicodec --out omnicodec.pth
+python -m convert.to_torch --model models/omnicodec/discriminators --out discriminators.pth
 """
 
 from pathlib import Path
 
-from convert import reference
+from convert import discriminators, reference
 from convert.from_torch import import_torch
 from convert.tensors import ConversionError
 from omnicodec_jax import command, model_directory
-from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.files import replacing
 
 
@@ -17,13 +18,16 @@ def main(model: Path, out: Path) -> None:
     """Export a model to PyTorch.
 
     Args:
-        model: Model directory or hub id of an OmniCodec.
+        model: Model directory or hub id of an OmniCodec, or the folder of its discriminators.
         out: .pth or .safetensors file to write: a bare state dict.
     """
     config, variables = model_directory.load(model_directory.resolve(model))
-    if not isinstance(config, CodecConfig):
+    if isinstance(config, CodecConfig):
+        state_dict, dropped = reference.to_state_dict(variables, config), reference.DROPPED
+    elif isinstance(config, DiscriminatorConfig):
+        state_dict, dropped = discriminators.to_state_dict(variables, config), ()
+    else:
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
-    state_dict = reference.to_state_dict(variables, config)
     with replacing(out) as path:
         if out.suffix == ".safetensors":
             from safetensors.numpy import save_file
@@ -35,7 +39,8 @@ def main(model: Path, out: Path) -> None:
         else:
             raise ConversionError(f"{out}: must end in .pth, .pt or .safetensors")
     print(f"{out}: {len(state_dict)} tensors")
-    print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in reference.DROPPED))
+    if dropped:
+        print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in dropped))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import frozen, loop, multihost, sharding
-from omnicodec_jax.training.start import first_state
+from omnicodec_jax.training.start import DISCRIMINATORS, first_state
 from omnicodec_jax.training.step import Frozen, Gan
 
 ROOT = Path(__file__).parents[1]
@@ -366,6 +366,24 @@ def test_average_and_earlier_steps_can_be_exported(whole, exported, tmp_path):
         cli.export_model(workdir=whole, out=tmp_path / "none", step=5)
     with pytest.raises(CheckpointError, match="no run"):
         cli.export_model(workdir=tmp_path, out=tmp_path / "none")
+
+
+def test_exported_model_and_its_discriminators_go_to_pytorch_and_back(exported, config, tmp_path):
+    parts = {exported: [], exported / DISCRIMINATORS: ["--discriminators"]}
+    file = tmp_path / "config.py"
+    file.write_text(f"from omnicodec_jax.config import *\n\nconfig = {config!r}\n")
+    for part, options in parts.items():
+        tensors, back, again = tmp_path / "tensors.safetensors", tmp_path / "back", tmp_path / "again.safetensors"
+        command_line("convert.to_torch", "--model", part, "--out", tensors)
+        command_line("convert.from_torch", "--checkpoint", tensors, "--config", file, "--out", back, *options)
+        command_line("convert.to_torch", "--model", back, "--out", again)
+        assert model_directory.load(back)[0] == model_directory.load(part)[0]
+        assert again.read_bytes() == tensors.read_bytes()
+        shutil.rmtree(back)
+
+
+def command_line(module: str, *arguments: Any) -> None:
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def test_run_can_start_from_an_exported_model(exported, config):
