@@ -1,10 +1,12 @@
 """Who holds what: the mesh, and one table from names of parameters to the axes that share them out.
 
     data      groups of devices with different clips; each group holds the whole state
-    fsdp      devices of a group, with different clips too; each holds its part of every large kernel
+    fsdp      devices of a group, with different clips too; each holds its part of every large kernel and of its moments
     tensor    devices with the same clips; each computes its part of the transformers' channels
 
-XLA derives every collective from this. Sums over the batch are sums over the global batch.
+A step begins by gathering what fsdp shares out, and shares out the gradients: kernels are small beside activations, and
+XLA, left to choose where the two want the same axis, shares out channels and has every device compute all clips. It
+derives all other collectives. Sums over the batch are sums over the global batch.
 """
 
 import re
@@ -60,13 +62,24 @@ def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
     return P(*fits)
 
 
-def shardings(mesh: Mesh, tree: T) -> T:
-    """The same tree with the sharding of each array, or of what has its shape."""
+def shardings(mesh: Mesh, tree: T, gathered: bool = False) -> T:
+    """The same tree with the sharding of each array, or of what has its shape; gathered: as `gather` returns it."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape))
+        axes = spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
+        return NamedSharding(mesh, P(*(None if gathered and axis == "fsdp" else axis for axis in axes)))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def gather(mesh: Mesh | None, tree: T) -> T:
+    """To compute with, inside jit: kernels whole, but for their parts of `tensor`. mesh None: there is one device."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(mesh, tree, gathered=True))
+
+
+def share_out(mesh: Mesh | None, tree: T) -> T:
+    """The inverse of `gather`; of gradients, each device gets the sum of its part."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
 
 def template(mesh: Mesh, make: Callable[[], T]) -> T:

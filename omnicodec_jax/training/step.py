@@ -265,38 +265,42 @@ def jit_step(gan: Gan, mesh: Mesh, state: TrainState, frozen: Frozen) -> Callabl
     """`train_step` over a mesh: (state, batch, frozen) → (state, metrics). The state that goes in is given away."""
     state_sharding, frozen_sharding = sharding.shardings(mesh, (state, frozen))
     return jax.jit(
-        partial(train_step, gan=gan),
+        partial(train_step, gan=gan, mesh=mesh),
         in_shardings=(state_sharding, sharding.batch_sharding(mesh), frozen_sharding),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, frozen: Frozen, gan: Gan, mesh: Mesh | None = None
+) -> tuple[TrainState, Metrics]:
     """Updates discriminators, codec and codebooks on one batch; a step that is not finite changes nothing.
 
-    Among the metrics are loss terms before their weights and norms of gradients before clipping.
+    Among the metrics are loss terms before their weights and norms of gradients before clipping. mesh: where the state
+    is shared out; None: one device.
     """
     config, count = gan.config, gan.config.optimizer.accumulation
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    old = state.packed()
+    old, frozen = state.packed(), sharding.gather(mesh, frozen)
+    codec, judges = sharding.gather(mesh, (state.params, state.discriminators))
 
     def forward(codebooks: Tree, micro: MicroBatch) -> Forward:
-        return gan.forward(state.params, codebooks, micro.batch, frozen, jax.random.fold_in(key, micro.number))
+        return gan.forward(codec, codebooks, micro.batch, frozen, jax.random.fold_in(key, micro.number))
 
     def judge(made: Forward) -> Gradient:
-        return merged(gan.one_by_one(state.discriminators, made, gan.teach))
+        return merged(gan.one_by_one(judges, made, gan.teach))
 
     def update_discriminators(judged: Gradient) -> tuple[Packed, optax.OptState]:
-        optimizer = discriminator_optimizer(config)
-        return updated(optimizer, judged.gradient, old.discriminator_optimizer, old.discriminators)
+        gradient = sharding.share_out(mesh, judged.gradient)
+        return updated(discriminator_optimizer(config), gradient, old.discriminator_optimizer, old.discriminators)
 
     def learn(made: Forward, discriminators: Packed) -> Gradient:
-        opponents = unpack(discriminators, state.discriminators)
+        opponents = sharding.gather(mesh, unpack(discriminators, judges))
         return gan.codec_gradient(made, gan.one_by_one(opponents, made, gan.persuade))
 
     def judge_and_learn(made: Forward) -> tuple[Gradient, Gradient]:
-        pairs = gan.one_by_one(state.discriminators, made, lambda verdict: (gan.teach(verdict), gan.persuade(verdict)))
+        pairs = gan.one_by_one(judges, made, lambda verdict: (gan.teach(verdict), gan.persuade(verdict)))
         return merged([taught for taught, _ in pairs]), gan.codec_gradient(made, [persuaded for _, persuaded in pairs])
 
     # Whole batches run the codec once, and it waits until the discriminators have learnt. Micro-batches that must wait
@@ -315,7 +319,8 @@ def train_step(state: TrainState, batch: Batch, frozen: Frozen, gan: Gan) -> tup
         discriminators, d_optimizer = update_discriminators(judged)
         learn_from_them = partial(learn, discriminators=discriminators)
         codebooks, learnt = mean_over(micro_batches, forward, learn_from_them, state.codebooks)
-    params, g_optimizer = updated(generator_optimizer(config), learnt.gradient, old.generator_optimizer, old.params)
+    gradient = sharding.share_out(mesh, learnt.gradient)
+    params, g_optimizer = updated(generator_optimizer(config), gradient, old.generator_optimizer, old.params)
 
     new = TrainState(
         step=state.step,

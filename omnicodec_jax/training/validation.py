@@ -41,7 +41,7 @@ class Validator:
 
     def __init__(self, gan: Gan, mesh: Mesh, samples: Samples):
         self._gan, self._mesh, self._samples = gan, mesh, samples
-        self._evaluate = jax.jit(partial(_evaluate, gan=gan), out_shardings=sharding.replicated(mesh))
+        self._evaluate = jax.jit(partial(_evaluate, gan=gan, mesh=mesh), out_shardings=sharding.replicated(mesh))
 
     @classmethod
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
@@ -86,7 +86,8 @@ class _Evaluated(NamedTuple):
     reconstruction: jax.Array
 
 
-def _evaluate(variables: Tree, batch: Batch, frozen: Frozen, gan: Gan) -> _Evaluated:
+def _evaluate(variables: Tree, batch: Batch, frozen: Frozen, gan: Gan, mesh: Mesh) -> _Evaluated:
+    variables, frozen = sharding.gather(mesh, (variables, frozen))
     audio, features, _ = gan.inputs(batch, frozen)
     output: Any = gan.codec.apply(variables, audio, features)
     distance = losses.multi_scale_mel(output.audio, audio, gan.config.codec.sample_rate)
