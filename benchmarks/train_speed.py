@@ -29,9 +29,10 @@ from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import Batch, Forward, Frozen, Gan, Inputs, merged, train_step, updated
+from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, merged, train_step, updated
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib.util
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,14 +90,14 @@ def test_no_collectives_where_nothing_is_exchanged(mesh):
 # -- Report
 
 
-def compiled(rows: int):
-    return jax.jit(lambda x: x @ x.T).lower(jnp.ones((rows, 64))).compile()
+def planned(memory: int) -> aot.Plan:
+    text = jax.jit(lambda x: x @ x.T).lower(jnp.ones((32, 64))).compile().as_text()
+    return aot.Plan(arguments=32 * 64 * 4, memory=memory, program=text or "")
 
 
 def test_report_has_the_roofline_of_the_chip():
-    found = aot.report(compiled(32), CHIP, seconds_of_audio=60.0)
-    assert found.arguments == 32 * 64 * 4
-    assert found.temporaries >= 32 * 32 * 4
+    found = aot.report(planned(2**15), CHIP, seconds_of_audio=60.0)
+    assert (found.arguments, found.temporaries) == (2**13, 3 * 2**13)
     assert found.totals.flops == 2 * 32 * 32 * 64
     assert found.step_seconds == found.totals.bytes_accessed / CHIP.bandwidth > found.totals.flops / CHIP.flops
     for words in ("GiB of 0.00", "bound by memory", "collectives     none", "hours of audio"):
@@ -102,25 +105,49 @@ def test_report_has_the_roofline_of_the_chip():
 
 
 def test_what_does_not_fit_is_refused_with_the_shortfall():
-    with pytest.raises(ConfigError, match=r"does not fit: 0\.\d\d GiB more"):
-        aot.report(compiled(4096), CHIP, seconds_of_audio=60.0)
+    with pytest.raises(ConfigError, match=r"does not fit: 0\.25 GiB more"):
+        aot.report(planned(2**20 + 2**28), CHIP, seconds_of_audio=60.0)
 
 
 class Lowered(jax.stages.Lowered):
-    """A program for which there is no memory."""
+    """A program that is not compiled to its end."""
 
-    def __init__(self):
-        pass
+    def __init__(self, compile: Callable[[Path], None]):
+        self._compile = compile
 
-    def compile(self, *_: object) -> None:
+    def compile(self, options: Any, **_: object) -> None:
+        self._compile(Path(options["xla_dump_to"]))
+
+
+def test_plan_is_read_when_it_is_made():
+    machine_code = threading.Event()
+
+    def dump(folder: Path) -> None:
+        parts = {
+            "": "HloModule jit_step",
+            "-memory-usage-report": "Memory Space: default (color=0)\nTotal bytes: 300 (300B)\n\n"
+            "Memory Space: vmem (color=1)\nTotal bytes: 7 (7B)\n",
+            "-buffer-assignment": "allocation 0: size 90, page 0, parameter 1, shape |f32[9]| at ShapeIndex {}:\n"
+            "allocation 1: size 10, page 0, parameter 0, shape |f32[1]| at ShapeIndex {}, maybe-live-out:\n"
+            "allocation 2: size 200, page 0, preallocated-temp:\n value: <0 parameter 3 @0> (size=90,offset=0)\n",
+            "_after_buffer_assignment": "",
+        }
+        for name, text in parts.items():
+            (folder / f"module_0000.jit_step.after_optimizations{name}.txt").write_text(text)
+        machine_code.wait()
+
+    assert aot.plan(CHIP, Lowered(dump)) == aot.Plan(arguments=100, memory=300, program="HloModule jit_step")
+    machine_code.set()
+
+
+def test_what_the_compiler_gives_up_is_refused_alike():
+    def give_up(_: Path) -> None:
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Used 17.75G of 15.75G hbm. Exceeded hbm capacity by 2.0G."
         )
 
-
-def test_what_the_compiler_gives_up_is_refused_alike():
     with pytest.raises(ConfigError, match=r"does not fit: 2\.00 GiB more"):
-        aot.compile_for(aot.CHIPS["v5e"], Lowered())
+        aot.plan(aot.CHIPS["v5e"], Lowered(give_up))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +188,7 @@ def test_step_compiles_for_a_tpu():
     config = config_files.load(ROOT / "configs" / "demo.py")
     mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
     chip = aot.CHIPS["v5e"]
-    found = aot.report(aot.compile_for(chip, aot.lower_step(config, mesh)), chip, seconds_of_audio=2.0)
+    found = aot.report(aot.plan(chip, aot.lower_step(config, mesh)), chip, seconds_of_audio=2.0)
     assert found.totals.flops > 0
     assert found.totals.collectives
     assert found.arguments + found.temporaries < chip.memory
@@ -173,6 +200,6 @@ def test_language_model_compiles_for_a_tpu():
     config = config_files.load_as(PerplexityConfig, ROOT / "configs" / "language_model_demo.py")
     mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
     lowered = perplexity.lower_step(dataclasses.replace(config, batch_size=4), mesh, (256,) * 8)
-    found = aot.report(aot.compile_for(aot.CHIPS["v5e"], lowered), aot.CHIPS["v5e"], seconds_of_audio=1.0)
+    found = aot.report(aot.plan(aot.CHIPS["v5e"], lowered), aot.CHIPS["v5e"], seconds_of_audio=1.0)
     assert found.totals.flops > 0
     assert found.totals.collectives

@@ -11,10 +11,17 @@ import pytest
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
-from omnicodec_jax.config import Config, DiscriminatorConfig, MeshConfig, STFTDiscriminatorConfig
+from omnicodec_jax.config import (
+    Config,
+    DiscriminatorConfig,
+    MeshConfig,
+    STFTDiscriminatorConfig,
+    TransformerConfig,
+)
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.initialize import init_variables
-from omnicodec_jax.training import sharding, state
+from omnicodec_jax.models.transformer import Transformer
+from omnicodec_jax.training import hlo, sharding, state
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState
@@ -225,6 +232,29 @@ def test_state_is_shared_out_over_fsdp():
     )
     assert held(fsdp=8) == pytest.approx(whole - shared * 7 / 8, rel=0.01)
     assert shared > 0.4 * whole
+
+
+def test_kernels_are_gathered_once_and_every_device_computes_its_own_clips():
+    model = Transformer(TransformerConfig(num_heads=4, num_layers=3, dim_feedforward=512, context=16), remat=True)
+    audio = jax.ShapeDtypeStruct((16, 32, 128), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), audio)["params"]
+
+    def totals(devices: int) -> hlo.Totals:
+        mesh = sharding.make_mesh(MeshConfig(fsdp=devices), jax.devices()[:devices])
+        held = sharding.shardings(mesh, params)
+
+        def gradient(params, x):
+            whole = sharding.gather(mesh, params)
+            square = jax.grad(lambda params: jnp.square(model.apply({"params": params}, x)).sum())
+            return sharding.share_out(mesh, square(whole))
+
+        step = jax.jit(gradient, in_shardings=(held, sharding.batch_sharding(mesh)), out_shardings=held)
+        return hlo.totals(step.lower(params, audio).compile().as_text() or "")
+
+    kernels = sum(leaf.size * 4 for leaf in jax.tree.leaves(params) if leaf.size >= sharding.SMALLEST)
+    one, eight = totals(1), totals(8)
+    assert eight.flops == one.flops / 8
+    assert eight.collectives["all-gather"] == kernels
 
 
 def test_table_shares_out_the_released_recipe():

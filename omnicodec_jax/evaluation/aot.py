@@ -37,9 +37,9 @@ def main() -> int | None:
         """
         chips = aot.devices(topology)
         chip = aot.CHIPS[topology.partition(":")[0]]
-        compiled = aot.compile_for(chip, perplexity.lower_step(settings, sharding.make_mesh(settings.mesh, chips)))
+        planned = aot.plan(chip, perplexity.lower_step(settings, sharding.make_mesh(settings.mesh, chips)))
         audio = settings.batch_size * settings.window_frames / FRAME_RATE / len(chips)
-        print(aot.report(compiled, chip, audio))
+        print(aot.report(planned, chip, audio))
 
     return tyro.cli(compile_for, prog="python -m omnicodec_jax.evaluation.aot")
 
@@ -47,4 +47,4 @@ def main() -> int | None:
 if __name__ == "__main__":
     command.log_progress()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    command.exit_with(main)
+    aot.exit_with(main)

@@ -2,7 +2,8 @@
 
 python -m omnicodec_jax.training.aot --config configs/released_12hz.py --topology v5e:4x4 --clips-per-chip 6
 
-Nothing is allocated and no device is needed, only libtpu: pip install 'omnicodec-jax[tpu]'.
+Nothing is allocated and no device is needed, only libtpu: pip install 'omnicodec-jax[tpu]'. It stops where machine code
+would be written, which takes libtpu many times as long as all before, and changes none of the figures.
 """
 
 import dataclasses
@@ -11,7 +12,10 @@ import logging
 import os
 import re
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -28,8 +32,9 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.training import hlo, sharding
+from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.start import state_template
-from omnicodec_jax.training.step import Batch, Frozen, Gan, jit_step
+from omnicodec_jax.training.step import Frozen, Gan, jit_step
 
 LOG = logging.getLogger("omnicodec_jax.training.aot")
 """By its own name, also when it is run as __main__."""
@@ -64,7 +69,7 @@ class Report(NamedTuple):
     arguments: int
     """Bytes: state, batch, frozen networks."""
     temporaries: int
-    """Bytes: activations, the program itself, and results that do not take the place of an argument."""
+    """Bytes: activations, and results that do not take the place of an argument; machine code is not counted."""
     totals: hlo.Totals
     seconds_of_audio: float
 
@@ -90,15 +95,80 @@ roofline          {1e3 * bound:8.0f} ms a step, bound by {by}; {self.seconds_of_
 a day and chip"""
 
 
-def report(compiled: jax.stages.Compiled, chip: Chip, seconds_of_audio: float) -> Report:
-    """What a compiled step needs; `seconds_of_audio`: of a chip's clips. Raises ConfigError if it does not fit."""
-    memory: Any = compiled.memory_analysis()
-    arguments = memory.argument_size_in_bytes
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results
-    if (shortfall := arguments + temporaries - chip.memory) > 0:
+class Plan(NamedTuple):
+    """What XLA has decided of a program when it begins to write machine code."""
+
+    arguments: int
+    """Bytes a chip."""
+    memory: int
+    """Bytes a chip, arguments included."""
+    program: str
+    """HLO, scheduled."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """From what libtpu 0.0.42 dumps."""
+
+        def dumped(what: str) -> str:
+            (file,) = folder.glob(f"*.after_optimizations{what}.txt")
+            return file.read_text()
+
+        total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", dumped("-memory-usage-report"))
+        if total is None:
+            raise ValueError(f"{folder}: the memory report has no total")
+        allocations = dumped("-buffer-assignment")
+        arguments = re.findall(r"^allocation \d+: size (\d+),.* parameter \d+,", allocations, re.MULTILINE)
+        return cls(sum(map(int, arguments)), int(total[1]), dumped(""))
+
+
+PLANNED = "*.after_optimizations_after_buffer_assignment.txt"
+"""Written after all that `Plan.read` reads."""
+
+
+def plan(chip: Chip, lowered: jax.stages.Lowered) -> Plan:
+    """Compiles until the plan is made; a thread goes on after that, so leave through `exit_with`.
+
+    Raises ConfigError if XLA finds that it does not fit.
+    """
+    LOG.info("traced; compiling, which takes minutes")
+    start = time.perf_counter()
+    failures: list[Exception] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_all() -> None:
+            try:
+                lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            except jax.errors.JaxRuntimeError as failure:
+                failures.append(failure)
+
+        compiling = threading.Thread(target=compile_all, daemon=True)
+        compiling.start()
+        while compiling.is_alive() and not any(Path(folder).glob(PLANNED)):
+            compiling.join(timeout=0.5)
+        if failures:
+            if (shortfall := missing_memory(str(failures[0]), chip)) is None:
+                raise failures[0]
+            raise does_not_fit(shortfall, chip) from None
+        LOG.info("compiled in %.0f s, but for machine code", time.perf_counter() - start)
+        return Plan.read(Path(folder))
+
+
+def exit_with(work: Callable[[], int | None]) -> None:
+    """`command.exit_with`, at once, whatever is still being compiled."""
+    try:
+        command.exit_with(work)
+    except SystemExit as status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status.code if isinstance(status.code, int) else 0)
+
+
+def report(planned: Plan, chip: Chip, seconds_of_audio: float) -> Report:
+    """What a step needs; `seconds_of_audio`: of a chip's clips. Raises ConfigError if it does not fit."""
+    if (shortfall := planned.memory - chip.memory) > 0:
         raise does_not_fit(shortfall / GIB, chip)
-    return Report(chip, arguments, temporaries, hlo.totals(compiled.as_text() or ""), seconds_of_audio)
+    temporaries = planned.memory - planned.arguments
+    return Report(chip, planned.arguments, temporaries, hlo.totals(planned.program), seconds_of_audio)
 
 
 def does_not_fit(shortfall: float, chip: Chip) -> ConfigError:
@@ -114,20 +184,6 @@ def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     gan, frozen = networks(config, mesh)
     state = state_template(config, mesh)
     return jit_step(gan, mesh, state, frozen).lower(state, batch(config, mesh), frozen)
-
-
-def compile_for(chip: Chip, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Raises ConfigError if XLA finds that it does not fit."""
-    LOG.info("traced; compiling, which takes minutes")
-    start = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if (shortfall := missing_memory(str(error), chip)) is None:
-            raise
-        raise does_not_fit(shortfall, chip) from None
-    LOG.info("compiled in %.0f s", time.perf_counter() - start)
-    return compiled
 
 
 def missing_memory(message: str, chip: Chip) -> float | None:
@@ -213,8 +269,8 @@ def main() -> int | None:
         data = dataclasses.replace(settings.data, batch_size=clips_per_chip * len(chips))
         whole = dataclasses.replace(settings, data=data)
         LOG.info("%s on %d devices, %d clips a step", topology, len(chips), data.batch_size)
-        compiled = compile_for(chip, lower_step(whole, sharding.make_mesh(settings.run.mesh, chips)))
-        print(report(compiled, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
+        planned = plan(chip, lower_step(whole, sharding.make_mesh(settings.run.mesh, chips)))
+        print(report(planned, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
 
     return tyro.cli(aot, prog="python -m omnicodec_jax.training.aot")
 
@@ -222,4 +278,4 @@ def main() -> int | None:
 if __name__ == "__main__":
     command.log_progress()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    command.exit_with(main)
+    exit_with(main)

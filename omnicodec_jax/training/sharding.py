@@ -78,8 +78,8 @@ def gather(mesh: Mesh | None, tree: T) -> T:
 
 
 def share_out(mesh: Mesh | None, tree: T) -> T:
-    """The inverse of `gather`; of gradients, each device gets the sum of its part."""
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(mesh, tree))
+    """The inverse of `gather`; gradients are summed whole, lest XLA share out the channels that they come from, too."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(gather(mesh, tree), shardings(mesh, tree))
 
 
 def template(mesh: Mesh, make: Callable[[], T]) -> T:

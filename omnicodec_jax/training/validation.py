@@ -16,7 +16,8 @@ from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training import sharding
-from omnicodec_jax.training.step import Batch, Frozen, Gan, Tree
+from omnicodec_jax.training.accumulation import Batch
+from omnicodec_jax.training.step import Frozen, Gan, Tree
 
 LOG = logging.getLogger(__name__)
 
