@@ -38,4 +38,5 @@ $(VENV)/.run: $(BIN)/python requirements.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,ray]'
 	$(BIN)/python -m pip install --quiet --editable '.[eval]' || echo "tests of what is not installed are skipped"
+	$(BIN)/python -m pip install --quiet --editable '.[tpu]' || echo "tests that need libtpu are skipped"
 	touch $@

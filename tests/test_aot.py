@@ -1,7 +1,9 @@
 """Compiling for TPUs that are not there, and what is read from a compiled program."""
 
-import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny import normal
 
-from omnicodec_jax import config_files
-from omnicodec_jax.config import MeshConfig, PerplexityConfig
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.evaluation import perplexity
-from omnicodec_jax.training import aot, hlo, sharding
+from omnicodec_jax.training import aot, hlo
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
 ROOT = Path(__file__).parents[1]
@@ -182,24 +181,18 @@ def test_topology_that_libtpu_does_not_know_is_refused():
         aot.devices("v5e:3x5")
 
 
-@pytest.mark.slow
 @needs_libtpu
-def test_step_compiles_for_a_tpu():
-    config = config_files.load(ROOT / "configs" / "demo.py")
-    mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
-    chip = aot.CHIPS["v5e"]
-    found = aot.report(aot.plan(chip, aot.lower_step(config, mesh)), chip, seconds_of_audio=2.0)
-    assert found.totals.flops > 0
-    assert found.totals.collectives
-    assert found.arguments + found.temporaries < chip.memory
-
-
-@pytest.mark.slow
-@needs_libtpu
-def test_language_model_compiles_for_a_tpu():
-    config = config_files.load_as(PerplexityConfig, ROOT / "configs" / "language_model_demo.py")
-    mesh = sharding.make_mesh(MeshConfig(fsdp=4), aot.devices("v5e:2x2"))
-    lowered = perplexity.lower_step(dataclasses.replace(config, batch_size=4), mesh, (256,) * 8)
-    found = aot.report(aot.plan(aot.CHIPS["v5e"], lowered), aot.CHIPS["v5e"], seconds_of_audio=1.0)
-    assert found.totals.flops > 0
-    assert found.totals.collectives
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [
+        ("omnicodec_jax.training.aot", "configs/demo.py"),
+        pytest.param("omnicodec_jax.evaluation.aot", "configs/language_model_demo.py", marks=pytest.mark.slow),
+    ],
+)
+def test_step_is_planned_for_a_tpu(module, config):
+    axis = "--run.mesh.fsdp" if module.startswith("omnicodec_jax.training") else "--mesh.fsdp"
+    command = [sys.executable, "-m", module, "--config", config, "--topology", "v5e:2x2", axis, "4"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr
+    for words in ("GiB of 15.75", "all-gather", "bound by memory", "hours of audio a day and chip"):
+        assert words in done.stdout
