@@ -6,7 +6,9 @@ two clips of 2 s takes 5.5 units and 7.9 GiB. Weights, audio and features are ra
 arithmetic.
 """
 
+import ctypes
 import dataclasses
+import gc
 import math
 import statistics
 import subprocess
@@ -217,7 +219,11 @@ def seconds_of(cases: list[Case], clock: Callable[[], float], repeats: int) -> l
 def peak_memory(run: Run) -> float:
     """Peak of this process during two steps, GiB, the state and the frozen network included. Linux only."""
     step, _ = run.step()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    jax.block_until_ready(step())
+    # What tracing and compiling have left behind is given back, and the peak so far is forgotten.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         jax.block_until_ready(step())
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
