@@ -260,12 +260,16 @@ def test_two_processes_are_one(whole, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_that_is_preempted_stops_all_and_the_run_goes_on(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "asked"), [(signal.SIGTERM, [1]), (signal.SIGINT, [0, 1])], ids=["preemption of one", "Ctrl-C"]
+)
+def test_processes_that_are_asked_to_stop_save_and_go_on(config, tmp_path, monkeypatch, number, asked):
     """To what one process with as many devices gives."""
     processes = two_processes(config, tmp_path / "two")
     for line in processes[0].stderr:
         if " step 3/" in line:
-            processes[1].send_signal(signal.SIGTERM)
+            for process in asked:
+                processes[process].send_signal(number)
             break
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, "\n".join(errors)

@@ -51,7 +51,8 @@ def is_main() -> bool:
 class Interruption:
     """Notices SIGTERM, which is also what a preempted machine gets, and Ctrl-C; a second Ctrl-C ends at once.
 
-    With several processes JAX agrees on the step to stop at, after any of them had a SIGTERM.
+    With several processes JAX agrees on the step to stop at, after any of them had either; it takes care of SIGTERM
+    itself, and Ctrl-C is passed on to it as one.
     """
 
     def __init__(self):
@@ -59,8 +60,8 @@ class Interruption:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        if jax.process_count() == 1:
-            self._handlers = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)}
+        noticed = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        self._handlers = {number: signal.signal(number, self._notice) for number in noticed}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,8 +69,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if jax.process_count() == 1:
+            self.signal = number
+        else:
+            signal.raise_signal(signal.SIGTERM)
 
     def noticed(self, step: int) -> bool:
         """Whether to save and stop before this step; to be asked before every step."""
