@@ -26,15 +26,16 @@ import optax
 from flax import linen as nn
 
 from omnicodec_jax import config_files
-from omnicodec_jax.config import DiscriminatorConfig, TrainConfig
+from omnicodec_jax.config import DiscriminatorConfig, MeshConfig, TrainConfig
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.training import sharding
 from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, merged, train_step, updated
+from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, jit_step, merged, updated
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -78,9 +79,8 @@ class Run:
 
     def step(self) -> tuple[Case, float]:
         """The whole, which replaces `state`."""
-        lowered = jax.jit(partial(train_step, gan=self.gan), donate_argnums=0).lower(
-            self.state, self.batch, self.frozen
-        )
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+        lowered = jit_step(self.gan, mesh, self.state, self.frozen).lower(self.state, self.batch, self.frozen)
         step = lowered.compile()
 
         def run() -> object:

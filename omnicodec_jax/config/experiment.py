@@ -111,7 +111,7 @@ class TrainConfig:
     """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
     remat: bool = True
     """Activations of the codec and of WavLM are computed again for the backward pass instead of being kept. (Those of a
-    sub-discriminator are used at once.)"""
+    sub-discriminator are used at once.) XLA does not do so on a CPU, where a step's order is chosen for its memory."""
     discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
     """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
     saves running them forward again."""

@@ -51,6 +51,9 @@ T = TypeVar("T")
 Metrics = dict[str, Array]
 """float32 scalars; what begins with "replaced" is per codebook."""
 
+IN_LITTLE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""Compiler options for rematerialisation on a CPU, where XLA computes nothing twice, and begins whatever can begin."""
+
 
 class Frozen(NamedTuple):
     """Variables of the networks that are only run; None: without that one, and without the terms that need it."""
@@ -263,11 +266,13 @@ def added(total: Terms, terms: Terms) -> Terms:
 def jit_step(gan: Gan, mesh: Mesh, state: TrainState, frozen: Frozen) -> Callable[..., tuple[TrainState, Metrics]]:
     """`train_step` over a mesh: (state, batch, frozen) → (state, metrics). The state that goes in is given away."""
     state_sharding, frozen_sharding = sharding.shardings(mesh, (state, frozen))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         partial(train_step, gan=gan, mesh=mesh),
         in_shardings=(state_sharding, sharding.batch_sharding(mesh), frozen_sharding),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=IN_LITTLE_MEMORY if on_cpu and gan.config.train.remat else None,
     )
 
 
