@@ -48,9 +48,9 @@ def mimi() -> Callable[[np.ndarray], object]:
 
     @torch.inference_mode()
     def decode(codes: np.ndarray) -> object:
-        output = model.decode(torch.from_numpy(codes[:, :32]), decoder_past_key_values=state["past"])
-        state["past"] = output.decoder_past_key_values
-        return output.audio_values
+        # By position, since releases of transformers name the caches differently.
+        audio, state["past"] = model.decode(torch.from_numpy(codes[:, :32]), None, state["past"], return_dict=False)
+        return audio
 
     return decode
 
