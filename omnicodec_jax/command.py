@@ -9,6 +9,11 @@ from typing import Any
 
 from omnicodec_jax.errors import OmniCodecError
 
+GOOGLE = "0x1ae0"
+"""PCI vendor of TPUs."""
+NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+"""Variables that libtpu reads before it looks for chips."""
+
 
 def run(command: Callable[..., int | None] | dict[str, Callable[..., int | None]], **tyro_options: Any) -> None:
     """Parses sys.argv for one function, or for a dict of subcommands, calls it and exits with what it returns."""
@@ -22,6 +27,7 @@ def run(command: Callable[..., int | None] | dict[str, Callable[..., int | None]
 
 def exit_with(work: Callable[[], int | None]) -> None:
     """Exits with what it returns, or with 1 and one line if it raises an error that a user can mend."""
+    _keep_libtpu_quiet()
     try:
         status = work()
     except (OmniCodecError, OSError) as error:
@@ -36,6 +42,23 @@ def exit_with(work: Callable[[], int | None]) -> None:
 def fail(error: object) -> None:
     """One line on standard error."""
     print(f"error: {error}", file=sys.stderr)
+
+
+def _keep_libtpu_quiet() -> None:
+    """Describes a TPU to libtpu on a machine that has none.
+
+    libtpu is installed there to plan a step for TPUs. JAX asks it for chips at every start; it finds none either way,
+    but without these variables it prints at length what it could not find out about them.
+    """
+    if not has_tpu():
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
+
+
+def has_tpu() -> bool:
+    """Says whether a TPU may be attached to this machine: whether a PCI device of its maker is."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(vendor.read_text().strip() == GOOGLE for vendor in vendors)
 
 
 def log_progress() -> None:
