@@ -1,42 +1,82 @@
-# make demo   sets up .venv, trains a small codec on the bundled clips and reconstructs held-out ones
-# make test   sets up .venv and runs lint, types and tests
+# make demo         sets up .venv, trains a small codec on the bundled clips and reconstructs held-out ones
+# make check        lint, types and the tests that take little time: before each commit
+# make test         all that CI runs
+# make test-slow    full-size runs, which CI leaves out
+# make test-newest  the suite on the newest versions that the ranges allow, in .venv-newest
+# make lock         renews requirements.lock
+# make docs         builds the documentation into build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+UV_VERSION = 0.13.9
 
-.PHONY: demo test test-slow format clean
+# Every package has the version of the lock, what builds packages included; .venv-newest has the newest instead.
+VERSIONS ?= --constraints requirements.lock --build-constraints requirements.lock
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(VERSIONS)
+
+# uv does not read pip's settings: who has told pip where packages are has told uv.
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+PYTEST = $(BIN)/pytest -n auto --maxprocesses 4
+
+.PHONY: demo check test test-slow test-newest lint lock docs format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -n auto --maxprocesses 4
+check: lint
+	$(PYTEST) -m "not slow and not compiles"
+
+test: lint
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
+
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest VERSIONS=--upgrade
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock: $(BIN)/uv
+	env -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-emit-find-links \
+		--no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --strict --clean
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf .venv .venv-newest build runs
 
-$(BIN)/python:
+$(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 
-$(VENV)/.run: $(BIN)/python requirements.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
-	$(BIN)/python -m pip install --quiet pesq 2>/dev/null || echo "pesq needs a C compiler: its columns will say so"
+$(VENV)/.run: $(BIN)/uv requirements.txt requirements.lock pyproject.toml
+	$(INSTALL) --editable .
+	$(INSTALL) pesq 2>/dev/null || echo "pesq needs a C compiler: its columns will say so"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,ray]'
-	$(BIN)/python -m pip install --quiet --editable '.[eval]' || echo "tests of what is not installed are skipped"
-	$(BIN)/python -m pip install --quiet --editable '.[tpu]' || echo "tests that need libtpu are skipped"
+	$(INSTALL) --editable '.[dev,torch,ray]'
+	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
+	$(INSTALL) --editable '.[tpu]' || echo "tests that need libtpu are skipped"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(INSTALL) --editable '.[docs]'
 	touch $@

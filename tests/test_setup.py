@@ -1,0 +1,47 @@
+"""What is installed: exact versions from the lock, within the ranges that are promised, and quietly."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from omnicodec_jax import command
+
+ROOT = Path(__file__).parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+DIRECT = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+PINNED = {}
+for pin in map(Requirement, re.findall(r"^[\w.-]+==.*$", LOCK, re.MULTILINE)):
+    PINNED.setdefault(pin.name, []).append(pin)
+
+
+@pytest.mark.parametrize("wanted", [*DIRECT, *(wanted for extra in EXTRAS.values() for wanted in extra)])
+def test_lock_has_a_version_in_range_of_everything_that_is_asked_for(wanted):
+    requirement = Requirement(wanted)
+    pins = PINNED[requirement.name.lower()]
+    for pin in pins:
+        (exact,) = pin.specifier
+        assert requirement.specifier.contains(exact.version), f"{wanted}: {pin} in requirements.lock; make lock"
+
+
+def test_lock_names_versions_only():
+    lines = [line for line in LOCK.splitlines() if line and not line.lstrip().startswith("#")]
+    assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==[\w.+!]+( ; .*)?$", line) for line in lines), "an address or an option"
+    assert "://" not in LOCK
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
+@pytest.mark.skipif(command.has_tpu(), reason="this machine has a TPU")
+def test_nothing_is_printed_about_tpus_on_a_machine_without_one():
+    code = "import jax; from omnicodec_jax import command; command.exit_with(lambda: print(jax.devices()))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stderr == ""
