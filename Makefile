@@ -3,6 +3,7 @@
 # make test         all that CI runs
 # make test-slow    full-size runs, which CI leaves out
 # make test-newest  the suite on the newest versions that the ranges allow, in .venv-newest
+# make test-oldest  the suite on the oldest, in .venv-oldest
 # make lock         renews requirements.lock
 # make docs         builds the documentation into build/site
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 UV_VERSION = 0.13.9
 
-# Every package has the version of the lock, what builds packages included; .venv-newest has the newest instead.
+# Every package has the version that the lock names, and so has what builds packages.
 VERSIONS ?= --constraints requirements.lock --build-constraints requirements.lock
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(VERSIONS)
 
@@ -24,13 +25,13 @@ endif
 
 PYTEST = $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: demo check test test-slow test-newest lint lock docs format clean
+.PHONY: demo check test test-slow test-newest test-oldest lint lock docs format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m examples.demo
 
 check: lint
-	$(PYTEST) -m "not slow and not compiles"
+	$(PYTEST) -m "not slow and not long"
 
 test: lint
 	$(PYTEST)
@@ -41,6 +42,10 @@ test-slow: $(VENV)/.dev
 test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest VERSIONS=--upgrade
+
+test-oldest:
+	rm -rf .venv-oldest
+	$(MAKE) test VENV=.venv-oldest VERSIONS="--resolution lowest-direct"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,7 +64,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest build runs
+	rm -rf .venv .venv-newest .venv-oldest build runs
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'

@@ -160,8 +160,8 @@ def test_simultaneous_update_judges_by_the_discriminators_as_they_were():
 def test_simultaneous_update_saves_running_the_discriminators_forward():
     first = first_state()
 
-    def flops(function, *arguments) -> float:
-        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    def flops(function, *arguments) -> float:  # as traced: nothing is left to the compiler to find
+        return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
     judge = Discriminators(TINY.discriminators).apply
     forward = flops(judge, {"params": first.discriminators}, batch()["audio"])
@@ -215,9 +215,8 @@ def test_rematerialisation_takes_less_memory_on_a_cpu_too():
 # -- Sharding
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
-def test_first_steps_on_eight_devices_are_those_on_one(shape):
-    mesh = sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]))
+def test_first_steps_on_eight_devices_are_those_on_one():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     now = jax.device_put(first_state(), sharding.shardings(mesh, first_state()))
     step = jit_step(Gan(TINY), mesh, now, Frozen())
     for number, expected in enumerate(alone()[1]):
