@@ -21,6 +21,8 @@ FREE = ("config.run.", "config.data.prepared", "config.data.features", "config.d
 DISTANCE = "mel_distance"
 """What the best checkpoint has least of."""
 STATE, ABOUT = "state", "about"
+THREADS = 10
+"""That Orbax may write one checkpoint in, and more."""
 
 
 class Checkpoints:
@@ -60,11 +62,12 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the last whole checkpoint; None: there is none."""
-        return self._manager.latest_step()
+        """Step of the last checkpoint that is finished on disk; None: there is none."""
+        return max(steps(self.directory), default=None)
 
     def save(self, state: TrainState, mel_distance: float | None = None) -> None:
         """Starts to write a state that is not there yet. Raises CheckpointError if that, or the last one, failed."""
+        self.wait()  # as Orbax would; what it has begun to write may be this state
         if (step := int(state.step)) == self.latest:
             return
         metrics = None if mel_distance is None else {DISTANCE: mel_distance}
@@ -74,14 +77,25 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises CheckpointError if writing has failed since the last call."""
-        with self._explaining():
-            self._manager.check_for_errors()
+        # Asked for errors while it is writing, Orbax would forget them, and delete what the new checkpoint replaces.
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Until everything is written. Raises CheckpointError if it could not be."""
-        with self._explaining():
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        failures: list[Exception] = []
+        for ask in (self._manager.wait_until_finished, self._manager.check_for_errors):
+            # Each thread of Orbax that has failed is told of once: what is left would count against the next checkpoint.
+            for _ in range(THREADS):
+                try:
+                    ask()
+                    break
+                except Exception as failure:  # of any type: whatever the storage raises
+                    failures.append(failure)
+        if failures:
+            with self._explaining():
+                self._manager.reload()  # it has counted this one, and no longer what this one was to replace
+                raise failures[0]
 
     def restore(self, template: TrainState) -> TrainState:
         """The last checkpoint as arrays with the shapes and shardings of the template."""
@@ -115,15 +129,25 @@ class Checkpoints:
             )
 
 
+def steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints that are finished on disk, in order.
+
+    Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are those that it
+    has begun to write, too.
+    """
+    folders = directory.glob("*")
+    return sorted(int(path.name) for path in folders if path.name.isdecimal() and (path / STATE).is_dir())
+
+
 def read(workdir: Path, step: int | None) -> tuple[Config, int]:
     """Config and step of a kept checkpoint, the last one by default. Raises CheckpointError if it is not there."""
     directory = workdir.absolute() / DIRECTORY
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
-    if not steps:
+    kept = steps(directory)
+    if not kept:
         raise CheckpointError(f"{workdir}: no run with checkpoints")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise CheckpointError(f"{workdir}: no checkpoint of step {step}; kept are {', '.join(map(str, steps))}")
+    step = kept[-1] if step is None else step
+    if step not in kept:
+        raise CheckpointError(f"{workdir}: no checkpoint of step {step}; kept are {', '.join(map(str, kept))}")
     text = json.dumps({"model_type": "run", **_read_about(directory, step)["config"]})
     return config_files.from_json(text, {"run": Config}, f"{directory / str(step)}"), step
 
