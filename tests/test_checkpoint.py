@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import logging
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +17,12 @@ from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
 from omnicodec_jax.errors import CheckpointError
+from omnicodec_jax.training import checkpoint
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.state import TrainState
 
 CONFIG = replaced(TINY, run={"keep_last": 1})
+KEPT = replaced(TINY, run={"keep_last": 3})
 
 
 def state(step: int) -> TrainState:
@@ -44,10 +49,14 @@ def full_disk() -> Iterator[None]:
 
 def fail_to_save(checkpoints: Checkpoints, step: int) -> CheckpointError:
     """The error that a run gets to see, whichever of its calls is the first to learn of it."""
-    with full_disk(), pytest.raises(CheckpointError) as error:
+
+    def save() -> None:
         checkpoints.save(state(step))
         while True:
             checkpoints.check()
+
+    with full_disk(), pytest.raises(CheckpointError) as error:
+        save()
     return error.value
 
 
@@ -88,3 +97,131 @@ def test_state_that_is_being_written_is_not_written_again(tmp_path: Path):
         checkpoints.save(state(4))
         checkpoints.wait()
         assert checkpoints.latest == 4
+
+
+# -- Damaged since
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run's directory with checkpoints of steps 4, 6 and 8, of which the first is the best."""
+    workdir = tmp_path_factory.mktemp("run")
+    with Checkpoints(workdir, KEPT, "data") as checkpoints:
+        for step, distance in {4: 1.0, 6: None, 8: 2.0}.items():
+            checkpoints.save(state(step), distance)
+        checkpoints.wait()
+    return workdir
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def cut(path: Path, keep: float = 0.5) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+
+
+def opened(workdir: Path, **options: Any) -> tuple[int | None, int]:
+    """Step that a run goes on from, and of the state that it gets."""
+    with Checkpoints(workdir, KEPT, "data", **options) as checkpoints:
+        return checkpoints.latest, int(checkpoints.restore(template()).params["w"][0, 0])
+
+
+def test_run_goes_on_whichever_file_of_its_last_checkpoint_is_cut_off(run, tmp_path, caplog):
+    files = [path.relative_to(run) for path in (run / "checkpoints" / "8").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    passed_over = set()
+    for number, file in enumerate(files):
+        for keep in (0.0, 0.5):
+            workdir = tmp_path / f"{number}-{keep}"
+            shutil.copytree(run, workdir)
+            cut(workdir / file, keep)
+            caplog.clear()
+            step, value = opened(workdir)
+            assert step == value
+            assert step in (6, 8), file
+            if step == 6:
+                passed_over.add(file.name)
+                assert "checkpoint of step 8 cannot be read" in caplog.text
+                assert "going on from step 6" in caplog.text
+                assert (workdir / "damaged" / "8").is_dir()
+    assert passed_over >= {"metadata", "metrics", "_METADATA", "manifest.ocdbt"}
+
+
+def test_empty_folder_of_a_step_is_passed_over(copy, caplog):
+    (copy / "checkpoints" / "10").mkdir()
+    assert opened(copy) == (8, 8)
+    assert "checkpoint of step 10 cannot be read (state/_METADATA is missing)" in caplog.text
+    assert not (copy / "checkpoints" / "10").exists()
+
+
+def test_damaged_best_checkpoint_does_not_keep_a_run_from_going_on(copy, caplog):
+    cut(copy / "checkpoints" / "4" / "metrics" / "metrics")
+    assert opened(copy) == (8, 8)
+    assert "checkpoint of step 4 cannot be read (metrics/metrics is cut off)" in caplog.text
+
+
+def test_step_whose_checkpoint_was_damaged_is_saved_again(copy):
+    cut(copy / "checkpoints" / "8" / "about" / "metadata")
+    with Checkpoints(copy, KEPT, "data") as checkpoints:
+        checkpoints.save(state(8))
+    assert opened(copy) == (8, 8)
+
+
+def test_run_without_a_whole_checkpoint_does_not_start_anew(copy):
+    for step in (4, 6, 8):
+        shutil.rmtree(copy / "checkpoints" / str(step) / "state")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint here can be read \(step 8: state/_METADATA is missing; .*delete"
+    ) as error:
+        opened(copy)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["4", "6", "8"]
+
+
+def test_export_takes_the_last_whole_checkpoint_and_says_so(copy, caplog):
+    cut(copy / "checkpoints" / "8" / "about" / "metadata")
+    assert checkpoint.read(copy, None)[1] == 6
+    assert "checkpoint of step 8 cannot be read (about/metadata is cut off): passed over" in caplog.text
+    assert (copy / "checkpoints" / "8").is_dir()
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 8 cannot be read .*; there are 4, 6"):
+        checkpoint.read(copy, 8)
+
+
+# -- Of another run
+
+LEARNT_FROM = {"frozen": {"wavlm": "a1"}, "features": {"encoder": "b2", "number": "int8"}}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"frozen": {"wavlm": "c3"}}, r'frozen\.wavlm: "a1" in the checkpoint, "c3" now'),
+        ({"frozen": {}}, r'frozen\.wavlm: "a1" in the checkpoint, None now'),
+        ({"features": {"encoder": "d4", "number": "int8"}}, r'features\.encoder: "b2" in the checkpoint, "d4" now'),
+        ({"features": {"encoder": "b2", "number": "bfloat16"}}, r'features\.number: "int8" in the checkpoint'),
+    ],
+)
+def test_run_on_another_frozen_network_or_feature_set_of_the_same_shape_is_refused(tmp_path, other, message):
+    with Checkpoints(tmp_path, CONFIG, "data", LEARNT_FROM) as checkpoints:
+        checkpoints.save(state(4))
+    with Checkpoints(tmp_path, CONFIG, "data", LEARNT_FROM) as checkpoints:
+        assert checkpoints.latest == 4
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(tmp_path, CONFIG, "data", LEARNT_FROM | other)
+
+
+def test_same_networks_from_another_place_are_the_same_run(tmp_path):
+    with Checkpoints(tmp_path, CONFIG, "data", LEARNT_FROM) as checkpoints:
+        checkpoints.save(state(4))
+    moved = replaced(CONFIG, run={"wavlm": "elsewhere/wavlm"}, data={"features": "elsewhere/features"})
+    with Checkpoints(tmp_path, moved, "data", LEARNT_FROM) as checkpoints:
+        assert checkpoints.latest == 4
+
+
+def test_run_from_before_its_networks_were_recorded_goes_on_and_says_so(copy, caplog):
+    caplog.set_level(logging.INFO)
+    assert opened(copy, learnt_from=LEARNT_FROM) == (8, 8)
+    assert "not compared: frozen, features" in caplog.text

@@ -3,11 +3,17 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+import tensorstore
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
 from omnicodec_jax import config_files
@@ -15,9 +21,16 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.training.state import TrainState
 
+LOG = logging.getLogger(__name__)
+
 DIRECTORY = "checkpoints"
 FREE = ("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers")
 """Beginnings of the names of what may differ from what the checkpoint was made with."""
+DAMAGED = "damaged"
+"""Folder of a run for checkpoints that cannot be read."""
+TEXTS = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics"}
+FOLDERS_OF_TEXTS = {"array_metadatas"}
+"""Files of a checkpoint that are JSON, and folders of such files."""
 DISTANCE = "mel_distance"
 """What the best checkpoint has least of."""
 STATE, ABOUT = "state", "about"
@@ -32,33 +45,56 @@ class Checkpoints:
     state's step.
     """
 
-    def __init__(self, workdir: Path, config: Config, fingerprint: str):
-        """Raises CheckpointError if the directory holds a run of another config, or on other data."""
-        self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
-        self._about = {"config": dataclasses.asdict(config), "data": fingerprint}
+    def __init__(
+        self, workdir: Path, config: Config, fingerprint: str, learnt_from: Mapping[str, Any] = MappingProxyType({})
+    ):
+        """Sets aside what is damaged.
 
+        fingerprint: of the prepared data. learnt_from: what else makes a run what it is: hashes of frozen networks, the
+        encoder of stored features. Raises CheckpointError if the directory holds a run of another config or on other
+        data, or if nothing of it can be read.
+        """
+        self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
+        self._about = {"config": dataclasses.asdict(config), "data": fingerprint, **learnt_from}
+        self._keep_last = config.run.keep_last
+        self._set_damaged_aside()
+        self._manager: ocp.CheckpointManager | None = self._open()
+        if (step := self.latest) is not None:
+            self._refuse_others(_read_about(self.directory, step))
+
+    def _open(self) -> ocp.CheckpointManager:
         def distance(metrics: dict[str, float]) -> float:
             return metrics[DISTANCE]
 
         best = managers.BestN(get_metric_fn=distance, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(config.run.keep_last), best]),
+                preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._keep_last), best]),
                 best_fn=distance,  # so that it is saved: what is kept, the policy says
                 cleanup_tmp_directories=True,
             ),
         )
-        if (step := self.latest) is not None:
-            self._refuse_others(_read_about(self.directory, step))
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         # Closing waits for what is being written, and raises what that raises: not in place of an earlier failure.
-        with contextlib.suppress(Exception) if failure else self._explaining():
-            self._manager.close()
+        failures = self._close()
+        if failures and not failure:
+            raise self._could_not_be_written(failures[0]) from failures[0]
+
+    def _close(self) -> list[Exception]:
+        manager, self._manager = self._manager, None
+        failures: list[Exception] = []
+        for _ in range(THREADS if manager else 0):  # each of those that have failed is told of once
+            try:
+                manager.close()
+                break
+            except Exception as failure:  # of any type: whatever the storage raises
+                failures.append(failure)
+        return failures
 
     @property
     def latest(self) -> int | None:
@@ -72,30 +108,23 @@ class Checkpoints:
             return
         metrics = None if mel_distance is None else {DISTANCE: mel_distance}
         items = {STATE: ocp.args.StandardSave(state), ABOUT: ocp.args.JsonSave(self._about)}
+        if self._manager is None:
+            self._manager = self._open()
         with self._explaining():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def check(self) -> None:
         """Raises CheckpointError if writing has failed since the last call."""
         # Asked for errors while it is writing, Orbax would forget them, and delete what the new checkpoint replaces.
-        if not self._manager.is_saving_in_progress():
+        if self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Until everything is written. Raises CheckpointError if it could not be."""
-        failures: list[Exception] = []
-        for ask in (self._manager.wait_until_finished, self._manager.check_for_errors):
-            # Each thread of Orbax that has failed is told of once: what is left would count against the next checkpoint.
-            for _ in range(THREADS):
-                try:
-                    ask()
-                    break
-                except Exception as failure:  # of any type: whatever the storage raises
-                    failures.append(failure)
-        if failures:
+        if self._manager is not None:
             with self._explaining():
-                self._manager.reload()  # it has counted this one, and no longer what this one was to replace
-                raise failures[0]
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
 
     def restore(self, template: TrainState) -> TrainState:
         """The last checkpoint as arrays with the shapes and shardings of the template."""
@@ -107,16 +136,38 @@ class Checkpoints:
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax passes on what its storage raises, of any type
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            kept = "nothing is kept" if self.latest is None else f"the last good checkpoint is step {self.latest}"
-            raise CheckpointError(
-                f"{self.directory}: a checkpoint could not be written ({reason}); {kept}. Mend that, and give the same "
-                "command again"
-            ) from error
+        except Exception as error:  # of any type: whatever the storage raises
+            # Orbax has counted what it failed to write, and no longer what that was to replace; its other threads may
+            # fail, too. What is saved next is saved by a new manager, which counts what is on disk.
+            self._close()
+            raise self._could_not_be_written(error) from error
+
+    def _could_not_be_written(self, error: Exception) -> CheckpointError:
+        kept = "nothing is kept" if self.latest is None else f"the last good checkpoint is step {self.latest}"
+        return CheckpointError(
+            f"{self.directory}: a checkpoint could not be written ({_first_line(error)}); {kept}. Mend that, and give "
+            "the same command again"
+        )
+
+    def _set_damaged_aside(self) -> None:
+        """Out of the way of those that will be written, which may be of the same steps."""
+        last, damaged = last_whole(self.directory)
+        for step, reason in damaged.items():
+            aside = self._workdir / DAMAGED / str(step)
+            LOG.warning("checkpoint of step %d cannot be read (%s): set aside as %s", step, reason, aside)
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self.directory / str(step)).rename(aside)
+        if damaged:
+            LOG.warning("going on from step %s, the last checkpoint that is whole", last)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
     def _refuse_others(self, about: dict[str, Any]) -> None:
-        held, wanted = _leaves(about), _leaves(self._about)
+        if unknown := [name for name in self._about if name not in about]:
+            LOG.info("%s: from before runs kept it, so not compared: %s", self.directory, ", ".join(unknown))
+        held, wanted = _leaves(about), _leaves({name: self._about[name] for name in self._about if name in about})
         differing = [
             f"{name}: {held.get(name)} in the checkpoint, {wanted.get(name)} now"
             for name in sorted(held.keys() | wanted.keys())
@@ -135,32 +186,91 @@ def steps(directory: Path) -> list[int]:
     Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are those that it
     has begun to write, too.
     """
-    folders = directory.glob("*")
-    return sorted(int(path.name) for path in folders if path.name.isdecimal() and (path / STATE).is_dir())
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
+def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
+    """Step of the last checkpoint that can be read, and what is wrong with others, by step.
+
+    Of those before it only what is quickly seen. Raises CheckpointError if there are checkpoints, but none that is
+    whole: to start anew is not for us to decide.
+    """
+    last: int | None = None
+    damaged: dict[int, str] = {}
+    for step in reversed(steps(directory)):
+        if reason := damage(directory / str(step), arrays=last is None):
+            damaged[step] = reason
+        elif last is None:
+            last = step
+    if damaged and last is None:
+        found = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        raise CheckpointError(f"{directory}: no checkpoint here can be read ({found}); delete it all to start anew")
+    return last, damaged
+
+
+def damage(folder: Path, arrays: bool = True) -> str | None:
+    """What keeps a checkpoint from being read; None: nothing. arrays: whether all of their bytes are looked at."""
+    try:
+        for part in (f"{STATE}/_METADATA", f"{ABOUT}/metadata"):
+            if not (folder / part).is_file():
+                return f"{part} is missing"
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.name in TEXTS or path.parent.name in FOLDERS_OF_TEXTS:
+                try:
+                    json.loads(path.read_text())
+                except ValueError:
+                    return f"{path.relative_to(folder)} is cut off"
+        if arrays:
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder / STATE}/"}).result()
+            keys = store.list().result()
+            for key in keys:
+                store.read(key).result()
+            return None if keys else f"{STATE} holds no arrays"
+    except Exception as error:  # of any type: whatever the storage raises
+        return _first_line(error)
+    return None
 
 
 def read(workdir: Path, step: int | None) -> tuple[Config, int]:
-    """Config and step of a kept checkpoint, the last one by default. Raises CheckpointError if it is not there."""
+    """Config and step of a kept checkpoint, by default of the last one that is whole.
+
+    Raises CheckpointError if it is not there, or damaged.
+    """
     directory = workdir.absolute() / DIRECTORY
     kept = steps(directory)
     if not kept:
         raise CheckpointError(f"{workdir}: no run with checkpoints")
-    step = kept[-1] if step is None else step
-    if step not in kept:
+    if step is None:
+        step, damaged = last_whole(directory)
+        for number, reason in damaged.items():
+            LOG.warning("%s: checkpoint of step %d cannot be read (%s): passed over", workdir, number, reason)
+    elif step not in kept:
         raise CheckpointError(f"{workdir}: no checkpoint of step {step}; kept are {', '.join(map(str, kept))}")
+    elif reason := damage(directory / str(step)):
+        others = ", ".join(str(number) for number in kept if number != step) or "no others"
+        raise CheckpointError(f"{workdir}: checkpoint of step {step} cannot be read ({reason}); there are {others}")
+    assert step is not None
     text = json.dumps({"model_type": "run", **_read_about(directory, step)["config"]})
     return config_files.from_json(text, {"run": Config}, f"{directory / str(step)}"), step
 
 
 def restore(workdir: Path, step: int, template: TrainState) -> TrainState:
     """A kept checkpoint as arrays with the shapes and shardings of the template."""
+    folder = workdir.absolute() / DIRECTORY / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir.absolute() / DIRECTORY / str(step) / STATE, template)
+        try:
+            return checkpointer.restore(folder / STATE, template)
+        except Exception as error:  # of any type: whatever the storage raises
+            raise CheckpointError(f"{folder}: cannot be read: {_first_line(error)}") from error
 
 
 def _read_about(directory: Path, step: int) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore(directory / str(step) / ABOUT)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _leaves(tree: Any, name: str = "") -> dict[str, str]:
