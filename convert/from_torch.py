@@ -8,76 +8,38 @@ python -m convert.from_torch --checkpoint discriminators.pth --discriminators --
     --out models/omnicodec/discriminators
 """
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
-
-import convert.discriminators
+from convert import discriminators as judges_of_reference
 from convert import reference
-from convert.tensors import ConversionError
+from convert.tensors import ConversionError, read_state_dict, summary, unwrap
 from omnicodec_jax import command, config_files, model_directory
 from omnicodec_jax.config import CodecConfig
 
 
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a .pth or .safetensors file, bare or under "model". Never runs code from the file."""
-    if not path.is_file():
-        raise ConversionError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ConversionError(f"{path}: not a readable safetensors file: {error}") from None
-    torch = import_torch()
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConversionError(f"{path}: not a checkpoint that can be read without running its code: {reason}") from None
-    state_dict = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state_dict, Mapping) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise ConversionError(f'{path}: neither a state dict nor {{"model": state dict}}')
-    return {key: value.float().numpy() for key, value in state_dict.items()}
-
-
-def import_torch() -> ModuleType:
-    """PyTorch, or a ConversionError that says how to get it."""
-    try:
-        import torch
-    except ImportError:
-        raise ConversionError("this needs PyTorch: pip install -e '.[torch]', or use .safetensors") from None
-    return torch
-
-
-def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False) -> None:
+def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False, part: str | None = None) -> None:
     """Convert a PyTorch checkpoint of OmniCodec.
 
     Args:
-        checkpoint: .pth or .safetensors file; a bare state dict or {"model": state dict}.
+        checkpoint: .pth or .safetensors file: a state dict, or anything that holds one, as Lightning's checkpoints do.
         config: File in configs/ that it was trained with, or the reference's own YAML file.
         out: Model directory to write.
         discriminators: It is a checkpoint of the discriminators.
+        part: Where the checkpoint holds the model more than once, which to take, such as "ema".
     """
-    if discriminators:
-        judges = config_files.load(config).discriminators
-        variables = convert.discriminators.from_state_dict(read_state_dict(checkpoint), judges)
-        model_directory.save(out, judges, variables)
-        print(f"{out}: discriminators")
-        return
-    codec = _read_config(config)
-    state_dict = read_state_dict(checkpoint)
-    variables = reference.from_state_dict(state_dict, codec)
-    model_directory.save(out, codec, variables)
-    dropped = [key for key in state_dict if key.startswith(reference.DROPPED)]
-    print(f"{out}: {len(state_dict) - len(dropped)} tensors, model {model_directory.model_hash(codec, variables)}")
-    if dropped:
-        print(f"left out on purpose: {len(dropped)} tensors of {', '.join(p + '*' for p in reference.DROPPED)}")
+    tensors, kind = read_state_dict(checkpoint), judges_of_reference if discriminators else reference
+    network = config_files.load(config).discriminators if discriminators else _read_config(config)
+    try:
+        state_dict, left_out = unwrap(tensors, [entry.key for entry in kind.key_table(network)], part)
+        variables = kind.from_state_dict(state_dict, network)
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint}: {error}") from None
+    model_directory.save(out, network, variables)
+    dropped = [] if discriminators else [key for key in state_dict if key.startswith(reference.DROPPED)]
+    count, digest = len(state_dict) - len(dropped), model_directory.model_hash(network, variables)
+    print(f"{out}: {count} tensors, {'discriminators' if discriminators else 'model'} {digest}")
+    if left_out := left_out + dropped:
+        print(f"left out on purpose: {summary(left_out)}")
 
 
 def _read_config(path: Path) -> CodecConfig:

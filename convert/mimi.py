@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from convert.from_torch import read_state_dict
 from convert.reference import (
     CODEBOOK_NAMES,
     CONV,
@@ -20,7 +19,7 @@ from convert.reference import (
     seanet_entries,
     weights,
 )
-from convert.tensors import ConversionError, Entry, from_entries
+from convert.tensors import ConversionError, Entry, from_entries, read_state_dict, summary, unwrap
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.config import MimiConfig, SEANetConfig, TransformerConfig
 
@@ -136,10 +135,16 @@ def main(checkpoint: Path, out: Path) -> None:
         config = config_from_transformers(json.loads((checkpoint / "config.json").read_text()))
     except (KeyError, json.JSONDecodeError) as error:
         raise ConversionError(f"{checkpoint / 'config.json'}: not the config of a Mimi model: {error!r}") from None
-    state_dict = pack_attention(read_state_dict(checkpoint / "model.safetensors"), config.transformer.num_heads)
-    variables = from_entries(state_dict, key_table(config), config)
+    tensors, entries = read_state_dict(checkpoint / model_directory.WEIGHTS), key_table(config)
+    try:
+        state_dict, left_out = unwrap(tensors, [entry.key for entry in entries])
+        variables = from_entries(pack_attention(state_dict, config.transformer.num_heads), entries, config)
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint}: {error}") from None
     model_directory.save(out, config, variables)
     print(f"{out}: model {model_directory.model_hash(config, variables)}")
+    if left_out:
+        print(f"left out on purpose: {summary(left_out)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.reference import LINEAR, weights
-from convert.tensors import ConversionError, Entry, from_entries
+from convert.tensors import ConversionError, Entry, from_entries, refuse_pointer
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.model_directory import CONFIG, WEIGHTS
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
@@ -54,6 +54,8 @@ def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, 
     directory = _locate(checkpoint, *shards)
     state_dict = {}
     for shard in shards:
+        if (directory / shard).is_file():
+            refuse_pointer(directory / shard)
         try:
             with safe_open(directory / shard, framework="numpy") as file:
                 keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a mapping)
@@ -78,6 +80,8 @@ def _locate(checkpoint: str | Path, *names: str) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        refuse_pointer(path)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

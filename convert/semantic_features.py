@@ -14,8 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convert import qwen3_aut
-from convert.from_torch import import_torch
-from convert.tensors import from_entries
+from convert.tensors import from_entries, import_torch
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.data import audio, features, records
 from omnicodec_jax.data.features import FeatureFormat

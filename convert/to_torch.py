@@ -7,8 +7,7 @@ python -m convert.to_torch --model models/omnicodec/discriminators --out discrim
 from pathlib import Path
 
 from convert import discriminators, reference
-from convert.from_torch import import_torch
-from convert.tensors import ConversionError
+from convert.tensors import ConversionError, import_torch
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.files import replacing

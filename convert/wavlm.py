@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.from_torch import read_state_dict
 from convert.reference import CONV, LINEAR, weights
-from convert.tensors import ConversionError, Entry, from_entries
+from convert.tensors import ConversionError, Entry, from_entries, read_state_dict, unwrap
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
@@ -36,8 +35,6 @@ CONFIG_NAMES = {
 """Our names of what config.json may set; the defaults are the same."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-PREFIX = "wavlm."
-"""Of the network's keys, where the checkpoint is of a network with a head."""
 MASK = "masked_spec_embed"
 """What training puts in the place of masked steps."""
 POSITION_CONV = "encoder.pos_conv_embed.conv"
@@ -89,11 +86,12 @@ def key_table(config: WavLMConfig) -> list[Entry]:
     return entries
 
 
-def separate(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def separate(state_dict: Mapping[str, np.ndarray], config: WavLMConfig) -> tuple[dict[str, np.ndarray], list[str]]:
     """The network's tensors, under its own keys, and the keys of the others: a head, the mask embedding."""
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in state_dict) else ""
-    left_out = [key for key in state_dict if not key.startswith(prefix) or key == prefix + MASK]
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key not in left_out}, left_out
+    own, left_out = unwrap(state_dict, [entry.key for entry in key_table(config)])
+    if own.pop(MASK, None) is not None:
+        left_out += [key for key in state_dict if key.endswith(MASK)]
+    return own, left_out
 
 
 def fold_weight_norm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -110,7 +108,7 @@ def fold_weight_norm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], config: WavLMConfig) -> dict[str, Any]:
     """transformers' state dict → our variables. Raises ConversionError with every key that does not fit."""
-    return from_entries(fold_weight_norm(separate(state_dict)[0]), key_table(config), config)
+    return from_entries(fold_weight_norm(separate(state_dict, config)[0]), key_table(config), config)
 
 
 def main(checkpoint: Path, out: Path) -> None:
@@ -130,10 +128,13 @@ def main(checkpoint: Path, out: Path) -> None:
     if path is None:
         raise ConversionError(f"{directory}: neither {' nor '.join(WEIGHTS)} is here")
     state_dict = read_state_dict(path)
-    variables = from_state_dict(state_dict, config)
+    try:
+        variables = from_state_dict(state_dict, config)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
     model_directory.save(out, config, variables)
     print(f"{out}: model {model_directory.model_hash(config, variables)}")
-    if left_out := separate(state_dict)[1]:
+    if left_out := separate(state_dict, config)[1]:
         print(f"left out on purpose, as only training or another task needs it: {', '.join(left_out)}")
 
 

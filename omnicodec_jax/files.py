@@ -6,17 +6,29 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+LFS = b"version https://git-lfs.github.com/spec/"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails.
 
-    The suffix is kept, for writers that choose the format by it.
+    The suffix is kept, for writers that choose the format by it. Who may read the file, the umask says, whatever the
+    writer does: safetensors keeps others out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of a large one that was not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS)) == LFS

@@ -1,6 +1,7 @@
 """A model on disk: `config.json` and `model.safetensors`, in a directory or on the Hugging Face hub."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from omnicodec_jax import config_files
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import is_lfs_pointer, replacing
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
@@ -25,6 +26,12 @@ from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+CONVERTERS = {"wavlm": "convert.wavlm", "mimi": "convert.mimi", "qwen3_omni": "convert.qwen3_aut"}
+"""What converts checkpoints of transformers, by the beginning of the model_type in their config.json."""
+PYTORCH = (".pth", ".pt", ".ckpt", ".bin")
+THEIRS = {"architectures", "transformers_version"}
+"""Fields of a config.json that transformers has written."""
 
 Variables = Mapping[str, Any]
 
@@ -96,9 +103,12 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables) -
 def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """Config and variables (numpy). Raises ModelError with every tensor that is missing, unknown or misshapen."""
     directory = Path(directory)
+    _refuse_unconverted(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise ModelError(f"{directory}: no model here: {name} is missing")
+    if is_lfs_pointer(directory / WEIGHTS):
+        raise ModelError(f"{directory / WEIGHTS}: a pointer of Git LFS, not the file itself; run: git lfs pull")
     try:
         text = (directory / CONFIG).read_text()
     except UnicodeDecodeError as error:
@@ -121,12 +131,39 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     return config, unflatten({name: value.astype(np.float32, copy=False) for name, value in tensors.items()})
 
 
+def _refuse_unconverted(directory: Path) -> None:
+    """Raises ModelError for a checkpoint as transformers or PyTorch save it, with the command that converts it."""
+    if (directory / CONFIG).is_file():
+        try:
+            mapping = json.loads((directory / CONFIG).read_text())
+        except ValueError:
+            return  # for `load` to say
+        if not isinstance(mapping, dict) or not THEIRS & mapping.keys():
+            return
+        kind, checkpoint = str(mapping.get("model_type")), directory
+        command = next((command for prefix, command in CONVERTERS.items() if kind.startswith(prefix)), None)
+        if command is None:
+            raise ModelError(f"{directory}: a {kind} model of transformers, which nothing here converts")
+    elif files := sorted(path for path in directory.glob("*") if path.suffix in PYTORCH):
+        checkpoint, command = files[0], "convert.from_torch --config FILE_IN_CONFIGS"
+    else:
+        return
+    raise ModelError(
+        f"{directory}: a checkpoint that is not converted yet; run: python -m {command} --checkpoint {checkpoint} "
+        "--out DIR, and give DIR"
+    )
+
+
 def resolve(
     name: str | os.PathLike[str], revision: str | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)
 ) -> Path:
     """The directory of a model: itself, or where those files of the hub's `owner/name` were downloaded to."""
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise ModelError(
+            f"{name}: a file, where a model is a directory; python -m convert.from_torch makes one of a checkpoint"
+        )
     name = str(name)
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise ModelError(f"{name}: no such model directory")
