@@ -30,7 +30,7 @@ BATCH = P(("data", "fsdp"))
 TABLE = (
     (r"codebooks", P()),
     (r"(attention\.out|linear_2)\.kernel$", P("tensor", "fsdp")),
-    (r"(query|key|value|linear_1)\.kernel$", P("fsdp", "tensor")),
+    (r"(qkv|query|key|value|linear_1)\.kernel$", P("fsdp", "tensor")),
     (r"kernel$", P("fsdp", None)),
     (r"", P()),
 )
