@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omnicodec_jax.evaluation.language_model import LanguageModel, Layout
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
-from omnicodec_jax.training import sharding, state
+from omnicodec_jax.training import sharding
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -64,6 +64,12 @@ def expected() -> dict[str, P]:
     return rows
 
 
+@cache
+def shapes(config: Any) -> Any:
+    """Of a network's parameters."""
+    return jax.eval_shape(partial(init_variables, model_directory.build(config)), jax.random.key(0))["params"]
+
+
 def trees() -> Iterator[dict[str, Any]]:
     """Shapes of all networks of all configs."""
     for file in sorted(CONFIGS.glob("*.py")):
@@ -74,11 +80,9 @@ def trees() -> Iterator[dict[str, Any]]:
             ids = np.zeros((1, 1, 1), np.int32)
             yield {"language_model": jax.eval_shape(model.init, jax.random.key(0), ids)["params"]}
         else:
-            held = jax.eval_shape(partial(state.init_state, config_files.load(file)), jax.random.key(0))
-            yield {"codec": held.params, "discriminators": held.discriminators}
-    for name, config in {"wavlm": WavLMConfig(), "encoder": Qwen3AuTConfig()}.items():
-        shapes = jax.eval_shape(partial(init_variables, model_directory.build(config)), jax.random.key(0))
-        yield {name: shapes["params"]}
+            experiment = config_files.load(file)
+            yield {"codec": shapes(experiment.codec), "discriminators": shapes(experiment.discriminators)}
+    yield {"wavlm": shapes(WavLMConfig()), "encoder": shapes(Qwen3AuTConfig())}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.models.backbone import Audio, Backbone, Codes, Latent
@@ -195,11 +195,11 @@ class OmniCodec(Backbone):
 
     # -- Codebook initialisation
 
-    def fit_semantic(self, hidden: Latent, key: PRNGKeyArray) -> None:
-        """k-means of the semantic codebook on `semantic_hidden` at frame rate; needs mutable=["codebooks"]."""
-        self.semantic_quantizer.fit(hidden, key)
+    def semantic_vectors(self, hidden: Latent) -> Float[Array, "M V"]:
+        """What the semantic codebook quantizes, of `semantic_frames`."""
+        return self.semantic_quantizer.vectors(hidden)
 
-    def fit_acoustic(self, latent: Latent, semantic_codes: Int[Array, "B 1 N"] | None, key: PRNGKeyArray) -> None:
-        """k-means of the acoustic codebooks on `acoustic_latent`; needs mutable=["codebooks"]."""
+    def acoustic_vectors(self, latent: Latent, semantic_codes: Int[Array, "B 1 N"] | None) -> Float[Array, "M V"]:
+        """What the acoustic codebooks quantize, of `acoustic_latent`."""
         semantic = None if semantic_codes is None else self.semantic_quantizer.decode(semantic_codes)
-        self.acoustic_quantizer.fit(self.decouple(latent, semantic), key)
+        return self.acoustic_quantizer.vectors(self.decouple(latent, semantic))

@@ -1,6 +1,9 @@
 """First values of a model: random parameters, and codebooks that k-means fits to real batches."""
 
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,10 +12,14 @@ from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_codebooks
+
+LOG = logging.getLogger(__name__)
 
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 """Compiler options for what runs once: hundreds of random draws compile in a third of the time."""
+
+SECONDS_BETWEEN_LINES = 10
 
 Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 
@@ -31,32 +38,54 @@ def initialize_codebooks(
     fit is over all of them.
     """
 
+    def call(method: str) -> Callable[..., Any]:
+        return jax.jit(partial(model.apply, method=method))
+
+    @jax.jit
     def branches(variables: dict[str, Any], audio: jax.Array, features: jax.Array | None):
-        def call(model: OmniCodec):
+        def both(model: OmniCodec):
             latent = model.acoustic_latent(audio)
             return latent, model.semantic_frames(features, latent.shape[1])
 
-        return nn.apply(call, model)(variables)
+        return nn.apply(both, model)(variables)
 
-    def fit(variables: dict[str, Any], latent: jax.Array, hidden: jax.Array | None, key: jax.Array):
-        def call(model: OmniCodec):
-            semantic_key, acoustic_key = jax.random.split(key)
-            codes = None
-            if hidden is not None:
-                model.fit_semantic(hidden, semantic_key)
-                codes = model.encode_semantic(hidden)
-            model.fit_acoustic(latent, codes, acoustic_key)
-
-        return nn.apply(call, model, mutable=[CODEBOOKS])(variables)[1]
-
-    parts = [jax.jit(branches)(variables, *batch) for batch in batches]
+    parts = [branches(variables, *batch) for batch in batches]
     latent, hidden = jax.tree.map(lambda *leaves: jnp.concatenate([_one_row(leaf) for leaf in leaves], axis=1), *parts)
-    codebooks = jax.jit(fit)(variables, latent, hidden, key)[CODEBOOKS]
+    semantic_key, acoustic_key = jax.random.split(key)
+    progress = Progress(model.config.num_quantizers)
+    held = dict(variables[CODEBOOKS])
+
+    def fit(name: str, key: PRNGKeyArray, vectors: jax.Array) -> None:
+        books = fit_residual_codebooks(key, vectors, Codebook(**held[name]), model.config.codebook, progress.one_more)
+        held[name] = books._asdict()
+
+    codes = None
+    if hidden is not None:
+        fit("semantic_quantizer", semantic_key, call("semantic_vectors")(variables, hidden))
+        variables = {**variables, CODEBOOKS: held}
+        codes = call("encode_semantic")(variables, hidden)
+    fit("acoustic_quantizer", acoustic_key, call("acoustic_vectors")(variables, latent, codes))
     # The same entries as if one batch had been seen: with the counts of many, the moving averages would hardly follow
     # the encoder for hundreds of steps, nor would any entry count as dead.
-    for statistics in codebooks.values():
+    for statistics in held.values():
         statistics.update({name: statistics[name] / len(parts) for name in ("embedding_sum", "cluster_usage")})
-    return {**variables, CODEBOOKS: codebooks}
+    return {**variables, CODEBOOKS: held}
+
+
+class Progress:
+    """Logs how many codebooks are fitted, and how long the others will take."""
+
+    def __init__(self, total: int):
+        self._total, self._done = total, 0
+        self._began = self._shown = time.perf_counter()
+
+    def one_more(self) -> None:
+        """To be called after each of them."""
+        self._done, now = self._done + 1, time.perf_counter()
+        if now - self._shown > SECONDS_BETWEEN_LINES and self._done < self._total:
+            left = (now - self._began) / self._done * (self._total - self._done)
+            LOG.info("codebooks: %d of %d fitted, %.0f s left", self._done, self._total, left)
+            self._shown = now
 
 
 def _one_row(x: Float[Array, "B N D"]) -> Float[Array, "1 M D"]:

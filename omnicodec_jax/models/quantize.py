@@ -5,6 +5,8 @@ Applied with `mutable=["codebooks"]`, a quantizer learns from the batch; otherwi
 batch are sums over the global batch when the batch is sharded under jit.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +20,8 @@ from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.conv import Dense
 
 CODEBOOKS = "codebooks"
+ENOUGH = 0.01
+"""Relative gain of an iteration of k-means below which it ends: training goes on moving the entries."""
 
 Vectors = Float[Array, "M D"]
 
@@ -79,33 +83,66 @@ def ema_update(
     return updated, dead.mean()
 
 
-def kmeans(key: PRNGKeyArray, x: Vectors, size: int, iterations: int) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
-    """Lloyd's k-means from random vectors; a cluster left empty restarts at a random vector. Means and counts."""
-    start, *keys = jax.random.split(key, iterations + 1)
+def kmeans(
+    key: PRNGKeyArray, x: Vectors, size: int, iterations: int, enough: float = 0.0
+) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
+    """Lloyd's k-means from random vectors; a cluster left empty restarts at a random vector. Means and counts.
 
-    def iterate(means: jax.Array, key: PRNGKeyArray) -> tuple[jax.Array, None]:
-        counts, sums = cluster_sums(x, nearest(x, means), size)
-        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], sample(key, x, size)), None
+    It ends when an iteration lowers the error by no more than `enough`, a share of it, or after `iterations` of them.
+    """
 
-    means, _ = jax.lax.scan(iterate, sample(start, x, size), jnp.stack(keys))
-    return means, cluster_sums(x, nearest(x, means), size)[0]
+    def scattered(x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`cluster_sums`, a hundred times faster on a CPU; on a GPU its order of summation is not always the same."""
+        return jax.ops.segment_sum(jnp.ones(x.shape[0]), codes, size), jax.ops.segment_sum(x, codes, size)
+
+    def settle(means: jax.Array, key: PRNGKeyArray | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Means of what is nearest to each, counts, and the error of the given ones."""
+        codes = nearest(x, means)
+        counts, sums = jax.lax.platform_dependent(x, codes, cpu=scattered, default=partial(cluster_sums, size=size))
+        empty = means if key is None else sample(key, x, size)
+        moved = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], empty)
+        return moved, counts, jnp.mean((x - means[codes]) ** 2)
+
+    def worthwhile(carry: tuple[jax.Array, ...]) -> jax.Array:
+        number, _, before, error = carry
+        return (number < iterations) & (error < (1 - enough) * before)
+
+    def iterate(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        number, means, _, before = carry
+        means, _, error = settle(means, keys[number + 1])
+        return number + 1, means, before, error
+
+    keys = jax.random.split(key, iterations + 1)
+    start = sample(keys[0], x, size)
+    largest = jnp.float32(jnp.finfo(jnp.float32).max)
+    _, means, _, _ = jax.lax.while_loop(worthwhile, iterate, (jnp.int32(0), start, jnp.float32(jnp.inf), largest))
+    return settle(means, None)[:2]
 
 
-def fit_residual_codebooks(key: PRNGKeyArray, x: Vectors, codebooks: Codebook, config: CodebookConfig) -> Codebook:
+def fit_residual_codebooks(
+    key: PRNGKeyArray, x: Vectors, codebooks: Codebook, config: CodebookConfig, fitted: Callable[[], None] | None = None
+) -> Codebook:
     """k-means layer by layer, each on what the layers before it leave of `x`.
 
     M should be some ten times the number of entries: fewer vectors are memorised and leave nothing for the next
-    layer to learn from.
+    layer to learn from. fitted: called after each layer; what it raises ends the work between two of them.
     """
-    size = codebooks.cluster_usage.shape[1]
+    layers: list[Codebook] = []
+    for layer_key in jax.random.split(key, codebooks.initialized.shape[0]):
+        layer, x = _fit_codebook(layer_key, x, codebooks.cluster_usage.shape[1], config)
+        layers.append(jax.block_until_ready(layer))
+        if fitted is not None:
+            fitted()
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
-    def fit(residual: jax.Array, key: PRNGKeyArray) -> tuple[jax.Array, Codebook]:
-        means, counts = kmeans(key, residual, size, config.kmeans_iterations)
-        usage = jnp.maximum(counts, 1)
-        layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), config.check_every, jnp.float32))
-        return residual - means[nearest(residual, means)], layer
 
-    return jax.lax.scan(fit, x, jax.random.split(key, codebooks.initialized.shape[0]))[1]
+@partial(jax.jit, static_argnames=("size", "config"))
+def _fit_codebook(key: PRNGKeyArray, x: Vectors, size: int, config: CodebookConfig) -> tuple[Codebook, Vectors]:
+    """A codebook, and what it leaves of the vectors."""
+    means, counts = kmeans(key, x, size, config.kmeans_iterations, ENOUGH)
+    usage = jnp.maximum(counts, 1)
+    layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), config.check_every, jnp.float32))
+    return layer, x - means[nearest(x, means)]
 
 
 def draw_num_quantizers(key: PRNGKeyArray, config: AcousticConfig) -> Int[Array, ""]:
@@ -179,10 +216,9 @@ class ResidualVectorQuantizer(nn.Module):
         layers = (jnp.swapaxes(codes, 0, 1), self.embedding_sum.value[:count], usage[:count])
         return self.project_out(jax.lax.scan(add, zeros, layers)[0]).astype(jnp.float32)
 
-    def fit(self, x: Float[Array, "B N D"], key: PRNGKeyArray) -> None:
-        """Initialises all codebooks by k-means on these vectors; needs mutable=["codebooks"]."""
-        vectors = self.project_in(x).astype(jnp.float32).reshape(-1, self.codebook_dim)
-        self._store(fit_residual_codebooks(key, vectors, self._codebooks, self.config))
+    def vectors(self, x: Float[Array, "B N D"]) -> Float[Array, "M V"]:
+        """What the codebooks quantize, one after the other: for `fit_residual_codebooks`."""
+        return self.project_in(x).astype(jnp.float32).reshape(-1, self.codebook_dim)
 
     def __call__(self, x: Float[Array, "B N D"], num_quantizers: int | Int[Array, ""] | None = None) -> Quantized:
         """num_quantizers: layers to run, the others are left out (quantizer dropout); may be traced."""
