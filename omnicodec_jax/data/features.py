@@ -82,6 +82,11 @@ def save_format(directory: Path, format: FeatureFormat, silence: np.ndarray) -> 
         temporary.write_text(text)
 
 
+def identity(directory: Path) -> dict[str, object]:
+    """What a run that has learnt from these features must find again: the encoder, and the numbers that are kept."""
+    return json.loads((directory / SETTINGS).read_text())
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
     """A directory of features, to read from."""

@@ -38,6 +38,12 @@ def load(config: Config) -> tuple[Gan, Frozen]:
     return Gan(config, wavlm, encoder), Frozen(wavlm_variables, encoder_variables)
 
 
+def hashes(gan: Gan, frozen: Frozen) -> dict[str, str]:
+    """What identifies each of them, for a run to go on with the same: of its config, and of its weights as loaded."""
+    networks = {"wavlm": (gan.wavlm, frozen.wavlm), "encoder": (gan.encoder, frozen.encoder)}
+    return {name: model_directory.model_hash(*held) for name, held in networks.items() if held[0] is not None}
+
+
 def without_wavlm(config: Config) -> Config:
     """The same with no loss that needs WavLM."""
     return dataclasses.replace(

@@ -1,17 +1,27 @@
 """Starting and stopping: many processes as one, and runs that are asked to go away."""
 
+import contextlib
 import logging
+import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from omnicodec_jax.errors import ConfigError
 
+LOG = logging.getLogger(__name__)
+
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+STEPS_BETWEEN_QUESTIONS = 10
+"""Of processes among each other, where JAX's own service is off."""
 
 
 def initialize() -> None:
@@ -48,19 +58,26 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+class Interrupted(BaseException):
+    """A signal came while there was nothing yet to save."""
+
+
 class Interruption:
     """Notices SIGTERM, which is also what a preempted machine gets, and Ctrl-C; a second Ctrl-C ends at once.
 
     With several processes JAX agrees on the step to stop at, after any of them had either; it takes care of SIGTERM
-    itself, and Ctrl-C is passed on to it as one.
+    itself, and Ctrl-C is passed on to it as one. Where its service for that is off, the processes ask each other.
     """
 
     def __init__(self):
         self.signal: int | None = None
+        """That all processes stop for."""
+        self._asked: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._raises = False
 
     def __enter__(self) -> "Interruption":
-        noticed = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        noticed = (signal.SIGTERM, signal.SIGINT) if not _has_service() else (signal.SIGINT,)
         self._handlers = {number: signal.signal(number, self._notice) for number in noticed}
         return self
 
@@ -70,13 +87,69 @@ class Interruption:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _has_service():
+            signal.raise_signal(signal.SIGTERM)
+            return
+        self._asked = number
         if jax.process_count() == 1:
             self.signal = number
-        else:
-            signal.raise_signal(signal.SIGTERM)
+            if self._raises:
+                raise Interrupted
 
     def noticed(self, step: int) -> bool:
         """Whether to save and stop before this step; to be asked before every step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = signal.SIGTERM
+        if _has_service():
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = signal.SIGTERM
+        elif jax.process_count() > 1:
+            # Seldom, since devices finish what they are at before they answer.
+            if step % STEPS_BETWEEN_QUESTIONS:
+                return False
+            asked = multihost_utils.process_allgather(np.int32(self._asked or 0))
+            self.signal = int(np.max(asked)) or None
         return self.signal is not None
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within it a signal raises Interrupted, unless there are several processes, which stop at a step alone."""
+        self._raises = jax.process_count() == 1
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    @contextlib.contextmanager
+    def ending_the_process(self) -> Iterator[None]:
+        """Within it a signal ends this process, even while XLA compiles for minutes and lets no handler run.
+
+        For work that leaves nothing half-written. With several processes it does nothing.
+        """
+        if jax.process_count() > 1:
+            yield
+            return
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+
+        def watch() -> None:
+            while number := os.read(reader, 1):
+                if number[0] in self._handlers:
+                    LOG.info("interrupted: the last checkpoint is whole, and the same command goes on from there")
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    os._exit(128 + number[0])
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        before = signal.set_wakeup_fd(writer)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+            watcher.join()
+            os.close(reader)
+
+
+def _has_service() -> bool:
+    """Whether JAX watches for SIGTERM, and finds the step at which all processes stop."""
+    return jax.process_count() > 1 and jax.config.jax_enable_preemption_service

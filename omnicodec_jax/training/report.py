@@ -83,17 +83,23 @@ class Report:
         )
         self._start_window()
 
-    def validate(self, step: int, result: Validation, seconds: float) -> None:
+    def validate(self, step: int, result: Validation, seconds: float, weights: Validation | None = None) -> None:
         """Writes what held-out clips have given, with originals and reconstructions to look at and to hear.
 
-        seconds: what that took, which is no part of the steps' time.
+        seconds: what that took, which is no part of the steps' time. weights: where `result` is that of their moving
+        average, what they give themselves.
         """
         self._since += seconds
         shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
-        LOG.info("step %d  held-out clips: mel distance %.4f, codebook usage %s", step, result.mel_distance, shares)
+        distance = f"mel distance {result.mel_distance:.4f}"
+        if weights is not None:
+            distance += f" by the weight average, {weights.mel_distance:.4f} by the weights"
+        LOG.info("step %d  held-out clips: %s, codebook usage %s", step, distance, shares)
         if self._events is None:
             return
         scalars = {"validation/mel_distance": result.mel_distance}
+        if weights is not None:
+            scalars["validation/mel_distance_of_weights"] = weights.mel_distance
         for name, values in result.usage.items():
             scalars |= numbered(f"validation_usage/{name}", values)
         self._events.scalars(step, scalars)

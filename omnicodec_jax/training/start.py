@@ -1,6 +1,9 @@
 """How a run's first state comes about: weights at random or from a model, codebooks fitted to the data."""
 
+import contextlib
+import logging
 import math
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,12 +23,23 @@ from omnicodec_jax.training import sharding, state
 from omnicodec_jax.training.state import TrainState, Tree
 from omnicodec_jax.training.step import Frozen, Gan
 
+LOG = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 VECTORS_PER_ENTRY = 10
 """k-means sees at least this many vectors for each entry of a codebook (spec §8.4)."""
 DISCRIMINATORS = "discriminators"
 """Folder of a model directory: a model directory itself, of the discriminators."""
+
+
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Logs a part of a start as it begins, and how long it took."""
+    LOG.info("start: %s …", what)
+    began = time.perf_counter()
+    yield
+    LOG.info("start: %s: %.1f s", what, time.perf_counter() - began)
 
 
 def state_template(config: Config, mesh: Mesh) -> TrainState:
@@ -49,34 +63,46 @@ def first_state(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> Train
     # Not the key of any step: those are folded from its number.
     weights_key, codebooks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1))
     fresh = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
-    first: TrainState = fresh(weights_key)
+    with stage("weights at random"):
+        first: TrainState = jax.block_until_ready(fresh(weights_key))
     if config.run.start_from is not None:
-        variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
-        given = place((variables, first.discriminators if discriminators is None else discriminators), mesh)
-        first = jax.jit(partial(state.start_state, config), out_shardings=held)(*given)
+        with stage(f"weights of {config.run.start_from}"):
+            variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+            # Those at random lie where they belong already, on all processes.
+            judges = first.discriminators if discriminators is None else place(discriminators, mesh)
+            start = jax.jit(partial(state.start_state, config), out_shardings=held)
+            first = jax.block_until_ready(start(place(variables, mesh), judges))
     if all(collection["initialized"].all() for collection in first.codebooks.values()):
         return first
-    variables = initialize_codebooks(
-        gan.codec.clone(dtype=jnp.float32),
-        {"params": first.params, CODEBOOKS: first.codebooks},
-        _first_batches(gan, frozen, mesh, samples),
-        codebooks_key,
-    )
-    codebooks = jax.jit(lambda tree: tree, out_shardings=held.codebooks)(variables[CODEBOOKS])
+    count, size = config.codec.num_quantizers, max(config.codec.codebook_sizes)
+    vectors = _num_batches(config) * _frames_per_batch(config)
+    with stage(f"k-means of {count} codebooks of up to {size} entries on {vectors} vectors"):
+        variables = initialize_codebooks(
+            gan.codec.clone(dtype=jnp.float32),
+            {"params": first.params, CODEBOOKS: first.codebooks},
+            _first_batches(gan, frozen, mesh, samples),
+            codebooks_key,
+        )
+        codebooks = jax.jit(lambda tree: tree, out_shardings=held.codebooks)(variables[CODEBOOKS])
     return first.replace(codebooks=codebooks)
+
+
+def _frames_per_batch(config: Config) -> int:
+    return config.data.batch_size * config.data.segment_samples // config.codec.hop_length
+
+
+def _num_batches(config: Config) -> int:
+    """That k-means needs."""
+    return math.ceil(VECTORS_PER_ENTRY * max(config.codec.codebook_sizes) / _frames_per_batch(config))
 
 
 def _first_batches(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> Iterator[Batch]:
     """Audio and features of the run's first batches, as many as k-means needs."""
-    config = gan.config
-    frames = config.data.batch_size * config.data.segment_samples // config.codec.hop_length
-    count = math.ceil(VECTORS_PER_ENTRY * max(config.codec.codebook_sizes) / frames)
     features = jax.jit(lambda batch, frozen: gan.inputs(batch, frozen).features)
-    batches = Batches(samples, config.data, sharding.batch_sharding(mesh))
-    for _ in range(count):
-        batch = next(batches)
-        yield batch["audio"], features(batch, frozen)
-    batches.close()
+    with contextlib.closing(Batches(samples, gan.config.data, sharding.batch_sharding(mesh))) as batches:
+        for _ in range(_num_batches(gan.config)):
+            batch = next(batches)
+            yield batch["audio"], features(batch, frozen)
 
 
 def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:

@@ -112,8 +112,14 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
     )
 
 
-def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed) -> Packed | None:
-    """The moving average after a step."""
-    if (decay := config.ema_decay) is None:
+def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed, step: ArrayLike) -> Packed | None:
+    """The moving average after a step, of which `step` came before it.
+
+    At first it spans a tenth of the steps there were: with a decay of 0.999 from the beginning, a third of it would
+    still be random weights after a thousand steps.
+    """
+    if config.ema_decay is None:
         return None
+    done = jnp.asarray(step, jnp.float32)
+    decay = jnp.minimum(config.ema_decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)

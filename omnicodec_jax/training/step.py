@@ -333,7 +333,7 @@ def train_step(
         discriminators=discriminators,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
-        ema_params=update_ema(config.optimizer, old.ema_params, params),
+        ema_params=update_ema(config.optimizer, old.ema_params, params, state.step),
         skipped=jnp.zeros_like(state.skipped),
     )
     norms = {f"grad_norm_{name}": optax.tree.norm(tree) for name, tree in judged.gradient.items()}

@@ -1,5 +1,6 @@
 """How well the codec does on held-out clips: always the same crops, all codebooks."""
 
+import contextlib
 import dataclasses
 import logging
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -48,11 +50,14 @@ class Validator:
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
         """Of the domains that have held-out clips; None: no domain of the config has any."""
         data, seed = gan.config.data, gan.config.seed
-        held_out = {shard.domain for shard in records.read_index(Path(data.prepared)) if shard.split == "validation"}
+        shards = records.read_index(Path(data.prepared))
+        held_out = {shard.domain for shard in shards if shard.split == "validation" and shard.clips}
         domains = tuple(domain for domain in data.domains if domain.name in held_out)
         if not domains:
             LOG.info("%s: no held-out clips, so there is no validation", data.prepared)
             return None
+        if without := [domain.name for domain in data.domains if domain not in domains]:
+            LOG.info("%s: no held-out clips of %s: validation is without", data.prepared, ", ".join(without))
         here = dataclasses.replace(data, domains=domains, num_workers=0)
         return cls(gan, mesh, Samples.open(here, seed, "validation", needs_features(gan.config)))
 
@@ -60,12 +65,11 @@ class Validator:
         """All processes take part, and all get the result."""
         config = self._gan.config
         data = dataclasses.replace(config.data, num_workers=0)
-        batches = Batches(self._samples, data, sharding.batch_sharding(self._mesh))
         results = []
-        for _ in range(config.run.validation_batches):
-            batch = next(batches)
-            results.append(jax.device_get(self._evaluate({"params": params, CODEBOOKS: codebooks}, batch, frozen)))
-        batches.close()
+        with contextlib.closing(Batches(self._samples, data, sharding.batch_sharding(self._mesh))) as batches:
+            for _ in range(config.run.validation_batches):
+                batch = next(batches)
+                results.append(jax.device_get(self._evaluate({"params": params, CODEBOOKS: codebooks}, batch, frozen)))
         usage = {}
         for branch in results[0].codes:
             codes = np.concatenate([result.codes[branch] for result in results], axis=2)
@@ -89,8 +93,10 @@ class _Evaluated(NamedTuple):
 
 def _evaluate(variables: Tree, batch: Batch, frozen: Frozen, gan: Gan, mesh: Mesh) -> _Evaluated:
     variables, frozen = sharding.gather(mesh, (variables, frozen))
+    # float32 whatever training computes in: what a tokenizer will make of these weights.
+    frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
     audio, features, _ = gan.inputs(batch, frozen)
-    output: Any = gan.codec.apply(variables, audio, features)
+    output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, audio, features)
     distance = losses.multi_scale_mel(output.audio, audio, gan.config.codec.sample_rate)
     branches = {"semantic": output.semantic, "acoustic": output.acoustic}
     codes = {name: branch.codes for name, branch in branches.items() if branch is not None}

@@ -1,0 +1,319 @@
+"""How a run begins: what it says, what it starts from, and how it stops while there is nothing to save yet."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import normal
+from tiny_experiment import config as TINY
+from tiny_experiment import replaced
+
+from omnicodec_jax import config_files, model_directory
+from omnicodec_jax.config import Config, DiscriminatorConfig, MeshConfig
+from omnicodec_jax.data import records
+from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
+from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
+from omnicodec_jax.training import loop, multihost, sharding, validation
+from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.start import state_template
+from omnicodec_jax.training.state import init_state, update_ema
+from omnicodec_jax.training.step import Frozen, Gan
+from omnicodec_jax.training.validation import Validation, Validator
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """The tiny experiment on a second of noise in each domain, none of it held out."""
+    prepared, lines = tmp_path_factory.mktemp("prepared"), []
+    for number, domain in enumerate(("sound", "speech")):
+        noise = np.random.default_rng(number).integers(-9000, 9000, SAMPLE_RATE, np.int16)
+        header = Header(f"{domain}:0", domain, 0, SAMPLE_RATE, 1.0, SAMPLE_RATE, SAMPLE_RATE)
+        name = f"{domain}-train-000000"
+        size = records.write_shard(records.shard_path(prepared, name), [records.encode(header, noise)])
+        shard = Shard(name=name, domain=domain, split="train", digest="0", clips=(SAMPLE_RATE,), bytes=size)
+        lines.append(json.dumps(dataclasses.asdict(shard)))
+    (prepared / records.INDEX).write_text("\n".join(lines))
+    (prepared / records.SETTINGS).write_text('{"segment_seconds": 30}')
+    return replaced(TINY, data={"prepared": str(prepared)})
+
+
+@pytest.fixture
+def states_are_free(config, monkeypatch):
+    """All weights are ones at first."""
+
+    def leaf(shape: Any) -> jax.Array:
+        value = np.full(shape.shape, jnp.issubdtype(shape.dtype, jnp.floating), shape.dtype)
+        return jax.device_put(value, shape.sharding)
+
+    ones = jax.tree.map(leaf, state_template(config, sharding.make_mesh(MeshConfig())))
+    monkeypatch.setattr(loop, "first_state", lambda *_: ones)
+
+
+@pytest.fixture
+def steps_are_free(monkeypatch):
+    """A step does nothing but count, and move the average of the weights away from them."""
+
+    def jit_step(gan: Gan, *_: Any):
+        def step(state, batch, frozen):
+            moved = jax.tree.map(lambda leaf: leaf + 1, state.ema_params)
+            metrics = {"total": jnp.ones(()), "skipped": jnp.zeros(())}
+            return state.replace(step=state.step + 1, ema_params=moved), metrics
+
+        return step
+
+    monkeypatch.setattr(loop, "jit_step", jit_step)
+
+
+def test_each_part_of_a_start_says_what_it_does_and_how_long_it_took(config, tmp_path, steps_are_free, caplog):
+    caplog.set_level(logging.INFO)
+    assert loop.run(config, tmp_path) == 0
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("start: ")]
+    parts = [line.removesuffix(" …") for line in lines if line.endswith(" …")]
+    assert [part.split(" of ")[0] for part in parts] == [
+        "start: finding the data",
+        "start: reading the frozen networks",
+        "start: finding checkpoints",
+        "start: weights at random",
+        "start: k-means",
+        "start: first checkpoint",
+        "start: reading the last checkpoint",
+        "start: first batch",
+        "start: compiling the training step, and the first step",
+    ]
+    assert "start: k-means of 4 codebooks of up to 8 entries on 96 vectors" in parts
+    assert "start: sound: 1 clips, 0.00 h" in lines
+    for part in parts:
+        assert any(re.fullmatch(rf"{re.escape(part)}: \d+\.\d s", line) for line in lines)
+
+
+def ask_to_stop(number: int):
+    """Stands for work during which the signal comes."""
+
+    def work(*_: Any, **__: Any):
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+    return work
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("part", ["first_state", "Samples.open", "frozen_networks.load"])
+def test_run_that_is_asked_to_stop_before_its_first_checkpoint_leaves_none(
+    config, tmp_path, monkeypatch, caplog, number, part
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(f"omnicodec_jax.training.loop.{part}", ask_to_stop(number))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert loop.run(config, tmp_path) == 128 + number
+    assert caplog.messages[-1] == "interrupted before there was anything to save: the same command starts anew"
+    assert not [path for path in tmp_path.glob("checkpoints/*") if path.name != "metadata"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_kmeans_can_be_interrupted_between_two_codebooks():
+    fitted: list[int] = []
+
+    def one_more() -> None:
+        fitted.append(len(fitted))
+        if len(fitted) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    books = Codebook(jnp.zeros((4, 8, 6)), jnp.zeros((4, 8)), jnp.zeros(4), jnp.zeros(4))
+    fit = partial(fit_residual_codebooks, jax.random.key(0), normal(80, 6), books, TINY.codec.codebook)
+    with multihost.Interruption() as interruption, pytest.raises(multihost.Interrupted), interruption.raising():
+        fit(one_more)
+    assert fitted == [0, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_run_that_is_asked_to_stop_while_it_writes_its_first_checkpoint_leaves_it_whole(
+    config, tmp_path, states_are_free, monkeypatch, caplog, number
+):
+    caplog.set_level(logging.INFO)
+    save = Checkpoints.save
+
+    def asked(self: Checkpoints, *arguments: Any):
+        signal.raise_signal(number)
+        save(self, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", asked)
+    monkeypatch.setattr(loop, "train", None)
+    assert loop.run(config, tmp_path) == 143
+    assert "step 0 is saved" in caplog.messages[-1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
+
+
+def test_process_ends_at_once_while_the_compiler_lets_no_handler_run():
+    code = (
+        "import hashlib, sys\n"
+        "from omnicodec_jax.training import multihost\n"
+        "with multihost.Interruption() as interruption, interruption.ending_the_process():\n"
+        "    print('busy', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
+# -- Several processes
+
+
+def test_processes_without_jax_own_service_agree_on_where_to_stop(monkeypatch):
+    asked: list[int] = []
+
+    def gather(own: np.ndarray) -> np.ndarray:
+        asked.append(int(own))
+        return np.array([own, signal.SIGTERM], np.int32)  # the other process had one
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost.multihost_utils, "process_allgather", gather)
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with multihost.Interruption() as interruption:
+            assert [interruption.noticed(step) for step in range(11, 21)] == [False] * 9 + [True]
+    finally:
+        jax.config.update("jax_enable_preemption_service", True)
+    assert asked == [0]
+    assert interruption.signal == signal.SIGTERM
+
+
+TWO = """
+import dataclasses
+import sys
+import jax
+from omnicodec_jax import config_files
+from omnicodec_jax.config import MeshConfig, RunConfig
+from omnicodec_jax.training import multihost, sharding
+from omnicodec_jax.training.start import first_state
+from omnicodec_jax.training.step import Frozen, Gan
+
+multihost.initialize()
+config = config_files.load(sys.argv[2])
+for axes in ({"data": 2}, {"data": 1, "fsdp": 2}):
+    mesh = sharding.make_mesh(MeshConfig(**axes))
+    state = first_state(Gan(dataclasses.replace(config, run=RunConfig(start_from=sys.argv[1]))), Frozen(), mesh, None)
+    assert jax.tree.leaves(state.discriminators)
+    print("started", axes, float(state.params["downsample"]["kernel"].addressable_data(0)[0, 0, 0]))
+"""
+
+
+def test_two_processes_start_from_a_model_without_discriminators(tmp_path):
+    codec = dataclasses.replace(TINY.codec, semantic=None)
+    judges = DiscriminatorConfig(stft=TINY.discriminators.stft, waveform=None, wavlm=None)
+    config = replaced(TINY, loss={"semantic": 0.0})
+    config = dataclasses.replace(config, codec=codec, discriminators=judges)
+    (tmp_path / "config.py").write_text(f"from omnicodec_jax.config import *\n\nconfig = {config!r}\n")
+    shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), (shapes.params, shapes.codebooks))
+    model_directory.save(tmp_path / "model", codec, {"params": ones[0], "codebooks": ones[1]})
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    environment |= {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(tmp_path / "model"), str(tmp_path / "config.py")],
+            env={**environment, "JAX_PROCESS_ID": str(number)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    output = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
+    for printed, _ in output:
+        assert [line.split()[-1] for line in printed.splitlines() if line.startswith("started")] == ["1.0", "1.0"]
+
+
+# -- What is started from, and what is heard of it
+
+
+@pytest.mark.parametrize(("name", "heard"), [("paper_12hz", True), ("released_12hz", False), ("demo", False)])
+def test_nearly_silent_semantic_loss_is_told_of_at_the_start(name, heard):
+    assert (loop.hardly_heard(config_files.load(ROOT / f"configs/{name}.py")) is not None) == heard
+
+
+# -- Validation
+
+
+def test_domain_whose_held_out_files_were_all_refused_is_left_out_of_validation(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    prepared = tmp_path / "prepared"
+    (prepared / "shards").mkdir(parents=True)
+    source = Path(config.data.prepared)
+    lines = [json.loads(line) for line in (source / records.INDEX).read_text().splitlines()]
+    held_out = [line | {"name": line["name"].replace("train", "validation"), "split": "validation"} for line in lines]
+    refused = [line | {"clips": []} if line["domain"] == "speech" else line for line in held_out]
+    (prepared / records.SETTINGS).write_text((source / records.SETTINGS).read_text())
+    mesh = sharding.make_mesh(MeshConfig())
+
+    def opened(index: list[dict]) -> Validator | None:
+        (prepared / records.INDEX).write_text("".join(json.dumps(line) + "\n" for line in index))
+        return Validator.open(Gan(replaced(config, data={"prepared": str(prepared)})), mesh)
+
+    assert opened(lines + refused) is not None
+    assert "no held-out clips of speech: validation is without" in caplog.text
+    assert opened(lines + [line | {"clips": []} for line in held_out]) is None
+    assert "so there is no validation" in caplog.text
+
+
+def test_validation_computes_in_float32_whatever_training_does():
+    gan = Gan(replaced(TINY, train={"compute_dtype": "bfloat16"}))
+    state = jax.eval_shape(lambda: init_state(TINY, jax.random.key(0)))
+    batch = {"audio": jax.ShapeDtypeStruct((8, 1, 5760), jnp.float32)}
+    mesh = sharding.make_mesh(MeshConfig())
+    variables = {"params": state.params, "codebooks": state.codebooks}
+    evaluate = partial(validation._evaluate, gan=gan, mesh=mesh)
+    text = str(jax.make_jaxpr(evaluate)(variables, batch, Frozen()))
+    assert "f32" in text
+    assert "bf16" not in text
+
+
+def test_weights_and_their_average_are_both_validated_and_the_average_decides(
+    config, tmp_path, states_are_free, steps_are_free, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+
+    def validator(params: Any, *_: Any) -> Validation:
+        """Its mel distance is the first bias of a layer: what the steps above add up to in the average."""
+        bias = float(np.asarray(params["adapter_2"]["bias"])[0])
+        return Validation(10 + np.round(bias), {}, np.zeros((0, 1, 1)), np.zeros((0, 1, 1)))
+
+    monkeypatch.setattr(Validator, "open", lambda *_: validator)
+    short = replaced(config, optimizer={"total_steps": 3}, run={"validate_every": 3})
+    assert loop.run(short, tmp_path) == 0
+    assert "held-out clips: mel distance 14.0000 by the weight average, 11.0000 by the weights" in caplog.text
+    metrics = json.loads((tmp_path / "checkpoints" / "3" / "metrics" / "metrics").read_text())
+    assert metrics == {"mel_distance": 14.0}
+
+
+def test_average_of_the_weights_forgets_the_random_ones_within_a_hundred_steps():
+    optimizer = dataclasses.replace(TINY.optimizer, ema_decay=0.999)
+    average: Any = {"codec": {"small": jnp.zeros(1)}}
+    for step in range(100):
+        average = update_ema(optimizer, average, {"codec": {"small": jnp.ones(1)}}, step)
+    assert float(average["codec"]["small"][0]) > 0.999
+    late: Any = update_ema(optimizer, {"codec": {"small": jnp.zeros(1)}}, {"codec": {"small": jnp.ones(1)}}, 10**6)
+    assert float(late["codec"]["small"][0]) == pytest.approx(0.001, rel=1e-3)
