@@ -8,6 +8,8 @@ Hardware of the authors: 4 A100 GPUs, global batch 24, gradient accumulation 2.
 Where the released code does otherwise, see released_12hz.py. The paper gives no number of residual blocks; one a
 stage is what its "approximately 134M parameters" fits. It does not mention the WavLM distillation head (named as
 future work in its §4), so there is none. All four transformers decay, which the paper leaves open.
+
+Its weight of the semantic loss, 1.0, is next to nothing on Qwen3-Omni's features: docs/training.md.
 """
 
 from omnicodec_jax.config import (

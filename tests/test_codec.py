@@ -276,4 +276,5 @@ def test_recipe_trains_as_its_source_does(name):
     schedule = (optimizer.warmup_steps, optimizer.total_steps, optimizer.cosine_cycles, optimizer.accumulation)
     assert (*schedule, optimizer.weight_decay_modules, config.data.segment_samples) == SCHEDULES[name]
     assert (optimizer.learning_rate, optimizer.betas, optimizer.epsilon) == (1e-4, (0.5, 0.9), 1e-8)
-    assert (optimizer.weight_decay, optimizer.clip_value, config.data.batch_size) == (0.05, 1.0, 24)
+    clip = 2.0 if name.startswith("released") else 1.0  # on a loss that the released code halves
+    assert (optimizer.weight_decay, optimizer.clip_value, config.data.batch_size) == (0.05, clip, 24)

@@ -50,9 +50,11 @@ class OptimizerConfig:
     cosine_cycles: float = 0.5
     """0.5: down to 0 at total_steps; 1: down and up again."""
     accumulation: int = 1
-    """Micro-batches per update."""
+    """Micro-batches per update of the networks. Codebooks learn from each of them in turn, as PyTorch's do in every
+    forward: their decay and the steps between looks for dead codes are counted in micro-batches."""
     ema_decay: float | None = None
-    """Of the moving average of the codec's parameters; None: none is kept."""
+    """Of the moving average of the codec's parameters; None: none is kept. At first it is less, so that the average
+    spans a tenth of the steps there were."""
 
     def __post_init__(self):
         require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
@@ -156,7 +158,7 @@ class RunConfig:
     """Of batch_size held-out clips each."""
     save_every: int = 1000
     keep_last: int = 3
-    """Checkpoints that are kept, beside the best one by validation mel distance."""
+    """Checkpoints that are kept, beside the best one by validation mel distance (of the weights' average, if kept)."""
 
     def __post_init__(self):
         require_positive(self, "log_every", "validate_every", "validation_batches", "save_every", "keep_last")
