@@ -9,6 +9,7 @@ python -m convert.from_torch --checkpoint discriminators.pth --discriminators --
 """
 
 from pathlib import Path
+from typing import Any
 
 from convert import discriminators as judges_of_reference
 from convert import reference
@@ -28,7 +29,7 @@ def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False
         part: Where the checkpoint holds the model more than once, which to take, such as "ema".
     """
     tensors, kind = read_state_dict(checkpoint), judges_of_reference if discriminators else reference
-    network = config_files.load(config).discriminators if discriminators else _read_config(config)
+    network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in kind.key_table(network)], part)
         variables = kind.from_state_dict(state_dict, network)

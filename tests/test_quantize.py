@@ -231,6 +231,16 @@ def test_kmeans_finds_well_separated_clusters():
         np.testing.assert_allclose(weighted, x[sizes[:i].sum() : sizes[: i + 1].sum()].mean(0), atol=1e-3)
 
 
+def test_kmeans_that_ends_when_it_gains_little_quantizes_as_well():
+    x, others = normal(1000, WIDTH), normal(500, WIDTH, seed=5)
+
+    def error(enough: float) -> float:
+        means, _ = jax.jit(kmeans, static_argnums=(2, 3, 4))(jax.random.key(0), x, SIZE, 50, enough)
+        return float(((others - means[nearest(others, means)]) ** 2).mean())
+
+    assert error(0.01) < 1.02 * error(-1.0)
+
+
 @pytest.mark.parametrize("vectors", [1000, 10 * SIZE])
 def test_fitted_codebooks_are_all_initialized_and_lower_the_residual_layer_by_layer(vectors):
     x = normal(vectors, WIDTH)

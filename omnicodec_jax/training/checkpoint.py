@@ -86,9 +86,10 @@ class Checkpoints:
             raise self._could_not_be_written(failures[0]) from failures[0]
 
     def _close(self) -> list[Exception]:
+        """Waits for what is being written; what of it failed."""
         manager, self._manager = self._manager, None
         failures: list[Exception] = []
-        for _ in range(THREADS if manager else 0):  # each of those that have failed is told of once
+        while manager is not None and len(failures) < THREADS:  # each of those that have failed is told of once
             try:
                 manager.close()
                 break

@@ -107,7 +107,7 @@ def assemble(config: Config, workdir: Path, closing: contextlib.ExitStack) -> Pa
         )
     with stage("reading the frozen networks"):
         gan, variables = frozen_networks.load(config)
-        learnt_from = {"frozen": frozen_networks.hashes(gan, variables)}
+        learnt_from: dict[str, Any] = {"frozen": frozen_networks.hashes(gan, variables)}
         frozen = place(variables, mesh)
     if needs_features(config):
         learnt_from["features"] = features.identity(Path(gan.config.data.features or ""))

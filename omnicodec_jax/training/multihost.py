@@ -152,4 +152,5 @@ class Interruption:
 
 def _has_service() -> bool:
     """Whether JAX watches for SIGTERM, and finds the step at which all processes stop."""
-    return jax.process_count() > 1 and jax.config.jax_enable_preemption_service
+    config: Any = jax.config
+    return jax.process_count() > 1 and config.jax_enable_preemption_service
