@@ -36,8 +36,11 @@ def evaluate(
         peers: Other codecs: opus, mimi, dac, encodec, xcodec, each with =SOURCE (bit/s for Opus; a directory or a
             hub id) if not the default.
         reconstructions: NAME=DIR,…: what other systems have written, in files named as the clips.
-        metrics: core, all, or some: pesq_wb, pesq_nb, stoi, mel_distance, mcd, and those of judges.py.
-        encoder: Encoder of the semantic features, for models that need one: a directory of convert.qwen3_aut.
+        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those, dnsmos,
+            dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
+            speaker_similarity, visqol.
+        encoder: Encoder of the semantic features, for models that need one: what `python -m convert.qwen3_aut` has
+            written.
         limit: Clips of each domain, spread evenly; default: all.
         shown: Clips of each domain that the page has players for.
         quoted: Show the paper's figures beside the measured ones.

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import command
+from omnicodec_jax import arguments, command
 from omnicodec_jax.corpus import commands
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data.prepare import PrepareConfig
@@ -42,7 +42,7 @@ def encode(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
-        encoder: Or the encoder to compute them with, a directory that convert.qwen3_aut has written.
+        encoder: Or the encoder to compute them with: what `python -m convert.qwen3_aut` has written.
     """
     tokenizer = _load_model(model, revision, encoder)
     needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
@@ -315,20 +315,28 @@ def _each_file(
     return int(failed > 0)
 
 
+SUBCOMMANDS = {
+    "prepare": prepare,
+    "encode": encode,
+    "decode": decode,
+    "inspect": inspect,
+    "init": init,
+    "export-model": export_model,
+    "stream-decode": stream_decode,
+    "export": export,
+    "tokenize": commands.tokenize,
+    "detokenize": commands.detokenize,
+    "webdataset": commands.webdataset,
+}
+"""Functions by the names that `omnicodec` has for them."""
+
+
 def main() -> None:
     """Entry point."""
-    command.use_compilation_cache()
-    subcommands = {
-        "prepare": prepare,
-        "encode": encode,
-        "decode": decode,
-        "inspect": inspect,
-        "init": init,
-        "export-model": export_model,
-        "stream-decode": stream_decode,
-        "export": export,
-        "tokenize": commands.tokenize,
-        "detokenize": commands.detokenize,
-        "webdataset": commands.webdataset,
-    }
-    command.run(subcommands, prog="omnicodec")
+
+    def work() -> int | None:
+        call = arguments.parse_subcommand(SUBCOMMANDS, prog="omnicodec")
+        command.use_compilation_cache()
+        return call()
+
+    command.exit_with(work)

@@ -1,13 +1,12 @@
-"""Functions as commands: arguments from their signatures, user errors as one line and an exit code."""
+"""Functions as commands: user errors are one line and an exit code, progress is shown, programs are kept."""
 
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from omnicodec_jax.errors import OmniCodecError
+from omnicodec_jax.errors import OmniCodecError, UsageError
 
 GOOGLE = "0x1ae0"
 """PCI vendor of TPUs."""
@@ -15,14 +14,11 @@ NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localh
 """Variables that libtpu reads before it looks for chips."""
 
 
-def run(command: Callable[..., int | None] | dict[str, Callable[..., int | None]], **tyro_options: Any) -> None:
-    """Parses sys.argv for one function, or for a dict of subcommands, calls it and exits with what it returns."""
-    import tyro
+def run(command: Callable[..., int | None], prog: str | None = None) -> None:
+    """Calls a function with the arguments that sys.argv has for it, and exits with what it returns."""
+    from omnicodec_jax import arguments
 
-    if isinstance(command, dict):
-        exit_with(lambda: tyro.extras.subcommand_cli_from_dict(command, **tyro_options))
-    else:
-        exit_with(lambda: tyro.cli(command, **tyro_options))
+    exit_with(lambda: arguments.parse(command, prog)())
 
 
 def exit_with(work: Callable[[], int | None]) -> None:
@@ -32,7 +28,7 @@ def exit_with(work: Callable[[], int | None]) -> None:
         status = work()
     except (OmniCodecError, OSError) as error:
         fail(error)
-        status = 1
+        status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         fail("interrupted")
         status = 130
@@ -40,7 +36,9 @@ def exit_with(work: Callable[[], int | None]) -> None:
 
 
 def fail(error: object) -> None:
-    """One line on standard error."""
+    """Prints one line on standard error. An error of the operating system is told as `file: what is wrong`."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror}"
     print(f"error: {error}", file=sys.stderr)
 
 

@@ -5,6 +5,10 @@ class OmniCodecError(ValueError):
     """Base of all of them; a command line prints the message and exits with 1."""
 
 
+class UsageError(OmniCodecError):
+    """A command line that asks for what there is not; the exit code is 2."""
+
+
 class ConfigError(OmniCodecError):
     """A config that cannot be: names the field, the value and what would be right."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from omnicodec_jax import config_files, signal
+from omnicodec_jax import config_files
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ConfigError
 from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
@@ -19,7 +19,7 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
 
     Args:
-        config: A file such as those in configs/; its semantic source must be log_mel.
+        config: Config file, such as configs/demo.py; its semantic source must be log_mel.
         out: Model directory to write.
         audio: Where the codebooks are fitted. Default: the bundled clips.
         seed: Of the random weights.
@@ -27,7 +27,7 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     import jax
     import jax.numpy as jnp
 
-    from omnicodec_jax import model_directory
+    from omnicodec_jax import model_directory, signal
     from omnicodec_jax.models.codec import OmniCodec
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
 
@@ -77,7 +77,7 @@ def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool
 def export(
     *, what: Literal["decoder-step", "decoder", "encoder"], out: Path, model: ModelOption = None, seconds: float = 10.0
 ) -> int:
-    """Write a StableHLO program and its weights, to run where this package is not; omnicodec_jax/export.py has how.
+    """Write a StableHLO program and its weights, which run with jax alone, without this package.
 
     Args:
         what: One frame of a live stream, or clips of so many seconds; the batch may have any size.

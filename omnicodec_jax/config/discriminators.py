@@ -9,9 +9,10 @@ def _require_windows(owner: object, field: str) -> None:
     require(all(w >= 8 and w % 2 == 0 for w in getattr(owner, field)), owner, field, "even, 8 or more each")
 
 
+# Source: spec §2.1.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class STFTDiscriminatorConfig:
-    """Multi-scale STFT discriminator (spec §2.1)."""
+    """Multi-scale STFT discriminator."""
 
     windows: tuple[int, ...] = (206, 334, 542, 876, 1418, 2296)
     """One sub-discriminator each; the hop is half the window."""
@@ -25,9 +26,10 @@ class STFTDiscriminatorConfig:
         require(0 <= self.negative_slope < 1, self, "negative_slope", "in [0, 1)")
 
 
+# Source: spec §2.2.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WaveformDiscriminatorConfig:
-    """Multi-period, multi-rate and multi-resolution discriminators of the Descript Audio Codec (spec §2.2)."""
+    """Multi-period, multi-rate and multi-resolution discriminators of the Descript Audio Codec."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     """Multi-period: one sub-discriminator each sees every p-th sample."""
@@ -46,9 +48,10 @@ class WaveformDiscriminatorConfig:
         _require_windows(self, "windows")
 
 
+# Source: spec §2.3.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WavLMDiscriminatorConfig:
-    """Discriminator over all hidden states of WavLM (spec §2.3)."""
+    """Discriminator over all hidden states of WavLM."""
 
     channels: int = 64
     hidden_size: int = 768

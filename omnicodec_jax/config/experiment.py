@@ -8,9 +8,10 @@ from omnicodec_jax.config.discriminators import DiscriminatorConfig
 from omnicodec_jax.config.models import CodecConfig
 
 
+# Source: paper Eq. 1; spec §3.2.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the generator's loss terms (paper Eq. 1; spec §3.2)."""
+    """Weights of the generator's loss terms."""
 
     mel: float = 15.0
     semantic: float = 1.0
@@ -33,9 +34,10 @@ class LossConfig:
                 require(getattr(self, field.name) >= 0, self, field.name, "0 or more")
 
 
+# Source: spec §4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, its schedule, and what happens to a gradient before it (spec §4)."""
+    """AdamW, its schedule, and what happens to a gradient before it."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.5, 0.9)
@@ -60,7 +62,8 @@ class OptimizerConfig:
         require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
         require(all(0 <= b < 1 for b in self.betas), self, "betas", "in [0, 1)")
         require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
-        require(0 <= self.warmup_steps < self.total_steps, self, "warmup_steps", f"below {self.total_steps=}")
+        total = self.total_steps
+        require(0 <= self.warmup_steps < total, self, "warmup_steps", f"0 or more, and below total_steps = {total}")
         require(self.accumulation >= 1, self, "accumulation", "1 or more")
         require(self.ema_decay is None or 0 <= self.ema_decay < 1, self, "ema_decay", "in [0, 1), or None")
 
@@ -76,14 +79,15 @@ class DomainConfig:
         require_positive(self, "weight")
 
 
+# Source: spec §4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from, and what one training batch is (spec §4)."""
+    """Where the samples come from, and what one training batch is."""
 
     prepared: str = "data/prepared"
     """Directory that `omnicodec prepare` has written."""
     features: str | None = None
-    """Directory that `convert.semantic_features` has written; for semantic.source='stored'."""
+    """Directory that `python -m convert.semantic_features` has written; for semantic.source='stored'."""
     domains: tuple[DomainConfig, ...] = (
         DomainConfig(name="speech", weight=6.0),
         DomainConfig(name="music"),
@@ -105,9 +109,10 @@ class DataConfig:
         require(bool(names) and len(set(names)) == len(names), self, "domains", "one or more, each once")
 
 
+# Source: spec §8.6–8.7.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a step is computed (spec §8.6–8.7)."""
+    """How a step is computed."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
@@ -148,9 +153,9 @@ class RunConfig:
     start_from: str | None = None
     """Model directory whose weights a new run starts from; None: random ones."""
     wavlm: str | None = None
-    """Directory that convert.wavlm has written; None: the terms that need WavLM are left out."""
+    """Directory that `python -m convert.wavlm` has written; None: the terms that need WavLM are left out."""
     encoder: str | None = None
-    """Directory that convert.qwen3_aut has written; for semantic.source='qwen3_aut'."""
+    """Directory that `python -m convert.qwen3_aut` has written; for semantic.source='qwen3_aut'."""
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int = 2000

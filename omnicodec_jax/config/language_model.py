@@ -39,7 +39,7 @@ class PerplexityConfig:
 
     model: LanguageModelConfig = LanguageModelConfig()
     layout: LayoutName = "flat"
-    """What the model knows when it predicts a code: `evaluation.perplexity`."""
+    """What the model knows when it predicts a code: all before it, each codebook later by one, or earlier frames."""
     num_codebooks: int = 8
     """The first ones; of tokens that have fewer, all."""
     window_frames: int = 256

@@ -11,9 +11,10 @@ MAX_CODEBOOK_SIZE = 65_536
 """Codes are stored as uint16."""
 
 
+# Source: spec §1.1–1.2.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEANetConfig:
-    """Convolutional encoder and decoder (spec §1.1–1.2)."""
+    """Convolutional encoder and decoder."""
 
     n_filters: int = 64
     """Channels at full rate; doubled at every stage down."""
@@ -40,9 +41,10 @@ class SEANetConfig:
         return math.prod(self.ratios)
 
 
+# Source: spec §1.4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Causal windowed transformer (spec §1.4); its width is the codec's `dimension`."""
+    """Causal windowed transformer; its width is the codec's `dimension`."""
 
     num_heads: int = 8
     num_layers: int = 8
@@ -57,9 +59,10 @@ class TransformerConfig:
         require_positive(self, "num_heads", "num_layers", "dim_feedforward", "context", "max_period")
 
 
+# Source: spec §1.6–1.7.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticConfig:
-    """Semantic branch: frozen features, a transformer, one codebook (spec §1.6–1.7)."""
+    """Semantic branch: frozen features, a transformer, one codebook."""
 
     source: SemanticSource = "stored"
     """Features [S, feature_dim] are given with the audio, or computed from it: by the encoder, or by no network."""
@@ -76,9 +79,10 @@ class SemanticConfig:
             require(self.feature_dim == 1024, self, "feature_dim", "1024 (8 frames of 128 bins) with source='log_mel'")
 
 
+# Source: spec §1.9.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AcousticConfig:
-    """Residual vector quantizer (spec §1.9)."""
+    """Residual vector quantizer."""
 
     num_quantizers: int = 32
     codebook_size: int = 2048
@@ -97,9 +101,10 @@ class AcousticConfig:
         )
 
 
+# Source: spec §1.8.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """EMA codebook, shared by the semantic and the acoustic quantizers (spec §1.8)."""
+    """EMA codebook, shared by the semantic and the acoustic quantizers."""
 
     decay: float = 0.99
     epsilon: float = 1e-5

@@ -27,15 +27,17 @@ def tokenize(
 ) -> int:
     """Turn a corpus into token shards (Parquet). Run again, it does what is not done yet.
 
-    Files that cannot be used are listed in OUT/rejects.jsonl. As one process per host of a TPU pod or of a Slurm,
-    Open MPI or Kubernetes job, each does its share.
+    Files that cannot be used are listed in OUT/rejects.jsonl.
+
+    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share.
 
     Args:
         manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or for each domain one, DOMAIN=PATH,….
         out: Directory of the token shards.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
-        encoder: Encoder of the semantic features, for models that need one: a directory of convert.qwen3_aut.
+        encoder: Encoder of the semantic features, for models that need one: what `python -m convert.qwen3_aut` has
+            written.
         runner: This process on all its devices; processes of this machine; or tasks of a Ray cluster.
         num_workers: Of the runners "processes" and "ray".
         num_readers: Processes that decode files ahead of the devices, for each worker.

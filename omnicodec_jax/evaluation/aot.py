@@ -10,12 +10,24 @@ from typing import Annotated
 
 import tyro
 
-from omnicodec_jax import command, config_files
+from omnicodec_jax import arguments, command, config_files
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.evaluation import perplexity
 from omnicodec_jax.training import aot, sharding
 
 FRAME_RATE = 12.5
+
+MOST_USED = {
+    "batch_size": "Windows in a step, over all chips.",
+    "window_frames": "Frames of a window.",
+    "num_codebooks": "Codebooks that are predicted.",
+    "layout": "What the model knows when it predicts a code.",
+    "remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
+    "mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
+    "mesh.fsdp": "Chips that share the state out among them.",
+    "mesh.tensor": "Chips that share the transformer's channels.",
+}
+"""Options that stand in the short help."""
 
 
 def main() -> int | None:
@@ -31,7 +43,7 @@ def main() -> int | None:
         """Compile the training step for TPUs without any, and say what it needs; for tokens at 12.5 Hz.
 
         Args:
-            config: A file such as configs/language_model.py; the options below replace what it says.
+            config: Config file, such as configs/language_model.py.
             topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
             settings: All that the config says.
         """
@@ -41,7 +53,7 @@ def main() -> int | None:
         audio = settings.batch_size * settings.window_frames / FRAME_RATE / len(chips)
         print(aot.report(planned, chip, audio))
 
-    return tyro.cli(compile_for, prog="python -m omnicodec_jax.evaluation.aot")
+    return arguments.parse_with_config(compile_for, "python -m omnicodec_jax.evaluation.aot", MOST_USED)()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from omnicodec_jax import command, config_files
+from omnicodec_jax import arguments, command, config_files
 from omnicodec_jax.config import DataConfig, PerplexityConfig
 from omnicodec_jax.config.language_model import LayoutName
 from omnicodec_jax.corpus import TokenSource, shards
@@ -61,6 +61,19 @@ TOKENS = "tokens"
 STEPS_AHEAD = 2
 """Steps under way on the devices before the loss of the first of them is looked at."""
 NOTE = "numbers of different layouts do not compare"
+MOST_USED = {
+    "layout": "What the model knows when it predicts a code. Numbers of different layouts do not compare.",
+    "num_codebooks": "Codebooks that are predicted: the first ones.",
+    "held_out": "Share of the clips that the model does not train on and is measured on.",
+    "window_frames": "Clips are cut into windows of so many frames.",
+    "batch_size": "Windows in a step, over all devices.",
+    "optimizer.total_steps": "Steps of training.",
+    "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
+    "compute_dtype": "Number format of the matrix products.",
+    "mesh.fsdp": "Devices that share the state out among them.",
+    "seed": "Seed of the weights and of the order of the windows.",
+}
+"""Options that stand in the short help."""
 PAPER_SIZES = (2048,) * 8
 """Entries of the eight codebooks that the paper evaluates."""
 
@@ -354,7 +367,7 @@ def main() -> int | None:
 
         Args:
             tokens: Directory that `omnicodec tokenize` has written.
-            config: A file such as configs/language_model.py; the options below replace what it says.
+            config: Config file, such as configs/language_model.py.
             out: JSON file to write the result to, with the hash of the codec's model.
             settings: All that the config says.
         """
@@ -369,7 +382,7 @@ def main() -> int | None:
         if multihost.is_main():
             print(result)
 
-    return tyro.cli(perplexity, prog="python -m omnicodec_jax.evaluation.perplexity")
+    return arguments.parse_with_config(perplexity, "python -m omnicodec_jax.evaluation.perplexity", MOST_USED)()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m omnicodec_jax.training.aot --config configs/released_12hz.py --topology v5e:4x4 --clips-per-chip 6
 
-Nothing is allocated and no device is needed, only libtpu: pip install 'omnicodec-jax[tpu]'. It stops where machine code
-would be written, which takes libtpu many times as long as all before, and changes none of the figures.
+Nothing is allocated and no device is needed, only libtpu: pip install -e '.[tpu]'. It stops where machine code would
+be written, which takes libtpu many times as long as all before, and changes none of the figures.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh, NamedSharding
 
-from omnicodec_jax import command, config_files
+from omnicodec_jax import arguments, command, config_files
 from omnicodec_jax.config import Config
 from omnicodec_jax.data.features import num_vectors
 from omnicodec_jax.errors import ConfigError
@@ -236,13 +236,26 @@ def devices(topology: str) -> list[Any]:
     if topology.partition(":")[0] not in CHIPS:
         raise ConfigError(f"--topology {topology}: must be one of {', '.join(CHIPS)}, and chips, such as v5e:4x4")
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("libtpu is not installed; pip install 'omnicodec-jax[tpu]'")
+        raise ConfigError("libtpu is not installed; in the checkout, pip install -e '.[tpu]'")
     # Else libtpu asks the network which machine this is, and lets no second process compile.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise ConfigError(f"--topology {topology}: {error}") from None
+
+
+MOST_USED = {
+    "run.mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
+    "run.mesh.fsdp": "Chips that share the state out among them.",
+    "run.mesh.tensor": "Chips that share the transformers' channels.",
+    "data.segment_samples": "Samples of a clip, at 24 kHz.",
+    "train.compute_dtype": "Number format of convolutions and matrix products.",
+    "train.remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
+    "train.discriminator_update": "Whether the codec learns against the updated discriminators or the earlier ones.",
+    "optimizer.accumulation": "Parts that a batch is split into, one after the other: less memory.",
+}
+"""Options that stand in the short help."""
 
 
 def main() -> int | None:
@@ -259,7 +272,7 @@ def main() -> int | None:
         """Compile the training step for TPUs without any, and say what it needs.
 
         Args:
-            config: A file such as those in configs/; the options below replace what it says.
+            config: Config file, such as configs/released_12hz.py.
             topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
             clips_per_chip: The batch is this times the chips.
             settings: All that the config says.
@@ -272,7 +285,7 @@ def main() -> int | None:
         planned = plan(chip, lower_step(whole, sharding.make_mesh(settings.run.mesh, chips)))
         print(report(planned, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
 
-    return tyro.cli(aot, prog="python -m omnicodec_jax.training.aot")
+    return arguments.parse_with_config(aot, "python -m omnicodec_jax.training.aot", MOST_USED)()
 
 
 if __name__ == "__main__":

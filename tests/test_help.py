@@ -1,0 +1,185 @@
+"""Help texts, the version, names of commands and tab completion: what a user meets before anything runs."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import omnicodec_jax
+from omnicodec_jax import arguments, cli, command, completion, config_files
+from omnicodec_jax.config import Config
+from omnicodec_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(
+    path
+    for folder in ("", "convert", "benchmarks", "omnicodec_jax")
+    for path in (ROOT / folder).glob("**/*.py" if folder else "*.py")
+    if re.search(r"^if __name__ == .__main__.:.*(run|exit_with)\(", path.read_text(), re.DOTALL | re.MULTILINE)
+)
+"""What is a command by itself."""
+WITH_CONFIG = [path for path in SCRIPTS if "parse_with_config(" in path.read_text()]
+NEEDS = ("torch", "transformers")
+"""What some benchmarks and converters import at once."""
+CONFIG_FILE = re.compile(r"configs/\w+\.py")
+COMMANDS = re.compile(r"(python )?(train|eval)\.py")
+
+
+def printed(monkeypatch, capsys, call, *words: str) -> str:
+    """What a command prints before it exits with 0, on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", list(words))
+    for name in ("log_progress", "use_compilation_cache"):  # those change more than this test
+        monkeypatch.setattr(command, name, lambda: None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stopped:
+        call()
+    assert stopped.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def help_of(monkeypatch, capsys, path: Path, option: str) -> str:
+    for name in NEEDS:
+        if f"import {name}" in path.read_text() and find_spec(name) is None:
+            pytest.skip(f"{path.name} needs {name}")
+    return printed(monkeypatch, capsys, lambda: runpy.run_path(str(path), run_name="__main__"), str(path), option)
+
+
+def check(text: str) -> None:
+    """A help text is for those who have not read the source."""
+    assert text.startswith("usage: ")
+    assert "{None}" not in text
+    assert "spec §" not in text
+    words = COMMANDS.sub("", CONFIG_FILE.sub("", text))
+    assert not re.findall(r"\S*\.py\b", words)
+    usage, *lines = text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "…" not in usage
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_help_of_a_script_does_not_speak_of_source_files(path, monkeypatch, capsys):
+    check(help_of(monkeypatch, capsys, path, "--help"))
+
+
+@pytest.mark.parametrize("path", WITH_CONFIG, ids=lambda path: path.stem)
+def test_help_of_all_options_does_not_speak_of_source_files(path, monkeypatch, capsys):
+    check(help_of(monkeypatch, capsys, path, "--help-all"))
+
+
+@pytest.mark.parametrize("name", ["", *cli.SUBCOMMANDS])
+def test_help_of_omnicodec_does_not_speak_of_source_files(name, monkeypatch, capsys):
+    check(printed(monkeypatch, capsys, cli.main, "omnicodec", *name.split(), "--help"))
+
+
+def test_eval_names_every_metric_in_its_help(monkeypatch, capsys):
+    from omnicodec_jax.evaluation.scores import COLUMNS
+
+    text = help_of(monkeypatch, capsys, ROOT / "eval.py", "--help")
+    assert [name for name in COLUMNS if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("path", WITH_CONFIG, ids=lambda path: path.stem)
+def test_the_short_help_names_existing_options_and_where_the_others_are(path, monkeypatch, capsys):
+    short, whole = (help_of(monkeypatch, capsys, path, option) for option in ("--help", "--help-all"))
+    assert len(short.splitlines()) < 60
+    assert "--help-all" in short
+    options = [set(re.findall(r"^\W*(--[\w.-]+)", text, re.MULTILINE)) for text in (short, whole)]
+    assert len(options[0]) <= 14
+    assert options[0] < options[1]
+
+
+def test_the_short_help_of_training_shows_what_the_config_says(monkeypatch, capsys):
+    words = ("train.py", "--config", str(ROOT / "configs" / "demo.py"), "--help")
+    text = printed(monkeypatch, capsys, lambda: runpy.run_path("train.py", run_name="__main__"), *words)
+    config = config_files.load(ROOT / "configs" / "demo.py")
+    group = text.partition("most-used options")[2]
+    assert group.count("(default: ") == 10
+    assert f"(default: {config.optimizer.total_steps})" in group
+
+
+def test_training_takes_what_only_the_long_help_names(monkeypatch):
+    taken = {}
+
+    default = Config()
+
+    def train(*, workdir: Path, settings: Config = default):
+        taken.update(workdir=workdir, settings=settings)
+
+    options = "--workdir w --settings.codec.input-peak None --settings.run.wavlm x"
+    monkeypatch.setattr(sys, "argv", ["train.py", *options.split()])
+    call = arguments.parse_with_config(train, "train.py", {"run.wavlm": "WavLM."})
+    assert not taken  # nothing runs while arguments are read
+    call()
+    assert (taken["settings"].codec.input_peak, taken["settings"].run.wavlm) == (None, "x")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("encod", "did you mean encode?"),
+        ("tok", "did you mean tokenize?"),
+        ("exports", "did you mean export or export-model?"),
+        ("xyz", "there are prepare, encode, decode, inspect"),
+    ],
+)
+def test_a_mistyped_command_names_the_one_that_was_meant(word, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["omnicodec", word, "a.wav"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: omnicodec {word}: no such command; ")
+    assert message in line
+
+
+def test_a_mistyped_option_is_looked_for_in_its_own_command_only(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["omnicodec", "encode", "--modle", "x"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert "--model DIR" in errors
+    assert "decode --help" not in errors
+
+
+def test_the_package_runs_as_a_module_and_says_its_version():
+    words = [sys.executable, "-X", "importtime", "-m", "omnicodec_jax", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith(f"omnicodec {omnicodec_jax.__version__}, jax ")
+    assert " jax\n" not in done.stderr  # which takes seconds to import
+
+
+def test_an_unknown_shell_is_refused_with_those_there_are(monkeypatch):
+    for words in (["ksh"], [], ["bash", "zsh"]):
+        monkeypatch.setattr(sys, "argv", ["omnicodec", "--completion", *words])
+        with pytest.raises(UsageError, match="name your shell: bash, zsh, fish"):
+            arguments.parse_subcommand(cli.SUBCOMMANDS, "omnicodec")
+
+
+@pytest.mark.parametrize("shell", completion.CHANGES)
+def test_tab_completion_knows_every_command_and_completes_files_too(shell):
+    script = completion.script(cli.SUBCOMMANDS, "omnicodec", shell)
+    assert all(f"'{name}'" in script for name in cli.SUBCOMMANDS)
+    for before, after in completion.CHANGES[shell]:
+        assert after in script, f"tyro's script has no {before!r} any more"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("enc", "encode"), ("encode --mo", "--model"), ("export --what enc", "encoder"), ("tokenize --runner r", "ray")],
+)
+def test_tab_completion_in_bash(words, expected, tmp_path):
+    if shutil.which("bash") is None or shutil.which("python3") is None:
+        pytest.skip("needs bash, and python3 on the path")
+    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "bash"))
+    asked = f"COMP_WORDS=(omnicodec {words}); COMP_CWORD={len(words.split())}; _tyro_omnicodec"
+    program = f'source "{tmp_path}/script"; {asked}; printf "%s\\n" "${{COMPREPLY[@]}}"; complete -p omnicodec'
+    done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [expected, "complete -o default -o filenames -F _tyro_omnicodec omnicodec"]
