@@ -168,7 +168,7 @@ def test_unknown_chip_is_named():
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"libtpu is not installed; pip install 'omnicodec-jax\[tpu\]'"):
+    with pytest.raises(ConfigError, match=r"libtpu is not installed; in the checkout, pip install -e '\.\[tpu\]'"):
         aot.devices("v5e:2x2")
 
 

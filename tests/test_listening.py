@@ -175,3 +175,12 @@ def test_the_command_ends_with_one_line_where_nothing_can_be_said(files, monkeyp
         command.run(listening.main)
     assert end.value.code == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_pattern_that_matches_no_file_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["listening", str(tmp_path / "*.csv")])
+    with pytest.raises(SystemExit) as end:
+        command.run(listening.main)
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / '*.csv'}: no such file; name the CSV files that raters have downloaded")

@@ -156,7 +156,7 @@ def on_ray(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise DataError("--runner ray: Ray is not installed; pip install 'omnicodec-jax[ray]'") from None
+        raise DataError("--runner ray: Ray is not installed; in the checkout, pip install -e '.[ray]'") from None
     if ray.is_initialized():
         yield from _tasks(ray, job, units, existing, num_workers)
         return

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import tyro
 
@@ -180,19 +180,29 @@ def write(rows: list[Row], path: Path) -> None:
         csv.writer(file).writerows([Row._fields, *rows])
 
 
-def main(results: tyro.conf.Positional[tuple[Path, ...]], /, out: Path | None = None, keep_all: bool = False) -> int:
+def main(
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CSV [CSV ...]")],
+    /,
+    out: Path | None = None,
+    keep_all: bool = False,
+) -> int:
     """Mean opinion scores of a listening test, with 95 % intervals by Student's t over ratings.
 
     Raters who score more than 15 % of the hidden references below 4, or who have rated none, are named and left out.
+
     Of several ratings of the same sample by one rater the last counts.
 
     Args:
-        results: CSV files that the page has let its raters download.
+        results: CSV files that raters have downloaded from the page.
         out: CSV file of the table.
         keep_all: Leave no rater out.
     """
     if not results:
         raise DataError("no files: name the CSV files of the raters")
+    if missing := [str(path) for path in results if not path.is_file()]:
+        raise DataError(
+            f"{', '.join(missing)}: no such file; name the CSV files that raters have downloaded from the page"
+        )
     read_all = [rating for path in results for rating in read(path)]
     ratings = latest(read_all)
     if len(ratings) < len(read_all):
@@ -211,4 +221,4 @@ def main(results: tyro.conf.Positional[tuple[Path, ...]], /, out: Path | None = 
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, prog="python -m omnicodec_jax.evaluation.listening")

@@ -93,7 +93,9 @@ class TransformersCodec:
             import torch
             import transformers
         except ImportError:
-            raise ModelError(f"{peer.title}: PyTorch is not installed: pip install 'omnicodec-jax[torch]'") from None
+            raise ModelError(
+                f"{peer.title}: PyTorch is not installed; in the checkout, pip install -e '.[torch]'"
+            ) from None
         try:
             model = getattr(transformers, peer.model).from_pretrained(source)
         except (OSError, ValueError) as error:
