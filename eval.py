@@ -28,7 +28,8 @@ def evaluate(
     """Score codecs, and write a report with tables and a page to listen to. Run again, it does what is not done yet.
 
     Args:
-        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR.
+        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, where no other system
+            is given: $OMNICODEC_MODEL.
         data: DOMAIN=PATH,…: LibriSpeech, GTZAN, AudioSet as they lie on disk, a manifest, or any folder of audio.
             Default: the bundled clips.
         out: Folder of the report.
@@ -46,6 +47,8 @@ def evaluate(
         quoted: Show the paper's figures beside the measured ones.
         num_workers: Processes that compute metrics.
     """
+    if not (model or peers or reconstructions):
+        model = os.environ.get("OMNICODEC_MODEL")
     from omnicodec_jax.evaluation import run, scores
     from omnicodec_jax.evaluation.peers import Asked
 
@@ -63,6 +66,8 @@ def evaluate(
         quoted=quoted,
         num_workers=num_workers,
     )
+    if not (evaluation.models or evaluation.peers or evaluation.reconstructions):
+        raise ConfigError("no codec to score: give --model DIR, --peers opus, or --reconstructions NAME=DIR")
     status = run.run(evaluation)
     print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
     return status

@@ -15,7 +15,7 @@ from tiny import MIMI, OMNICODEC, variables
 import eval as command_line
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
-from omnicodec_jax.evaluation import quoted, reconstruct, run, scores
+from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.metric import Metric, Pair
@@ -98,7 +98,46 @@ def test_what_has_no_score_says_why_everywhere(done, evaluation):
         table = list(csv.DictReader(file))
     assert len(table) == len(rows) == 4 * 6
     assert {row["stoi"] for row in table if row["system"] == "other" and row["domain"] == "speech"} == {""}
-    assert "other, speech, STOI: the folder holds no" in (evaluation.out / "tables.md").read_text()
+    notes = [line for line in (evaluation.out / "tables.md").read_text().splitlines() if line.startswith("- ")]
+    assert "- the folder holds no reconstruction of this clip: STOI, Mel dis., MCD (other: speech)" in notes
+    assert len(notes) == len({note.partition(":")[0] for note in notes})
+
+
+def test_eighty_footnotes_of_one_cause_are_one_line():
+    missing, systems, domains = "speechmos is not installed", ("A", "B", "C"), ("speech", "music")
+    metrics = [{"name": f"dnsmos_{n}", "title": f"DNSMOS {n}"} for n in range(13)] + [{"name": "wer", "title": "WER"}]
+
+    def cell(system: str, domain: str, metric: str) -> dict:
+        if metric.startswith("dnsmos"):
+            return {"mean": None, "why": missing}
+        if domain == "music":
+            return {"mean": None, "why": "no transcript"}
+        return {"mean": None, "why": "too long"} if system == "B" else {"mean": 0.5, "why": None}
+
+    cells = {s: {d: {m["name"]: cell(s, d, m["name"]) for m in metrics} for d in domains} for s in systems}
+    report = {"systems": [{"name": s} for s in systems], "domains": domains, "metrics": metrics, "summary": cells}
+    assert summary.notes(report) == [
+        "- no transcript: WER (A, B, C: music)",
+        f"- speechmos is not installed: {', '.join(m['title'] for m in metrics[:-1])} (all systems)",
+        "- too long: WER (B: speech)",
+    ]
+
+
+def test_nothing_to_score_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
+    with pytest.raises(ConfigError, match=r"no codec to score: give --model DIR, --peers opus"):
+        command_line.evaluate(out=tmp_path / "report", quoted=True)
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_default_model_is_scored_where_no_other_system_is_given(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "run", lambda evaluation: asked.append(evaluation) or 0)
+    (tmp_path / "tables.md").touch()
+    monkeypatch.setenv("OMNICODEC_MODEL", "some/model")
+    command_line.evaluate(out=tmp_path)
+    command_line.evaluate(out=tmp_path, peers="opus")
+    assert [evaluation.models for evaluation in asked] == [{"OmniCodec": "some/model"}, {}]
 
 
 def test_refused_clips_are_listed_and_the_others_go_on(evaluation, done):

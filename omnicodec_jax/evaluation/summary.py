@@ -1,5 +1,6 @@
 """From scores of clips to figures of systems: means with intervals, bit rates, use of codebooks."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -68,14 +69,44 @@ def table(report: dict[str, Any]) -> str:
         row += [number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
         row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
         lines.append(f"| {' | '.join(row)} |")
-    notes = {
-        f"- {system['name']}, {domain}, {metric['title']}: {cell['why']}"
-        for system in report["systems"]
-        for domain in domains
-        for metric in metrics
-        if (cell := report["summary"][system["name"]][domain][metric["name"]])["mean"] is None and cell["why"]
-    }
-    return "\n".join([f"{' / '.join(domains)}; mean ± half the 95 % interval", "", *lines, "", *sorted(notes)]) + "\n"
+    return "\n".join([f"{' / '.join(domains)}; mean ± half the 95 % interval", "", *lines, "", *notes(report)]) + "\n"
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Why cells of the table have no mean: a line for each reason, `- reason: metrics (systems, domains)`."""
+    systems, domains = [system["name"] for system in report["systems"]], report["domains"]
+    titles = {metric["name"]: metric["title"] for metric in report["metrics"]}
+    reasons: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    for system, domain, metric in itertools.product(systems, domains, titles):
+        cell = report["summary"][system][domain][metric]
+        if cell["mean"] is None and cell["why"]:
+            reasons.setdefault(cell["why"], {}).setdefault(titles[metric], []).append((system, domain))
+    lines = []
+    for reason, cells in sorted(reasons.items()):
+        places = _grouped({title: _places(found, systems, domains) for title, found in cells.items()})
+        lines.append(f"- {reason}: " + "; ".join(f"{', '.join(names)} ({where})" for where, names in places.items()))
+    return lines
+
+
+def _places(cells: Sequence[tuple[str, str]], systems: Sequence[str], domains: Sequence[str]) -> str:
+    """Cells in words: "A, B: speech; C: speech / music"."""
+    if len(cells) == len(systems) * len(domains):
+        return "all systems"
+    found: dict[str, list[str]] = {}
+    for system, domain in cells:
+        found.setdefault(system, []).append(domain)
+    return "; ".join(
+        ", ".join(names) + ("" if where == " / ".join(domains) else f": {where}")
+        for where, names in _grouped({system: " / ".join(of) for system, of in found.items()}).items()
+    )
+
+
+def _grouped(values: dict[str, str]) -> dict[str, list[str]]:
+    """Names by their common value."""
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return groups
 
 
 def _cell(cell: dict[str, Any]) -> str:
