@@ -33,8 +33,9 @@ def encode(
     revision: str | None = None,
     features: Path | None = None,
     encoder: Path | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Turn audio into token files.
+    """Turn audio into token files. Those that the same model has made before are made again.
 
     Args:
         input: An audio file, or a directory whose tree is mirrored. Default: the bundled clips.
@@ -43,6 +44,7 @@ def encode(
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
         encoder: Or the encoder to compute them with: what `python -m convert.qwen3_aut` has written.
+        overwrite: Replace token files of another model, too.
     """
     tokenizer = _load_model(model, revision, encoder)
     needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
@@ -69,6 +71,7 @@ def encode(
         return clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
 
     targets = _targets(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
+    _check_replaced([target for _, target in targets if target.exists()], tokenizer.model_hash, overwrite)
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
     return _each_file("encode", targets, encode_file, rate)
 
@@ -232,6 +235,26 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     if tokens.model != tokenizer.model_hash:
         raise TokenError(f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
     return tokens
+
+
+def _check_replaced(files: list[Path], model: str, overwrite: bool) -> None:
+    """Raises TokenError, before any work, if encoding would replace what is no token file, or tokens of another model.
+
+    Tokens of other models are replaced where `overwrite` says so.
+    """
+    makers = {}
+    for path in files:
+        try:
+            makers[path] = TokenFile.model_of(path)
+        except TokenError as error:
+            raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
+    others = [path for path, maker in makers.items() if maker != model]
+    if others and not overwrite:
+        raise TokenError(
+            f"{others[0]}: holds tokens of model {makers[others[0]]}, and --model is {model}"
+            + (f", as do {len(others) - 1} others" if others[1:] else "")
+            + "; choose another output, or replace them with --overwrite"
+        )
 
 
 def _load_model(model: Path | str | None, revision: str | None, encoder: Path | None = None) -> Any:

@@ -43,6 +43,15 @@ class TokenFile:
         with replacing(Path(path)) as temporary:
             save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
+    @staticmethod
+    def model_of(path: str | os.PathLike[str]) -> str:
+        """Reads only which model has made a file. Raises TokenError for what is no token file."""
+        try:
+            with safe_open(Path(path), "np") as file:
+                return json.loads((file.metadata() or {})[_KEY])["model"]
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+            raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TokenFile":
         """Raises TokenError for what is no token file."""

@@ -110,6 +110,31 @@ def test_the_token_file_tells_all(folder, tmp_path, demo_model, capsys):
     assert "9 codebooks of 256 entries" in printed
 
 
+def test_tokens_of_another_model_are_not_replaced_without_a_word(folder, tmp_path, demo_model, capsys):
+    out = tmp_path / "tokens"
+    assert cli.encode(folder, out, model=demo_model) == 1
+    whole = (out / "good.wav.safetensors").read_bytes()
+    assert cli.encode(folder, out, model=demo_model) == 1  # its own are made again
+    foreign = dataclasses.replace(TokenFile.load(out / "good.wav.safetensors"), model="0123456789abcdef")
+    for name in ("good.wav", "good.flac"):
+        foreign.save(out / f"{name}.safetensors")
+    (out / "deep" / "er" / "low.safetensors").unlink()
+    with pytest.raises(TokenError, match=r"tokens of model 0123456789abcdef.*as do 1 others; .*--overwrite"):
+        cli.encode(folder, out, model=demo_model)
+    assert tree(out) == ["good.flac.safetensors", "good.wav.safetensors"]  # nothing was begun
+    assert cli.encode(folder, out, model=demo_model, overwrite=True) == 1
+    assert (out / "good.wav.safetensors").read_bytes() == whole
+
+
+def test_a_file_that_holds_no_tokens_is_never_replaced(folder, demo_model):
+    weights = demo_model / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    for overwrite in (False, True):
+        with pytest.raises(TokenError, match=r"not a token file .*; it is not replaced: choose another"):
+            cli.encode(folder / "good.wav", weights, model=demo_model, overwrite=overwrite)
+    assert weights.stat().st_mtime_ns == before
+
+
 def test_fewer_codebooks(folder, tmp_path, demo_model):
     cli.encode(folder / "good.wav", tmp_path / "t.safetensors", model=demo_model)
     cli.decode(tmp_path / "t.safetensors", tmp_path / "all.wav", model=demo_model)
