@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 DIRECTORY = "checkpoints"
 FREE = ("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers")
 """Beginnings of the names of what may differ from what the checkpoint was made with."""
+TOTAL_STEPS = "config.optimizer.total_steps"
+"""May differ until the end of the warm-up, which is the same for a run of any length."""
 DAMAGED = "damaged"
 """Folder of a run for checkpoints that cannot be read."""
 TEXTS = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics"}
@@ -56,11 +58,12 @@ class Checkpoints:
         """
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": dataclasses.asdict(config), "data": fingerprint, **learnt_from}
+        self._warmup_steps = config.optimizer.warmup_steps
         self._keep_last = config.run.keep_last
         self._set_damaged_aside()
         self._manager: ocp.CheckpointManager | None = self._open()
         if (step := self.latest) is not None:
-            self._refuse_others(_read_about(self.directory, step))
+            self._refuse_others(_read_about(self.directory, step), step)
 
     def _open(self) -> ocp.CheckpointManager:
         def distance(metrics: dict[str, float]) -> float:
@@ -165,15 +168,22 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
-    def _refuse_others(self, about: dict[str, Any]) -> None:
+    def _refuse_others(self, about: dict[str, Any], step: int) -> None:
         if unknown := [name for name in self._about if name not in about]:
             LOG.info("%s: from before runs kept it, so not compared: %s", self.directory, ", ".join(unknown))
         held, wanted = _leaves(about), _leaves({name: self._about[name] for name in self._about if name in about})
+        free = (*FREE, TOTAL_STEPS) if step <= self._warmup_steps else FREE
         differing = [
             f"{name}: {held.get(name)} in the checkpoint, {wanted.get(name)} now"
             for name in sorted(held.keys() | wanted.keys())
-            if held.get(name) != wanted.get(name) and not name.startswith(FREE)
+            if held.get(name) != wanted.get(name) and not name.startswith(free)
         ]
+        if any(line.startswith(TOTAL_STEPS) for line in differing):
+            differing.append(
+                f"The learning rate has been falling since step {self._warmup_steps}, so that the run cannot be made "
+                f"longer. To train on: omnicodec export-model --workdir {self._workdir} --out DIR, then train.py with "
+                "--run.start-from DIR, a new --workdir and the steps to add"
+            )
         if differing:
             raise CheckpointError(
                 f"{self.directory}: holds a run of another config; choose another --workdir, or give the same:\n  "
