@@ -175,7 +175,10 @@ def prepare(
     from omnicodec_jax.data import prepare as preparation
     from omnicodec_jax.data.units import Task
 
-    done = preparation.run(manifests.parse_sources(manifest), out, settings, num_workers, Task.parse(task))
+    sources = manifests.parse_sources(manifest)
+    for note in preparation.nothing_held_out(sources, settings):
+        print(f"prepare: {note}", file=sys.stderr)
+    done = preparation.run(sources, out, settings, num_workers, Task.parse(task))
     if not done.files:
         print("prepare: nothing left to do")
         return 0

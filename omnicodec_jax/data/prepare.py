@@ -109,6 +109,28 @@ def _share(path: str) -> float:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) / 2**64
 
 
+def nothing_held_out(sources: dict[str, Path], config: PrepareConfig) -> Iterator[str]:
+    """Says of which domains no file is held out, and which share would hold out one. Reads no audio."""
+    if config.validation == 0:  # as asked for
+        return
+    for domain, path in sources.items():
+        shares: dict[str, float] = {}
+        for entry in manifest.read(path):
+            if entry.domain in (None, domain):
+                shares[entry.path] = _share(entry.path)
+                if shares[entry.path] < config.validation:
+                    break
+        else:
+            lowest = sorted(shares.values())[:2]
+            advice = "it takes two files or more"
+            if len(lowest) == 2:
+                advice = f"--validation {sum(lowest) / 2:.4g} and another --out hold out one file"
+            yield (
+                f"of the {len(shares)} file(s) of {domain}, none is held out with --validation {config.validation:g}: "
+                f"training will have no validation of {domain}; {advice}"
+            )
+
+
 def prepare_unit(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int, str], report: Any) -> None:
     """Writes the shard of a unit and the JSON file that marks it as finished.
 

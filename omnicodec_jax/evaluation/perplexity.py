@@ -106,6 +106,13 @@ def _share(id: str) -> float:
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) / 2**64
 
 
+def _share_of_one(shares: np.ndarray) -> str:
+    """What to do about clips that all lie on one side."""
+    if len(shares) < 2:
+        return "two clips or more are needed, one to train on and one to hold out"
+    return f"--held-out {np.sort(shares)[:2].mean():.4g} would hold out one of them"
+
+
 class Windows:
     """Some clips of a directory of token shards, cut into windows: each frame is in one of them."""
 
@@ -151,8 +158,8 @@ class Corpus(NamedTuple):
             (numbers,) = np.nonzero(chosen)
             if not clips.frames[numbers].any():
                 raise DataError(
-                    f"{tokens}: of its {len(source)} clips none is {fate} with held_out = {config.held_out:g}; choose "
-                    "another share, or give more clips"
+                    f"{tokens}: of its {len(source)} clips none is {fate} with held_out = {config.held_out:g}; "
+                    + _share_of_one(clips.shares[clips.frames > 0])
                 )
             return Windows(source, numbers, clips.frames[numbers], config.window_frames, layout)
 

@@ -53,8 +53,15 @@ class Validator:
         shards = records.read_index(Path(data.prepared))
         held_out = {shard.domain for shard in shards if shard.split == "validation" and shard.clips}
         domains = tuple(domain for domain in data.domains if domain.name in held_out)
+        if missing := [domain.name for domain in data.domains if domain not in domains]:
+            LOG.warning(
+                "%s: no clip of %s is held out, so there is no validation%s; prepare it again, into another directory, "
+                "with a larger --validation",
+                data.prepared,
+                " or ".join(missing),
+                " of it" if domains else " at all",
+            )
         if not domains:
-            LOG.info("%s: no held-out clips, so there is no validation", data.prepared)
             return None
         if without := [domain.name for domain in data.domains if domain not in domains]:
             LOG.info("%s: no held-out clips of %s: validation is without", data.prepared, ", ".join(without))
