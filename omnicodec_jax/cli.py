@@ -117,32 +117,22 @@ def decode(
 
 
 def inspect(path: Positional[Path], /) -> int:
-    """Say what a token file, an audio file, a model directory or a directory of token files holds.
+    """Say what a file or directory holds that one of these commands has written, or an audio file.
 
     Args:
-        path: What to look at.
+        path: A model, prepared audio, semantic features, a training run, tokens, the report of an evaluation; a token
+            file or an audio file, or a directory of them.
     """
-    import jax
-
-    from omnicodec_jax.model_directory import model_type
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+    from omnicodec_jax import contents
 
     if not path.exists():
         raise OmniCodecError(f"{path}: no such file or directory")
-    if (path / "config.json").is_file():
-        codec = OmniCodecTokenizer.from_pretrained(path)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(codec.variables["params"]))
-        print(f"{path}: {model_type(codec.config)} model {codec.model_hash}")
-        print(
-            f"  {codec.frame_rate:g} Hz, hop {codec.hop_length} at {codec.sample_rate} Hz, {codec.bitrate:.10g} bit/s"
-        )
-        print(f"  {codec.num_quantizers} codebooks of {codec.codebook_size} entries, {parameters:,} parameters")
-        if codec.semantic is not None:
-            print(f"  semantic features: {codec.semantic.source}, {codec.semantic.feature_dim} wide")
+    if lines := contents.describe(path):
+        print("\n  ".join(lines))
         return 0
     files, failed = audio_files.find(path, audio_files.EXTENSIONS | {SUFFIX}), 0
     if not files:
-        raise OmniCodecError(f"{path}: holds neither a model nor audio nor token files")
+        raise OmniCodecError(f"{path}: holds nothing that a command of omnicodec has written, and no audio")
     for file in files:
         try:
             print(_describe(file))

@@ -5,12 +5,11 @@ import json
 import logging
 import re
 
-import numpy as np
 import pytest
+import token_shards
 
 from omnicodec_jax import cli
 from omnicodec_jax.config import Config, DataConfig, DomainConfig, PerplexityConfig
-from omnicodec_jax.corpus import shards
 from omnicodec_jax.data import prepare, records
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import DataError
@@ -79,24 +78,13 @@ def test_training_says_at_its_start_which_domains_it_cannot_validate(tmp_path, c
     assert "--validation" in line
 
 
-def tokens(folder, count):
-    contract = {"codebook_sizes": [4], "model": "none"}
-    clips = [
-        shards.Clip(f"clip{n}", "speech", np.zeros((5, 1), np.uint16), 1.0, 24_000, 9600, "") for n in range(count)
-    ]
-    shards.write(shards.shard_path(folder, "speech-000000"), clips, contract)
-    shards.shard_path(folder, "speech-000000").with_suffix(".json").write_text("{}")
-    return folder
-
-
 def test_perplexity_names_the_share_that_holds_out_one_of_few_clips(tmp_path):
-    folder, config = tokens(tmp_path / "tokens", 8), PerplexityConfig(num_codebooks=1, held_out=1e-6)
-    with pytest.raises(
-        DataError, match=r"of its 8 clips none is held out .* --held-out [\d.]+ would hold out one"
-    ) as caught:
+    folder = token_shards.write(tmp_path / "tokens", {"speech": 8})
+    config = PerplexityConfig(num_codebooks=1, held_out=1e-6)
+    with pytest.raises(DataError, match=r"of its 8 clips none is held out .* would hold out one") as caught:
         Corpus.open(folder, config)
     share = float(re.findall(r"--held-out ([\d.]+)", str(caught.value))[0])
     corpus = Corpus.open(folder, dataclasses.replace(config, held_out=share))
     assert (len(corpus.held_out), len(corpus.train)) == (1, 7)
     with pytest.raises(DataError, match="two clips or more are needed"):
-        Corpus.open(tokens(tmp_path / "one", 1), config)
+        Corpus.open(token_shards.write(tmp_path / "one", {"speech": 1}), config)

@@ -1,0 +1,167 @@
+"""What lies in a directory that one of the commands has written, in a few lines: `omnicodec inspect`."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omnicodec_jax import config_files
+from omnicodec_jax.config import CodecConfig, Config, MimiConfig
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.data import features, records
+from omnicodec_jax.errors import OmniCodecError
+
+REPORT = "report.json"
+DISTANCE = "mel_distance"
+
+
+def describe(path: Path) -> list[str] | None:
+    """Says what a directory holds, or a shard of tokens; None for what none of the commands has written as a whole.
+
+    Raises OmniCodecError for what is damaged.
+    """
+    kinds: dict[str, Callable[[Path], Iterator[str]]] = {
+        "config.json": _model,
+        records.SETTINGS: _prepared,
+        features.SETTINGS: _features,
+        "checkpoints": _run,
+        REPORT: _report,
+        f"{shards.SHARDS}/*{shards.SUFFIX}": _tokens,
+    }
+    if path.suffix == shards.SUFFIX and path.is_file():
+        return list(_token_shards(path, [path], 0))
+    found = (write for marker, write in kinds.items() if any(path.glob(marker)))
+    write = next(found, None)
+    try:
+        return None if write is None else list(write(path))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise OmniCodecError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def codec(config: CodecConfig | MimiConfig) -> Iterator[str]:
+    """Says what a codec's tokens are."""
+    sizes = config.codebook_sizes
+    rate = config.frame_rate * sum(math.log2(size) for size in sizes)
+    yield f"{config.frame_rate:g} Hz, hop {config.hop_length} at {config.sample_rate} Hz, {rate:.10g} bit/s"
+    yield f"{len(sizes)} codebooks of {_alike(sizes)} entries"
+    if isinstance(config, CodecConfig) and config.semantic is not None:
+        yield f"semantic features: {config.semantic.source}, {config.semantic.feature_dim} wide"
+
+
+def _model(path: Path) -> Iterator[str]:
+    import jax
+
+    from omnicodec_jax import model_directory
+
+    config, variables = model_directory.load(path)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    kind, hash = model_directory.model_type(config), model_directory.model_hash(config, variables)
+    yield f"{path}: {kind} model {hash}, {parameters:,} parameters"
+    if isinstance(config, CodecConfig | MimiConfig):
+        yield from codec(config)
+    if (path / "discriminators" / model_directory.CONFIG).is_file():
+        yield "with its discriminators, to train on from"
+
+
+def _prepared(path: Path) -> Iterator[str]:
+    index, settings = records.read_index(path), records.read_settings(path)
+    clips, seconds = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for shard in index:
+        clips[shard.domain, shard.split] += len(shard.clips)
+        seconds[shard.domain, shard.split] += sum(shard.clips) / records.SAMPLE_RATE
+    yield (
+        f"{path}: prepared audio, {_clips(sum(clips.values()), sum(seconds.values()))} in {len(index)} shards"
+        + _refused(path / records.REJECTS)
+    )
+    for domain in sorted({shard.domain for shard in index}):
+        train, held_out = ((clips[domain, split], seconds[domain, split]) for split in ("train", "validation"))
+        yield f"{domain}: {_clips(*train)} to train on, {_clips(*held_out)} held out"
+    yield f"made with {', '.join(f'{name} = {value}' for name, value in settings.items())}"
+    yield f"fingerprint {records.fingerprint(index)}"
+
+
+def _features(path: Path) -> Iterator[str]:
+    format = features.FeatureFormat(**json.loads((path / features.SETTINGS).read_text()))
+    files = list((path / records.SHARDS).glob(f"[!.]*{records.SUFFIX}"))
+    seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / features.PER_SECOND
+    yield f"{path}: semantic features, about {seconds / 3600:.2f} h in {len(files)} shards"
+    yield f"{format.feature_dim} wide, stored as {format.number}, computed in {format.compute}"
+    yield f"encoder {format.encoder}"
+
+
+def _run(path: Path) -> Iterator[str]:
+    folders = {int(folder.name): folder for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()}
+    if not folders:
+        yield f"{path}: training run without a checkpoint"
+        return
+    steps, last = sorted(folders), max(folders)
+    about = json.loads((folders[last] / "about" / "metadata").read_text())
+    config: Config = config_files.from_json(
+        json.dumps({"model_type": "run", **about["config"]}), {"run": Config}, str(folders[last])
+    )
+    yield f"{path}: training run at step {last} of {config.optimizer.total_steps}"
+    yield f"checkpoints of steps {', '.join(map(str, steps))}"
+    measured = {step: folders[step] / "metrics" / "metrics" for step in steps}
+    distances = {step: json.loads(file.read_text())[DISTANCE] for step, file in measured.items() if file.is_file()}
+    if distances:
+        yield "mel distance of held-out clips: " + ", ".join(f"{d:.4f} at step {step}" for step, d in distances.items())
+    yield from codec(config.codec)
+    length = config.data.segment_samples / config.codec.sample_rate
+    domains = ", ".join(f"{domain.name} {domain.weight:g}" for domain in config.data.domains)
+    yield f"{config.data.batch_size} clips of {length:g} s a step, from {config.data.prepared} ({domains})"
+    yield f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"
+
+
+def _report(path: Path) -> Iterator[str]:
+    report = json.loads((path / REPORT).read_text())
+    rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().splitlines()]
+    clips = Counter(domain for domain, _ in {(row["domain"], row["clip"]) for row in rows})
+    systems = [system["name"] for system in report["systems"] if system["kind"] not in ("original", "quoted")]
+    numbers = ", ".join(f"{domain} {clips[domain]}" for domain in report["domains"])
+    yield (
+        f"{path}: report of an evaluation, {len(systems)} systems on {clips.total()} clips ({numbers})"
+        + _refused(path / "rejects.jsonl")
+    )
+    yield f"systems: {', '.join(systems)}"
+    yield f"metrics: {', '.join(metric['title'] for metric in report['metrics'])}"
+    yield f"written {report['created']}; see {path / 'tables.md'} and {path / 'index.html'}"
+
+
+def _tokens(path: Path) -> Iterator[str]:
+    yield from _token_shards(path, shards.shards(path), _lines(path / shards.REJECTS))
+
+
+def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    contract = shards.read_contract(files[0])
+    rows = pa.concat_tables([pq.read_table(file, columns=["domain", "duration"]) for file in files])
+    each = rows.group_by("domain").aggregate([("duration", "count"), ("duration", "sum")]).sort_by("domain").to_pylist()
+    clips, seconds = (sum(row[f"duration_{what}"] or 0 for row in each) for what in ("count", "sum"))
+    lost = f", {refused} files refused" if refused else ""
+    yield f"{path}: tokens, {_clips(clips, seconds)} in {len(files)} shards{lost}"
+    for row in each:
+        yield f"{row['domain'] or 'no domain'}: {_clips(row['duration_count'], row['duration_sum'])}"
+    sizes = contract["codebook_sizes"]
+    yield f"{len(sizes)} codebooks of {_alike(sizes)} entries, {contract['frame_rate']:g} Hz"
+    yield f"made by model {contract['model']}" + (f", encoder {contract['encoder']}" if contract["encoder"] else "")
+
+
+def _clips(count: int, seconds: float) -> str:
+    return f"{count} clips of {seconds / 3600:.2f} h"
+
+
+def _refused(path: Path) -> str:
+    number = _lines(path)
+    return f", {number} files refused (see {path})" if number else ""
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def _alike(sizes: Any) -> str:
+    return " or ".join(map(str, sorted(set(sizes))))
