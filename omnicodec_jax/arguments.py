@@ -5,6 +5,7 @@ import difflib
 import functools
 import inspect
 import platform
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -122,6 +123,10 @@ def _deferred(command: Command) -> Callable[..., Call]:
     def bind(*arguments: Any, **options: Any) -> Call:
         return functools.partial(command, *arguments, **options)
 
+    bind.__signature__ = inspect.signature(command)  # pyright: ignore[reportAttributeAccessIssue]
+    # tyro keeps the line breaks of an argument's text. It would look at what is wrapped, which has them.
+    bind.__doc__ = re.sub(r"\n {8,}", " ", inspect.cleandoc(command.__doc__ or ""))
+    del bind.__wrapped__
     return bind
 
 

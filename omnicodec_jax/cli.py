@@ -38,7 +38,7 @@ def encode(
     """Turn audio into token files. Those that the same model has made before are made again.
 
     Args:
-        input: An audio file, or a directory whose tree is mirrored. Default: the bundled clips.
+        input: An audio file, or a directory whose tree is mirrored; by itself, the bundled clips.
         output: Token file or directory. Default: beside the input, named after it.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
@@ -107,7 +107,9 @@ def decode(
         except TokenError as error:
             raise TokenError(f"{source}: {error}") from None
         if tokens.codes.shape[1] != tokens.num_frames(tokenizer.sample_rate, tokenizer.hop_length):
-            raise TokenError(f"{source}: {frames} frames do not fit {tokens.num_samples} samples")
+            raise TokenError(
+                f"{source}: damaged: {frames} frames do not fit {tokens.num_samples} samples; encode the audio again"
+            )
         audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
         audio_files.save(target, audio_files.fit_length(audio, tokens.num_samples), tokens.sample_rate)
         return tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
@@ -226,7 +228,9 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     """Raises TokenError for those of another model."""
     tokens = TokenFile.load(path)
     if tokens.model != tokenizer.model_hash:
-        raise TokenError(f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}")
+        raise TokenError(
+            f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}; give the one they are of"
+        )
     return tokens
 
 

@@ -33,14 +33,16 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
 
     codec = config_files.load(config).codec
     if codec.semantic is not None and codec.semantic.source != "log_mel":
-        raise ConfigError(f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel'")
+        raise ConfigError(
+            f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in configs/demo.py"
+        )
     seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
     for file in audio_files.find(audio):
         samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
         size = seconds * codec.sample_rate
         segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
     if not segments:
-        raise AudioError(f"{audio}: holds no {seconds} s of audio")
+        raise AudioError(f"{audio}: holds no clip of {seconds} s or more to fit codebooks to; give another --audio")
     low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
     features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(jnp.stack(low)))])
 

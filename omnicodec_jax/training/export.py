@@ -20,7 +20,7 @@ def export_model(workdir: Path, out: Path, step: int | None = None, ema: bool = 
     """
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:
-        raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay)")
+        raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay); leave out --ema")
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params

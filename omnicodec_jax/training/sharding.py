@@ -47,7 +47,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if data * group != len(devices):
         raise ConfigError(
             f"run.mesh: data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} = {data * group}, but there "
-            f"are {len(devices)} devices"
+            f"are {len(devices)} devices; choose a mesh of as many"
         )
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
