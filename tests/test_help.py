@@ -35,7 +35,7 @@ def printed(monkeypatch, capsys, call, *words: str) -> str:
     """What a command prints before it exits with 0, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", list(words))
-    for name in ("log_progress", "use_compilation_cache"):  # those change more than this test
+    for name in ("log_progress", "use_compilation_cache", "_keep_libtpu_quiet"):  # they change more than this test
         monkeypatch.setattr(command, name, lambda: None)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as stopped:
