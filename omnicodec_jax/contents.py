@@ -150,7 +150,7 @@ def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:
     yield f"made by model {contract['model']}" + (f", encoder {contract['encoder']}" if contract["encoder"] else "")
 
 
-def _clips(count: int, seconds: float) -> str:
+def _clips(count: int, seconds: float | int) -> str:
     return f"{count} clips of {seconds / 3600:.2f} h"
 
 

@@ -52,7 +52,7 @@ def test_prepare_says_so_before_it_reads_any_audio(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(prepare, "run", run)
     path = manifest(tmp_path / "m.jsonl", 1)
     cli.prepare(manifest=f"speech={path}", out=tmp_path / "out")
-    cli.prepare(manifest=f"speech={path}", out=tmp_path / "out", settings=PrepareConfig(validation=0))  # as asked for
+    cli.prepare(manifest=f"speech={path}", out=tmp_path / "out", settings=PrepareConfig(validation=0.0))  # as asked for
     assert "none is held out" in said[0]
     assert "it takes two files or more" in said[0]
     assert said[1] == ""
