@@ -60,7 +60,7 @@ def parse(command: Command, prog: str | None) -> Call:
     return _parse(command, prog, sys.argv[1:])
 
 
-def parse_subcommand(commands: Mapping[str, Command], prog: str | None) -> Call:
+def parse_subcommand(commands: Mapping[str, Command], prog: str) -> Call:
     """Returns the call of one of several functions, which the first argument names.
 
     Raises UsageError for another name. Exits as `parse` does, and after printing the version or a completion script.

@@ -42,20 +42,18 @@ def test_prepare_names_the_share_that_holds_out_one_of_few_files(count, tmp_path
     assert not list(prepare.nothing_held_out({"speech": path}, enough))
 
 
-def test_prepare_says_so_before_it_reads_any_audio(tmp_path, monkeypatch, capsys):
-    said = []
-
-    def run(*_):
-        said.append(capsys.readouterr().err)
-        return prepare.Summary(0, 0, 0, 0.0, 0.0)
+@pytest.mark.parametrize(("share", "said"), [(0.005, "it takes two files or more"), (0.0, "")])
+def test_prepare_says_so_before_it_reads_any_audio_unless_asked_for(share, said, tmp_path, monkeypatch, capsys):
+    def run(*_: object) -> None:
+        raise DataError("here it begins to read")
 
     monkeypatch.setattr(prepare, "run", run)
     path = manifest(tmp_path / "m.jsonl", 1)
-    cli.prepare(manifest=f"speech={path}", out=tmp_path / "out")
-    cli.prepare(manifest=f"speech={path}", out=tmp_path / "out", settings=PrepareConfig(validation=0.0))  # as asked for
-    assert "none is held out" in said[0]
-    assert "it takes two files or more" in said[0]
-    assert said[1] == ""
+    with pytest.raises(DataError, match="begins to read"):
+        cli.prepare(manifest=f"speech={path}", out=tmp_path / "out", settings=PrepareConfig(validation=share))
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert ("none is held out" in errors) == bool(said)
 
 
 def index(folder, *names):
