@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def _model(path: Path) -> Iterator[str]:
 
 def _prepared(path: Path) -> Iterator[str]:
     index, settings = records.read_index(path), records.read_settings(path)
-    clips, seconds = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    clips, seconds = Counter[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
     for shard in index:
         clips[shard.domain, shard.split] += len(shard.clips)
         seconds[shard.domain, shard.split] += sum(shard.clips) / records.SAMPLE_RATE
@@ -150,7 +150,7 @@ def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:
     yield f"made by model {contract['model']}" + (f", encoder {contract['encoder']}" if contract["encoder"] else "")
 
 
-def _clips(count: int, seconds: float | int) -> str:
+def _clips(count: int, seconds: float) -> str:
     return f"{count} clips of {seconds / 3600:.2f} h"
 
 
