@@ -1,6 +1,6 @@
 """A Mimi checkpoint in the layout of transformers → a model directory.
 
-python -m convert.mimi --checkpoint DIR --out models/mimi
+python -m convert.mimi --checkpoint kyutai/mimi --out models/mimi
 """
 
 import json
@@ -126,21 +126,22 @@ def main(checkpoint: Path, out: Path) -> None:
     """Convert a Mimi checkpoint, such as kyutai/mimi, to a model directory.
 
     Args:
-        checkpoint: Directory with config.json and model.safetensors, as transformers saves it.
+        checkpoint: Directory with config.json and model.safetensors, as transformers saves it, or a hub id.
         out: Model directory to write.
     """
-    if not (checkpoint / "config.json").is_file():
-        raise ConversionError(f"{checkpoint}: no config.json here; give a directory that transformers saved")
+    directory = model_directory.resolve(checkpoint)
+    if not (directory / "config.json").is_file():
+        raise ConversionError(f"{directory}: no config.json here; give a directory that transformers saved")
     try:
-        config = config_from_transformers(json.loads((checkpoint / "config.json").read_text()))
+        config = config_from_transformers(json.loads((directory / "config.json").read_text()))
     except (KeyError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{checkpoint / 'config.json'}: not the config of a Mimi model: {error!r}") from None
-    tensors, entries = read_state_dict(checkpoint / model_directory.WEIGHTS), key_table(config)
+        raise ConversionError(f"{directory / 'config.json'}: not the config of a Mimi model: {error!r}") from None
+    tensors, entries = read_state_dict(directory / model_directory.WEIGHTS), key_table(config)
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in entries])
         variables = from_entries(pack_attention(state_dict, config.transformer.num_heads), entries, config)
     except ConversionError as error:
-        raise ConversionError(f"{checkpoint}: {error}") from None
+        raise ConversionError(f"{directory}: {error}") from None
     model_directory.save(out, config, variables)
     print(f"{out}: model {model_directory.model_hash(config, variables)}")
     if left_out:
