@@ -1,10 +1,13 @@
 """`omnicodec export`: StableHLO programs that run without this package, their weights beside them.
 
-exported = jax.export.deserialize(Path("decoder.stablehlo").read_bytes())
-weights = safetensors.numpy.load_file("decoder.safetensors")
-audio = exported.call(weights, codes)                        # decoder: int32 [B, K, N] → [B, 1, N·hop]
-audio, state = exported.call(weights, state, fresh, codes)   # decoder-step: N = 1; fresh [B]: rows that begin anew
-codes = exported.call(weights, audio, features)              # encoder: [B, 1, T] (, [B, S, F]) → [B, K, N]
+What such a program takes and gives; docs/export.md runs them:
+
+    decoder        weights, codes int32 [B, K, N]                          → audio [B, 1, N·hop]
+    decoder-step   weights, state, fresh bool [B], codes int32 [B, K, 1]   → audio [B, 1, hop], state
+    encoder        weights, audio [B, 1, T] (, features [B, S, F])         → codes int32 [B, K, N]
+
+`fresh` marks the rows that begin anew, whatever their state was: the first state may hold zeros, of the shapes that
+the program names.
 """
 
 from collections.abc import Callable
@@ -36,9 +39,25 @@ Flat = dict[str, Any]
 
 
 def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path) -> str:
-    """Writes `out`, which must end in .stablehlo, and the weights beside it. Returns the program's signature.
+    """Writes a StableHLO program, and its weights beside it as safetensors.
 
-    seconds: of the clips that the encoder takes and the decoder gives; the batch may have any size. Raises ModelError.
+    Args:
+        tokenizer: The model.
+        what: "decoder", "encoder", or "decoder-step" for one frame of a live stream.
+        seconds: Length of the clips that the encoder takes and the decoder gives; the batch may have any size.
+        out: The program; it must end in .stablehlo.
+
+    Returns:
+        The program's signature, to be read by people.
+
+    Raises:
+        ModelError: If `out` ends in something else.
+
+    Examples:
+        >>> from omnicodec_jax.tokenizer import OmniCodecTokenizer
+        >>> tokenizer = OmniCodecTokenizer.from_pretrained("models/untrained")
+        >>> export(tokenizer, "decoder", 1.0, Path("decoder.stablehlo"))
+        '(weights, … [batch, 9, 13] int32) → [batch, 1, 24960]'
     """
     if out.suffix != SUFFIX:
         raise ModelError(f"{out}: must end in {SUFFIX}")

@@ -40,21 +40,42 @@ class Stream:
 
 
 class StreamingDecoder:
-    """Codes in, audio out, without delay.
+    """Decodes live streams, a frame or more at a time, without delay.
 
-    decoder = StreamingDecoder(tokenizer, sessions=8)
-    audio = decoder(codes)                # [8, k, 1] → [8, 1, hop]: 80 ms at 12.5 Hz
-    audio = decoder(codes, reset=[3])     # session 3 begins anew with this frame
+    Examples:
+        >>> import numpy as np
+        >>> from omnicodec_jax.tokenizer import OmniCodecTokenizer
+        >>> decode = StreamingDecoder(OmniCodecTokenizer.from_pretrained("models/untrained"), sessions=2)
+        >>> codes = np.zeros((2, 9, 1), np.int32)
+        >>> decode(codes).shape  # [2, 9, 1] → [2, 1, hop]: 80 ms of both
+        (2, 1, 1920)
+        >>> decode(codes, reset=[1]).shape  # session 1 begins anew with this frame
+        (2, 1, 1920)
     """
 
     def __init__(self, tokenizer: OmniCodecTokenizer, sessions: int = 1):
+        """Begins so many streams.
+
+        Args:
+            tokenizer: The codec.
+            sessions: Streams side by side, rows of one batch.
+        """
         self._tokenizer, self._sessions = tokenizer, sessions
         self._stream = Stream(tokenizer, type(model_directory.build(tokenizer.config)).decode, sessions)
 
     def __call__(self, codes: Array, reset: Any = ()) -> np.ndarray:
-        """The next n frames of all sessions, [B, k, n] → float32 [B, 1, n·hop]; every k and n is compiled once.
+        """Decodes the next frames of all sessions.
 
-        reset: sessions that begin anew. Raises TokenError.
+        Args:
+            codes: Integers [sessions, k, n] of the first k ≤ K codebooks; every k and n is compiled once.
+            reset: Numbers of the sessions that begin anew with these frames.
+
+        Returns:
+            Audio float32 [sessions, 1, n · hop] at the model's rate.
+
+        Raises:
+            TokenError: If these are no codes of this model.
+            ModelError: If they are of another number of sessions.
         """
         codes = np.asarray(codes)
         self._tokenizer.check_codes(codes)
@@ -66,18 +87,32 @@ class StreamingDecoder:
 
 
 class StreamingEncoder:
-    """Audio in, codes out, `look_ahead` seconds later at most.
+    """Encodes live streams: codes come out as soon as the audio that they depend on has been heard.
 
-    Semantic features are computed in windows, each as a clip of its own but for its loudness, which is measured by the
-    loudest so far; without a semantic branch there are no windows and no look-ahead.
+    That is `look_ahead` seconds after a frame's end, at most. Semantic features are computed in windows, each as a clip
+    of its own but for its loudness, which is measured by the loudest so far; without a semantic branch there are no
+    windows and no look-ahead.
 
-    encoder = StreamingEncoder(tokenizer, sessions=2)
-    codes = encoder(chunk)     # [2, 1, any] → [2, K, frames that are certain by now]
-    codes = encoder.flush()    # the rest, and ready for other streams
+    Examples:
+        >>> import numpy as np
+        >>> from omnicodec_jax.tokenizer import OmniCodecTokenizer
+        >>> encode = StreamingEncoder(OmniCodecTokenizer.from_pretrained("models/untrained"))
+        >>> encode(np.full((1, 1, 24_000), 0.1, np.float32)).shape  # after 1 s nothing is certain yet
+        (1, 9, 0)
+        >>> encode.flush().shape  # the rest; other streams may follow
+        (1, 9, 13)
     """
 
     def __init__(self, tokenizer: OmniCodecTokenizer, sessions: int = 1):
-        """Raises ModelError for a model whose features would have to be given."""
+        """Begins so many streams.
+
+        Args:
+            tokenizer: The codec; one that computes its semantic features, if it needs them.
+            sessions: Streams side by side, rows of one batch.
+
+        Raises:
+            ModelError: If semantic features would have to be given.
+        """
         if not tokenizer.computes_features:
             raise ModelError("this model needs semantic features: load it with the encoder that computes them")
         self._tokenizer, self._sessions = tokenizer, sessions
@@ -99,14 +134,24 @@ class StreamingEncoder:
 
     @property
     def look_ahead(self) -> float:
-        """Seconds after a frame's end, on which its codes may depend: the rest of a window, and the next vector's."""
+        """Seconds after a frame's end that its codes may depend on: the rest of a window, and the next vector's."""
         if not self._window:
             return 0.0
         seconds = self._window / self._tokenizer.sample_rate
         return seconds + seconds / self._vectors
 
     def __call__(self, audio: Array) -> np.ndarray:
-        """The next samples of all sessions, [B, 1, any] → codes int32 [B, K, n], n ≥ 0. Raises AudioError."""
+        """Encodes the next samples of all sessions, as far as they are certain.
+
+        Args:
+            audio: float32 [sessions, 1, any], full scale ±1, at the model's rate.
+
+        Returns:
+            Codes int32 [sessions, K, n] of the n ≥ 0 frames that have become certain.
+
+        Raises:
+            AudioError: If the shape is another, or samples are NaN or infinite.
+        """
         audio = np.asarray(audio, np.float32)
         if audio.ndim != 3 or audio.shape[:2] != (self._sessions, 1):
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [{self._sessions}, 1, T]")
@@ -123,7 +168,11 @@ class StreamingEncoder:
         return self._emit(max(0, (certain - hop * self._vectors) // (2 * hop * self._vectors) + (certain > 0)), end)
 
     def flush(self) -> np.ndarray:
-        """Codes of what is left, the last frame filled up with silence. The next samples begin new streams."""
+        """Encodes what is left, the last frame filled up with silence. The next samples begin new streams.
+
+        Returns:
+            Codes int32 [sessions, K, n] of the frames that were not certain yet.
+        """
         end = self._start + self._audio.shape[2]
         if self._window and self._heard < end:
             missing = self._heard + self._window - end

@@ -18,27 +18,51 @@ _KEY = "omnicodec"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """Codes of one clip and what decoding needs to give the clip back."""
+    """Holds the codes of one clip, and what decoding needs to give the clip back.
+
+    Examples:
+        >>> import numpy as np
+        >>> codes = np.zeros((9, 13), np.uint16)
+        >>> tokens = TokenFile(
+        ...     codes=codes, model="0" * 16, frame_rate=12.5, sample_rate=44_100, num_samples=44_100, gain=1.0
+        ... )
+        >>> tokens.save("clip.safetensors")
+        >>> TokenFile.load("clip.safetensors").num_frames(model_rate=24_000, hop_length=1920)
+        13
+    """
 
     codes: np.ndarray
     """uint16 [K, N], k = 0 the semantic codebook."""
     model: str
     """Hash of the model that made them."""
     frame_rate: float
+    """Frames a second."""
     sample_rate: int
-    """Of the original."""
+    """The original's, Hz."""
     num_samples: int
-    """Of the original, at its own rate."""
+    """Length of the original, at its own rate."""
     gain: float
     """What the original was multiplied by before encoding."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
-        """Frames that the original has at a model's sample rate."""
+        """Counts the frames that the original has for a model.
+
+        Args:
+            model_rate: The model's sample rate, Hz.
+            hop_length: Samples of its frames.
+
+        Returns:
+            The number of frames, the last of which may be filled up.
+        """
         samples = -(-self.num_samples * model_rate // self.sample_rate)
         return -(-samples // hop_length)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all.
+
+        Args:
+            path: Where to; it should end in .safetensors.
+        """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
         with replacing(Path(path)) as temporary:
             save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
@@ -54,7 +78,17 @@ class TokenFile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TokenFile":
-        """Raises TokenError for what is no token file."""
+        """Reads a token file.
+
+        Args:
+            path: A file that `omnicodec encode` or `save` has written.
+
+        Returns:
+            What it holds.
+
+        Raises:
+            TokenError: If it is no token file, or is damaged.
+        """
         path = Path(path)
         if not path.is_file():
             raise TokenError(f"{path}: no such file")

@@ -40,11 +40,18 @@ class Heard(NamedTuple):
 
 
 class OmniCodecTokenizer:
-    """A codec with its weights.
+    """Turns audio into tokens and back: a codec with its weights.
 
-    tokenizer = OmniCodecTokenizer.from_pretrained("models/omnicodec")
-    codes = tokenizer.encode(audio, sample_rate=24_000)   # [B, 1, T] → [B, K, N]
-    audio = tokenizer.decode(codes[:, :8])                # first 8 codebooks → [B, 1, N·hop]
+    `encode` and `decode` take batches; `encode_each` and `decode_each` take any number of clips as they come.
+
+    Examples:
+        >>> import numpy as np
+        >>> tokenizer = OmniCodecTokenizer.from_pretrained("models/untrained")
+        >>> codes = tokenizer.encode(np.full((1, 1, 24_000), 0.1, np.float32), sample_rate=24_000)
+        >>> codes.shape, str(codes.dtype)  # [B, K, N]
+        ((1, 9, 13), 'int32')
+        >>> tokenizer.decode(codes[:, :4]).shape  # of the first 4 codebooks, [B, 1, N · hop]
+        (1, 1, 24960)
     """
 
     def __init__(
@@ -54,7 +61,15 @@ class OmniCodecTokenizer:
         encoder: Encoder | None = None,
         devices: Sequence[Any] | None = None,
     ):
-        """devices: of this process, all of one kind; one by default, all of them to tokenize a corpus."""
+        """Takes a config and the weights that belong to it; `from_pretrained` reads both from a directory.
+
+        Args:
+            config: What the model is.
+            variables: Its parameters and codebooks, as `model_directory.load` gives them.
+            encoder: Qwen3-Omni's audio encoder, to compute semantic features with that would have to be given
+                otherwise.
+            devices: Of this process, all of one kind; one by default, all of them to tokenize a corpus.
+        """
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._clock = Clock()
@@ -78,10 +93,21 @@ class OmniCodecTokenizer:
         encoder: str | os.PathLike[str] | None = None,
         devices: Sequence[Any] | None = None,
     ) -> "OmniCodecTokenizer":
-        """From a model directory, or a Hugging Face hub id and revision. Raises ModelError, ConfigError.
+        """Loads a model from a directory, or from the Hugging Face hub.
 
-        encoder: directory of the Qwen3-Omni audio encoder (`convert.qwen3_aut`), to compute semantic features with
-        that would have to be given otherwise. devices: as of the class.
+        Args:
+            name: Model directory, or hub id such as `you/your-codec`.
+            revision: Branch, tag or commit of a hub model.
+            encoder: Directory of Qwen3-Omni's audio encoder (`convert.qwen3_aut`), to compute semantic features with
+                that would have to be given otherwise.
+            devices: Of this process, all of one kind; one by default.
+
+        Returns:
+            The codec, ready to encode and decode.
+
+        Raises:
+            ModelError: If there is no such model, it is incomplete, or it is no codec.
+            ConfigError: If its config.json is not one.
         """
         config, variables = model_directory.load(model_directory.resolve(name, revision))
         if not isinstance(config, CodecConfig | MimiConfig):
@@ -90,7 +116,11 @@ class OmniCodecTokenizer:
         return cls(config, variables, loaded, devices)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes config.json and model.safetensors."""
+        """Writes the model as config.json and model.safetensors, each whole or not at all.
+
+        Args:
+            directory: Where to; it is made if it is not there.
+        """
         model_directory.save(directory, self.config, self.variables)
 
     @cached_property
@@ -100,7 +130,7 @@ class OmniCodecTokenizer:
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that goes in and comes out, Hz."""
+        """Sample rate of the audio that goes in and comes out, Hz."""
         return self.config.sample_rate
 
     @property
@@ -144,7 +174,14 @@ class OmniCodecTokenizer:
         return None if self._encoder is None else model_directory.model_hash(*self._encoder)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip: ceil(num_samples / hop_length)."""
+        """Counts the frames of a clip.
+
+        Args:
+            num_samples: Its length at the model's rate.
+
+        Returns:
+            ceil(num_samples / hop_length), by integer arithmetic.
+        """
         return -(-num_samples // self.hop_length)
 
     def encode(
@@ -154,12 +191,22 @@ class OmniCodecTokenizer:
         lengths: Sequence[int] | None = None,
         semantic_features: Sequence[Array] | Array | None = None,
     ) -> np.ndarray:
-        """Audio [B, 1, T] at the model's rate → codes int32 [B, K, ceil(T / hop)].
+        """Turns a batch of audio into codes.
 
-        lengths: samples of each row if some are shorter than T. A row's codes depend on its own samples alone; past
-        its num_frames(length) they are 0. semantic_features: one array [S, F] per row, for models that do not compute
-        them. The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`.
-        Raises AudioError.
+        The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`. A row's codes depend
+        on its own samples alone.
+
+        Args:
+            audio: float32 [B, 1, T], full scale ±1, at the model's rate.
+            sample_rate: The audio's, Hz; another one than the model's is refused.
+            lengths: Samples of each row, if some are shorter than T.
+            semantic_features: One array [S, F] per row, for models that do not compute them.
+
+        Returns:
+            Codes int32 [B, K, ceil(T / hop)], k = 0 the semantic one; 0 past the last frame of a row.
+
+        Raises:
+            AudioError: If the audio has another rate, shape or values than these, or lacks its semantic features.
         """
         audio = np.asarray(audio, np.float32)
         if sample_rate != self.sample_rate:
@@ -179,7 +226,17 @@ class OmniCodecTokenizer:
         return result
 
     def decode(self, codes: Array) -> np.ndarray:
-        """Codes [B, k, N] of the first k ≤ K codebooks → audio float32 [B, 1, N·hop]. Raises TokenError."""
+        """Turns a batch of codes into audio.
+
+        Args:
+            codes: Integers [B, k, N] of the first k ≤ K codebooks.
+
+        Returns:
+            Audio float32 [B, 1, N · hop] at the model's rate.
+
+        Raises:
+            TokenError: If these are no codes of this model.
+        """
         codes = np.asarray(codes)
         self.check_codes(codes)
         result = np.zeros((codes.shape[0], 1, codes.shape[2] * self.hop_length), np.float32)
@@ -190,9 +247,17 @@ class OmniCodecTokenizer:
     # -- Of any number of clips, as they come
 
     def hear(self, samples: np.ndarray, features: Array | None = None) -> Heard:
-        """A clip float32 [T] at the model's rate, made ready for `encode_each`; may run in any thread.
+        """Makes a clip ready for `encode_each`; may run in any thread.
 
-        features: its semantic features [S, F], for models that do not compute them. Raises AudioError.
+        Args:
+            samples: float32 [T] at the model's rate.
+            features: Its semantic features [S, F], for models that do not compute them.
+
+        Returns:
+            What `encode_each` takes.
+
+        Raises:
+            AudioError: If samples or features cannot be encoded, or features are missing.
         """
         if not np.isfinite(samples).all():
             raise AudioError("audio holds samples that are NaN or infinite")
@@ -208,9 +273,14 @@ class OmniCodecTokenizer:
         )
 
     def encode_each(self, clips: Iterable[tuple[Any, Heard]]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Keys and clips → keys and codes int32 [K, N], as they get ready: not in the order of the clips.
+        """Encodes any number of clips, of any lengths, through one compiled program.
 
-        All clips have features, or none has. They are asked for when there is room for them.
+        Args:
+            clips: Keys of yours and what `hear` has made of the clips; asked for when there is room for them. All of
+                them have features, or none has.
+
+        Yields:
+            Keys and codes int32 [K, N], as they get ready: not in the order of the clips.
         """
         if self.semantic is None:
             return self._encode.run(self._encode_work(key, heard.samples, None) for key, heard in clips)
@@ -218,7 +288,14 @@ class OmniCodecTokenizer:
         return self._encode.run(self._encode_work(key, heard.samples, h) for (key, heard), h in hidden)
 
     def decode_each(self, tokens: Iterable[tuple[Any, Array]]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Keys and codes [k, N], of the same k ≤ K all → keys and audio float32 [1, N·hop], as they get ready."""
+        """Decodes any number of clips, of any lengths, through one compiled program.
+
+        Args:
+            tokens: Keys of yours and codes [k, N], all of the same k ≤ K.
+
+        Yields:
+            Keys and audio float32 [1, N · hop], as they get ready.
+        """
         return self._decode.run(self._decode_work(key, np.asarray(codes, np.int32)) for key, codes in tokens)
 
     def warm_up(self) -> None:
@@ -237,7 +314,14 @@ class OmniCodecTokenizer:
         return Use(frames, valid, self._clock.idle, self._clock.seconds)
 
     def check_codes(self, codes: np.ndarray) -> None:
-        """Raises TokenError unless these are codes [B, k, N] of this model."""
+        """Refuses what are no codes of this model.
+
+        Args:
+            codes: Integers [B, k, N], k ≤ K.
+
+        Raises:
+            TokenError: If the type, the shape or a value is none of this model's.
+        """
         if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
             raise TokenError(f"codes of type {codes.dtype} and shape {list(codes.shape)}: must be integers [B, k, N]")
         if codes.shape[1] > self.num_quantizers:

@@ -1,4 +1,4 @@
-"""Of the discriminators."""
+"""Options of the discriminators."""
 
 import dataclasses
 

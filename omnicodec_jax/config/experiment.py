@@ -1,4 +1,4 @@
-"""Of a training run."""
+"""Options of a training run."""
 
 import dataclasses
 from typing import Literal
@@ -55,8 +55,8 @@ class OptimizerConfig:
     """Micro-batches per update of the networks. Codebooks learn from each of them in turn, as PyTorch's do in every
     forward: their decay and the steps between looks for dead codes are counted in micro-batches."""
     ema_decay: float | None = None
-    """Of the moving average of the codec's parameters; None: none is kept. At first it is less, so that the average
-    spans a tenth of the steps there were."""
+    """Decay of the moving average of the codec's parameters; None: none is kept. At first it is less, so that it
+    spans a tenth of the steps that there were."""
 
     def __post_init__(self):
         require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
@@ -115,7 +115,7 @@ class TrainConfig:
     """How a step is computed."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
+    """Type of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
     remat: bool = True
     """Activations of the codec and of WavLM are computed again for the backward pass instead of being kept. (Those of a
     sub-discriminator are used at once.) XLA does not do so on a CPU, where a step's order is chosen for its memory."""
@@ -160,7 +160,7 @@ class RunConfig:
     """Steps between two lines of the log."""
     validate_every: int = 2000
     validation_batches: int = 4
-    """Of batch_size held-out clips each."""
+    """How many batches of batch_size held-out clips each validation takes."""
     save_every: int = 1000
     keep_last: int = 3
     """Checkpoints that are kept, beside the best one by validation mel distance (of the weights' average, if kept)."""

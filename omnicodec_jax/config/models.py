@@ -1,4 +1,4 @@
-"""Of the codec and of Mimi, and of what they are built of."""
+"""Options of the codec and of Mimi, and of what they are built of."""
 
 import dataclasses
 import math

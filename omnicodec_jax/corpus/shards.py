@@ -30,17 +30,20 @@ GROUP = 64
 
 
 class Clip(NamedTuple):
-    """One row."""
+    """Holds one row of a token shard: a clip's codes, and what brings the original's length and loudness back."""
 
     id: str
+    """The manifest's name for it."""
     domain: str
+    """The manifest's."""
     codes: np.ndarray
     """uint16 [N, K], k = 0 the semantic codebook."""
     gain: float
     """What the original was multiplied by before encoding."""
     sample_rate: int
+    """The original's, Hz."""
     num_samples: int
-    """Of the original."""
+    """Length of the original, at its own rate."""
     source: str
     """Hash of the original file's bytes, and of the part of it that was taken."""
 
@@ -114,7 +117,22 @@ def read_contract(shard: Path) -> dict[str, Any]:
 
 
 def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
-    """All clips of a directory of token shards, or those of one domain, in the order of the shards."""
+    """Reads the clips of a directory of token shards, in the order of the shards.
+
+    Args:
+        out: Directory that `omnicodec tokenize` has written.
+        domain: Only the clips of this one.
+
+    Yields:
+        The clips, one after the other.
+
+    Raises:
+        DataError: If the directory holds no finished shards.
+
+    Examples:
+        >>> sorted(clip.id for clip in read_tokens("data/tokens", domain="speech"))
+        ['english_class', 'english_fricatives', 'french_patte_pente']
+    """
     for path in shards(Path(out)):
         yield from (clip for clip in read_shard(path) if domain in (None, clip.domain))
 

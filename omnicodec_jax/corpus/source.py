@@ -16,15 +16,37 @@ OPEN_GROUPS = 16
 
 
 def flat(codes: np.ndarray, codebook_sizes: list[int]) -> np.ndarray:
-    """[N, K] → int32 [N·K]: frame by frame, each codebook with numbers of its own, from the sum of those before it."""
+    """Lays codes out in one sequence, frame by frame, each codebook with numbers of its own.
+
+    Args:
+        codes: Integers [N, K].
+        codebook_sizes: Entries of the codebooks, at least K of them. Codebook k has the numbers from the sum of the
+            sizes before it.
+
+    Returns:
+        int32 [N · K].
+
+    Examples:
+        >>> flat(np.array([[1, 2], [3, 0]]), [4, 8]).tolist()
+        [1, 6, 3, 4]
+    """
     first = np.cumsum([0, *codebook_sizes[:-1]])[: codes.shape[1]]
     return (codes.astype(np.int32) + first).reshape(-1).astype(np.int32)
 
 
 def delayed(codes: np.ndarray, fill: int) -> np.ndarray:
-    """[N, K] → int32 [N + K - 1, K]: codebook k comes k steps later, `fill` stands where nothing is.
+    """Lays codes out so that codebook k comes k steps later (MusicGen's delay pattern, arXiv 2306.05284).
 
-    Source: MusicGen (arXiv 2306.05284), the delay pattern.
+    Args:
+        codes: Integers [N, K].
+        fill: What stands where nothing is.
+
+    Returns:
+        int32 [N + K - 1, K].
+
+    Examples:
+        >>> delayed(np.array([[1, 2], [3, 4]]), fill=9).tolist()
+        [[1, 9], [3, 2], [9, 4]]
     """
     frames, width = codes.shape
     result = np.full((frames + width - 1, width), fill, np.int32)
@@ -34,13 +56,28 @@ def delayed(codes: np.ndarray, fill: int) -> np.ndarray:
 
 
 class TokenSource:
-    """Clips of a directory of token shards by number: a random-access source for Grain.
+    """Gives clips of a directory of token shards by number: a random-access source for Grain.
 
-    grain.MapDataset.source(TokenSource("tokens")).shuffle(seed=0).map(lambda clip: flat(clip.codes, sizes))
+    `len(source)` is how many there are, `source[7]` a `Clip`.
+
+    Examples:
+        >>> import grain
+        >>> source = TokenSource("data/tokens")
+        >>> sizes = source.contract["codebook_sizes"]
+        >>> dataset = grain.MapDataset.source(source).shuffle(seed=0).map(lambda clip: flat(clip.codes, sizes))
+        >>> len(dataset) == len(source), dataset[0].ndim
+        (True, 1)
     """
 
     def __init__(self, out: Path | str):
-        """Raises DataError where there are no shards."""
+        """Opens the shards; their codes are read when they are asked for.
+
+        Args:
+            out: Directory that `omnicodec tokenize` has written.
+
+        Raises:
+            DataError: If it holds no finished shards.
+        """
         self.contract = shards.contract(Path(out))
         """What the tokens are: sizes of the codebooks, frame rate, model, …"""
         self._groups: list[tuple[Path, int]] = []

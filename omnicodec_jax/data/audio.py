@@ -35,7 +35,7 @@ BLOCK = 1 << 16
 
 
 class Clip(NamedTuple):
-    """One file, or a part of it, ready to encode."""
+    """Holds one file, or a part of it, ready to encode."""
 
     samples: np.ndarray
     """float32 [T], mono, at the rate asked for."""
@@ -65,9 +65,25 @@ def load(
 ) -> Clip:
     """Reads any format of libsndfile or FFmpeg, mixes it to mono, resamples it, scales it to `peak`.
 
-    offset, duration: the part to read, in seconds; only that is held, and as mono. check: looks at the file's format
-    before anything is decoded, to refuse it. Raises AudioError for what holds no encodable sound: empty, truncated,
-    silent, too short, NaN, no audio, and for a part that reaches past the end.
+    Args:
+        path: The file.
+        sample_rate: What to resample to, Hz.
+        peak: What the largest sample is scaled to, full scale 1; None: the audio stays as loud as it is.
+        offset: Where the part to read begins, seconds; only that part is held, and as mono.
+        duration: How long it is, seconds; None: up to the end.
+        check: Looks at the file's format before anything is decoded, to refuse it.
+
+    Returns:
+        The samples, and what brings the file's own rate, length and loudness back.
+
+    Raises:
+        AudioError: If there is no encodable sound: empty, truncated, silent, too short, NaN, no audio; or if the part
+            reaches past the end.
+
+    Examples:
+        >>> clip = load("examples/audio/sound_bell.flac", 24_000, peak=0.95)
+        >>> clip.samples.shape, clip.sample_rate, clip.num_samples
+        ((98400,), 44100, 180810)
     """
     path = Path(path)
     with reading(path, offset, duration) as source:
@@ -111,7 +127,20 @@ def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 
 def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) -> None:
-    """Writes float32 [T] as 16 bit .wav or .flac, whole or not at all."""
+    """Writes mono audio as 16 bit .wav or .flac, whole or not at all.
+
+    Args:
+        path: Where to; its suffix says which.
+        samples: float32 [T]; what is beyond full scale, ±1, is clipped.
+        sample_rate: Hz.
+
+    Raises:
+        AudioError: If the suffix is another, or the format has no such rate.
+
+    Examples:
+        >>> import numpy as np
+        >>> save("tone.wav", np.sin(np.arange(24_000, dtype=np.float32) / 10), 24_000)
+    """
     path = Path(path)
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")

@@ -130,7 +130,17 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """All samples of a run: an endless sequence, any of which can be had by its index."""
+    """Holds all samples of a run: an endless sequence, any of which can be had by its index.
+
+    `samples[i]` has `audio`, float32 [1, T], `features`, bfloat16 [S, F], if they are stored, and `replaced`: how many
+    clips could not be read before this one.
+
+    Examples:
+        >>> from omnicodec_jax.config import DataConfig
+        >>> samples = Samples.open(DataConfig(prepared="data/prepared"), seed=0)
+        >>> samples[1_000_000]["audio"].shape
+        (1, 240000)
+    """
 
     choices: grain.MapDataset
     """(domain, clip number)"""
@@ -142,7 +152,20 @@ class Samples:
 
     @classmethod
     def open(cls, config: DataConfig, seed: int, split: Split = "train", stored_features: bool = False) -> "Samples":
-        """Raises DataError for what is not there, with the command that makes it."""
+        """Opens prepared audio.
+
+        Args:
+            config: Where it is, which domains in which shares, how long a sample is.
+            seed: Of the order of the clips and of the crops.
+            split: "train", or "validation" for the clips that `omnicodec prepare` has held out.
+            stored_features: Whether semantic features are read, too.
+
+        Returns:
+            The samples. What sample i is depends on the prepared audio, `config`, `seed` and i alone.
+
+        Raises:
+            DataError: If something is not there, with the command that makes it.
+        """
         directory = Path(config.prepared)
         shards = [shard for shard in records.read_index(directory) if shard.split == split and shard.clips]
         known = sorted({shard.domain for shard in shards})
@@ -177,7 +200,14 @@ class Samples:
         return _element(self.crops, index)
 
     def id(self, index: int) -> str:
-        """Which clip a sample is a crop of, for messages."""
+        """Names the clip that a sample is a crop of, for messages.
+
+        Args:
+            index: The sample's number.
+
+        Returns:
+            "domain:id".
+        """
         domain, number = _element(self.choices, index)
         place = self.clips[domain][number]
         record = records.read_record(records.shard_path(self.directory, place.shard.name), place.record)
@@ -225,12 +255,29 @@ def host_batches(
 
 
 class Batches(Iterator[dict[str, jax.Array]]):
-    """Batches as global arrays, their rows sharded over the devices; each process reads its own rows only.
+    """Gives batches as global arrays, their rows sharded over the devices; each process reads its own rows only.
 
     Two batches are on their way to the devices while one is used. `step` is all there is to save.
+
+    Examples:
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> data = DataConfig(prepared="data/prepared", batch_size=8, num_workers=0)
+        >>> sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("data",)), PartitionSpec("data"))
+        >>> batches = Batches(Samples.open(data, seed=0), data, sharding, step=100)
+        >>> next(batches)["audio"].shape, batches.step
+        ((8, 1, 240000), 101)
+        >>> batches.close()
     """
 
     def __init__(self, samples: Samples, config: DataConfig, sharding: jax.sharding.NamedSharding, step: int = 0):
+        """Starts the processes that read.
+
+        Args:
+            samples: What to read.
+            config: Clips of a batch, worker processes.
+            sharding: Who holds which rows.
+            step: The first batch: where a run that goes on stands.
+        """
         self.samples, self.step, self._sharding, self._size = samples, step, sharding, config.batch_size
         local = host_batches(samples, config.batch_size, self.rows, step, config.num_workers)
         placed = local.map(self._to_devices)
