@@ -115,6 +115,8 @@ class Lanes:
         self._variables = jax.device_put(variables, NamedSharding(mesh, everywhere))
         self._sharding = NamedSharding(mesh, rows)
         self._advance = partial(advance, model, method)
+        self._shapes: Any = None
+        """Of a state. Tracing the model for them takes longer than a short clip does, so it is done once."""
 
         def step(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
             specs = (everywhere, rows, *(rows for _ in rest))
@@ -181,9 +183,10 @@ class Lanes:
         return tuple(np.stack(parts) for parts in zip(*(row or idle for row in rows), strict=True))
 
     def _zeros(self, inputs: Inputs) -> State:
-        rows = np.ones(self.rows, np.bool_)
-        shapes = jax.eval_shape(self._advance, self._variables, {}, rows, rows, *inputs)[1]
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=self._sharding), shapes)
+        if self._shapes is None:
+            rows = np.ones(self.rows, np.bool_)
+            self._shapes = jax.eval_shape(self._advance, self._variables, {}, rows, rows, *inputs)[1]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=self._sharding), self._shapes)
 
     def _finished(self, output: jax.Array, lanes: list[Lane | None]) -> Iterator[tuple[Any, np.ndarray]]:
         """Fetches a step's output, and gives the results of the sequences that ended with it."""

@@ -56,6 +56,13 @@ def test_audio_of_any_length_compiles_no_more_than_three_blocks(tokenizer, audio
         assert step._cache_size() <= 3
 
 
+def test_one_short_clip_after_the_other_is_not_traced_again(tokenizer, monkeypatch):
+    codes = np.zeros((1, 9, 6), np.int32)
+    first = tokenizer.decode(codes)
+    monkeypatch.setattr(jax, "eval_shape", None)
+    np.testing.assert_array_equal(tokenizer.decode(codes), first)
+
+
 @pytest.mark.parametrize(("frames", "computed"), [(150, 150), (149, 120 + 30), (127, 120 + 2 * 6), (25, 30), (2, 6)])
 def test_only_the_last_few_frames_are_padded(tokenizer, audio, frames, computed):
     before = tokenizer.use
