@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnicodec_jax import model_directory, signal
+from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import advance
 from omnicodec_jax.models.codec import OmniCodec
@@ -150,13 +151,12 @@ class StreamingEncoder:
             Codes int32 [sessions, K, n] of the n ≥ 0 frames that have become certain.
 
         Raises:
-            AudioError: If the shape is another, or samples are NaN or infinite.
+            AudioError: If the shape is another, or samples are NaN, infinite or out of range.
         """
-        audio = np.asarray(audio, np.float32)
+        audio = as_float(audio)
         if audio.ndim != 3 or audio.shape[:2] != (self._sessions, 1):
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [{self._sessions}, 1, T]")
-        if not np.isfinite(audio).all():
-            raise AudioError("audio holds samples that are NaN or infinite")
+        check_range(audio)
         self._audio = np.concatenate([self._audio, audio], axis=2)
         end, hop = self._start + self._audio.shape[2], self._tokenizer.hop_length
         if not self._window:

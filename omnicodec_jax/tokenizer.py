@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from omnicodec_jax import model_directory, signal
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
+from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work
 from omnicodec_jax.models.codec import OmniCodec
@@ -193,11 +194,11 @@ class OmniCodecTokenizer:
     ) -> np.ndarray:
         """Turns a batch of audio into codes.
 
-        The audio is taken as it is: files are scaled to `config.input_peak` by `data.audio.load`. A row's codes depend
-        on its own samples alone.
+        Floats are taken as they are, integers by their full scale: files are scaled to `config.input_peak` by
+        `data.audio.load`. A row's codes depend on its own samples alone.
 
         Args:
-            audio: float32 [B, 1, T], full scale ±1, at the model's rate.
+            audio: [B, 1, T] at the model's rate: floats of full scale ±1, or integers.
             sample_rate: The audio's, Hz; another one than the model's is refused.
             lengths: Samples of each row, if some are shorter than T.
             semantic_features: One array [S, F] per row, for models that do not compute them.
@@ -206,9 +207,9 @@ class OmniCodecTokenizer:
             Codes int32 [B, K, ceil(T / hop)], k = 0 the semantic one; 0 past the last frame of a row.
 
         Raises:
-            AudioError: If the audio has another rate, shape or values than these, or lacks its semantic features.
+            AudioError: If the audio has another rate or shape, is out of range, or lacks its semantic features.
         """
-        audio = np.asarray(audio, np.float32)
+        audio = as_float(audio)
         if sample_rate != self.sample_rate:
             raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
         if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
@@ -259,8 +260,7 @@ class OmniCodecTokenizer:
         Raises:
             AudioError: If samples or features cannot be encoded, or features are missing.
         """
-        if not np.isfinite(samples).all():
-            raise AudioError("audio holds samples that are NaN or infinite")
+        check_range(samples)
         if self.semantic is None:
             return Heard(samples, np.zeros((0, 0), np.float32))
         if features is not None:

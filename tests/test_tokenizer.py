@@ -82,6 +82,13 @@ def test_a_row_does_not_depend_on_the_others(tokenizer, audio):
         assert not codes[row, :, frames:].any()
 
 
+def test_integers_are_taken_by_their_full_scale(tokenizer, audio):
+    integers = np.rint(32_767 * audio[None, None, :9600]).astype(np.int16)
+    expected = tokenizer.encode(integers / np.float32(32_768), 24_000)
+    np.testing.assert_array_equal(tokenizer.encode(integers, 24_000), expected)
+    np.testing.assert_array_equal(tokenizer.encode(integers.astype(np.int32) << 16, 24_000), expected)
+
+
 def test_given_features_are_used(tokenizer, audio):
     clip = audio[None, None, :48_000]
     rng = np.random.default_rng(0)
@@ -100,6 +107,8 @@ def test_given_features_are_used(tokenizer, audio):
         (dict(lengths=[1, 2]), "one per row"),
         (dict(audio=np.zeros((1, 1, 100))), "too short"),
         (dict(audio=np.full((1, 1, 24_000), np.nan)), "NaN or infinite"),
+        (dict(audio=np.full((1, 1, 24_000), 9000.0)), "out of range: float samples reach 9000, where full scale is 1"),
+        (dict(audio=np.zeros((1, 1, 24_000), np.int64)), "type int64: must be float"),
         (dict(semantic_features=np.zeros((1, 5, 7))), r"must be \[S, 1024\]"),
         (dict(semantic_features=np.full((1, 13, 1024), np.nan)), "hold values that are NaN"),
         (dict(semantic_features=np.zeros((1, 40, 1024))), "40 semantic feature vectors for 1.00 s"),
