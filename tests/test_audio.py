@@ -1,6 +1,11 @@
+import contextlib
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+from test_formats import mux
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError
@@ -144,3 +149,153 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 )
 def test_resampled_length_is_the_ceiling(source, target, length):
     assert audio.resample(np.ones(length, np.float32), source, target).size == -(-length * target // source)
+
+
+# -- Parts
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a"])
+@pytest.mark.parametrize(("offset", "over", "is_read"), [(1.0, 0.0008, True), (1.0, 0.49, True), (1.0, 0.51, False)])
+def test_a_part_may_reach_past_the_end_by_half_a_second(tmp_path, sound, name, offset, over, is_read):
+    path = tmp_path / name
+    mux(path, "alac", sound, RATE) if name == "a.m4a" else write(path, sound)
+    duration = sound.size / RATE - offset + over
+    if is_read:
+        assert audio.load(path, RATE, offset=offset, duration=duration).num_samples == sound.size - RATE
+    else:
+        with pytest.raises(AudioError, match=r"ends at .* s; .* s were asked for"):
+            audio.load(path, RATE, offset=offset, duration=duration)
+
+
+def test_a_part_that_begins_after_the_end_is_refused(tmp_path, sound):
+    path = write(tmp_path / "a.wav", sound)
+    for duration in (None, 0.4, 5.0):
+        with pytest.raises(AudioError, match=r"ends before 99\.00 s"):
+            audio.load(path, 24_000, offset=99.0, duration=duration)
+
+
+# -- Levels
+
+
+def dither(seconds=1.0, level=0.0):
+    rng = np.random.default_rng(0)
+    return level + np.round(rng.random(round(seconds * RATE)) + rng.random(round(seconds * RATE)) - 1) / 32768
+
+
+@pytest.mark.parametrize(
+    ("samples", "subtype"),
+    [
+        (dither(), "PCM_16"),
+        (dither(level=0.3), "PCM_16"),
+        (np.full(RATE, 0.5), "PCM_16"),
+        (np.resize([1, -1], RATE) / 32768, "PCM_16"),
+        (np.resize([1, -1], RATE) / 128, "PCM_U8"),
+        (np.resize([1, -1], RATE) / 4096, "ULAW"),
+        (np.resize([1e-4, -1e-4], RATE), "FLOAT"),
+    ],
+    ids=["dither", "dither and an offset", "constant", "last bit", "last bit of 8", "last step of µ-law", "float"],
+)
+def test_what_is_no_sound_is_silent(tmp_path, samples, subtype):
+    path = write(tmp_path / "a.wav", samples, subtype=subtype)
+    with pytest.raises(AudioError, match="silent"):
+        audio.load(path, 24_000, peak=0.95)
+
+
+@pytest.mark.parametrize(("scale", "subtype"), [(1e-3, "PCM_16"), (1e-3, "PCM_24"), (0.05, "PCM_U8"), (0.01, "ULAW")])
+def test_a_quiet_recording_is_read(tmp_path, sound, scale, subtype):
+    path = write(tmp_path / "a.wav", scale * sound / np.abs(sound).max(), subtype=subtype)
+    clip = audio.load(path, RATE, peak=0.95)
+    assert clip.gain == pytest.approx(0.95 / scale, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.ogg", "a.flac"])
+def test_channels_that_cancel_each_other_are_silent(tmp_path, sound, name):
+    path = write(tmp_path / name, np.stack([sound, -sound], 1))
+    with pytest.raises(AudioError, match="silent: its channels cancel each other"):
+        audio.load(path, 24_000, peak=0.95)
+
+
+def test_a_silent_channel_is_no_reason(tmp_path, sound):
+    path = write(tmp_path / "a.wav", np.stack([sound, 0 * sound], 1))
+    np.testing.assert_allclose(audio.load(path, RATE).samples, sound / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [32_767, 2147483647, 127])
+def test_floats_on_the_scale_of_integers_are_refused(tmp_path, sound, scale):
+    path = write(tmp_path / "a.wav", sound / np.abs(sound).max() * scale, subtype="FLOAT")
+    with pytest.raises(AudioError, match="out of range: float samples reach .* where full scale is 1"):
+        audio.load(path, 24_000, peak=0.95)
+
+
+def test_floats_above_full_scale_are_brought_down_to_it_with_a_note(tmp_path, sound, caplog):
+    sound = sound / np.abs(sound).max()
+    path = write(tmp_path / "a.wav", 3 * sound, subtype="FLOAT")
+    np.testing.assert_allclose(audio.load(path, RATE).samples, sound, atol=1e-6)
+    assert f"{path}: samples reach 3, where full scale is 1" in caplog.text
+    clip = audio.load(path, 24_000, peak=0.95)
+    assert np.abs(clip.samples).max() == pytest.approx(0.95)
+    assert np.abs(clip.samples / np.float32(clip.gain)).max() < 1.1  # decoded, it is not clipped
+
+
+# -- Names, headers and remarks
+
+
+NAMES = ["a:b", "http:b", "concat:b", "-x", "-", "%d", "b?c", "caf\udce9"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", ["wav", "m4a"])
+def test_a_name_is_a_file_and_nothing_else(tmp_path, sound, monkeypatch, name, suffix):
+    monkeypatch.chdir(tmp_path)
+    path = Path(f"{name}.{suffix}" if len(name) > 1 else name)
+    mux(tmp_path / "a.m4a", "alac", sound, RATE) if suffix == "m4a" else write(tmp_path / "a.wav", sound)
+    (tmp_path / f"a.{suffix}").rename(path)
+    assert audio.load(path, RATE).num_samples == sound.size
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile 'a.wav'\n", "#EXTM3U\n#EXTINF:3,\na.wav\n"])
+@pytest.mark.parametrize("name", ["b.mp3", "b.ffconcat", "b.m3u8"])
+def test_a_playlist_reads_no_other_file(tmp_path, sound, name, text):
+    write(tmp_path / "a.wav", sound)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AudioError, match="not audio"):
+        audio.load(tmp_path / name, 24_000)
+
+
+@pytest.mark.parametrize(
+    ("channels", "rate", "message"),
+    [
+        (0, RATE, "0 channels"),
+        (1, 1, "1 Hz"),
+        (1, 0, "not audio|0 Hz"),
+        (1, 999, "999 Hz"),
+        (1, 2**32 - 1, "not audio"),
+    ],
+)
+def test_a_header_that_lies_is_one_plain_line(tmp_path, channels, rate, message):
+    path = write(tmp_path / "a.wav", np.zeros(RATE))
+    data = bytearray(path.read_bytes())
+    data[22:28] = channels.to_bytes(2, "little") + rate.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=message) as caught:
+        audio.load(path, 24_000)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_decoders_do_not_write_to_stderr(tmp_path, sound, capfd):
+    data = write(tmp_path / "a.mp3", sound).read_bytes()
+    for number, broken in enumerate((data[: len(data) // 2], data[:20_000] + b"xyz" * 99 + data[20_000:], data + data)):
+        (tmp_path / f"{number}.mp3").write_bytes(broken)
+        with contextlib.suppress(AudioError):
+            audio.load(tmp_path / f"{number}.mp3", 24_000)
+    print("still there", file=sys.stderr)
+    assert capfd.readouterr().err == "still there\n"
+
+
+def test_telephone_codecs_take_an_offset(tmp_path, sound):
+    for subtype in ("GSM610", "G721_32"):
+        path = write(tmp_path / "a.wav", sound[::4], 8000, subtype=subtype)
+        whole = soundfile.read(path, dtype="float32")[0]
+        part = audio.load(path, 8000, offset=1.0, duration=0.5).samples
+        np.testing.assert_array_equal(part, whole[8000:12_000])

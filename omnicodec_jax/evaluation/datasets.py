@@ -9,11 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import av
-import soundfile
-from av.error import FFmpegError
-
-from omnicodec_jax.data import audio, manifest
+from omnicodec_jax.data import audio, decoders, manifest
 from omnicodec_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -203,7 +199,7 @@ def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
 
 def _audioset_part(path: Path, start: float, end: float) -> tuple[float, float | None]:
     """Offset and duration of a segment in its file, which may be the whole recording's."""
-    seconds = _seconds(path)
+    seconds = decoders.seconds(path)
     if seconds <= end - start + AUDIOSET_SLACK:
         return 0.0, None
     if seconds <= start:
@@ -212,16 +208,3 @@ def _audioset_part(path: Path, start: float, end: float) -> tuple[float, float |
             "cut it again, or remove it"
         )
     return start, min(end, seconds) - start
-
-
-def _seconds(path: Path) -> float:
-    """As its header says; 0 for what cannot be read, of which it is told when it is loaded."""
-    try:
-        return soundfile.info(str(path)).duration
-    except soundfile.LibsndfileError:
-        pass
-    try:
-        with av.open(str(path)) as container:
-            return (container.duration or 0) / av.time_base
-    except FFmpegError:
-        return 0.0

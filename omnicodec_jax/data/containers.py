@@ -1,0 +1,206 @@
+"""What a file's container promises, against what is there: decoders make do with less, and pass over more.
+
+Only headers and tables are read; nothing is decoded. docs/formats.md has the table of containers.
+"""
+
+import mmap
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+
+class Extent(NamedTuple):
+    """Bytes of coded audio."""
+
+    promised: int
+    """By the header."""
+    held: int
+    """Of these, how many are in the file."""
+    more: int = 0
+    """Bytes after them that belong to nothing the header knows."""
+    pieces: int = 1
+    """Chunks in which they lie."""
+    has_tail: bool = False
+    """Whether other chunks follow."""
+
+
+class Chunks(NamedTuple):
+    """How a container of chunks is laid out: each has a name, a size, and that many bytes."""
+
+    start: int
+    """Where the first chunk begins."""
+    name: int
+    """Bytes of its name,"""
+    size: int
+    """of its size,"""
+    order: Literal["little", "big"]
+    """and their order."""
+    audio: frozenset[bytes]
+    """Names of the chunks that hold the audio."""
+    whole: bool = False
+    """Whether the size counts name and size, too."""
+    align: int = 1
+    size_first: bool = False
+    strict: bool = False
+    """Whether nothing but chunks can follow the audio."""
+
+
+RIFF_DATA, W64_DATA = frozenset({b"data"}), frozenset({b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"})
+ASF_DATA = frozenset({bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")})
+CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
+    re.compile(rb"(?:RIFF|RF64|BW64)....WAVE", re.DOTALL): Chunks(12, 4, 4, "little", RIFF_DATA, align=2, strict=True),
+    re.compile(rb"RIFX....WAVE", re.DOTALL): Chunks(12, 4, 4, "big", RIFF_DATA, align=2, strict=True),
+    re.compile(rb"RIFF....AVI ", re.DOTALL): Chunks(0, 4, 4, "little", frozenset({b"RIFF"}), align=2),
+    re.compile(rb"FORM....(?:AIF[FC]|8SVX|16SV)", re.DOTALL): Chunks(
+        12, 4, 4, "big", frozenset({b"SSND", b"BODY"}), align=2, strict=True
+    ),
+    re.compile(rb"riff\x2e\x91\xcf\x11"): Chunks(40, 16, 8, "little", W64_DATA, whole=True, align=8),
+    re.compile(rb"caff\x00\x01"): Chunks(8, 4, 8, "big", RIFF_DATA, strict=True),
+    re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): Chunks(0, 16, 8, "little", ASF_DATA, whole=True),
+    re.compile(rb"\.RMF"): Chunks(0, 4, 4, "big", frozenset({b"DATA"}), whole=True),
+    re.compile(rb"Creative Voice File\x1a"): Chunks(26, 1, 3, "little", frozenset({b"\1", b"\2", b"\x09"})),
+    re.compile(rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL): Chunks(
+        0, 4, 4, "big", frozenset({b"mdat"}), whole=True, size_first=True
+    ),
+}
+ANEW = re.compile(
+    rb"(?:RIFF|RIFX|RF64)....(?:WAVE|AVI )|FORM....AIF|riff\x2e\x91\xcf\x11|....ftyp|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
+    rb"|\x1aE\xdf\xa3|\.RMF",
+    re.DOTALL,
+)
+"""What a second file begins with that was joined to a first."""
+OPEN_END = 0x7FFF0000
+"""32 bit sizes from here on stand for "to the end", as written to a pipe."""
+SEARCHED = 1 << 16
+"""Bytes within which the next frame or page must be found."""
+
+
+def extent(path: Path) -> Extent | None:
+    """How much audio the header of a file promises, and how much there is; None where it promises nothing."""
+    with mapped(path) as raw:
+        if raw[:4] == b".snd":
+            return _fixed(raw, int.from_bytes(raw[4:8], "big"), int.from_bytes(raw[8:12], "big"))
+        if raw[:7] == b"NIST_1A":
+            return _sphere(raw)
+        if raw[:4] == b"\x1aE\xdf\xa3":
+            return _matroska(raw)
+        head = raw[:20]
+        return next((_walk(raw, chunks) for magic, chunks in CONTAINERS.items() if magic.match(head)), None)
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """The bytes of a file."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
+    position, promised, held, found, large, tail = chunks.start, 0, 0, 0, 0, False
+    header = chunks.name + chunks.size
+    while position + header <= len(raw):
+        if found and ANEW.match(raw, position):
+            return Extent(promised, held, len(raw) - position, found)
+        fields = raw[position : position + header]
+        name, size = fields[: chunks.name], fields[chunks.name :]
+        if chunks.size_first:
+            size, name = fields[: chunks.size], fields[chunks.size :]
+        length, begin = int.from_bytes(size, chunks.order), position + header
+        if chunks.size_first and length == 1:  # 64 bits follow
+            length, begin = int.from_bytes(raw[begin : begin + 8], "big"), begin + 8
+        if name == b"ds64":
+            large = int.from_bytes(raw[begin + 8 : begin + 16], "little")
+        is_audio = name in chunks.audio
+        if is_audio and length == 0xFFFFFFFF and large:
+            length = large
+        elif (is_audio and (length >= OPEN_END if chunks.size == 4 else length >> 62)) or (
+            chunks.size_first and length == 0
+        ):
+            return None
+        end = begin + length if not chunks.whole else max(begin, position + length)
+        tail = not is_audio
+        if is_audio:
+            found += 1
+            begin = min(begin + 8, end) if name == b"SSND" else begin  # two numbers come first
+            promised, held = promised + end - begin, held + max(0, min(end, len(raw)) - begin)
+        elif found and chunks.strict and not (_is_name(name) and end <= len(raw)):
+            break
+        position, unpadded = end + -end % chunks.align, end
+        if chunks.strict and position != unpadded and _is_name(raw[unpadded : unpadded + 4]):
+            position = unpadded  # some writers forget to pad
+    if not found:
+        return None
+    return Extent(promised, held, _more(raw, position) if chunks.strict else 0, found, tail)
+
+
+def _is_name(name: bytes) -> bool:
+    return len(name) == 4 and name.isascii() and name.decode().isprintable()
+
+
+def _more(raw: mmap.mmap, position: int) -> int:
+    """Bytes after the audio that are neither tags nor zeros."""
+    position = after_tags(raw, position)
+    return len(raw) - position if raw[position : position + SEARCHED].strip(b"\0") else 0
+
+
+def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent | None:
+    """Audio of one piece, of which the header says where it lies."""
+    if length >= OPEN_END:
+        return None
+    held = max(0, min(length, len(raw) - start))
+    return Extent(length, held, _more(raw, start + length))
+
+
+def _sphere(raw: mmap.mmap) -> Extent | None:
+    head = raw[:1024]
+    found = {
+        name: int(value) for name, value in re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d+)", head)
+    }
+    if b"embedded" in head or not found.get(b"sample_count"):
+        return None
+    samples = found[b"sample_count"] * found.get(b"channel_count", 1)
+    return _fixed(raw, int(head[8:16]), samples * found.get(b"sample_n_bytes", 1))
+
+
+def _matroska(raw: mmap.mmap) -> Extent | None:
+    """The segment that holds all clusters."""
+    start, length = segment(raw)
+    if length is None:
+        return None
+    return Extent(
+        length, min(length, len(raw) - start), len(raw) - start - length if ANEW.match(raw, start + length) else 0
+    )
+
+
+def segment(raw: mmap.mmap) -> tuple[int, int | None]:
+    """Where a Matroska file's segment begins, and its bytes; None of one that was written live."""
+    header, position = vint(raw, 4)
+    length, start = vint(raw, position + (header or 0) + 4)
+    return start, length
+
+
+def vint(raw: mmap.mmap, position: int) -> tuple[int | None, int]:
+    """EBML's number of variable width, None for an unknown size; and where it ends."""
+    width = 9 - raw[position : position + 1][0].bit_length() if raw[position : position + 1] else 1
+    bits = (1 << 7 * width) - 1
+    value = int.from_bytes(raw[position : position + width], "big") & bits
+    return (None if value == bits else value), position + width
+
+
+def after_tags(raw: mmap.mmap, position: int) -> int:
+    """Where ID3, APE and Lyrics3 tags and zeros end that begin at a position."""
+    while position < len(raw):
+        head = raw[position : position + 32]
+        if head[:3] == b"ID3":
+            size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+            position += 10 + size + (10 if head[5:6] and head[5] & 16 else 0)
+        elif head[:8] == b"APETAGEX":
+            position += 32 + int.from_bytes(head[12:16], "little")
+        elif head[:3] == b"TAG":
+            position += 128
+        elif head[:11] == b"LYRICSBEGIN" and (end := raw.find(b"LYRICS200", position)) >= 0:
+            position = end + 9
+        elif head[:1] == b"\0" and (rest := re.compile(rb"\0*").match(raw, position)):
+            position = rest.end()
+        else:
+            break
+    return min(position, len(raw))

@@ -1,0 +1,195 @@
+"""Streams that have no length, or several: pages of Ogg, frames of MPEG audio, blocks of live Matroska."""
+
+import mmap
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from omnicodec_jax.data.containers import SEARCHED, after_tags, mapped, segment, vint
+
+Span = tuple[int, int]
+"""First byte of a part of a file, and the one after its last."""
+MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits the other way round."""
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with the end of a file of pages, frames or blocks: the last is cut, or another file follows.
+
+    No end-of-stream mark of Ogg, and other bytes after the last piece, are nothing to complain of.
+    """
+    with mapped(path) as raw:
+        for magic in (b"fLaC\0\0\0\x22", b"TTA1"):
+            if raw[: len(magic)] == magic and len(places := list(_places(raw, magic))) > 1:
+                return f"another file begins at byte {places[1]}, joined to the first; split them there"
+        cut = None
+        if raw[:4] == b"OggS":
+            cut = _cut_ogg(raw)
+        elif raw[:4] == b"\x1aE\xdf\xa3":
+            cut = _cut_matroska(raw)
+        elif _mpeg_frame_size(raw, after_tags(raw, 0)):
+            cut = _cut_mpeg(raw)
+        elif raw[:1] == raw[188:189] == raw[376:377] == b"\x47" and len(raw) % 188:
+            cut = "the last packet of the transport stream is cut"
+        return cut and f"truncated: {cut}"
+
+
+def _places(raw: mmap.mmap, what: bytes) -> Iterator[int]:
+    """Where some bytes stand; by pieces, in which Python searches faster than in a mapping, and copies little."""
+    for start in range(0, len(raw), 1 << 20):
+        piece, place = raw[start : start + (1 << 20) + len(what) - 1], -1
+        while (place := piece.find(what, place + 1)) >= 0:
+            yield start + place
+
+
+def _cut_ogg(raw: mmap.mmap) -> str | None:
+    page = raw.rfind(b"OggS")
+    table = raw[page + 27 : page + 27 + raw[page + 26]] if page + 27 <= len(raw) else b""
+    end = page + 27 + len(table) + sum(table)
+    if not table or end > len(raw):
+        return "the last page of the Ogg stream is cut"
+    data = raw[page : page + 22] + bytes(4) + raw[page + 26 : end]
+    # Ogg's checksum has the bits of zlib's the other way round, and begins and ends with zeros.
+    mirrored = zlib.crc32(data.translate(MIRROR), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    right = int(f"{mirrored:032b}"[::-1], 2) == int.from_bytes(raw[page + 22 : page + 26], "little")
+    return None if right else "the last page of the Ogg stream is damaged"
+
+
+def _cut_matroska(raw: mmap.mmap) -> str | None:
+    """Of a live one, whose segment and clusters need not have sizes, all blocks are gone through."""
+    position, length = segment(raw)
+    if length is not None:
+        return None
+    while position < len(raw):
+        width = 9 - raw[position].bit_length()
+        length, start = vint(raw, position + width)
+        position = start + (length or 0)
+        if position > len(raw):
+            return "the last block of the Matroska stream is cut"
+    return None
+
+
+def _cut_mpeg(raw: mmap.mmap) -> str | None:
+    frame = _mpeg_frame(raw, max(after_tags(raw, 0), len(raw) - SEARCHED // 2))
+    while frame is not None and (size := _mpeg_frame_size(raw, frame)):
+        frame += size
+        if frame > len(raw):
+            return "its last frame is cut"
+    return None
+
+
+# -- Ogg
+
+
+def ogg_parts(path: Path) -> list[Span]:
+    """The streams of a file that lie one after the other, as radio recorders chain them."""
+    with mapped(path) as raw:
+        starts, after = [], 0
+        for page in _places(raw, b"OggS\0\2"):
+            if page != after or not starts:  # those that play together begin side by side
+                starts.append(page)
+            table = raw[page + 27 : page + 27 + raw[page + 26]]
+            after = page + 27 + len(table) + sum(table)
+        return _spans(starts, len(raw))
+
+
+def ogg_is_marked(path: Path) -> bool:
+    """Whether the last page of an Ogg file says that it is the last."""
+    with mapped(path) as raw:
+        return bool(raw[raw.rfind(b"OggS") + 5] & 4)
+
+
+def ogg_last_page(path: Path, span: Span) -> int:
+    """Samples in the last page of a stream, by the granule positions of the last two."""
+    with mapped(path) as raw:
+        positions, end = [], span[1]
+        while len(positions) < 2 and (end := raw.rfind(b"OggS", span[0], end)) >= 0:
+            position = int.from_bytes(raw[end + 6 : end + 14], "little")
+            positions += [position] if position >> 63 == 0 else []
+        return positions[0] - positions[-1]
+
+
+def _spans(starts: list[int], size: int) -> list[Span]:
+    starts = [0, *starts[1:]]
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+# -- MPEG audio
+
+
+RATES = (44_100, 48_000, 32_000)
+KBITS = {
+    (3, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (3, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (3, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+KBITS[2, 3] = KBITS[2, 2]
+"""By version (3: MPEG 1) and layer."""
+
+
+class Mpeg(NamedTuple):
+    """MPEG audio that lies in a file."""
+
+    parts: list[Span]
+    """Of files that were joined, whose headers tell where each ends."""
+    is_counted: bool
+    """Whether the header of the first says how many frames it has."""
+
+
+def mpeg(path: Path) -> Mpeg:
+    """Where the parts of an MP3 file lie."""
+    with mapped(path) as raw:
+        starts, counted, frame = [], False, _mpeg_frame(raw, after_tags(raw, 0))
+        while frame is not None:
+            starts.append(frame)
+            length, has_frames = _xing(raw, frame)
+            counted |= len(starts) == 1 and has_frames
+            rest = after_tags(raw, frame + length) if length else len(raw)
+            frame = _mpeg_frame(raw, rest) if len(raw) - rest > 4096 else None  # counts may be off by a frame
+        return Mpeg(_spans(starts or [0], len(raw)), counted)
+
+
+def mpeg_goes_on(path: Path, position: int) -> bool:
+    """Whether there is more of MPEG audio after a position."""
+    with mapped(path) as raw:
+        return len(raw) - position > 4096 and _mpeg_frame(raw, position) is not None
+
+
+def _mpeg_frame(raw: mmap.mmap, position: int) -> int | None:
+    """The next frame that another one follows."""
+    end = min(len(raw), position + SEARCHED)
+    while (position := raw.find(b"\xff", position, end)) >= 0:
+        if (size := _mpeg_frame_size(raw, position)) and _mpeg_frame_size(raw, position + size):
+            return position
+        position += 1
+    return None
+
+
+def _mpeg_frame_size(raw: mmap.mmap, position: int) -> int:
+    """Bytes of the frame whose header lies there; 0: none does."""
+    head = int.from_bytes(raw[position : position + 4], "big")
+    version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
+    kbits, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+    if head >> 21 != 0x7FF or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
+        return 0
+    hertz = RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
+    bits = 1000 * KBITS[3 if version == 3 else 2, layer][kbits - 1]
+    if layer == 1:
+        return 4 * (12 * bits // hertz + padding)
+    return (72 if layer == 3 and version != 3 else 144) * bits // hertz + padding
+
+
+def _xing(raw: mmap.mmap, frame: int) -> tuple[int, bool]:
+    """What the header in a first frame says: bytes of the stream (0: nothing), and whether it counts the frames."""
+    mono, mpeg1 = raw[frame + 3] >> 6 == 3, raw[frame + 1] >> 3 & 3 == 3
+    tag = frame + 4 + {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[mpeg1, mono]
+    if raw[tag : tag + 4] in (b"Xing", b"Info"):
+        flags = raw[tag + 7]
+        at = tag + 8 + 4 * (flags & 1)
+        return (int.from_bytes(raw[at : at + 4], "big") if flags & 2 else 0), bool(flags & 1)
+    if raw[frame + 36 : frame + 40] == b"VBRI":
+        return int.from_bytes(raw[frame + 46 : frame + 50], "big"), False
+    return 0, False

@@ -1,0 +1,386 @@
+"""docs/formats.md, row by row: what is whole is read, what is cut is refused, a part is what the whole has there."""
+
+import re
+import struct
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from omnicodec_jax.data import audio, decoders
+from omnicodec_jax.errors import AudioError
+
+RATE, SECONDS = 16_000, 4
+TABLE = Path(__file__).parents[1] / "docs" / "formats.md"
+
+SNDFILE = {
+    "WAV": "PCM_16 PCM_U8 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW IMA_ADPCM MS_ADPCM GSM610 G721_32 NMS_ADPCM_32",
+    "WAVEX": "PCM_16 FLOAT ULAW",
+    "RF64": "PCM_16 FLOAT",
+    "W64": "PCM_16 ULAW MS_ADPCM GSM610",
+    "AIFF": "PCM_16 PCM_S8 PCM_24 FLOAT ULAW IMA_ADPCM GSM610",
+    "AU": "PCM_16 ULAW ALAW G721_32 G723_24",
+    "CAF": "PCM_16 FLOAT ULAW ALAC_16",
+    "NIST": "PCM_16 ULAW",
+    "SVX": "PCM_16 PCM_S8",
+    "SDS": "PCM_16",
+    "HTK": "PCM_16",
+    "FLAC": "PCM_16 PCM_24",
+    "OGG": "VORBIS OPUS",
+    "MP3": "MPEG_LAYER_III",
+}
+FFMPEG = {
+    "aac.m4a": ("aac", 44_100),
+    "alac.m4a": ("alac", 44_100),
+    "opus.mp4": ("libopus", 48_000),
+    "amr.3gp": ("libopencore_amrnb", 8000),
+    "pcm.mov": ("pcm_s16le", 44_100),
+    "opus.webm": ("libopus", 48_000),
+    "aac.mka": ("aac", 44_100),
+    "flac.mkv": ("flac", 44_100),
+    "pcm.avi": ("pcm_s16le", 44_100),
+    "wma.wma": ("wmav2", 44_100),
+    "aac.aac": ("aac", 44_100),
+    "ac3.ac3": ("ac3", 48_000),
+    "ac3.rm": ("ac3", 48_000),
+    "amr.amr": ("libopencore_amrnb", 8000),
+    "flac.ogg": ("flac", 44_100),
+    "wavpack.wv": ("wavpack", 44_100),
+    "tta.tta": ("tta", 44_100),
+    "pcm.voc": ("pcm_u8", 16_000),
+    "g722.wav": ("g722", 16_000),
+    "ac3.wav": ("ac3", 48_000),
+    "mp2.ts": ("mp2", 48_000),
+    "mp2.mpg": ("mp2", 48_000),
+}
+NOISY = {"aac", "ac3", "libopencore_amrnb", "libopus"}
+"""Codecs that draw noise as they go, or come to the same samples only after a while."""
+
+
+def sweep(rate: int, seconds: float = SECONDS) -> np.ndarray:
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).standard_normal(time.size)
+    return (0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time) + 0.01 * noise).astype(np.float32)
+
+
+def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, format=None, **options):
+    """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path."""
+    target = str(file) if isinstance(file, Path) else file
+    with av.open(target, "w", format=format, options=options) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        if codec.startswith("wma"):
+            stream.bit_rate = 64_000
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        fifo = av.AudioFifo()
+        for part in av.AudioResampler(stream.format, "mono", rate).resample(frame):
+            fifo.write(part)
+        packets = []
+        while piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
+            packets += stream.encode(piece)
+        packets += stream.encode(None)
+        if picture:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width = video.height = 16
+            for number in range(round(10 * picture)):
+                image = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number, np.uint8), format="rgb24")
+                image.pts = number
+                packets += video.encode(image)
+            packets += video.encode(None)
+        for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
+            container.mux(packet)
+    return file
+
+
+def write(path, samples, rate=RATE, **options) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return Path(path)
+
+
+def make(folder: Path, row: tuple[str, ...]) -> Path:
+    if len(row) == 1:
+        codec, rate = FFMPEG[row[0]]
+        return mux(folder / row[0], codec, sweep(rate), rate)
+    return write(folder / f"clip.{row[0].lower()}", sweep(RATE), format=row[0], subtype=row[1])
+
+
+ROWS = [(kind, subtype) for kind, subtypes in SNDFILE.items() for subtype in subtypes.split()] + [(n,) for n in FFMPEG]
+
+
+def part(path, offset=0.0, duration=None) -> tuple[np.ndarray, int]:
+    with decoders.reading(Path(path), offset, duration) as source:
+        return np.concatenate([np.zeros((0, source.channels), np.float32), *source.blocks])[:, 0], source.sample_rate
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_what_is_whole_is_read_and_what_is_cut_is_refused(tmp_path, row):
+    path = make(tmp_path, row)
+    clip = audio.load(path, 24_000)
+    assert clip.num_samples / clip.sample_rate == pytest.approx(SECONDS, abs=0.11)  # codecs fill up their last block
+    data = path.read_bytes()
+    cuts = [round(share * len(data)) + more for share in (0.3, 0.5, 0.93) for more in (1, 6)]
+    refusals = [refusal(path, data[:cut]) for cut in cuts]
+    assert all(why is None or why.startswith(f"{path}: ") for why in refusals)
+    # Where there is no length, nothing tells of a cut between two frames, or in padding.
+    assert refusals.count(None) <= (2 if row[0] in ("aac.aac", "ac3.ac3", "amr.amr", "mp2.ts", "mp2.mpg") else 0)
+
+
+def refusal(path: Path, data: bytes) -> str | None:
+    path.write_bytes(data)
+    try:
+        audio.load(path, 24_000)
+    except AudioError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_a_part_is_what_the_whole_has_there(tmp_path, row):
+    path = make(tmp_path, row)
+    whole, rate = part(path)
+    for offset, duration in ((0.3, 0.5), (2.7013, 0.5), (3.8, 0.1)):
+        samples, start = part(path, offset, duration)[0], round(offset * rate)
+        expected = whole[start : start + round(duration * rate)]
+        assert samples.shape == expected.shape
+        if len(row) == 1 and FFMPEG[row[0]][0] in NOISY:
+            lags = [np.corrcoef(samples[9:-9], np.roll(expected, lag)[9:-9])[0, 1] for lag in (-1, 0, 1)]
+            assert np.argmax(lags) == 1
+            assert lags[1] > 0.95
+        else:
+            np.testing.assert_allclose(samples, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("VORBIS", "OGG"), ("OPUS", "OGG"), ("MPEG_LAYER_III", "MP3")])
+def test_a_part_of_a_lossy_file_is_exact_to_its_last_page(tmp_path, kind, subtype):
+    path = write(tmp_path / "a", np.stack([sweep(RATE), sweep(RATE)[::-1]], 1), format=subtype, subtype=kind)
+    whole, _ = part(path)
+    for start in range(1000, whole.size - 1000, 7321):
+        samples, _ = part(path, start / RATE, 0.05)
+        np.testing.assert_allclose(samples, whole[start : start + 800], atol=2e-3, err_msg=str(start))
+
+
+def test_an_offset_in_m4a_and_webm_does_not_decode_what_is_before_it(tmp_path, monkeypatch):
+    counted = []
+    frames = decoders._frames
+    monkeypatch.setattr(
+        decoders, "_frames", lambda container: (counted.append(frame.samples) or frame for frame in frames(container))
+    )
+    for name in ("alac.m4a", "opus.webm"):
+        codec, rate = FFMPEG[name]
+        path = mux(tmp_path / name, codec, sweep(rate, 30), rate)
+        counted.clear()
+        part(path, 27.5, 0.5)
+        assert sum(counted) < 8 * rate
+
+
+# -- Joined files
+
+
+def joined(first: Path, *others: Path) -> Path:
+    first.write_bytes(b"".join(path.read_bytes() for path in (first, *others)))
+    return first
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
+@pytest.mark.parametrize("same", [True, False])
+def test_streams_one_after_the_other_are_read_to_the_end(tmp_path, kind, subtype, same):
+    """As radio recorders write them; the same file twice has the same serial number twice."""
+    sounds = [sweep(RATE), sweep(RATE) if same else 0.5 * sweep(RATE, 3)]
+    files = [write(tmp_path / f"{n}", x, format=kind, subtype=subtype) for n, x in enumerate(sounds)]
+    separate = [part(file)[0] for file in files]
+    path = joined(*files)
+    np.testing.assert_array_equal(part(path)[0], np.concatenate(separate))
+    assert audio.load(path, RATE).num_samples == sum(map(len, separate))
+    across = part(path, 3.5, 1.0)[0]
+    np.testing.assert_allclose(across, np.concatenate(separate)[56_000:72_000], atol=2e-3)
+
+
+def test_joined_mp3s_with_tags_are_read_to_the_end(tmp_path):
+    tag, title = b"TAG" + b"x" * 125, b"ID3\3\0\0\0\0\7\x68" + bytes(1000)
+    sound = write(tmp_path / "a.mp3", sweep(RATE)).read_bytes()
+    (tmp_path / "a.mp3").write_bytes((title + sound + tag) * 3)
+    assert part(tmp_path / "a.mp3")[0].size == 3 * SECONDS * RATE
+
+
+@pytest.mark.parametrize("xing", [0, 1])
+def test_mp3_of_any_writer_is_read_whole_and_joined(tmp_path, xing):
+    files = [mux(tmp_path / f"{n}.mp3", "libmp3lame", sweep(RATE), RATE, write_xing=str(xing)) for n in range(2)]
+    alone = part(files[0])[0].size
+    assert part(joined(*files))[0].size == pytest.approx(2 * alone, abs=1152)
+
+
+@pytest.mark.parametrize("kind", ["OGG", "MP3"])
+def test_a_sample_rate_that_changes_within_a_file_is_refused(tmp_path, kind):
+    files = [write(tmp_path / f"{n}", sweep(rate), rate, format=kind) for n, rate in enumerate((16_000, 24_000))]
+    with pytest.raises(AudioError, match="changes from 16000 to 24000 Hz"):
+        audio.load(joined(*files), 24_000)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("mp3", "libmp3lame"), ("aac", "aac")])
+def test_a_sample_rate_that_changes_in_a_stream_without_headers_is_refused(tmp_path, name, codec):
+    options = {"write_xing": "0"} if name == "mp3" else {}
+    files = [mux(tmp_path / f"{r}.{name}", codec, sweep(r), r, **options) for r in (16_000, 24_000)]
+    with pytest.raises(AudioError, match="changes"):
+        audio.load(joined(*files), 24_000)
+
+
+def test_where_the_channels_change_each_part_is_mixed_by_itself(tmp_path):
+    mono, stereo = sweep(RATE), np.stack([sweep(RATE), 0.5 * sweep(RATE)], 1)
+    files = [write(tmp_path / f"{n}.ogg", x) for n, x in enumerate((mono, stereo))]
+    mixed = np.concatenate([soundfile.read(file, always_2d=True)[0].mean(axis=1) for file in files])
+    np.testing.assert_allclose(audio.load(joined(*files), RATE).samples, mixed, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16")])
+@pytest.mark.parametrize("second", ["itself", "wav"])
+def test_joined_files_that_have_one_length_are_refused(tmp_path, row, second):
+    path = make(tmp_path, row)
+    other = path if second == "itself" else write(tmp_path / "b.wav", sweep(RATE))
+    with pytest.raises(AudioError, match="joined"):
+        audio.load(joined(path, other), 24_000)
+
+
+@pytest.mark.parametrize("row", [("W64", "PCM_16"), ("FLAC", "PCM_16"), ("tta.tta",), ("aac.m4a",), ("aac.mka",)])
+def test_a_file_joined_to_itself_is_refused(tmp_path, row):
+    path = make(tmp_path, row)
+    with pytest.raises(AudioError, match="joined"):
+        audio.load(joined(path, path), 24_000)
+
+
+# -- The ends of files
+
+
+def ogg_page(data: bytes, **changes: int) -> bytes:
+    """The file with another flag byte in its last page, and the checksum that belongs to it."""
+    page = data.rfind(b"OggS")
+    changed = bytearray(data[page:])
+    changed[5] = changes.get("flags", changed[5])
+    changed[22:26] = bytes(4)
+    mirror = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+    crc = zlib.crc32(bytes(changed).translate(mirror), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    changed[22:26] = int(f"{crc:032b}"[::-1], 2).to_bytes(4, "little")
+    return data[:page] + changed
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("after", [b"", bytes(9000), b"junk" * 50])
+def test_ogg_without_an_end_of_stream_mark_is_read(tmp_path, subtype, after):
+    path = make(tmp_path, ("OGG", subtype))
+    data = path.read_bytes()
+    path.write_bytes(ogg_page(data, flags=0) + after)
+    clip = audio.load(path, 24_000)
+    assert clip.num_samples / clip.sample_rate == pytest.approx(SECONDS, abs=0.03)  # the mark cuts the last block
+    path.write_bytes(data[: data.rfind(b"OggS")] + after)  # a recorder that was stopped between two pages
+    assert audio.load(path, 24_000).samples.size > 24_000
+
+
+def test_a_gap_in_an_ogg_stream_is_refused(tmp_path):
+    path = make(tmp_path, ("OGG", "VORBIS"))
+    data = path.read_bytes()
+    pages = [match.start() for match in re.finditer(b"OggS", data)]
+    path.write_bytes(data[: pages[4]] + data[pages[5] :])
+    with pytest.raises(AudioError, match="samples are missing"):
+        audio.load(path, 24_000)
+
+
+def test_ogg_of_which_the_last_page_is_damaged_is_refused(tmp_path):
+    path = make(tmp_path, ("OGG", "OPUS"))
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="damaged"):
+        audio.load(path, 24_000)
+
+
+def wav(data: bytes, size=None, channels=1, rate=RATE, after=b"") -> bytes:
+    """A WAV of 16 bits whose header says what it likes."""
+    fields = struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * rate, 2, 16)
+    size = struct.pack("<I", len(data) if size is None else size)
+    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + fields + b"data" + size + data + after
+
+
+PCM = (32767 * sweep(RATE)).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav(PCM, len(PCM) + 2 * 20),
+        wav(PCM, len(PCM) + 44),
+        wav(PCM, 0),
+        wav(PCM, 0xFFFFFFFF),
+        wav(PCM, after=b"LIST\4\0\0\0abcd"),
+        wav(PCM, after=b"TAG" + b"x" * 125),
+        wav(PCM, after=bytes(50_000)),
+        wav(PCM + b"x", after=b"LIST\4\0\0\0abcd"),
+        wav(PCM + b"x", after=b"\0LIST\4\0\0\0abcd"),
+    ],
+    ids=["few missing", "header counted", "0", "pipe", "metadata", "ID3v1", "zeros", "not padded", "padded"],
+)
+def test_a_wav_whose_header_is_a_little_wrong_is_read(tmp_path, data):
+    (tmp_path / "a.wav").write_bytes(data)
+    assert audio.load(tmp_path / "a.wav", 24_000).num_samples == SECONDS * RATE
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "NIST"])
+def test_a_header_that_says_less_than_there_is_is_refused(tmp_path, kind):
+    path = make(tmp_path, (kind, "PCM_16"))
+    path.write_bytes(path.read_bytes() + sweep(RATE, 1).tobytes())
+    with pytest.raises(AudioError, match=r"its header counts .* s more lie behind"):
+        audio.load(path, 24_000)
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"),
+    [
+        *[("wav", "pcm_s16le"), ("wav", "g722"), ("aiff", "pcm_s16be"), ("au", "pcm_s16be"), ("caf", "pcm_s16le")],
+        *[("w64", "pcm_s16le"), ("flac", "flac"), ("ogg", "libopus"), ("matroska", "libopus"), ("webm", "libopus")],
+        *[("mp3", "libmp3lame"), ("wv", "wavpack"), ("tta", "tta"), ("adts", "aac"), ("asf", "wmav2")],
+    ],
+)
+def test_what_was_written_to_a_pipe_is_read(tmp_path, format, codec):
+    """It has no length, or a wrong one."""
+    rate = 44_100 if codec == "wmav2" else RATE
+    path = tmp_path / "a"
+    with open(path, "wb") as file:
+        mux(SimpleNamespace(write=file.write), codec, sweep(rate), rate, format=format)
+    clip = audio.load(path, 24_000)
+    assert clip.num_samples / clip.sample_rate == pytest.approx(SECONDS, abs=0.15)
+
+
+def test_flac_of_unknown_length_that_is_cut_is_refused(tmp_path):
+    path = make(tmp_path, ("FLAC", "PCM_16"))
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    assert audio.load(path, 24_000).num_samples == SECONDS * RATE
+    np.testing.assert_array_equal(part(path, 3.0, 0.5)[0], part(path)[0][3 * RATE : 3 * RATE + RATE // 2])
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="truncated"):
+        audio.load(path, 24_000)
+
+
+def test_adts_with_a_quiet_beginning_is_read_whole(tmp_path):
+    """FFmpeg estimates its duration by the bit rate of its beginning."""
+    samples = np.concatenate([1e-4 * sweep(RATE, 20), sweep(RATE, 4)])
+    assert audio.load(mux(tmp_path / "a.aac", "aac", samples, RATE), RATE).num_samples >= samples.size
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi"])
+def test_a_picture_that_goes_on_after_the_sound_is_no_reason(tmp_path, name):
+    path = mux(tmp_path / name, "libmp3lame", sweep(44_100), 44_100, picture=3 * SECONDS)
+    assert audio.load(path, 24_000).num_samples == pytest.approx(SECONDS * 44_100, abs=4000)
+
+
+# -- The table
+
+
+def test_the_table_names_every_suffix():
+    rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| ") and "`." in line]
+    named = {suffix for row in rows for suffix in re.findall(r"`(\.[a-z0-9+]+)`", row.split("|")[2])}
+    assert named == audio.EXTENSIONS
