@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from test_formats import mux
 
-from omnicodec_jax.data import audio
+from omnicodec_jax.data import audio, decoders
 from omnicodec_jax.errors import AudioError
 
 RATE = 44_100
@@ -281,6 +281,14 @@ def test_a_header_that_lies_is_one_plain_line(tmp_path, channels, rate, message)
         audio.load(path, 24_000)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_the_length_of_a_file_is_told_without_decoding_it(tmp_path, sound):
+    seconds = sound.size / RATE
+    assert decoders.seconds(write(tmp_path / "a:b.wav", sound)) == seconds
+    assert decoders.seconds(mux(tmp_path / "a:b.m4a", "alac", sound, RATE)) == pytest.approx(seconds, abs=1e-3)
+    (tmp_path / "c.wav").write_bytes(b"no sound")
+    assert decoders.seconds(tmp_path / "c.wav") == decoders.seconds(tmp_path / "nothing.wav") == 0.0
 
 
 def test_decoders_do_not_write_to_stderr(tmp_path, sound, capfd):

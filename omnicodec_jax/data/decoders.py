@@ -103,7 +103,7 @@ def seconds(path: Path) -> float:
             if file := _open_sndfile(path, stack):
                 return file.frames / file.samplerate
             return (_open_ffmpeg(path, stack).duration or 0) / av.time_base
-    except (FFmpegError, OSError, ZeroDivisionError):
+    except (AudioError, OSError, ZeroDivisionError):
         return 0.0
 
 
