@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from omnicodec_jax.names import NAME_BYTES
+
 LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -17,7 +19,11 @@ def replacing(path: Path) -> Iterator[Path]:
     writer does: safetensors keeps others out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
+    end = f".{uuid.uuid4().hex}.partial{path.suffix}"
+    room = NAME_BYTES - len(os.fsencode(f".{end}"))
+    stem = os.fsencode(path.stem)
+    start = path.stem if len(stem) <= room else stem[:room].decode(errors="ignore")
+    temporary = path.with_name(f".{start}{end}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

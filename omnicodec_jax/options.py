@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from omnicodec_jax import names
 from omnicodec_jax.errors import ConfigError, ModelError
 
 BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
@@ -32,7 +33,7 @@ def model_name(model: Path | str | None) -> str:
 def named(text: str, option: str, default: str | None = None) -> dict[str, str]:
     """NAME=PATH,… by name; a path alone has the default name. Raises ConfigError."""
     result: dict[str, str] = {}
-    for part in text.split(",") if text else ():
+    for part in names.assignments(text) if text else ():
         name, _, path = part.partition("=") if "=" in part or default is None else (default, "=", part)
         if not path or not re.fullmatch(r"\w[\w.+-]*", name) or name in result:
             raise ConfigError(f"{option} {part!r}: must be NAME=PATH, each name once, of letters, digits and .+-_")
