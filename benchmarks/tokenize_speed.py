@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from omnicodec_jax.cli import BUNDLED_CLIPS
-from omnicodec_jax.data import audio
+from omnicodec_jax.data import audio, discovery
 
 RATE = 24_000
 CONFIG = Path(__file__).parents[1] / "configs" / "released_12hz.py"
@@ -29,7 +29,7 @@ BATCH = 4
 
 def write_files(folder: Path, count: int, longest: float) -> Path:
     """Files with lengths spread evenly on a logarithmic scale, in no order; returns their manifest."""
-    sound = np.concatenate([audio.load(clip, RATE, 0.95).samples for clip in audio.find(BUNDLED_CLIPS)])
+    sound = np.concatenate([audio.load(clip, RATE, 0.95).samples for clip in discovery.find(BUNDLED_CLIPS)])
     rng = np.random.default_rng(0)
     rows = []
     for number, seconds in enumerate(rng.permutation(np.geomspace(1, longest, count))):

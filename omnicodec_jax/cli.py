@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +11,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import arguments, command
+from omnicodec_jax import arguments, command, names
 from omnicodec_jax.corpus import commands
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.data import discovery
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.model_commands import export, export_model, init
@@ -53,9 +53,11 @@ def encode(
             "this model needs the semantic features of each clip: give --features FILE|DIR, or --encoder DIR"
         )
 
+    features_of = None if features is None else _features_of(features, input)
+
     def encode_file(source: Path, target: Path) -> tuple[float, str]:
         clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
-        given = None if features is None else [_load_features(features, source, input)]
+        given = None if features_of is None else [_load_features(features_of(source), source)]
         try:
             codes = tokenizer.encode(clip.samples[None, None], tokenizer.sample_rate, semantic_features=given)[0]
         except AudioError as error:
@@ -132,7 +134,7 @@ def inspect(path: Positional[Path], /) -> int:
     if lines := contents.describe(path):
         print("\n  ".join(lines))
         return 0
-    files, failed = audio_files.find(path, audio_files.EXTENSIONS | {SUFFIX}), 0
+    files, failed = discovery.find(path, audio_files.EXTENSIONS | {SUFFIX}), 0
     if not files:
         raise OmniCodecError(f"{path}: holds nothing that a command of omnicodec has written, and no audio")
     for file in files:
@@ -175,9 +177,15 @@ def prepare(
         print("prepare: nothing left to do")
         return 0
     rejected = f", {done.rejected} refused (see {out / 'rejects.jsonl'})" if done.rejected else ""
+    hours = f"{done.low_rate_seconds / 3600:.2f} h in all"
+    low_rate = (
+        f"; below {settings.min_sample_rate} Hz, and refused: {hours} (--min-sample-rate)"
+        if done.low_rate_seconds
+        else ""
+    )
     print(
         f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
-        f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time"
+        f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
     )
     return 0
 
@@ -260,10 +268,19 @@ def _load_model(model: Path | str | None, revision: str | None, encoder: Path | 
     return OmniCodecTokenizer.from_pretrained(model_name(model), revision, encoder)
 
 
-def _load_features(features: Path, source: Path, root: Path) -> np.ndarray:
+def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
+    """The .npy file of each audio file. Raises AudioError where one file is given for a directory."""
+    if not input.is_dir():
+        return lambda source: features / names.fit(source.stem, ".npy") if features.is_dir() else features
+    if not features.is_dir():
+        raise AudioError(f"--features {features}: must be a directory of .npy files, as {input} is one of audio")
+    files = discovery.find(input)
+    inside = _distinct(input, files, audio_files.EXTENSIONS, ".npy")
+    return lambda source: features / inside[source]
+
+
+def _load_features(path: Path, source: Path) -> np.ndarray:
     """The array that belongs to an audio file."""
-    inside = source.relative_to(root) if root.is_dir() else Path(source.name)
-    path = features / inside.with_suffix(".npy") if features.is_dir() else features
     try:
         return np.asarray(np.load(path, allow_pickle=False), np.float32)
     except (OSError, ValueError, TypeError) as error:
@@ -286,28 +303,36 @@ def _describe(path: Path) -> str:
 def _targets(
     input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
 ) -> list[tuple[Path, Path]]:
-    """Where each input file goes."""
+    """Where each input file goes. Raises OmniCodecError."""
     if not input.exists():
         raise OmniCodecError(f"{input}: no such file or directory")
-    sources = audio_files.find(input, extensions)
-    if not sources:
-        raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}")
     if not input.is_dir():
         # Beside its source, audio gets another name than the original has.
-        name = input.stem + (folder_suffix if output is None and suffix != SUFFIX else "") + suffix
+        name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
         file = input.with_name(name) if output is None else output / name if output.is_dir() else output
         if suffix == SUFFIX and file.suffix != SUFFIX:
             raise OmniCodecError(f"{file}: token files end in {SUFFIX}")
         return [(input, file)]
-    folder = output or input.with_name(input.resolve().name + folder_suffix)
-    names = Counter(source.with_suffix("") for source in sources)
+    found = discovery.take(input, extensions)
+    if not found.files:
+        raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}; it holds {found}")
+    folder = output or _outside(input, folder_suffix)
+    targets = _distinct(input, found.files, extensions, suffix)
+    return [(source, folder / targets[source]) for source in found.files]
 
-    def target(source: Path) -> Path:
-        clash = names[source.with_suffix("")] > 1  # a.wav and a.flac: keep both apart
-        name = source.name + suffix if clash else source.stem + suffix
-        return folder / source.relative_to(input).with_name(name)
 
-    return [(source, target(source)) for source in sources]
+def _outside(folder: Path, suffix: str) -> Path:
+    """The directory beside another one that is named after it. Raises OmniCodecError for that of the whole disk."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    if not named.name:
+        raise OmniCodecError(f"{folder}: name the directory to write to")
+    return named.with_name(names.fit(named.name, suffix))
+
+
+def _distinct(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
+    """The names that files of a tree have in a tree that mirrors it."""
+    inside = [file.relative_to(root).as_posix() for file in files]
+    return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
 
 
 def _each_file(
@@ -325,7 +350,7 @@ def _each_file(
             failed += 1
         else:
             seconds += length
-            tqdm.write(f"{target}: {what}")
+            tqdm.write(names.text(f"{target}: {what}"))
     elapsed = time.perf_counter() - start
     done = len(targets) - failed
     print(

@@ -1,5 +1,6 @@
 """Functions as commands: user errors are one line and an exit code, progress is shown, programs are kept."""
 
+import io
 import logging
 import os
 import sys
@@ -24,6 +25,9 @@ def run(command: Callable[..., int | None], prog: str | None = None) -> None:
 def exit_with(work: Callable[[], int | None]) -> None:
     """Exits with what it returns, or with 1 and one line if it raises an error that a user can mend."""
     _keep_libtpu_quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
     try:
         status = work()
     except (OmniCodecError, OSError) as error:

@@ -8,6 +8,7 @@ import numpy as np
 
 from omnicodec_jax import config_files
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ConfigError
 from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
 
@@ -37,7 +38,7 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
             f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in configs/demo.py"
         )
     seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
-    for file in audio_files.find(audio):
+    for file in discovery.take(audio).files:
         samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
         size = seconds * codec.sample_rate
         segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 
 from omnicodec_jax import cli
-from omnicodec_jax.errors import ModelError, OmniCodecError, TokenError
+from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -94,6 +95,50 @@ def test_outputs_are_named_after_the_input(folder, demo_model):
     assert (folder / "deep" / "good.wav").is_file()
     assert cli.encode(folder, model=demo_model) == 1
     assert (folder.parent / "in_tokens" / "deep" / "er" / "low.safetensors").is_file()
+
+
+def test_the_current_directory_needs_no_out(folder, monkeypatch):
+    def targets(given):
+        ((_, target),) = cli._targets(given, None, frozenset({".wav"}), ".safetensors", "_tokens")
+        return target.resolve().relative_to(folder).as_posix()
+
+    monkeypatch.chdir(folder / "deep" / "er")
+    assert targets(Path(".")) == "deep/er_tokens/low.safetensors"
+    for given in (Path(".."), folder / "deep" / "er" / "..", Path("../../deep")):
+        assert targets(given) == "deep_tokens/er/low.safetensors"
+    with pytest.raises(OmniCodecError, match="/: name the directory to write to"):
+        cli._outside(Path("/"), "_tokens")
+
+
+def test_every_file_keeps_a_name_of_its_own(tmp_path, clips, demo_model, capsys):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "sound.wav", soundfile.read(clips[0], stop=5000)[0], 24_000)
+    sound = (tmp_path / "sound.wav").read_bytes()  # whatever it is called
+    long = "名" * 83
+    for name in ("a.wav", "a.flac", "a.wav.mp3", f"{long}.wav", "é.ogg"):
+        (tmp_path / "in" / name).write_bytes(sound)
+    with open(os.fsencode(tmp_path / "in") + b"/caf\xe9.wav", "wb") as file:
+        file.write(sound)
+    assert cli.encode(tmp_path / "in", tmp_path / "tokens", model=demo_model) == 0
+    assert "6 of 6 files" in capsys.readouterr().out
+    made = {path.name for path in (tmp_path / "tokens").iterdir()}
+    assert {f"{name}.safetensors" for name in ("a.wav", "a.flac", "a.wav.mp3", "é", "caf\udce9")} < made
+    assert len(made) == 6
+    back = cli._targets(tmp_path / "tokens", tmp_path, frozenset({".safetensors"}), ".wav", "_decoded")
+    assert len({target for _, target in back}) == 6
+    one = cli._targets(tmp_path / "in" / f"{long}.wav", None, frozenset({".wav"}), ".safetensors", "_tokens")
+    assert one[0][1].name in made
+
+
+def test_features_are_those_of_the_file_and_not_of_its_namesake(tmp_path):
+    for name in ("a.wav", "a.flac", "b.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "features").mkdir()
+    path = cli._features_of(tmp_path / "features", tmp_path)
+    names = [path(tmp_path / name).name for name in ("a.wav", "a.flac", "b.wav")]
+    assert names == ["a.wav.npy", "a.flac.npy", "b.npy"]
+    with pytest.raises(AudioError, match="must be a directory"):
+        cli._features_of(tmp_path / "a.npy", tmp_path)
 
 
 def test_the_token_file_tells_all(folder, tmp_path, demo_model, capsys):
@@ -228,6 +273,23 @@ def test_a_full_disk_costs_one_file_and_leaves_no_half(folder, tmp_path, demo_mo
     assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert len(tree(tmp_path / "tokens")) == 2
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_full_disk_in_decode_is_called_so(tmp_path, suffix):
+    """A limit on the size of files stands for the disk's."""
+    from omnicodec_jax.data import audio
+
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 100_000).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (10, 50_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=rf"File too large: .*out{suffix}"):
+                audio.save(tmp_path / f"out{suffix}", noise, 24_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def omnicodec(*arguments, **options):

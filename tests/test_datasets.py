@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,12 @@ def test_an_scp_list_has_no_transcripts(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"audio_filepath": "gone.wav"}', r"gone.wav: no such file; mend the list"),
-        ('{"audio_filepath": "a.wav"}\n{broken', r"list.jsonl:2: no clip"),
+        ("{broken", r"list.jsonl: lists no audio; list.jsonl:1: no clip"),
         (
             '{"audio_filepath": "a.wav"}\n{"audio_filepath": "a.wav", "offset": 1}',
             r"2 clips are called a.wav; give each",
         ),
-        ('{"audio_filepath": "a.wav", "domain": "music"}', "no audio of the domain speech"),
+        ('{"audio_filepath": "a.wav", "domain": "Speech"}', r"no audio of the domain speech; .* are of Speech \(1\)"),
     ],
 )
 def test_a_manifest_that_cannot_be_used(tmp_path, lines, message):
@@ -111,6 +111,34 @@ def test_a_manifest_that_cannot_be_used(tmp_path, lines, message):
     (tmp_path / "list.jsonl").write_text(lines)
     with pytest.raises(DataError, match=message):
         clips(tmp_path / "list.jsonl", "speech", None)
+
+
+def test_a_bad_line_costs_itself_only(tmp_path):
+    touch(tmp_path, "a.wav", "b.wav")
+    lines = [
+        '\ufeff{"audio_filepath": "a.wav", "text": "two words"}',
+        "{broken",
+        '{"audio_filepath": "b.wav", "domain": 5}',
+        '{"audio_filepath": "b.wav"}',
+        '{"audio_filepath": "gone.wav"}',
+    ]
+    (tmp_path / "list.json").write_text("\n".join(lines))
+    found = clips(tmp_path / "list.json", "speech", None)
+    assert [(clip.id, clip.transcript, clip.problem is None) for clip in found] == [
+        ("a", "two words", True),
+        ("b", None, True),
+        ("gone", None, True),  # whoever reads it says so
+        ("list.json:2", None, False),
+        ("list.json:3", None, False),
+    ]
+    assert len(clips(tmp_path / "list.json", "speech", 1)) == 3
+
+
+def test_ids_are_utf8_whatever_files_are_called(tmp_path):
+    open(os.fsencode(tmp_path) + b"/caf\xe9.wav", "w").close()
+    assert ids(clips(tmp_path, "speech", None)) == [r"caf\udce9"]
+    (tmp_path / "list.jsonl").write_text('{"audio_filepath": "a.wav", "id": "../half \\ud83d.wav"}')
+    assert ids(clips(tmp_path / "list.jsonl", "speech", None)) == [r"half \ud83d"]
 
 
 # -- LibriSpeech

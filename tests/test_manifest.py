@@ -1,9 +1,11 @@
 import gzip
 import json
+import logging
+import os
 
 import pytest
 
-from omnicodec_jax.data import manifest
+from omnicodec_jax.data import discovery, manifest
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.errors import DataError
 
@@ -18,7 +20,7 @@ def entries(path, text):
     return list(manifest.read(path))
 
 
-@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz"])
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "M.JSONL", "nemo.json", "nemo.json.gz"])
 def test_jsonl(tmp_path, name):
     rows = [
         {"id": "one", "audio_filepath": "a.wav", "duration": 2.5, "sample_rate": 44_100, "domain": "speech"},
@@ -62,6 +64,9 @@ def test_a_directory_lists_its_audio_by_relative_name(tmp_path):
         ("m.jsonl", '{"audio_filepath": "a.wav", "duration": true}'),
         ("m.jsonl", '{"audio_filepath": "a.wav", "duration": 1' + 400 * "0" + "}"),
         ("m.jsonl", 200_000 * "["),
+        ("m.jsonl", '{"audio_filepath": "a.wav", "domain": 5}'),
+        ("m.jsonl", '{"audio_filepath": "a.wav", "id": ["a"]}'),
+        ("m.jsonl", '{"audio_filepath": ""}'),
         ("m.scp", "utt1 a.wav 3.2"),
         ("m.scp", "utt1 sox a.wav -t wav - |"),
     ],
@@ -78,6 +83,94 @@ def test_a_malformed_line_says_why_and_stops_nothing(tmp_path, name, line):
 def test_a_line_that_is_not_utf8_stops_nothing(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(LINE.encode() + b'\n{"audio_filepath": "\xe9"}\n' + LINE.encode())
     assert [entry.problem is None for entry in manifest.read(tmp_path / "m.jsonl")] == [True, False, True]
+
+
+@pytest.mark.parametrize(("name", "line"), [("m.jsonl", LINE), ("m.scp", "a.wav"), ("m.jsonl.gz", LINE)])
+def test_a_byte_order_mark_costs_no_line(tmp_path, name, line):
+    joined = f"\ufeff{line}\n\ufeff{line}\n"  # two lists, one after the other
+    assert entries(tmp_path / name, joined) == 2 * [Entry("a.wav", "a.wav")]
+
+
+def test_utf16_is_told(tmp_path):
+    (tmp_path / "m.jsonl").write_text(LINE, encoding="utf-16")
+    with pytest.raises(DataError, match=r"m\.jsonl: written as UTF-16; save it as UTF-8"):
+        list(manifest.read(tmp_path / "m.jsonl"))
+
+
+@pytest.mark.parametrize("id", ["null", '""'])
+def test_a_clip_without_an_id_is_called_after_its_file(tmp_path, id):
+    assert entries(tmp_path / "m.jsonl", f'{{"audio_filepath": "a.wav", "id": {id}}}') == [Entry("a.wav", "a.wav")]
+
+
+def test_transcripts_come_with_their_lines(tmp_path):
+    (tmp_path / "m.json").write_text(f'{{broken\n\n{LINE}\n{{"audio_filepath": "b.wav", "text": "two words"}}\n')
+    assert [text for _, text in manifest.transcribed(tmp_path / "m.json")] == [None, None, "two words"]
+
+
+# -- Directories
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(path):
+    return [file.relative_to(path).as_posix() for file in discovery.find(path)]
+
+
+def test_linked_directories_are_followed_and_loops_are_not(tmp_path):
+    touch(tmp_path, "elsewhere/far.wav", "elsewhere/deep/deeper.wav", "music/a.wav", "music/album.wav/b.wav")
+    music = tmp_path / "music"
+    for link, target in {
+        "link": tmp_path / "elsewhere",
+        "loop": music,
+        "up": tmp_path,
+        "again": tmp_path / "elsewhere" / "deep",
+        "album": music / "album.wav",
+        "self": "self",
+        "c.wav": music / "a.wav",
+    }.items():
+        (music / link).symlink_to(target)
+    assert found(music) == ["a.wav", "again/deeper.wav", "album.wav/b.wav", "c.wav", "link/far.wav"]
+    kind = "links to directories that are taken already"
+    assert discovery.look(music).others == {kind: 5, "without a suffix": 1}
+    other = tmp_path / "link"
+    other.symlink_to(music)
+    assert len(found(other)) == 5
+
+
+def test_what_a_directory_holds_and_is_not_taken_is_counted_and_named(tmp_path, caplog):
+    touch(tmp_path, "a.wav", "b.TXT", "c.txt", "notes", ".hidden.wav", "d/e.json", *(f"{n}.x{n}" for n in range(9)))
+    with caplog.at_level(logging.WARNING):
+        assert manifest.parse_sources(f"sound={tmp_path}") == {"sound": tmp_path}
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: passed over 2 .txt, ")
+    assert message.endswith(" of other kinds; files taken: 1")
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(DataError, match=r"lists no audio; it holds 2 \.txt"):
+        manifest.parse_sources(f"sound={tmp_path}")
+
+
+def test_a_directory_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    def scandir(path, scandir=os.scandir):  # chmod would not keep root out
+        if path.name == "closed":
+            raise PermissionError
+        return scandir(path)
+
+    touch(tmp_path, "a.wav", "closed/b.wav")
+    monkeypatch.setattr(discovery.os, "scandir", scandir)
+    assert discovery.look(tmp_path).others == {"directories that cannot be read": 1}
+
+
+def test_names_that_are_not_utf8_are_found(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    open(path, "w").close()
+    (entry,) = manifest.read(tmp_path)
+    assert os.fsencode(tmp_path / entry.path) == path
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": entry.path}))
+    assert list(manifest.read(tmp_path / "m.jsonl")) == [entry]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"text", lambda data: data[:20] + bytes(40)])
@@ -97,6 +190,23 @@ def test_sources(tmp_path):
     assert (manifest.folder(speech), manifest.folder(music)) == (tmp_path, music)
 
 
+def test_paths_may_hold_commas_and_equals_signs(tmp_path):
+    comma, equals = tmp_path / "a,b.jsonl", tmp_path / "lang=de.jsonl"
+    for path in (comma, equals):
+        path.write_text(LINE)
+        assert manifest.parse_sources(str(path), unnamed=True) == {"": path}
+    both = f"speech={comma},music={equals}"
+    assert manifest.parse_sources(both) == {"speech": comma, "music": equals}
+
+
+def test_domains_that_are_there_are_named_when_none_fits(tmp_path):
+    lines = [{"audio_filepath": "a.wav", "domain": domain} for domain in ("Speech", "Speech", "\ud83d")]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=r"no audio of the domain speech; its clips are of Speech \(2\), \\ud83d \(1\)"):
+        manifest.parse_sources(f"speech={tmp_path / 'm.jsonl'}")
+    assert manifest.parse_sources(str(tmp_path / "m.jsonl"), unnamed=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -105,14 +215,18 @@ def test_sources(tmp_path):
         ("a/b={tmp}/m.jsonl", "must be DOMAIN=PATH"),
         ("speech={tmp}/m.jsonl,speech={tmp}/m.jsonl", "speech is given twice"),
         ("speech={tmp}/nothing", "nothing: no such file or directory"),
+        ("{tmp}/m.jsonl,{tmp}/m.jsonl", "must be DOMAIN=PATH"),
+        ("speech={tmp}/m.jsonl,{tmp}/m.jsonl", "no such file or directory; several lists must be DOMAIN=PATH,DOMAIN"),
+        ("speech={tmp}/array.json", r"array\.json: lists no audio; array\.json:1: no clip"),
         ("speech={tmp}/m.txt", r"m\.txt: must be a directory, or end in"),
         ("speech={tmp}/empty.jsonl", r"speech: .*empty\.jsonl: lists no audio"),
-        ("speech={tmp}", "lists no audio"),
+        ("speech={tmp}", r"lists no audio; it holds 2 \.jsonl"),
     ],
 )
 def test_wrong_sources_are_refused(tmp_path, text, message):
     (tmp_path / "m.jsonl").write_text(LINE)
     (tmp_path / "m.txt").write_text("a.wav")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "array.json").write_text(json.dumps([json.loads(LINE)], indent=1))
     with pytest.raises(DataError, match=message):
         manifest.parse_sources(text.format(tmp=tmp_path))

@@ -145,6 +145,7 @@ def test_bad_files_are_refused_with_a_reason_and_counted(folder, prepared):
     assert summary.units == len(records.read_index(out)) > 3
     total = sum(sum(shard.clips) for shard in records.read_index(out))
     assert summary.seconds == pytest.approx(total / 24_000)
+    assert summary.low_rate_seconds == pytest.approx(RATE / 8000)
 
 
 def test_a_second_run_does_nothing(folder, prepared):
@@ -393,6 +394,7 @@ def test_the_command_says_what_it_did(folder, tmp_path, capfd):
     first, second = printed.out.splitlines()
     rejects = tmp_path / "out" / "rejects.jsonl"
     assert first.startswith(f"prepare: 1 of 14 files, 13 refused (see {rejects}), 0.00 h in 1 shards, ")
+    assert first.endswith(" x real time; below 16000 Hz, and refused: 0.00 h in all (--min-sample-rate)")
     assert second == "prepare: nothing left to do"
     assert messages(printed.err) == []  # decoders have remarks on bad files
 

@@ -41,8 +41,10 @@ class Read(NamedTuple):
 
 
 def read(request: Request) -> Read:
-    """Raises AudioError."""
+    """Raises AudioError, also for a line of a manifest that is no clip."""
     entry = request.entry
+    if entry.problem is not None:
+        raise AudioError(entry.problem)
     clip = audio.load(request.path, request.sample_rate, request.peak, entry.offset, entry.duration)
     return Read(clip, source_hash(request.path, entry))
 

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from omnicodec_jax import __version__
+from omnicodec_jax import __version__, names
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import manifest
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, join, reason, remove_leftovers
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, join, refusal, remove_leftovers
 from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
@@ -82,7 +82,7 @@ def plan(job: Job) -> Iterator[Unit]:
         folder, number = manifest.folder(path), 0
         entries, seconds = [], 0.0
         for entry in manifest.read(path):
-            if domain and entry.domain not in (None, domain):
+            if not manifest.is_of(entry, domain):
                 continue
             entries.append(entry)
             seconds += ASSUMED_SECONDS if entry.seconds is None else entry.seconds
@@ -170,16 +170,12 @@ class _Open:
 
     def add(self, number: int, result: Read, codes: np.ndarray) -> None:
         entry, clip = self.unit.entries[number], result.clip
-        domain = entry.domain or self.unit.domain
+        id, domain = names.text(entry.id), names.text(entry.domain or self.unit.domain)
         tokens = codes.T.astype(np.uint16)
-        self.clips[number] = Clip(
-            entry.id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source
-        )
+        self.clips[number] = Clip(id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source)
 
     def refuse(self, number: int, error: Exception) -> None:
-        entry = self.unit.entries[number]
-        why = reason(self.unit.folder / entry.path, error)
-        self.rejects[number] = {"id": entry.id, "path": entry.path, "reason": why}
+        self.rejects[number] = refusal(self.unit.folder, self.unit.entries[number], error)
 
     def write(self, out: Path, contract: dict[str, Any]) -> None:
         path = shards.shard_path(out, self.unit.name)

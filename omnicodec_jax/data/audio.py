@@ -1,5 +1,6 @@
 """Audio files in and out: decode, check, mix to mono, resample, scale."""
 
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -136,6 +137,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
 
     Raises:
         AudioError: If the suffix is another, or the format has no such rate.
+        OSError: If the disk does not take it.
 
     Examples:
         >>> import numpy as np
@@ -144,23 +146,38 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
     path = Path(path)
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
-    try:
-        with replacing(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1) as file:
-            for start in range(0, samples.size, BLOCK):  # an hour of audio is not copied as a whole
-                file.write(samples[start : start + BLOCK].clip(-1.0, 1.0))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {error.error_string}") from None
+    with replacing(path) as temporary, open(temporary, "wb", buffering=0) as raw:
+        output = _Output(raw)
+        try:
+            with soundfile.SoundFile(output, "w", sample_rate, 1, format=path.suffix[1:]) as file:
+                for start in range(0, samples.size, BLOCK):  # an hour of audio is not copied as a whole
+                    file.write(samples[start : start + BLOCK].clip(-1.0, 1.0))
+        except (soundfile.LibsndfileError, AssertionError) as error:  # it asserts that samples have been written
+            if output.error is None:
+                why = getattr(error, "error_string", error)
+                raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {why}") from None
+        if output.error is not None:
+            raise OSError(output.error.errno, output.error.strerror, str(path))
 
 
-def find(path: Path, extensions: frozenset[str] = EXTENSIONS) -> list[Path]:
-    """The file itself, or all files below a directory with one of the extensions, sorted; hidden ones are left out."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in extensions and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+class _Output:
+    """A file that libsndfile writes to. It keeps the disk's error, which libsndfile forgets or calls "System error"."""
+
+    def __init__(self, file: io.FileIO):
+        self._file = file
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Returns how many bytes were written: all, or none."""
+        try:
+            left = memoryview(data)
+            while left:  # a disk that fills up takes a part of the data first
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+            return 0
+        return len(data)
 
 
 def decode(path: Path) -> tuple[np.ndarray, int]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from omnicodec_jax.data import audio, manifest, records, units
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Progress, Task, reason, remove_leftovers
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Progress, Task, refusal, remove_leftovers
 from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import replacing
 
@@ -55,9 +55,14 @@ class PrepareConfig:
         """Raises AudioError for a format that is refused."""
         if not self.min_sample_rate <= source.sample_rate <= self.max_sample_rate:
             rates = f"{self.min_sample_rate} to {self.max_sample_rate} Hz"
-            raise AudioError(f"{source.sample_rate} Hz: only {rates} are taken (--min-sample-rate, --max-sample-rate)")
+            kind = LowRateError if source.sample_rate < self.min_sample_rate else AudioError
+            raise kind(f"{source.sample_rate} Hz: only {rates} are taken (--min-sample-rate, --max-sample-rate)")
         if source.channels > self.max_channels:
             raise AudioError(f"{source.channels} channels: at most {self.max_channels} are taken (--max-channels)")
+
+
+class LowRateError(AudioError):
+    """A sample rate below the least that is taken."""
 
 
 class Unit(NamedTuple):
@@ -91,7 +96,7 @@ def plan(sources: dict[str, Path], config: PrepareConfig) -> Iterator[Unit]:
             return unit
 
         for entry in manifest.read(path):
-            if entry.domain not in (None, domain):
+            if not manifest.is_of(entry, domain):
                 continue
             split = "validation" if _share(entry.path) < config.validation else "train"
             batches[split].append(entry)
@@ -147,7 +152,7 @@ def prepare_unit(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int
             try:
                 clip = _load(unit.folder / entry.path, entry, config, refused.get(number))
             except Exception as error:  # whatever is wrong with one file, the others are done
-                rejects.append({"id": entry.id, "path": entry.path, "reason": reason(unit.folder / entry.path, error)})
+                rejects.append(_refusal(unit.folder, entry, error))
                 report(number, 0.0)
                 continue
             samples = np.rint(clip.samples * 32768).astype(np.int16)  # below full scale: its peak is 0.95
@@ -167,6 +172,14 @@ def prepare_unit(unit: Unit, out: Path, config: PrepareConfig, refused: dict[int
         temporary.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejects": rejects}) + "\n")
 
 
+def _refusal(folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
+    """A line of rejects.jsonl; with the seconds of what a lower --min-sample-rate would take."""
+    row = refusal(folder, entry, error)
+    if isinstance(error, LowRateError):
+        row["seconds"] = entry.duration or max(0.0, audio.seconds(folder / entry.path) - entry.offset)
+    return row
+
+
 def _load(path: Path, entry: Entry, config: PrepareConfig, refused: str | None) -> audio.Clip:
     if problem := entry.problem or refused:
         raise DataError(problem)
@@ -181,6 +194,8 @@ class Summary(NamedTuple):
     rejected: int
     seconds: float
     elapsed: float
+    low_rate_seconds: float
+    """Of all that was ever refused in `out` for a sample rate that is too low."""
 
 
 def run(sources: dict[str, Path], out: Path, config: PrepareConfig, num_workers: int, task: Task) -> Summary:
@@ -199,7 +214,8 @@ def run(sources: dict[str, Path], out: Path, config: PrepareConfig, num_workers:
     with done.bar:
         _work(unfinished(), out, config, num_workers, done)
     collect(out)
-    return Summary(done.units, total, done.rejected, done.seconds, time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+    return Summary(done.units, total, done.rejected, done.seconds, elapsed, _low_rate_seconds(out))
 
 
 def _settle(out: Path, config: PrepareConfig) -> None:
@@ -314,3 +330,8 @@ def collect(out: Path) -> None:
     """Joins what the units left into index.jsonl and rejects.jsonl."""
     rows = {out / records.INDEX: lambda unit: [unit["shard"]], out / records.REJECTS: lambda unit: unit["rejects"]}
     units.join(out / records.SHARDS, rows)
+
+
+def _low_rate_seconds(out: Path) -> float:
+    with open(out / records.REJECTS) as lines:
+        return float(sum(json.loads(line).get("seconds", 0) for line in lines))

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from omnicodec_jax import names
+from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.errors import DataError, OmniCodecError
 from omnicodec_jax.files import replacing
 
@@ -64,6 +66,12 @@ def reason(path: Any, error: Exception) -> str:
     """Why a file is refused, without its name."""
     text = str(error) if isinstance(error, (OmniCodecError, OSError)) else f"{type(error).__name__}: {error}"
     return text.removeprefix(f"{path}: ")
+
+
+def refusal(folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
+    """The line of rejects.jsonl for an entry of a list whose paths begin in `folder`; all of it is UTF-8."""
+    why = reason(folder / entry.path, error)
+    return {"id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
 
 
 def join(folder: Path, rows: dict[Path, Callable[[Any], Iterable[Any]]]) -> None:

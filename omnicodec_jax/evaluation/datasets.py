@@ -1,15 +1,13 @@
 """Sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and plain folders of audio."""
 
 import csv
-import gzip
-import json
 import logging
 import re
-from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from omnicodec_jax.data import audio, decoders, manifest
+from omnicodec_jax import names
+from omnicodec_jax.data import audio, decoders, discovery, manifest
 from omnicodec_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -21,6 +19,8 @@ AUDIOSET_SEGMENTS = "eval_segments.csv"
 AUDIOSET_FILE = re.compile(r"Y?(?P<id>[A-Za-z0-9_-]{11})(?P<span>_\d+(\.\d+)?_\d+(\.\d+)?)?")
 AUDIOSET_SLACK = 0.5
 """Seconds by which the file of a segment may be longer than the segment, for what encoders add."""
+WRITTEN = ".flac"
+"""Suffix of what is written of each clip (see reconstruct.py)."""
 
 
 class EvalClip(NamedTuple):
@@ -35,10 +35,14 @@ class EvalClip(NamedTuple):
     """Seconds."""
     duration: float | None = None
     """Seconds from `offset` on; None: to the end of the file."""
+    problem: str | None = None
+    """Why a line of a manifest is no clip."""
 
 
 def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
     """The clips of a set, in its order; `limit` of them, evenly spread and always the same, if it has more.
+
+    Lines of a manifest that are no clips come last, and are not counted.
 
     folder: what LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpack to, a manifest (see `manifest.read`;
     `text` in .jsonl is the transcript), or any folder with audio in it. Raises DataError.
@@ -49,29 +53,18 @@ def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
         raise DataError(f"{folder}: no such file or directory")
     layouts = (_audioset, _librispeech, _gtzan, _folder) if folder.is_dir() else (_manifest,)
     found = next(filter(None, (read(folder, domain) for read in layouts)), [])
-    if not found:
+    found = [clip._replace(id=names.text(clip.id)) for clip in found]
+    good = [clip for clip in found if clip.problem is None]
+    if not good:
         raise DataError(
             f"{folder}: lists no audio of the domain {domain}; it must be a manifest, LibriSpeech's test-clean, GTZAN, "
-            f"AudioSet's eval set with its {AUDIOSET_SEGMENTS}, or a folder of audio"
+            f"AudioSet's eval set with its {AUDIOSET_SEGMENTS}, or a folder of audio; "
+            f"it holds {discovery.look(folder)}"
         )
-    named = _name(found, folder)
-    return named if limit is None else _spread(named, limit)
-
-
-def _name(found: list[EvalClip], folder: Path) -> list[EvalClip]:
-    """Ids without extensions, but where two clips would then have the same."""
-    short = [_without_extension(clip.id) for clip in found]
-    count = Counter(short)
-    named = [clip._replace(id=name) if count[name] == 1 else clip for clip, name in zip(found, short, strict=True)]
-    name, times = Counter(clip.id for clip in named).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{folder}: {times} clips are called {name}; give each its own `id`")
-    return named
-
-
-def _without_extension(name: str) -> str:
-    suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in audio.EXTENSIONS else name
+    ids = names.distinct(folder, [clip.id for clip in good], WRITTEN, audio.EXTENSIONS)
+    named = [clip._replace(id=id.removesuffix(WRITTEN)) for clip, id in zip(good, ids, strict=True)]
+    problems = [clip for clip in found if clip.problem is not None]
+    return (named if limit is None else _spread(named, limit)) + problems
 
 
 def _spread(found: list[EvalClip], limit: int) -> list[EvalClip]:
@@ -85,30 +78,19 @@ def _spread(found: list[EvalClip], limit: int) -> list[EvalClip]:
 
 
 def _folder(folder: Path, domain: str) -> list[EvalClip]:
-    return [EvalClip(path.relative_to(folder).as_posix(), domain, path) for path in audio.find(folder)]
+    found = discovery.take(folder).files
+    return [EvalClip(path.relative_to(folder).as_posix(), domain, path) for path in found]
 
 
 def _manifest(path: Path, domain: str) -> list[EvalClip]:
     """Clips of other domains are passed over."""
-    found, entries, root = [], list(manifest.read(path)), manifest.folder(path)
-    for entry in entries:
-        if entry.problem:
-            raise DataError(f"{path}: {entry.id}: {entry.problem}")
-        if not (root / entry.path).is_file():
-            raise DataError(f"{path}: {entry.id}: {root / entry.path}: no such file; mend the list")
-    for entry, text in zip(entries, _texts(path) or [None] * len(entries), strict=True):
-        if entry.domain in (None, domain):
-            parts = (part for part in PurePosixPath(entry.id).parts if part not in ("/", ".."))
-            found.append(EvalClip("/".join(parts), domain, root / entry.path, text, entry.offset, entry.duration))
-    return found
-
-
-def _texts(path: Path) -> list[str | None]:
-    """The transcripts of a .jsonl whose lines are known to be objects; of another list none."""
-    if ".jsonl" not in path.suffixes[-2:]:
-        return []
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
-        return [json.loads(line).get("text") for line in lines if line.strip()]
+    manifest.check(path, domain)
+    root = manifest.folder(path)
+    return [
+        EvalClip(entry.id, domain, root / entry.path, text, entry.offset, entry.duration, entry.problem)
+        for entry, text in manifest.transcribed(path)
+        if manifest.is_of(entry, domain)
+    ]
 
 
 def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
@@ -116,7 +98,7 @@ def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
     root = folder / "test-clean" if (folder / "test-clean").is_dir() else folder
     found = []
     for listing in sorted(root.glob("*/*/*.trans.txt")):
-        for line in listing.read_text().splitlines():
+        for line in filter(str.strip, listing.read_text(errors="replace").splitlines()):
             name, _, transcript = line.partition(" ")
             path = listing.with_name(f"{name}.flac")
             if not path.is_file():
@@ -135,13 +117,14 @@ def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
     else:
         return []
     if listing := _gtzan_list(root):
-        names = [PurePosixPath(line.strip()).stem for line in listing.read_text().splitlines() if line.strip()]
-        if absent := [name for name in names if name not in tracks]:
+        lines = filter(str.strip, listing.read_text(errors="replace").splitlines())
+        listed = [PurePosixPath(line.strip()).stem for line in lines]
+        if absent := [name for name in listed if name not in tracks]:
             raise DataError(
                 f"{listing}: {len(absent)} of its tracks are not in {root}, {absent[0]} for one; "
                 "unpack the set again, or mend the list"
             )
-        tracks = {name: tracks[name] for name in sorted(names)}
+        tracks = {name: tracks[name] for name in sorted(listed)}
     if tracks.pop(GTZAN_DAMAGED, None):
         LOG.warning("%s: left out %s, which is damaged in the set as distributed", folder, GTZAN_DAMAGED)
     return [EvalClip(path.relative_to(root).as_posix(), domain, path) for path in tracks.values()]
@@ -170,7 +153,7 @@ def _audioset(folder: Path, domain: str) -> list[EvalClip]:
     listing = folder / AUDIOSET_SEGMENTS
     if not listing.is_file():
         return []
-    files = {match["id"]: path for path in audio.find(folder) if (match := AUDIOSET_FILE.fullmatch(path.stem))}
+    files = {match["id"]: path for path in discovery.find(folder) if (match := AUDIOSET_FILE.fullmatch(path.stem))}
     segments = _audioset_segments(listing)
     found = []
     for name, (start, end) in segments.items():
@@ -187,7 +170,7 @@ def _audioset(folder: Path, domain: str) -> list[EvalClip]:
 
 def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
     """YTID → start and end in seconds."""
-    with open(listing, newline="") as file:
+    with open(listing, newline="", errors="replace") as file:
         rows = csv.reader((line for line in file if line.strip() and not line.startswith("#")), skipinitialspace=True)
         try:
             return {name: (float(start), float(end)) for name, start, end, *_ in rows}

@@ -65,6 +65,9 @@ def digest(path: Path) -> str:
 def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterator[Original | Failure]:
     """The clips as they are compared with."""
     for clip in clips:
+        if clip.problem is not None:
+            yield Failure(ORIGINAL, clip, clip.problem)
+            continue
         target, key = audio_path(out, ORIGINAL, clip), (ORIGINAL, clip.domain, clip.id)
         try:
             about = _about(clip)

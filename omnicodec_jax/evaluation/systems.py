@@ -4,14 +4,17 @@ import io
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.data import audio as audio_files
-from omnicodec_jax.errors import ModelError
+from omnicodec_jax.data import discovery
+from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 DESCRIPTION = ("about", "codebook_sizes", "frame_rate")
@@ -154,12 +157,24 @@ class Folder:
             raise ModelError(f"--reconstructions {name}={folder}: no such directory")
         self.system = _described(System(name, f"reconstructions in {folder.name}/"), folder / "system.json")
         self._folder = folder
-        self._files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in audio_files.find(folder)}
+        self._files: defaultdict[str, set[Path]] = defaultdict(set)
+        for file in discovery.find(folder):
+            name = PurePosixPath(names.text(file.relative_to(folder).as_posix()))
+            self._files[str(name)].add(file)
+            self._files[str(name.with_suffix(""))].add(file)
 
     def file(self, clip_id: str, domain: str) -> Path | None:
-        """That of a clip: ID.*, DOMAIN/ID.*, or NAME.* where ID is FOLDER/NAME."""
-        names = (f"{domain}/{clip_id}", clip_id, clip_id.rpartition("/")[2])
-        return next((self._files[name] for name in names if name in self._files), None)
+        """That of a clip: ID, ID.*, the same in DOMAIN/, or NAME, NAME.* where ID is FOLDER/NAME.
+
+        Raises AudioError where several files could be it.
+        """
+        for name in (f"{domain}/{clip_id}", clip_id, clip_id.rpartition("/")[2]):
+            if found := self._files.get(name):
+                if len(found) > 1:
+                    several = ", ".join(sorted(names.text(file.name) for file in found))
+                    raise AudioError(f"the folder holds several files of this name: {several}; remove all but one")
+                return min(found)
+        return None
 
 
 def _described(system: System, file: Path) -> System:
