@@ -22,8 +22,8 @@ import pytest
 import soundfile
 from deadly import Deadly
 
-from omnicodec_jax.corpus import TokenSource, commands, contract, delayed, flat, read_tokens, tokenize
-from omnicodec_jax.corpus.detokenize import target_path
+from omnicodec_jax.corpus import TokenSource, commands, contract, delayed, flat, read_tokens, shards, tokenize
+from omnicodec_jax.corpus.detokenize import targets
 from omnicodec_jax.corpus.runners import run
 from omnicodec_jax.corpus.tokenize import Job, Unit, Worker
 from omnicodec_jax.data import audio
@@ -354,25 +354,89 @@ def test_detokenized_audio_has_the_rate_and_length_of_the_original(tokens, corpu
     assert "18 of 18 files" in capsys.readouterr().out
     for clip in read_tokens(tokens):
         original = soundfile.info(corpus["speech"].parent / clip.id.split("/")[1])
-        made = soundfile.info(target_path(tmp_path, clip, ".flac"))
+        made = soundfile.info(tmp_path / clip.domain / Path(clip.id).with_suffix(".flac"))
         assert (made.samplerate, made.frames) == (original.samplerate, original.frames)
     assert commands.detokenize(tokens, tmp_path, str(demo_model), num_quantizers=4) == 0
     assert "0 of 0 files" in capsys.readouterr().out
 
 
+def write_tokens(out: Path, held: dict, *shards_of_ids: list[tuple[str, str]]) -> Path:
+    """Shards of clips of one frame with domains and ids as given."""
+    for number, ids in enumerate(shards_of_ids):
+        codes = np.full((1, len(held["codebook_sizes"])), number, np.uint16)
+        clips = [shards.Clip(id, domain, codes, 1.0, 24_000, 1000, "") for domain, id in ids]
+        path = shards.shard_path(out, f"speech-{number:06d}")
+        shards.write(path, clips, held)
+        path.with_suffix(".json").write_text(json.dumps({"shard": {}, "rejects": []}))
+    return out
+
+
 @pytest.mark.parametrize(
-    ("id", "path"),
+    ("ids", "paths"),
     [
-        ("a/b.wav", "speech/a/b.flac"),
-        ("../../etc/passwd", "speech/etc/passwd.flac"),
-        ("/abs", "speech/abs.flac"),
-        ("1.5", "speech/1.5.flac"),
-        ("..", "speech/clip.flac"),
+        ([("speech", "a/b.wav"), ("", "c")], ["speech/a/b.flac", "c.flac"]),
+        ([("speech", "../../etc/passwd"), ("speech", "/abs")], ["speech/etc/passwd.flac", "speech/abs.flac"]),
+        ([("speech", "1.5"), ("speech", "..")], ["speech/1.5.flac", "speech/clip.flac"]),
+        (
+            [("/abs", "a"), ("../up", "a"), ("..", "b"), ("x\0", "c")],
+            ["abs/a.flac", "up/a.flac", "b.flac", r"x\x00/c.flac"],
+        ),
+        ([("s", "a.wav"), ("s", "a.flac"), ("s", "a.wav.mp3")], ["s/a.wav.flac", "s/a.flac.flac", "s/a.wav.mp3.flac"]),
     ],
 )
-def test_ids_stay_inside_the_directory(tokens, id, path):
-    clip = next(read_tokens(tokens))._replace(id=id, domain="speech")
-    assert target_path(Path("out"), clip, ".flac") == Path("out") / path
+def test_every_clip_keeps_a_name_of_its_own_inside_the_directory(tmp_path, ids, paths):
+    written = write_tokens(tmp_path, {"codebook_sizes": [9]}, *([each] for each in ids))  # each in a shard of its own
+    made = [name for names in targets(written, ".flac").values() for name in names]
+    assert made == paths
+
+
+def test_clips_of_one_name_are_refused_before_anything_is_written(tmp_path, tokens, demo_model):
+    held = contract(tokens)
+    doubled = write_tokens(tmp_path / "tokens", held, [("music", "x"), ("speech", "a")], [("speech", "a")])
+    with pytest.raises(DataError, match=r"tokens: 2 clips are called speech/a; give each its own `id`"):
+        commands.detokenize(doubled, tmp_path / "out", str(demo_model))
+    assert not (tmp_path / "out").exists()
+
+
+def test_detokenize_writes_every_clip(tmp_path, tokens, demo_model, capsys):
+    ids = [("/speech", "a.wav"), ("../speech", "a.flac"), ("speech", "名" * 90)]
+    written = write_tokens(tmp_path / "tokens", contract(tokens), ids)
+    assert commands.detokenize(written, tmp_path / "out", str(demo_model)) == 0
+    assert "3 of 3 files" in capsys.readouterr().out
+    made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.flac"))
+    assert made[:2] == ["speech/a.flac.flac", "speech/a.wav.flac"]
+    assert len(made) == 3
+
+
+def test_a_bad_line_of_a_manifest_costs_itself_only(corpus, demo_model, tmp_path):
+    folder = corpus["speech"].parent
+    sound = (folder / "speech_1.flac").read_bytes()
+    with open(os.fsencode(folder) + b"/caf\xe9.flac", "wb") as file:
+        file.write(sound)
+    lines = [
+        '\ufeff{"audio_filepath": "speech_1.flac"}',
+        '{"audio_filepath": "caf\\udce9.flac"}',
+        '{"audio_filepath": "speech_1.flac", "id": "half \\ud83d", "domain": "d\\ud83d"}',
+        '{"audio_filepath": "speech_1.flac", "id": null, "offset": 0.1}',
+        '{"audio_filepath": "speech_1.flac", "domain": 5}',
+        '{"audio_filepath": "gone \\ud83d.flac"}',
+        '{"audio_filepath": "nul\\u0000.flac"}',
+        "{broken",
+    ]
+    (folder / "lines.json").write_text("\n".join(lines))
+    job = Job(sources={"": folder / "lines.json"}, out=tmp_path, model=str(demo_model), num_readers=1)
+    summary = run(job, "here", 1, Task())
+    assert (summary.listed, summary.clips, summary.rejected) == (8, 4, 4)
+    ids = ["speech_1.flac", r"caf\udce9.flac", r"half \ud83d", "speech_1.flac"]
+    assert [clip.id for clip in read_tokens(tmp_path)] == ids
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["id"] for reject in rejects] == ["lines.json:5", r"gone \ud83d.flac", "nul\0.flac", "lines.json:8"]
+    reasons = [reject["reason"] for reject in rejects]
+    assert reasons[0] == "no clip: domain = 5: must be a text"
+    assert reasons[1:3] == ["no such file"] * 2
+    assert reasons[3].startswith("no clip: ")
+    assert all(value.encode() for reject in rejects for value in reject.values())
+    assert run(job, "here", 1, Task()).computed == 0
 
 
 def test_command_says_what_was_done(corpus, demo_model, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """`omnicodec detokenize`: token shards → audio files."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
@@ -31,18 +33,20 @@ def detokenize(
 ) -> Iterator[Decoded]:
     """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
 
-    task: this process's share of the shards. Raises TokenError for tokens of another model.
+    task: this process's share of the shards. Raises TokenError for tokens of another model, DataError for clips that
+    cannot be told apart.
     """
     held = shards.contract(tokens)
     if held["model"] != tokenizer.model_hash:
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
     if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
         raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
+    paths = targets(tokens, suffix)
 
     def clips() -> Iterator[tuple[tuple[Path, Clip], np.ndarray]]:
-        for path in shards.shards(tokens)[task.index :: task.count]:
-            for clip in shards.read_shard(path):
-                target = target_path(out, clip, suffix)
+        for path in list(paths)[task.index :: task.count]:
+            for name, clip in zip(paths[path], shards.read_shard(path), strict=True):
+                target = out / name
                 if not target.is_file():
                     yield (target, clip), clip.codes.T[:num_quantizers]
 
@@ -65,9 +69,12 @@ def detokenize(
             yield future.result()
 
 
-def target_path(out: Path, clip: Clip, suffix: str) -> Path:
-    """Inside `out`, whatever the id is: its suffix is replaced, "..", a leading "/" and the like are left out."""
-    parts = [part for part in PurePosixPath(clip.id).parts if part not in ("/", "..", ".")] or ["clip"]
-    name = PurePosixPath(*parts)
-    known = name.suffix.lower() in audio.EXTENSIONS
-    return out / clip.domain / (name.with_suffix(suffix) if known else name.with_name(name.name + suffix))
+def targets(tokens: Path, suffix: str) -> dict[Path, list[str]]:
+    """For each shard the relative paths that its clips are written to, DOMAIN/ID.
+
+    Raises DataError for clips that cannot be told apart, in whatever shards they are.
+    """
+    ids = {path: list(shards.read_ids(path)) for path in shards.shards(tokens)}
+    wanted = [f"{domain}/{names.inside(id) or 'clip'}" for rows in ids.values() for domain, id in rows]
+    made = iter(names.distinct(tokens, wanted, suffix, audio.EXTENSIONS))
+    return {path: list(itertools.islice(made, len(rows))) for path, rows in ids.items()}

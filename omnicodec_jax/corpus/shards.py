@@ -144,6 +144,13 @@ def read_shard(path: Path) -> Iterator[Clip]:
             yield from read_group(file, group)
 
 
+def read_ids(path: Path) -> Iterator[tuple[str, str]]:
+    """Domain and id of each clip of one shard, in their order."""
+    with pq.ParquetFile(path) as file:
+        table = file.read(["domain", "id"])
+    yield from zip(table["domain"].to_pylist(), table["id"].to_pylist(), strict=True)
+
+
 def read_group(file: pq.ParquetFile, group: int) -> list[Clip]:
     """Clips of one row group."""
     table = file.read_row_group(group)
