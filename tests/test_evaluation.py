@@ -14,7 +14,7 @@ from tiny import MIMI, OMNICODEC, variables
 
 import eval as command_line
 from omnicodec_jax.data import audio
-from omnicodec_jax.errors import ConfigError, DataError, ModelError
+from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
@@ -100,7 +100,12 @@ def test_what_has_no_score_says_why_everywhere(done, evaluation):
     assert {row["stoi"] for row in table if row["system"] == "other" and row["domain"] == "speech"} == {""}
     notes = [line for line in (evaluation.out / "tables.md").read_text().splitlines() if line.startswith("- ")]
     assert "- the folder holds no reconstruction of this clip: STOI, Mel dis., MCD (other: speech)" in notes
+    assert "- 1 of 2 clips have a value; the others: lasts 1.00 s" in "\n".join(notes)
     assert len(notes) == len({note.partition(":")[0] for note in notes})
+    assert "| STOI (n = 2 / 1) |" in (evaluation.out / "tables.md").read_text()
+    assert done["summary"]["Original"]["music"]["stoi"]["count"] == 2
+    counts = {name: cells["music"]["stoi"]["count"] for name, cells in done["compared"].items()}
+    assert {count for name, count in counts.items() if not name.endswith("paper")} == {1}
 
 
 def test_eighty_footnotes_of_one_cause_are_one_line():
@@ -115,7 +120,7 @@ def test_eighty_footnotes_of_one_cause_are_one_line():
         return {"mean": None, "why": "too long"} if system == "B" else {"mean": 0.5, "why": None}
 
     cells = {s: {d: {m["name"]: cell(s, d, m["name"]) for m in metrics} for d in domains} for s in systems}
-    report = {"systems": [{"name": s} for s in systems], "domains": domains, "metrics": metrics, "summary": cells}
+    report = {"systems": [{"name": s} for s in systems], "domains": domains, "metrics": metrics, "compared": cells}
     assert summary.notes(report) == [
         "- no transcript: WER (A, B, C: music)",
         f"- speechmos is not installed: {', '.join(m['title'] for m in metrics[:-1])} (all systems)",
@@ -262,6 +267,39 @@ def test_a_folder_can_say_what_its_tokens_cost(tmp_path):
         (tmp_path / "system.json").write_text(wrong)
         with pytest.raises(ModelError, match=r"system\.json: must be an object with some of about, codebook_sizes"):
             Folder("w", tmp_path)
+
+
+def test_reconstructions_of_one_name_are_not_mixed_up(tmp_path):
+    for name in ("a.wav", "a.flac", "b.wav", "x/c.mp3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    open(os.fsencode(tmp_path) + b"/caf\xe9.wav", "w").close()
+    folder = Folder("other", tmp_path)
+    for clip, file in {"a.wav": "a.wav", "a.flac": "a.flac", "y/b": "b.wav", "c": None, "x/c": "x/c.mp3"}.items():
+        for _ in range(2):
+            assert folder.file(clip, "speech") == (None if file is None else tmp_path / file)
+    assert folder.file(r"caf\udce9", "speech") is not None
+    with pytest.raises(AudioError, match=r"several files of this name: a\.flac, a\.wav; remove all but one"):
+        folder.file("a", "speech")
+
+
+def test_systems_are_compared_on_the_clips_that_all_have():
+    values = {
+        "Original": [0.0, 0.0, 0.0],
+        "good": [1.0, 2.0, 9.0],
+        "half": [3.0, 5.0, None],
+        "none": [None, None, None],
+    }
+    why = {"Original": [], "good": [], "half": ["too short"], "none": 3 * ["no such package"]}
+    columns = {name: summary.Column(found, why[name]) for name, found in values.items()}
+    means = summary.compared(columns)
+    assert [(cell.mean, cell.count) for cell in means.values()] == [(0.0, 2), (1.5, 2), (4.0, 2), (None, 0)]
+    assert means["good"].why is None
+    assert means["half"].why == "2 of 3 clips have a value; the others: too short"
+    assert means["none"].why == "no such package"
+    assert [cell.count for cell in summary.own(columns).values()] == [3, 3, 2, 0]
+    apart = summary.compared({"a": summary.Column([1.0, None], ["x"]), "b": summary.Column([None, 2.0], ["y"])})
+    assert [cell.mean for cell in apart.values()] == [None, None]
 
 
 def test_audio_of_another_rate_is_brought_back_to_24_khz():

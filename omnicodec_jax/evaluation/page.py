@@ -11,7 +11,7 @@ The report, as JSON can hold it; `why` tells why there is no number, any number 
     systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
                bits_per_second, tokens_per_second, real_time_factor,
                usage, perplexity: {domain: [of each codebook, …]} or null}, …]
-    summary: {system: {domain: {metric: {mean, ci95, count, why}}}}
+    summary: {system: {domain: {metric: {mean, ci95, count, why}}}}, of the clips that all systems have
     clips: [{id, domain, seconds, original: {audio, spectrogram},
              systems: {system: {audio, spectrogram, scores: {metric: {value, why}}}}}, …]
 

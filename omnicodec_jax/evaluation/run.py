@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
@@ -87,7 +88,8 @@ def run(evaluation: Evaluation) -> int:
         originals = [clip for clip in found if isinstance(clip, Original)]
         rejected = [failure for failure in found if isinstance(failure, Failure)]
         _write_lines(
-            out / "rejects.jsonl", ({"domain": f.clip.domain, "id": f.clip.id, "why": f.why} for f in rejected)
+            out / "rejects.jsonl",
+            ({"domain": f.clip.domain, "id": f.clip.id, "why": names.text(f.why)} for f in rejected),
         )
         if rejected:
             LOG.warning("%d of %d clips are refused: see %s", len(rejected), len(clips), out / "rejects.jsonl")
@@ -102,10 +104,10 @@ def run(evaluation: Evaluation) -> int:
                 LOG.error("%s is left out: %s", name, error)
                 missing += 1
                 continue
-            names = {system.name for system in codec.systems}
-            if twice := taken & names:
+            own = {system.name for system in codec.systems}
+            if twice := taken & own:
                 raise ConfigError(f"{name}: there is a {twice.pop()} already; give it another name")
-            taken |= names
+            taken |= own
             failures += reconstruct.by_codec(codec, originals, out, journal)
             lines += codec.systems
         for folder in folders:
@@ -158,16 +160,24 @@ def report(
     domains, metrics = list(evaluation.data), evaluation.metrics
     by_domain = {d: [original for original in originals if original.clip.domain == d] for d in domains}
 
-    def cell(system: System, domain: str, metric: str) -> dict[str, Any]:
-        rows = [scored[system.name, domain, original.clip.id] for original in by_domain[domain]]
-        values = [row.values[metric] for row in rows if metric in row.values]
-        return summary.mean(values, [row.why[metric] for row in rows if metric in row.why])._asdict()
+    def column(domain: str, metric: str) -> dict[str, summary.Column]:
+        clips = [original.clip.id for original in by_domain[domain]]
+        rows = {s.name: [scored[s.name, domain, clip] for clip in clips] for s in systems}
+        return {
+            name: summary.Column(
+                [row.values.get(metric) for row in found], [row.why[metric] for row in found if metric in row.why]
+            )
+            for name, found in rows.items()
+        }
+
+    def means(of: Callable[[dict[str, summary.Column]], dict[str, summary.Mean]]) -> dict[str, Any]:
+        table = {(d, m): of(column(d, m)) for d in domains for m in metrics}
+        measured = {s.name: {d: {m: table[d, m][s.name]._asdict() for m in metrics} for d in domains} for s in systems}
+        papers = quoted.systems() if evaluation.quoted else []
+        return measured | {row["name"]: quoted.summary(row["name"], domains, metrics) for row in papers}
 
     rows = [_system(evaluation, system, by_domain, journal) for system in systems]
-    cells = {s.name: {d: {m: cell(s, d, m) for m in metrics} for d in domains} for s in systems}
-    if evaluation.quoted:
-        rows += quoted.systems()
-        cells |= {row["name"]: quoted.summary(row["name"], domains, metrics) for row in quoted.systems()}
+    rows += quoted.systems() if evaluation.quoted else []
     shown = [original for d in domains for original in by_domain[d][: evaluation.shown]]
     return {
         "title": "Audio codecs compared",
@@ -175,7 +185,8 @@ def report(
         "domains": domains,
         "metrics": [_metric(name, [row.why.get(name) for row in scored.values()]) for name in metrics],
         "systems": rows,
-        "summary": cells,
+        "summary": means(summary.own),
+        "compared": means(summary.compared),
         "clips": [_clip(evaluation.out, original, systems, scored) for original in shown],
     }
 
@@ -255,7 +266,7 @@ def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> Non
     for name, text in (("tables.md", summary.table(report)), ("report.json", json.dumps(report, indent=1))):
         with replacing(out / name) as temporary:
             temporary.write_text(text)
-    page.write(report, out)
+    page.write({**report, "summary": report["compared"]}, out)
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

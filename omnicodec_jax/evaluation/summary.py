@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     """Half the 95 % confidence interval (Student's t); None: of fewer than two clips."""
     count: int
     why: str | None = None
-    """Why there is no mean."""
+    """Why there is no mean, or why it is of fewer clips than there are."""
 
 
 def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
@@ -30,6 +30,36 @@ def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     return Mean(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1) * error), len(values))
+
+
+class Column(NamedTuple):
+    """What one system scores by one metric on the clips of a domain."""
+
+    values: list[float | None]
+    """Of each clip."""
+    why: list[str]
+    """Why there is no value, of the clips that have none."""
+
+
+def own(columns: dict[str, Column]) -> dict[str, Mean]:
+    """The mean of each system over the clips of which it has a value."""
+    return {name: mean([v for v in column.values if v is not None], column.why) for name, column in columns.items()}
+
+
+def compared(columns: dict[str, Column]) -> dict[str, Mean]:
+    """Means that can be compared: over the clips of which all systems have a value; those without any do not count."""
+    having = [column.values for column in columns.values() if any(value is not None for value in column.values)]
+    shared = [number for number, clip in enumerate(zip(*having, strict=True)) if None not in clip]
+    means = {}
+    for name, (values, why) in columns.items():
+        means[name] = mean([value for number in shared if (value := values[number]) is not None], why)
+        count = sum(value is not None for value in values)
+        if 0 < count < len(values):
+            reason = f"{count} of {len(values)} clips have a value; the others: {commonest(why)}"
+            means[name] = means[name]._replace(why=reason)
+        elif count and not shared:
+            means[name] = means[name]._replace(why="there is no clip of which every system has a value")
+    return means
 
 
 def commonest(why: Sequence[str]) -> str | None:
@@ -58,28 +88,41 @@ def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookU
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown in the shape of the paper's Table 1: a row per system, domains between slashes."""
+    """Markdown in the shape of the paper's Table 1: a row per system, domains between slashes.
+
+    Systems are compared on the clips that all of them have, n of a domain and metric.
+    """
     domains, metrics = report["domains"], report["metrics"]
-    header = ["Model", "Codebook size", "Bitrate (bps)", "TPS", "× real time", *(metric["title"] for metric in metrics)]
+    measured = [report["compared"][system["name"]] for system in report["systems"] if system["kind"] != "quoted"]
+
+    def title(metric: dict[str, Any]) -> str:
+        counts = [max(cells[domain][metric["name"]]["count"] for cells in measured) for domain in domains]
+        return f"{metric['title']} (n = {' / '.join(map(str, counts))})"
+
+    header = ["Model", "Codebook size", "Bitrate (bps)", "TPS", "× real time", *map(title, metrics)]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for system in report["systems"]:
-        cells = report["summary"][system["name"]]
+        cells = report["compared"][system["name"]]
         figures = (system[key] for key in ("codebook_size", "bits_per_second", "tokens_per_second", "real_time_factor"))
         row = [system["name"] + (" (quoted)" if system["kind"] == "quoted" else "")]
         row += [number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
         row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([f"{' / '.join(domains)}; mean ± half the 95 % interval", "", *lines, "", *notes(report)]) + "\n"
+    about = f"{' / '.join(domains)}; mean ± half the 95 % interval, of the n clips that all systems have"
+    return "\n".join([about, "", *lines, "", *notes(report)]) + "\n"
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """Why cells of the table have no mean: a line for each reason, `- reason: metrics (systems, domains)`."""
+    """Lists why cells of the table have no mean, or one of fewer clips.
+
+    A line for each reason: `- reason: metrics (systems, domains)`.
+    """
     systems, domains = [system["name"] for system in report["systems"]], report["domains"]
     titles = {metric["name"]: metric["title"] for metric in report["metrics"]}
     reasons: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for system, domain, metric in itertools.product(systems, domains, titles):
-        cell = report["summary"][system][domain][metric]
-        if cell["mean"] is None and cell["why"]:
+        cell = report["compared"][system][domain][metric]
+        if cell["why"]:
             reasons.setdefault(cell["why"], {}).setdefault(titles[metric], []).append((system, domain))
     lines = []
     for reason, cells in sorted(reasons.items()):
