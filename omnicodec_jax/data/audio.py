@@ -147,7 +147,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as raw:
-        output = _Output(raw)
+        output: Any = _Output(raw)
         try:
             with soundfile.SoundFile(output, "w", sample_rate, 1, format=path.suffix[1:]) as file:
                 for start in range(0, samples.size, BLOCK):  # an hour of audio is not copied as a whole

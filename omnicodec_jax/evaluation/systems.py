@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -159,9 +159,9 @@ class Folder:
         self._folder = folder
         self._files: defaultdict[str, set[Path]] = defaultdict(set)
         for file in discovery.find(folder):
-            name = PurePosixPath(names.text(file.relative_to(folder).as_posix()))
-            self._files[str(name)].add(file)
-            self._files[str(name.with_suffix(""))].add(file)
+            inside = file.relative_to(folder)
+            for known in (inside, inside.with_suffix("")):
+                self._files[names.text(known.as_posix())].add(file)
 
     def file(self, clip_id: str, domain: str) -> Path | None:
         """That of a clip: ID, ID.*, the same in DOMAIN/, or NAME, NAME.* where ID is FOLDER/NAME.
