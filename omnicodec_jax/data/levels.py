@@ -44,8 +44,13 @@ class Level:
         check_range(np.array([self._low, self._high]))
         if self._mono_energy < CANCELLED**2 * self._energy:
             raise AudioError("silent: its channels cancel each other in the mix to mono; keep only one of them")
-        if (self._high - self._low) / 2 <= self._silence:
+        if is_silent(np.array([self._low, self._high]), self._silence):
             raise AudioError(f"silent: swings by no more than {self._silence:.2g} of full scale")
+
+
+def is_silent(samples: np.ndarray, silence: float = SILENCE) -> bool:
+    """Whether samples swing by no more than `silence` of full scale to either side of their middle."""
+    return samples.size == 0 or bool(np.ptp(samples) <= 2 * silence)
 
 
 def check_range(samples: np.ndarray) -> None:

@@ -104,7 +104,7 @@ def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """As `_heard`, of clips that are to be compared, for which both must hold sound."""
     both = _heard(pair, sample_rate)
     for name, samples in zip(("the reference", "what was made of it"), both, strict=True):
-        if np.abs(samples).max(initial=0.0) < levels.SILENCE:
+        if levels.is_silent(samples):
             raise Unavailable(f"{name} is silent")
     return both
 
