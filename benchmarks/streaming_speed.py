@@ -49,8 +49,9 @@ def mimi() -> Callable[[np.ndarray], object]:
     @torch.inference_mode()
     def decode(codes: np.ndarray) -> object:
         # By position, since releases of transformers name the caches differently.
-        audio, state["past"] = model.decode(torch.from_numpy(codes[:, :32]), None, state["past"], return_dict=False)
-        return audio
+        output = model.decode(torch.from_numpy(codes[:, :32]), None, state["past"])
+        state["past"] = output[1]
+        return output[0]
 
     return decode
 

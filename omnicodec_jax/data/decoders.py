@@ -387,7 +387,7 @@ def _all_of(path: Path, container: InputContainer, blocks: Iterator[np.ndarray],
     rate, name = stream.rate, container.format.name
     _check_whole(path, length, rate)
     promised = 0.0
-    if stream.duration is not None and (name in COUNTED or name.startswith("mov")):
+    if stream.duration is not None and stream.time_base is not None and (name in COUNTED or name.startswith("mov")):
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
         raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.data import audio, manifest, records, units
+from omnicodec_jax.data import audio, decoders, manifest, records, units
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Progress, Task, refusal, remove_leftovers
 from omnicodec_jax.errors import AudioError, DataError
@@ -176,7 +176,7 @@ def _refusal(folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
     """A line of rejects.jsonl; with the seconds of what a lower --min-sample-rate would take."""
     row = refusal(folder, entry, error)
     if isinstance(error, LowRateError):
-        row["seconds"] = entry.duration or max(0.0, audio.seconds(folder / entry.path) - entry.offset)
+        row["seconds"] = entry.duration or max(0.0, decoders.seconds(folder / entry.path) - entry.offset)
     return row
 
 
