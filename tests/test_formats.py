@@ -5,6 +5,7 @@ import struct
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -71,7 +72,7 @@ def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, 
     """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path."""
     target = str(file) if isinstance(file, Path) else file
     with av.open(target, "w", format=format, options=options) as container:
-        stream = container.add_stream(codec, rate=rate, layout="mono")
+        stream: Any = container.add_stream(codec, rate=rate, layout="mono")
         if codec.startswith("wma"):
             stream.bit_rate = 64_000
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
@@ -84,7 +85,7 @@ def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, 
             packets += stream.encode(piece)
         packets += stream.encode(None)
         if picture:
-            video = container.add_stream("mpeg4", rate=10)
+            video: Any = container.add_stream("mpeg4", rate=10)
             video.width = video.height = 16
             for number in range(round(10 * picture)):
                 image = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number, np.uint8), format="rgb24")
@@ -222,7 +223,7 @@ def test_a_sample_rate_that_changes_within_a_file_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(("name", "codec"), [("mp3", "libmp3lame"), ("aac", "aac")])
 def test_a_sample_rate_that_changes_in_a_stream_without_headers_is_refused(tmp_path, name, codec):
-    options = {"write_xing": "0"} if name == "mp3" else {}
+    options: Any = {"write_xing": "0"} if name == "mp3" else {}
     files = [mux(tmp_path / f"{r}.{name}", codec, sweep(r), r, **options) for r in (16_000, 24_000)]
     with pytest.raises(AudioError, match="changes"):
         audio.load(joined(*files), 24_000)

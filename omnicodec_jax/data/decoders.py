@@ -325,7 +325,7 @@ def _ffmpeg(path: Path, stack: contextlib.ExitStack, offset: float, duration: fl
         position, frames = 0, _frames(_open_ffmpeg(path, stack))
     blocks = _ffmpeg_blocks(frames, first, position, start, stop)
     if duration is None:
-        blocks = _all_of(path, container, blocks, start)
+        blocks = _all_of(path, container, blocks, start, rate)
     return Source(rate, channels, container.streams.audio[0].codec_context.name, blocks)
 
 
@@ -378,16 +378,17 @@ def _ffmpeg_blocks(
             return
 
 
-def _all_of(path: Path, container: InputContainer, blocks: Iterator[np.ndarray], start: int) -> Iterator[np.ndarray]:
+def _all_of(
+    path: Path, container: InputContainer, blocks: Iterator[np.ndarray], start: int, rate: int
+) -> Iterator[np.ndarray]:
     """Raises AudioError after a file of which less could be decoded than its header promises."""
-    length, stream = start, container.streams.audio[0]
+    length, stream, name = start, container.streams.audio[0], container.format.name
     for block in blocks:
         length += len(block)
         yield block
-    rate, name = stream.rate, container.format.name
     _check_whole(path, length, rate)
     promised = 0.0
-    if stream.duration is not None and stream.time_base is not None and (name in COUNTED or name.startswith("mov")):
+    if stream.duration and stream.time_base and (name in COUNTED or name.startswith("mov")):
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
         raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")
