@@ -378,10 +378,32 @@ def test_a_picture_that_goes_on_after_the_sound_is_no_reason(tmp_path, name):
     assert audio.load(path, 24_000).num_samples == pytest.approx(SECONDS * 44_100, abs=4000)
 
 
+def test_dsd_is_read_and_refused_where_it_is_cut(tmp_path):
+    rate, blocks = 2_822_400, 20
+    time = np.arange(8 * 4096 * blocks) / rate
+    density = 0.5 + 0.4 * np.sin(2 * np.pi * 440 * time)
+    data = np.packbits(np.random.default_rng(0).random(time.size) < density, bitorder="little").tobytes()
+    fields = struct.pack("<4sQIIIIIIQII", b"fmt ", 52, 1, 0, 1, 1, rate, 1, time.size, 4096, 0)
+    whole = struct.pack("<4sQQQ", b"DSD ", 28, 92 + len(data), 0) + fields
+    whole += struct.pack("<4sQ", b"data", 12 + len(data)) + data
+    path = tmp_path / "a.dsf"
+    path.write_bytes(whole)
+    clip = audio.load(path, 24_000)
+    assert (clip.sample_rate, clip.num_samples) == (rate // 8, 4096 * blocks)
+    assert refusal(path, whole[: len(whole) // 2])
+
+
 # -- The table
 
 
-def test_the_table_names_every_suffix():
-    rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| ") and "`." in line]
-    named = {suffix for row in rows for suffix in re.findall(r"`(\.[a-z0-9+]+)`", row.split("|")[2])}
-    assert named == audio.EXTENSIONS
+UNWRITTEN = {".ape", ".mpc", ".mp+", ".tak"}
+"""Suffixes of the row of which neither libsndfile nor FFmpeg writes anything."""
+
+
+def test_the_table_names_every_suffix_and_what_is_tested_of_each_row():
+    rows = [line.split("|")[2] for line in TABLE.read_text().splitlines() if line.startswith("| ") and "`." in line]
+    named = [set(re.findall(r"`(\.[a-z0-9+]+)`", row)) for row in rows if "m3u8" not in row]
+    named = [row for row in named if row]
+    assert set().union(*named) == audio.EXTENSIONS
+    tested = {f".{kind.lower()}" for kind in SNDFILE} | {Path(name).suffix for name in FFMPEG} | {".dsf"}
+    assert all(row & tested or row == UNWRITTEN for row in named)
