@@ -169,7 +169,7 @@ def prepare(
     from omnicodec_jax.data import prepare as preparation
     from omnicodec_jax.data.units import Task
 
-    sources = manifests.parse_sources(manifest)
+    sources, out = manifests.parse_sources(manifest), names.utf8(out)
     for note in preparation.nothing_held_out(sources, settings):
         print(f"prepare: {note}", file=sys.stderr)
     done = preparation.run(sources, out, settings, num_workers, Task.parse(task))

@@ -20,6 +20,13 @@ def text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def utf8(path: Path) -> Path:
+    """The path, for writers that take no other than UTF-8. Raises DataError for another."""
+    if (known := text(str(path))) != str(path):
+        raise DataError(f"{known}: the path is not UTF-8, as that of shards must be; choose another")
+    return path
+
+
 def fit(name: str, suffix: str = "") -> str:
     """The name with a suffix; what is too long for a file is cut, and a hash tells it from what is cut likewise."""
     whole = os.fsencode(name)

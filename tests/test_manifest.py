@@ -170,7 +170,8 @@ def test_names_that_are_not_utf8_are_found(tmp_path):
     (entry,) = manifest.read(tmp_path)
     assert os.fsencode(tmp_path / entry.path) == path
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": entry.path}))
-    assert list(manifest.read(tmp_path / "m.jsonl")) == [entry]
+    (tmp_path / "m.scp").write_bytes(b"caf\xe9.wav\n")
+    assert list(manifest.read(tmp_path / "m.jsonl")) == list(manifest.read(tmp_path / "m.scp")) == [entry]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"text", lambda data: data[:20] + bytes(40)])

@@ -79,5 +79,11 @@ def test_names_are_written_in_utf8():
     assert names.text("caf\udce9.wav, \ud83d, né") == r"caf\udce9.wav, \ud83d, né"
 
 
+def test_shards_are_not_written_to_a_path_that_is_not_utf8():
+    assert names.utf8(Path("né")) == Path("né")
+    with pytest.raises(DataError, match=r"caf\\udce9: the path is not UTF-8"):
+        names.utf8(Path("caf\udce9"))
+
+
 def test_paths_on_a_command_line_may_hold_commas():
     assert names.assignments("speech=a,b.jsonl,music=/x=1/c,") == ["speech=a,b.jsonl", "music=/x=1/c,"]

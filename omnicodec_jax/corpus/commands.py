@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from omnicodec_jax import command
+from omnicodec_jax import command, names
 from omnicodec_jax.options import ModelOption, model_name
 
 
@@ -53,7 +53,7 @@ def tokenize(
     share = Task.parse(task)
     job = Job(
         sources=parse_sources(manifest, unnamed=True),
-        out=out,
+        out=names.utf8(out),
         model=model_name(model),
         revision=revision,
         encoder=encoder,

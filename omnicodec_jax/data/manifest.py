@@ -113,9 +113,10 @@ def transcribed(path: Path) -> Iterator[tuple[Entry, str | None]]:
     suffix = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()
     if suffix not in kinds:
         raise DataError(f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz")
+    errors = "surrogateescape" if suffix == ".scp" else "strict"  # paths, which may hold any bytes; JSON is UTF-8
     for number, line in enumerate(_lines(path), 1):
         try:
-            if text := line.removeprefix(codecs.BOM_UTF8).decode().strip():
+            if text := line.removeprefix(codecs.BOM_UTF8).decode(errors=errors).strip():
                 yield kinds[suffix](text)
         except (ValueError, OverflowError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
             yield Entry(f"{path.name}:{number}", path.name, problem=f"no clip: {error}"), None
