@@ -29,6 +29,7 @@ import tyro
 
 from omnicodec_jax import __version__, cli, command
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training import multihost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
 
@@ -154,6 +155,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "omnicodec export-model": parsed,
     "omnicodec encode examples/audio clips_tokens --model models/omnicodec": parsed,
     "omnicodec stream-decode bell.safetensors --model models/untrained |": parsed,
+    "python ": runs(),
     "python train.py": parsed,
     "python eval.py": runs(
         *("--data", "sound=examples/audio/sound.jsonl", "--codebooks", "4"),
@@ -161,8 +163,6 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     ),
     "python eval.py --model models/first --data speech=LibriSpeech": parsed,
     "python eval.py --model trained=": parsed,
-    "python -m convert.to_torch": runs(),
-    "python -m convert.from_torch": runs(),
     "python -m convert.to_torch --model models/first/discriminators": parsed,
     "python -m convert.from_torch --checkpoint discriminators.safetensors": parsed,
     "python -m convert.from_torch --checkpoint downloads": parsed,
@@ -227,6 +227,7 @@ def in_one_process(demo_model: Path):
         patched.setattr(command, "log_progress", lambda: None)
         patched.setattr(command, "use_compilation_cache", lambda: None)
         patched.setattr(OmniCodecTokenizer, "from_pretrained", load)
+        patched.setattr(multihost, "initialize", lambda: None)  # JAX has begun
         patched.setattr("os._exit", sys.exit)
         patched.setenv("JAX_PLATFORMS", "cpu")
         yield
@@ -295,7 +296,9 @@ def test_commands_that_train_run(sandbox: Path, made: Path):
     steps = ("--optimizer.total-steps", "2", "--optimizer.warmup-steps", "1")
     shorter = {
         "omnicodec prepare": runs(),
-        "python train.py --config configs/demo.py": runs(*steps, "--run.validate-every", "2", "--run.save-every", "2"),
+        "python train.py --config configs/demo.py": runs(
+            *steps, "--run.validate-every", "2", "--run.save-every", "2", "--data.batch-size", "8"
+        ),
         "omnicodec export-model": runs(),
         "python -m omnicodec_jax.evaluation.perplexity": runs(*steps),
     }
