@@ -69,7 +69,17 @@ class TokenFile:
 
     @staticmethod
     def model_of(path: str | os.PathLike[str]) -> str:
-        """Reads only which model has made a file. Raises TokenError for what is no token file."""
+        """Reads only which model has made a file.
+
+        Args:
+            path: A token file.
+
+        Returns:
+            The model's hash, as `OmniCodecTokenizer.model_hash` gives it.
+
+        Raises:
+            TokenError: If it is no token file.
+        """
         try:
             with safe_open(Path(path), "np") as file:
                 return json.loads((file.metadata() or {})[_KEY])["model"]

@@ -366,25 +366,24 @@ def test_every_example_in_a_public_docstring_gives_what_it_says(
             assert not runner.run(test).failed, f"an example of {name} gives something else; see above"
 
 
+def functions(thing: object) -> Iterator[Callable[..., object]]:
+    """A function itself, or the public methods of a class that explain themselves."""
+    if inspect.isfunction(thing):
+        yield thing
+    for name, member in () if inspect.isfunction(thing) else vars(thing).items():
+        function = getattr(member, "__func__", member)
+        if inspect.isfunction(function) and inspect.getdoc(function) and name.lstrip("_") in ("init__", "call__", name):
+            yield function
+
+
 def test_public_docstrings_explain_every_argument():
+    wrong = []
     for name, thing in public().items():
-        summary = inspect.getdoc(thing).splitlines()[0]
-        assert summary.endswith((".", ":")) or "." in summary, name
-        methods = (
-            [thing]
-            if inspect.isfunction(thing)
-            else [
-                member
-                for attribute, member in inspect.getmembers(thing, inspect.isroutine)
-                if (attribute in ("__init__", "__call__") or not attribute.startswith("_"))
-                and attribute in vars(thing)
-                and inspect.getdoc(member)
-                and hasattr(member, "__code__" if inspect.isfunction(member) else "__func__")
-            ]
-        )
-        for method in methods:
-            arguments = [argument for argument in inspect.signature(method).parameters if argument != "self"]
-            if method.__name__ == "__init__" and hasattr(thing, "__dataclass_fields__"):
-                continue
-            explained = [entry.arg_name for entry in docstring_parser.parse(inspect.getdoc(method)).params]
-            assert explained == arguments, f"{name}: {method.__name__}"
+        assert "." in inspect.getdoc(thing).splitlines()[0], f"{name}: its first line is no sentence"
+        for function in functions(thing):
+            arguments = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
+            explained = [each.arg_name for each in docstring_parser.parse(inspect.getdoc(function)).params]
+            made_by_dataclass = function.__name__ == "__init__" and hasattr(thing, "__dataclass_fields__")
+            if explained != arguments and not made_by_dataclass:
+                wrong.append(f"{name}: {function.__name__} has {arguments}, its docstring explains {explained}")
+    assert not wrong, "\n".join(wrong)
