@@ -1,13 +1,20 @@
 """Live streams: they give what the whole clip gives, and depend on no more of the future than they say."""
 
 import dataclasses
+from functools import cache
 
+import jax
 import numpy as np
 import pytest
 import tiny
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from test_streaming import codes_of, whole
 
+from omnicodec_jax import model_directory
+from omnicodec_jax.config import SEANetConfig, SemanticConfig
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.streaming import StreamingDecoder, StreamingEncoder
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -58,6 +65,8 @@ def test_wrong_codes_and_numbers_of_sessions_are_refused(tokenizer):
         decode(np.zeros((1, 9, 1), np.int32))
     with pytest.raises(TokenError, match="code 256"):
         decode(np.full((2, 9, 1), 256))
+    with pytest.raises(ModelError, match="session 2: there are 2, counted from 0"):
+        decode(np.zeros((2, 9, 1), np.int32), reset=[2])
 
 
 # -- Encoding
@@ -109,6 +118,148 @@ def test_mostly_the_codes_of_the_whole_clip(tokenizer, audio):
     assert (streamed[:, 0] == offline[:, 0]).mean() > 0.5
 
 
+SAMPLES = 83_003
+"""3.46 s: at 6.25 Hz, windows of a second end before frames whose features they complete."""
+SMALL = {"transformer": dataclasses.replace(tiny.OMNICODEC.transformer, num_layers=1), "sample_rate": 24_000}
+RATIOS = {12.5: (8, 6, 5, 4), 6.25: (12, 8, 5, 4)}
+SEMANTIC = {
+    "log_mel": SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=16, codebook_dim=12),
+    "qwen3_aut": dataclasses.replace(tiny.OMNICODEC.semantic, source="qwen3_aut"),
+}
+CASES = [(source, rate) for source in (*SEMANTIC, "none") for rate in RATIOS]
+
+
+@cache
+def frozen_encoder():
+    """A random one of a few thousand parameters."""
+    config = Qwen3AuTConfig(conv_channels=4, d_model=16, num_heads=2, num_layers=1, dim_feedforward=16, output_dim=10)
+    model = model_directory.build(config)
+    return config, jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
+
+
+@cache
+def live_tokenizer(source: str, rate: float) -> OmniCodecTokenizer:
+    """Of so many frames of 24 kHz audio a second."""
+    small = {**SMALL, "seanet": SEANetConfig(n_filters=2, ratios=RATIOS[rate], n_residual_layers=1)}
+    if source == "none":
+        config = dataclasses.replace(tiny.MIMI, **small)
+        return OmniCodecTokenizer(config, tiny.variables(config))
+    config = dataclasses.replace(tiny.OMNICODEC, semantic=SEMANTIC[source], **small)
+    return OmniCodecTokenizer(config, tiny.variables(config), None if source == "log_mel" else frozen_encoder())
+
+
+def sound(rows: int, samples: int, seed: int = 0) -> np.ndarray:
+    """Noise whose loudness changes with every tenth of a second."""
+    rng = np.random.default_rng(seed)
+    loudness = np.repeat(10 ** rng.uniform(-3, -0.5, (rows, 1, samples // 2400 + 1)), 2400, axis=2)
+    return (loudness[:, :, :samples] * rng.normal(size=(rows, 1, samples))).astype(np.float32)
+
+
+@cache
+def codes_of_the_whole(source: str, rate: float) -> np.ndarray:
+    stream = StreamingEncoder(live_tokenizer(source, rate))
+    return np.concatenate([stream(sound(1, SAMPLES)), stream.flush()], axis=2)
+
+
+@pytest.mark.parametrize(("source", "rate"), CASES)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@example(sizes=[24_000] * 4)
+@given(sizes=st.lists(st.sampled_from([1, 480, 1920, 3841, 12_000, 23_999, 24_000, 48_000]), max_size=12))
+def test_a_code_that_has_gone_out_is_that_of_the_whole_clip(source, rate, sizes):
+    stream, audio, codes, position = StreamingEncoder(live_tokenizer(source, rate)), sound(1, SAMPLES), [], 0
+    whole = codes_of_the_whole(source, rate)
+    assert whole.shape[2] == -(-SAMPLES // live_tokenizer(source, rate).hop_length)
+    for size in [*sizes, SAMPLES]:
+        codes.append(stream(audio[:, :, position : position + size]))
+        position = min(SAMPLES, position + size)
+        assert sum(part.shape[2] for part in codes) <= position * rate / 24_000
+    np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=2), whole)
+
+
+@pytest.mark.parametrize(("source", "rate"), [("qwen3_aut", 6.25), ("none", 12.5)])
+def test_a_session_begins_anew_while_the_others_go_on(source, rate):
+    """Not at a frame's end, nor at a window's; each session has the codes of its streams alone."""
+    tokenizer = live_tokenizer(source, rate)
+    audio, change, chunk = sound(2, 5 * 24_000), 61_111, 7000
+    alone = StreamingEncoder(tokenizer, sessions=2)  # as many rows, as a compiler rounds differently for others
+
+    def codes_alone(row: int, start: int, end: int) -> np.ndarray:
+        part = np.repeat(audio[row : row + 1, :, start:end], 2, axis=0)
+        return np.concatenate([alone(part), alone.flush()], axis=2)[row]
+
+    stream, parts = StreamingEncoder(tokenizer, sessions=2), [[], []]
+
+    def take(codes: np.ndarray) -> None:
+        for row, out in zip(codes, parts, strict=True):
+            assert (np.diff((row[0] >= 0).astype(int)) <= 0).all()  # what is missing is missing at the end
+            out.append(row[:, row[0] >= 0])
+
+    for start in range(0, change, chunk):
+        take(stream(audio[:, :, start : min(change, start + chunk)]))
+    rest = stream.flush([1])
+    assert (rest[0] == -1).all()
+    take(rest)
+    first_stream, parts[1] = parts[1], []
+    take(stream(audio[:, :, change : change + chunk]))
+    for start in range(change + chunk, audio.shape[2], chunk):
+        take(stream(audio[:, :, start : start + chunk]))
+    take(stream.flush())
+    np.testing.assert_array_equal(np.concatenate(parts[0], axis=1), codes_alone(0, 0, audio.shape[2]))
+    np.testing.assert_array_equal(np.concatenate(first_stream, axis=1), codes_alone(1, 0, change))
+    np.testing.assert_array_equal(np.concatenate(parts[1], axis=1), codes_alone(1, change, audio.shape[2]))
+
+
+def test_a_session_that_is_reset_owes_nothing(tokenizer, audio):
+    stream = StreamingEncoder(tokenizer, sessions=2)
+    stream(audio[:, :, :70_000])
+    codes = stream(audio[:, :, 70_000:150_000], reset=[0])
+    alone = StreamingEncoder(tokenizer, sessions=2)(audio[:, :, 70_000:150_000])
+    assert codes.shape[2] > alone.shape[2] > 0
+    np.testing.assert_array_equal(codes[0, :, : alone.shape[2]], alone[0])
+    assert (codes[0, :, alone.shape[2] :] == -1).all()
+    assert (codes[1] >= 0).all()
+
+
+DAY = 86_400
+"""Seconds; a whole number of frames, windows and vectors."""
+
+
+def numbers(x: object) -> int:
+    """In all arrays."""
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(x))
+
+
+def live_for_twelve_seconds(source: str, rate: float, monkeypatch, skip: int = 0) -> tuple[list[np.ndarray], list]:
+    """Codes of each second; numbers held after it, and in what went into its steps. skip: seconds, after the eighth."""
+    stream, passed = StreamingEncoder(live_tokenizer(source, rate)), []
+    for name in ("_hide", "_encode"):
+        step = getattr(stream, name)
+        counted = lambda *inputs, step=step: (passed.append(numbers(inputs)), step(*inputs))[1]  # noqa: E731
+        monkeypatch.setattr(stream, name, counted)
+    audio, codes, counts = sound(1, 12 * 24_000), [], []
+    for second in range(12):
+        if second == 8:
+            (session,) = stream._sessions
+            session.start += skip * 24_000
+            session.heard += skip * 24_000
+            session.frames += round(skip * rate)
+            session.first += round(skip * (12.5 if source == "log_mel" else 13))
+        passed.clear()
+        codes.append(stream(audio[:, :, second * 24_000 : (second + 1) * 24_000]))
+        counts.append((numbers(vars(stream._sessions[0])), sum(passed), len(passed)))
+    return codes, counts
+
+
+@pytest.mark.parametrize(("source", "rate"), CASES)
+def test_a_session_of_a_day_holds_and_takes_what_one_of_four_seconds_does(source, rate, monkeypatch):
+    codes, counts = live_for_twelve_seconds(source, rate, monkeypatch)
+    assert counts[4:8] == counts[8:]  # frames, windows and seconds fall together every four seconds
+    day_later, day_counts = live_for_twelve_seconds(source, rate, monkeypatch, skip=DAY)
+    assert day_counts == counts
+    for one, other in zip(codes, day_later, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_without_a_semantic_branch_nothing_waits():
     mimi = OmniCodecTokenizer(tiny.MIMI, tiny.variables(tiny.MIMI))
     audio = np.asarray(tiny.normal(2, 1, 20 * tiny.HOP + 5))
@@ -125,6 +276,10 @@ def test_audio_that_is_refused(tokenizer):
         StreamingEncoder(tokenizer, sessions=2)(np.zeros((1, 1, 5)))
     with pytest.raises(AudioError, match="NaN"):
         StreamingEncoder(tokenizer)(np.full((1, 1, 5), np.nan))
+    with pytest.raises(ModelError, match="session -1: there are 1"):
+        StreamingEncoder(tokenizer)(np.zeros((1, 1, 5)), reset=[-1])
+    with pytest.raises(ModelError, match="session 1: there are 1"):
+        StreamingEncoder(tokenizer).flush([1])
     semantic = dataclasses.replace(tokenizer.config.semantic, source="stored")
     stored = OmniCodecTokenizer(dataclasses.replace(tokenizer.config, semantic=semantic), tokenizer.variables)
     with pytest.raises(ModelError, match="needs semantic features"):
