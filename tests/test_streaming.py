@@ -12,6 +12,7 @@ from tiny import HOP, MIMI, OMNICODEC, normal, variables
 
 from omnicodec_jax.model_directory import build
 from omnicodec_jax.models.conv import CausalConv1d
+from omnicodec_jax.models.transformer import rotary
 
 FRAMES = 30
 """Far more than the attention looks back: 6 steps, two a frame."""
@@ -153,6 +154,19 @@ def test_row_whose_state_is_zeroed_starts_anew_and_the_others_go_on():
     anew = whole("omnicodec", "decode")(jnp.roll(codes, -4, axis=2))[:, :, : 4 * HOP]
     for row, expected in enumerate((going_on, anew, going_on)):
         np.testing.assert_allclose(audio[row], expected[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("hours", [1, 24, 24 * 365])
+def test_attention_is_as_precise_after_hours_of_a_stream_as_in_its_first_second(hours):
+    """Queries and keys meet at the same angle, however late in the stream of 25 steps a second."""
+    q, k = normal(1, 1, 40, 64), normal(1, 1, 40, 64, seed=1)
+
+    def logits(start: int) -> np.ndarray:
+        positions = start + jnp.arange(40)[None]
+        q_turned, k_turned = (np.asarray(rotary(x, positions, 10_000.0))[0, 0] for x in (q, k))
+        return q_turned @ k_turned.T
+
+    np.testing.assert_allclose(logits(hours * 3600 * 25), logits(0), rtol=0, atol=2e-5)
 
 
 # -- Causality
