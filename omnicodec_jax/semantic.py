@@ -25,7 +25,7 @@ MEL_BLOCK = 1000
 
 def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: Encoder | None) -> Float[Array, "B S F"]:
     """Features of each row as a clip of its own; without an encoder, stacked log-mel frames. To be jitted."""
-    mel = signal.log_mel(signal.resample(audio[:, 0], sample_rate, signal.MEL_SAMPLE_RATE))
+    mel = signal.log_mel(signal.resample_as_soxr(audio[:, 0], sample_rate, signal.MEL_SAMPLE_RATE))
     if encoder is None:
         return signal.stack_frames(mel)
     config, variables = encoder

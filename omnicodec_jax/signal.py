@@ -5,6 +5,7 @@ TF32 on recent GPUs by default.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ MEL_HOP = 160
 MEL_BINS = 128
 FRAMES_PER_FEATURE = 8
 """Log-mel frames stacked into one feature vector of the `log_mel` semantic source: 12.5 Hz."""
+
+SOXR_REACH = 96
+"""Samples at the lower of two rates, after which an impulse through soxr at high quality has died away."""
 
 
 @lru_cache
@@ -123,12 +127,18 @@ def stack_frames(mel: ArrayT) -> ArrayT:
     return mel[..., index, :].reshape(*mel.shape[:-2], count, -1)
 
 
-@lru_cache
-def resampling_filters(source: int, target: int) -> tuple[np.ndarray, int]:
-    """Windowed-sinc low-pass filters, one for each output phase, and how many samples they reach back.
+Filters = Callable[[int, int], tuple[np.ndarray, int]]
+"""Low-pass filters of a resampler, one for each output phase, and how many samples they reach back.
 
-    `source` samples make `target` phases; float32 [2·reach + source, 1, target]. Source: torchaudio's `Resample` with
-    its defaults: cut-off at 0.99 of the lower Nyquist frequency, six zero crossings on either side, Hann window.
+`source` samples make `target` phases; float32 [2·reach + source, 1, target].
+"""
+
+
+@lru_cache
+def sinc_filters(source: int, target: int) -> tuple[np.ndarray, int]:
+    """Windowed-sinc filters of torchaudio's `Resample` with its defaults, as WavLM's input is resampled (spec §2.3).
+
+    Cut-off at 0.99 of the lower Nyquist frequency, six zero crossings on either side, Hann window.
     """
     crossings, cutoff = 6, 0.99 * min(source, target)
     reach = math.ceil(crossings * source / cutoff)
@@ -138,8 +148,32 @@ def resampling_filters(source: int, target: int) -> tuple[np.ndarray, int]:
     return (cutoff / source * np.sinc(time) * window).astype(np.float32), reach
 
 
-def resample(samples: Float[Array, "*B T"], source: int, target: int) -> Float[Array, "*B N"]:
-    """Audio at another integer sample rate, N = ceil(T · target / source); as torchaudio's default `Resample`.
+@lru_cache
+def soxr_filters(source: int, target: int) -> tuple[np.ndarray, int]:
+    """The filters of soxr at high quality, which files are resampled with: its own answers to impulses.
+
+    So a jitted step hears what the tokenizer hears; up to 7.4 of 8 kHz any good filter does, above that only the same.
+    """
+    import soxr
+
+    reach = math.ceil(SOXR_REACH * source / min(source, target))
+    before = -(-reach // source)
+    """Periods."""
+    filters = np.zeros((2 * reach + source, 1, target), np.float32)
+    for phase in range(source):
+        impulse = np.zeros((2 * before + 2) * source, np.float32)
+        impulse[(before + 1) * source + phase] = 1
+        answer = soxr.resample(impulse, source, target, quality="HQ").reshape(-1, target)
+        for period, values in enumerate(answer, -before - 1):
+            if 0 <= (tap := reach + phase - period * source) < len(filters):
+                filters[tap, 0] = values
+    return filters, reach
+
+
+def resample(
+    samples: Float[Array, "*B T"], source: int, target: int, filters: Filters = sinc_filters
+) -> Float[Array, "*B N"]:
+    """Audio at another integer sample rate, N = ceil(T · target / source).
 
     One strided convolution, each step of which makes all phases of a whole number of periods.
     """
@@ -149,16 +183,26 @@ def resample(samples: Float[Array, "*B T"], source: int, target: int) -> Float[A
     # Several periods a step, about 32 phases: mostly zeros, yet ten times as fast as two or three phases.
     periods = max(1, 32 * divisor // target)
     source, target = periods * source // divisor, periods * target // divisor
-    filters, reach = resampling_filters(source, target)
+    kernel, reach = filters(source, target)
     resampled = jax.lax.conv_general_dilated(
         samples.reshape(-1, samples.shape[-1], 1),
-        jnp.asarray(filters),
+        jnp.asarray(kernel),
         window_strides=(source,),
         padding=[(reach, reach + source)],
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=jax.lax.Precision.HIGHEST,
     ).reshape(*samples.shape[:-1], -1)
     return resampled[..., : -(-samples.shape[-1] * target // source)]
+
+
+def resample_as_soxr(samples: Float[Array, "*B T"], source: int, target: int) -> Float[Array, "*B N"]:
+    """`resample` with soxr's filters; equal to `data.audio.resample`, and so to what librosa makes of a clip.
+
+    soxr rounds the length where N is rounded up: the sample that may be missing is zero there.
+    """
+    resampled = resample(samples, source, target, soxr_filters)
+    given = (2 * samples.shape[-1] * target + source) // (2 * source)
+    return jnp.pad(resampled[..., :given], [(0, 0)] * (samples.ndim - 1) + [(0, resampled.shape[-1] - given)])
 
 
 def interpolate(x: ArrayT, size: int, places: range | None = None) -> ArrayT:
