@@ -196,7 +196,7 @@ def test_a_session_begins_anew_while_the_others_go_on(source, rate):
 
     for start in range(0, change, chunk):
         take(stream(audio[:, :, start : min(change, start + chunk)]))
-    rest = stream.flush([1])
+    rest = stream.flush([1, 1])
     assert (rest[0] == -1).all()
     take(rest)
     first_stream, parts[1] = parts[1], []
