@@ -99,12 +99,15 @@ def measure_pipeline(directory: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):
         prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, units.Task())
     (shard,) = records.read_index(prepared)
-    format = FeatureFormat(encoder="none", compute="float32", feature_dim=WIDTH)
-    rng = np.random.default_rng(0)
-    seconds = [size // records.SAMPLE_RATE for clip in shard.clips for _, size in records.segments(clip, 30)]
-    vectors = (format.encode(rng.standard_normal((13 * s, WIDTH), np.float32)) for s in seconds)
+    crop = SECONDS * records.SAMPLE_RATE
+    format = FeatureFormat(encoder="none", compute="float32", feature_dim=WIDTH, crop_samples=crop, stride_samples=crop)
+    rng, count = np.random.default_rng(0), features.num_vectors(crop)
+    sizes = [size for clip in shard.clips for _, size in records.segments(clip, 30)]
+    vectors = (
+        format.encode(rng.standard_normal((count * len(format.starts(size)), WIDTH), np.float32)) for size in sizes
+    )
     feature_bytes = records.write_shard(features.shard_path(stored, shard), vectors)
-    features.save_format(stored, format, np.zeros((13, WIDTH)))
+    features.save_format(stored, format)
 
     config = DataConfig(
         prepared=str(prepared), features=str(stored), domains=(DomainConfig(name="sound"),), batch_size=BATCH
@@ -117,7 +120,7 @@ def measure_pipeline(directory: Path) -> None:
     for _ in range(STEPS):
         next(batches)
     speed = STEPS * BATCH * SECONDS / (time.process_time() - start)
-    hours = sum(seconds) / 3600
+    hours = sum(sizes) / records.SAMPLE_RATE / 3600
     print(f"\nbatches of {BATCH} x {SECONDS} s with stored features: {speed:.0f} x real time per core")
     print(f"one core feeds a step of {BATCH} clips every {BATCH * SECONDS / speed:.2f} s")
     print(

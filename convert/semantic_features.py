@@ -2,13 +2,15 @@
 
 python -m convert.semantic_features --prepared data/prepared --encoder models/Qwen3-Omni --out data/features
 
-Run again, or with --task i/n on many machines, it does the shards that are not done.
+Each of the crops that the learner will hear (`omnicodec_jax/data/crops.py`) is encoded by itself, as the reference
+encodes what it trains on. Run again, or with --task i/n on many machines, it does the shards that are not done.
 """
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -16,12 +18,15 @@ from tqdm import tqdm
 from convert import qwen3_aut
 from convert.tensors import from_entries, import_torch
 from omnicodec_jax import command, model_directory
-from omnicodec_jax.data import audio, features, records
+from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.data.units import Task, remove_leftovers
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.signal import MEL_BINS, MEL_SAMPLE_RATE
+
+SHORTEST = SAMPLE_RATE // 10
+"""Samples of a crop, and between two."""
 
 
 class Encoder:
@@ -47,19 +52,17 @@ class Encoder:
         self._log_mel = WhisperFeatureExtractor(feature_size=MEL_BINS)
 
     def __call__(self, clips: list[np.ndarray]) -> list[np.ndarray]:
-        """float32 features [S, F] of each clip of 24 kHz samples, filled up with zeros to whole seconds."""
+        """float32 features [S, F] of each clip of 24 kHz samples, by itself. All clips are of one length."""
         torch = import_torch()
         mels = [self._mel(clip) for clip in clips]
         lengths = torch.tensor([mel.shape[1] for mel in mels], device=self._device)
         joined = torch.from_numpy(np.concatenate(mels, axis=1)).to(self._device, self._model.dtype)
         output = self._model(joined, lengths).last_hidden_state.float().cpu().numpy()
-        sizes = [mel.shape[1] // 100 * features.PER_SECOND for mel in mels]
-        return np.split(output, np.cumsum(sizes)[:-1])
+        return np.split(output, len(clips))
 
     def _mel(self, clip: np.ndarray) -> np.ndarray:
         """Log-mel [bins, frames]."""
-        whole = audio.fit_length(clip, -(-clip.size // SAMPLE_RATE) * SAMPLE_RATE)
-        samples = audio.resample(whole, SAMPLE_RATE, MEL_SAMPLE_RATE)
+        samples = audio.resample(clip, SAMPLE_RATE, MEL_SAMPLE_RATE)
         options: Any = {"padding": False, "truncation": False, "return_tensors": "np"}
         return self._log_mel(samples, sampling_rate=MEL_SAMPLE_RATE, **options)["input_features"][0]
 
@@ -79,23 +82,34 @@ class Error:
         return f"{(self.squared / max(self.total, 1e-30)) ** 0.5:.2e}"
 
 
-def read_segments(prepared: Path, shard: Shard) -> Iterator[np.ndarray]:
-    """Segments of a shard in their order, float32 [T]."""
+class Segment(NamedTuple):
+    """A record of a shard of audio."""
+
+    record: int
+    samples: int
+    starts: list[int]
+    """Of its crops."""
+
+
+def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
+    """Those of a shard, in their order."""
     seconds = records.read_settings(prepared)["segment_seconds"]
-    path = records.shard_path(prepared, shard.name)
-    for number in range(sum(records.num_segments(clip, seconds) for clip in shard.clips)):
-        yield records.read_samples(records.read_record(path, number)).astype(np.float32) / 32768
+    lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
+    return [Segment(record, length, format.starts(length)) for record, length in enumerate(lengths)]
 
 
-def batched(items: Iterable[np.ndarray], seconds: int) -> Iterator[list[np.ndarray]]:
-    """Neighbours together, until they last `seconds`."""
-    batch: list[np.ndarray] = []
-    for item in items:
-        batch.append(item)
-        if sum(clip.size for clip in batch) >= seconds * SAMPLE_RATE:
-            yield batch
-            batch = []
-    if batch:
+def read_crops(path: Path, segments: list[Segment], crop_samples: int) -> Iterator[np.ndarray]:
+    """All crops of a shard's segments, float32 [crop_samples]. Raises DataError."""
+    for segment in segments:
+        record = records.read_record(path, segment.record)
+        for start in segment.starts:
+            yield crops.read(record, segment.samples, start, crop_samples)
+
+
+def batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Neighbours together, `size` of them."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
         yield batch
 
 
@@ -105,6 +119,8 @@ def main(
     out: Path,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     number: Literal["bfloat16", "int8"] = "bfloat16",
+    crop_seconds: float = 10.0,
+    stride_seconds: float | None = None,
     batch_seconds: int = 240,
     task: str = "0/1",
 ) -> int:
@@ -115,15 +131,29 @@ def main(
         encoder: Directory or hub id of Qwen3-Omni, of its thinker, or of the audio encoder alone.
         out: Directory of the features.
         dtype: What the encoder computes in.
-        number: What is stored: 51 kB per second of audio as bfloat16, half of that as int8.
+        number: What is stored: 53 kB per second of a crop as bfloat16, half of that as int8.
+        crop_seconds: Length of the crops that are trained on: data.segment_samples / 24000.
+        stride_seconds: How far apart the crops of a clip begin. Less: more of them, and so much more to store. Default:
+            side by side.
         batch_seconds: Audio that is encoded at once.
         task: i/n: this process's share of the shards, counted from 0.
     """
     mine = Task.parse(task)
     shards = records.read_index(prepared)[mine.index :: mine.count]
+    stride_seconds = crop_seconds if stride_seconds is None else stride_seconds
+    crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
+    if min(crop, stride) < SHORTEST:
+        raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
     model = Encoder(encoder, dtype)
-    format = FeatureFormat(encoder=model.hash, compute=dtype, feature_dim=model.feature_dim, number=number)
-    features.save_format(out, format, silence=model([np.zeros(SAMPLE_RATE, np.float32)])[0])
+    format = FeatureFormat(
+        encoder=model.hash,
+        compute=dtype,
+        feature_dim=model.feature_dim,
+        number=number,
+        crop_samples=crop,
+        stride_samples=stride,
+    )
+    features.save_format(out, format)
 
     todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
     error, failed = Error(), 0
@@ -131,12 +161,16 @@ def main(
     with tqdm(total=total, desc="features", unit=" s of audio") as bar:
 
         def encoded(shard: Shard) -> Iterator[bytes]:
-            for batch in batched(read_segments(prepared, shard), batch_seconds):
-                for computed in model(batch):
-                    record = format.encode(computed)
-                    error.add(format.decode(record, 0, len(computed)), computed)
-                    yield record
-                bar.update(sum(clip.size for clip in batch) // SAMPLE_RATE)
+            parts = segments(prepared, shard, format)
+            heard = read_crops(records.shard_path(prepared, shard.name), parts, crop)
+            size = max(1, batch_seconds * SAMPLE_RATE // crop)
+            vectors = itertools.chain.from_iterable(map(model, batched(heard, size)))
+            for part in parts:
+                computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
+                record = format.encode(computed)
+                error.add(format.decode(record, 0, len(computed)), computed)
+                yield record
+                bar.update(part.samples // SAMPLE_RATE)
 
         for shard in todo:
             path = features.shard_path(out, shard)

@@ -23,7 +23,8 @@ from omnicodec_jax.errors import DataError
 SEGMENT_SECONDS, CROP = 10, 5 * SAMPLE_RATE
 LENGTHS = {"speech": [1.5, 4, 4.5, 5, 7.25], "music": [25.5, 0.3, 4.999]}
 """Seconds: of less than 4 is repeated, up to 5 is padded, more is cropped, above 10 is stored in segments."""
-FORMAT = FeatureFormat(encoder="none", compute="float32", feature_dim=4)
+OLDER = FeatureFormat(encoder="none", compute="float32", feature_dim=4)
+FORMAT = dataclasses.replace(OLDER, crop_samples=CROP, stride_samples=CROP // 4)
 
 
 def noise(domain, clip, samples):
@@ -32,8 +33,19 @@ def noise(domain, clip, samples):
     return np.random.default_rng(seed).integers(-32_000, 32_000, samples, np.int16)
 
 
+def segments(domain, clip):
+    """Start and length of a clip's segments."""
+    return records.segments(round(LENGTHS[domain][clip] * SAMPLE_RATE), SEGMENT_SECONDS)
+
+
+def crop_vectors(domain, clip, segment, crop):
+    """Clip, segment, crop of the segment, and number within the crop."""
+    name = 10 * sorted(LENGTHS).index(domain) + clip
+    return np.array([[name, segment, crop, k] for k in range(65)], np.float32)
+
+
 def vectors(domain, clip, seconds):
-    """Clip, second and number within the second, for seconds that may be None: silence."""
+    """Of an older version: clip, second and number within the second, for seconds that may be None: silence."""
     name = 10 * sorted(LENGTHS).index(domain) + clip
     rows = [[name if s is not None else -1, -1 if s is None else s, k, 1] for s in seconds for k in range(13)]
     return np.array(rows, np.float32)
@@ -53,19 +65,25 @@ def write_data(directory):
         lengths = {clip: round(LENGTHS[domain][clip] * SAMPLE_RATE) for clip in numbers}
         name = f"{domain}-train-{numbers[0]:06d}"
         shard = Shard(name=name, domain=domain, split="train", digest="d1", clips=tuple(lengths.values()), bytes=1)
-        audio, stored = [], []
+        audio, stored, older = [], [], []
         for clip, length in lengths.items():
             samples = noise(domain, clip, length)
-            for start, size in records.segments(length, SEGMENT_SECONDS):
+            for number, (start, size) in enumerate(segments(domain, clip)):
                 header = Header(str(clip), domain, start, length, 1.0, SAMPLE_RATE, length)
                 audio.append(records.encode(header, samples[start : start + size]))
+                crops = [crop_vectors(domain, clip, number, crop) for crop in range(len(FORMAT.starts(size)))]
+                stored.append(FORMAT.encode(np.concatenate(crops)))
                 first = start // SAMPLE_RATE
-                stored.append(FORMAT.encode(vectors(domain, clip, range(first, first - -size // SAMPLE_RATE))))
+                older.append(OLDER.encode(vectors(domain, clip, range(first, first - -size // SAMPLE_RATE))))
         records.write_shard(records.shard_path(directory, name), audio)
         records.write_shard(features.shard_path(directory / "features", shard), stored)
+        records.write_shard(features.shard_path(directory / "older", shard), older)
         shards.append(shard)
     write_index(directory, shards)
-    features.save_format(directory / "features", FORMAT, vectors("music", 0, [None]))
+    features.save_format(directory / "features", FORMAT)
+    settings = {"encoder": "none", "compute": "float32", "feature_dim": 4, "number": "bfloat16"}
+    (directory / "older" / features.SETTINGS).write_text(json.dumps(settings))
+    np.save(directory / "older" / features.SILENCE, vectors("music", 0, [None]))
     return directory
 
 
@@ -77,9 +95,8 @@ def directory(tmp_path_factory):
 def data_config(directory, weights=(3.0, 1.0), **options):
     domains = tuple(DomainConfig(name=name, weight=weight) for name, weight in zip(LENGTHS, weights, strict=True))
     defaults: dict[str, Any] = {"segment_samples": CROP, "batch_size": 8, "num_workers": 0}
-    return DataConfig(
-        prepared=str(directory), features=str(directory / "features"), domains=domains, **defaults | options
-    )
+    defaults["features"] = str(directory / "features")
+    return DataConfig(prepared=str(directory), domains=domains, **defaults | options)
 
 
 def is_equal(one, other):
@@ -90,7 +107,7 @@ def is_equal(one, other):
 
 
 def explain(samples, index):
-    """Checks that a sample is what the rules make of its clip; returns which rule, and where it starts."""
+    """Checks that a sample is what the rules make of its clip; returns which rule, where it starts, its features."""
     sample = samples[index]
     domain, clip = samples.id(index).split(":")
     clip, whole = int(clip), noise(domain, int(clip), round(LENGTHS[domain][int(clip)] * SAMPLE_RATE))
@@ -102,47 +119,77 @@ def explain(samples, index):
     if "features" in sample:
         assert sample["features"].dtype == features.ml_dtypes.bfloat16
         held = sample["features"].astype(np.float32)
-    grid = 1 if held is None else SAMPLE_RATE
+    older = held is not None and held[0, 3] == 1
     if whole.size >= CROP:
         (start,) = [s for s in np.flatnonzero(whole == audio[0]) if np.array_equal(whole[s : s + CROP], audio)]
-        rule, seconds = "cropped", range(start // SAMPLE_RATE, start // SAMPLE_RATE + 5)
+        rule = "cropped"
     elif whole.size >= 0.8 * CROP:
         np.testing.assert_array_equal(audio[: whole.size], whole)
         assert not audio[whole.size :].any()
-        full = -(-whole.size // SAMPLE_RATE)
-        rule, start, seconds = "padded", 0, [*range(full), *[None] * (5 - full)]
+        rule, start = "padded", 0
     else:
-        period = -(-whole.size // grid) * grid
+        # What an older version has stored is repeated with silence up to the whole second.
+        period = -(-whole.size // SAMPLE_RATE) * SAMPLE_RATE if older else whole.size
         padded = np.pad(whole, (0, period - whole.size))
         rows = np.arange(CROP)
         (start,) = [
             s for s in np.flatnonzero(padded == audio[0]) if (padded[(rows[:9] + s) % period] == audio[:9]).all()
         ]
         np.testing.assert_array_equal(audio, padded[(rows + start) % period])
-        rule, seconds = "repeated", [(start // SAMPLE_RATE + s) % (period // SAMPLE_RATE or 1) for s in range(5)]
-    if held is not None:
-        assert start % SAMPLE_RATE == 0
-        np.testing.assert_array_equal(held, vectors(domain, clip, seconds))
-    return rule, domain, clip, start
+        rule = "repeated"
+    return rule, domain, clip, int(start), held
 
 
-@pytest.mark.parametrize("stored", [False, True])
+def open_samples(directory, stored):
+    options = {} if stored is None else {"features": str(directory / stored)}
+    return Samples.open(data_config(directory, (1.0, 1.0), **options), 0, stored_features=stored is not None)
+
+
+@pytest.mark.parametrize("stored", [None, "features", "older"])
 def test_every_sample_follows_the_rules_to_the_sample(directory, stored):
-    samples = Samples.open(data_config(directory, (1.0, 1.0)), 0, stored_features=stored)
+    samples = open_samples(directory, stored)
     seen = [explain(samples, index) for index in range(80)]
     assert {rule for rule, *_ in seen} == {"cropped", "padded", "repeated"}
-    assert {(domain, clip) for _, domain, clip, _ in seen} == {(d, c) for d in LENGTHS for c in range(len(LENGTHS[d]))}
-    starts = {start for _, domain, clip, start in seen if (domain, clip) == ("music", 0)}
+    assert {(domain, clip) for _, domain, clip, *_ in seen} == {(d, c) for d in LENGTHS for c in range(len(LENGTHS[d]))}
+    starts = {start for _, domain, clip, start, _ in seen if (domain, clip) == ("music", 0)}
     assert len(starts) > 5
-    assert {sum(start >= s for s, _ in records.segments(612_000, SEGMENT_SECONDS)) for start in starts} == {1, 2, 3}
+    assert {sum(start >= s for s, _ in segments("music", 0)) for start in starts} == {1, 2, 3}
     offsets = {start % SAMPLE_RATE for start in starts}
-    assert offsets == {0} if stored else len(offsets) > 5
+    assert offsets == {0} if stored == "older" else len(offsets) > 1
 
 
-def test_without_features_short_clips_repeat_without_a_gap(directory):
-    samples = Samples.open(data_config(directory), 0)
+def test_stored_features_are_those_of_the_very_crop_that_is_heard(directory):
+    samples = open_samples(directory, "features")
+    for index in range(80):
+        _, domain, clip, start, held = explain(samples, index)
+        ((number, first, size),) = [
+            (number, first, size)
+            for number, (first, size) in enumerate(segments(domain, clip))
+            if first <= start < first + size and (number == held[0, 1])
+        ]
+        crop = FORMAT.starts(size).index(start - first)
+        np.testing.assert_array_equal(held, crop_vectors(domain, clip, number, crop))
+
+
+def test_features_of_an_older_version_are_those_of_the_seconds_that_are_heard(directory):
+    samples = open_samples(directory, "older")
+    for index in range(60):
+        rule, domain, clip, start, held = explain(samples, index)
+        first, full = start // SAMPLE_RATE, -(-round(LENGTHS[domain][clip] * SAMPLE_RATE) // SAMPLE_RATE)
+        seconds = {
+            "cropped": range(first, first + 5),
+            "padded": [*range(full), *[None] * (5 - full)],
+            "repeated": [(first + s) % full for s in range(5)],
+        }[rule]
+        assert start % SAMPLE_RATE == 0
+        np.testing.assert_array_equal(held, vectors(domain, clip, seconds))
+
+
+@pytest.mark.parametrize("stored", [None, "features"])
+def test_short_clips_repeat_without_a_gap_from_anywhere_on(directory, stored):
+    samples = open_samples(directory, stored)
     starts = {seen[3] for index in range(60) if (seen := explain(samples, index))[1:3] == ("speech", 0)}
-    assert len(starts) > 3
+    assert len(starts) > 1
     assert any(start % SAMPLE_RATE for start in starts)
 
 

@@ -1,5 +1,6 @@
 """The formats of prepared audio and of stored features."""
 
+import json
 import resource
 
 import ml_dtypes
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnicodec_jax.data import features, records
+from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureFormat, FeatureStore
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
 from omnicodec_jax.errors import DataError
@@ -119,8 +120,15 @@ def test_number_of_vectors(samples):
     assert features.num_vectors(samples) == sum(-(-count // 8) for count in frames)
 
 
-def feature_format(number, feature_dim=16):
-    return FeatureFormat(encoder="abc", compute="float32", feature_dim=feature_dim, number=number)
+def feature_format(number, feature_dim=16, crop=None):
+    return FeatureFormat(
+        encoder="abc",
+        compute="float32",
+        feature_dim=feature_dim,
+        number=number,
+        crop_samples=crop,
+        stride_samples=crop,
+    )
 
 
 def vectors(count=39):
@@ -162,23 +170,79 @@ def test_a_part_of_a_record(number):
 
 @pytest.mark.parametrize("number", ["bfloat16", "int8"])
 def test_store(tmp_path, number):
-    format, silence, segments = feature_format(number), vectors(13), [vectors(26), vectors(13)]
+    """Two segments of two and one crops of a second."""
+    format, segments = feature_format(number, crop=SAMPLE_RATE), [vectors(26), vectors(13)]
     held = [shard(clips=(48_000, 24_000)), shard(name="speech-train-000001")]
     with pytest.raises(DataError, match=r"no semantic features here; run python -m convert\.semantic_features"):
-        FeatureStore.open(tmp_path, held[:1])
-    features.save_format(tmp_path, format, silence)
-    features.save_format(tmp_path, format, silence)
+        FeatureStore.open(tmp_path, held[:1], SAMPLE_RATE)
+    features.save_format(tmp_path, format)
+    features.save_format(tmp_path, format)
     records.write_shard(features.shard_path(tmp_path, held[0]), map(format.encode, segments))
-    store = FeatureStore.open(tmp_path, held[:1])
-    np.testing.assert_array_equal(store.read(held[0], 1, 0, 13), format.decode(format.encode(segments[1]), 0, 13))
-    beyond = store.read(held[0], 0, 13, 30)
-    assert beyond.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(beyond[:13], format.decode(format.encode(segments[0]), 13, 13))
-    np.testing.assert_array_equal(beyond[13:], np.resize(silence, (17, 16)).astype(ml_dtypes.bfloat16))
+    store = FeatureStore.open(tmp_path, held[:1], SAMPLE_RATE)
+    crop = store.read_crop(held[0], 0, 1)
+    assert crop.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(crop, format.decode(format.encode(segments[0]), 13, 13))
+    np.testing.assert_array_equal(store.read_crop(held[0], 1, 0), format.decode(format.encode(segments[1]), 0, 13))
+    with pytest.raises(DataError, match="record 1: holds no crop 1"):
+        store.read_crop(held[0], 1, 1)
 
     with pytest.raises(DataError, match="lacks the features of 1 of 2 shards, speech-train-000001 for one"):
-        FeatureStore.open(tmp_path, held)
+        FeatureStore.open(tmp_path, held, SAMPLE_RATE)
     with pytest.raises(DataError, match="lacks"):  # features of what the shard was before
-        FeatureStore.open(tmp_path, [shard(digest="4567")])
-    with pytest.raises(DataError, match="another encoder or format"):
-        features.save_format(tmp_path, feature_format(number, feature_dim=8), silence)
+        FeatureStore.open(tmp_path, [shard(digest="4567")], SAMPLE_RATE)
+    with pytest.raises(DataError, match=r"of crops of 1 s; .* = 36000 are 1\.5 s: .*--crop-seconds 1\.5"):
+        FeatureStore.open(tmp_path, held[:1], 36_000)
+    with pytest.raises(DataError, match="another encoder, format or crops"):
+        features.save_format(tmp_path, feature_format(number, feature_dim=8, crop=SAMPLE_RATE))
+    (tmp_path / features.SETTINGS).write_text('{"encoder": "abc", "of": "later"}')
+    with pytest.raises(DataError, match=r"features\.json: damaged, or of a later version"):
+        FeatureStore.open(tmp_path, held[:1], SAMPLE_RATE)
+
+
+def test_features_that_an_older_version_has_stored_are_read_with_a_warning(tmp_path, caplog):
+    format, silence, segment = feature_format("bfloat16"), vectors(13), vectors(26)
+    settings = {"encoder": "abc", "compute": "float32", "feature_dim": 16, "number": "bfloat16"}
+    (tmp_path / features.SETTINGS).write_text(json.dumps(settings))
+    np.save(tmp_path / features.SILENCE, silence)
+    held = [shard(clips=(48_000,))]
+    records.write_shard(features.shard_path(tmp_path, held[0]), [format.encode(segment)])
+    store = FeatureStore.open(tmp_path, held, SAMPLE_RATE)
+    assert store.format == format
+    assert "of an older version" in caplog.text
+    beyond = store.read_seconds(held[0], 0, 13, 30)
+    assert beyond.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(beyond[:13], format.decode(format.encode(segment), 13, 13))
+    np.testing.assert_array_equal(beyond[13:], np.resize(silence, (17, 16)).astype(ml_dtypes.bfloat16))
+
+
+# Crops.
+
+
+@given(st.integers(1, 700), st.integers(1, 300), st.integers(1, 300))
+def test_stored_crops_reach_from_a_clips_beginning_to_its_end(length, wanted, stride):
+    starts = crops.spread_starts(length, wanted, stride)
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[-1] < crops.num_starts(length, wanted)
+    if crops.num_starts(length, wanted) > 1:
+        end = starts[-1] if length >= wanted else length  # what repeats has no end
+        assert np.diff(starts, append=end).max() <= 1.1 * stride + 1
+    if length > wanted + stride // 10:
+        assert starts[-1] == length - wanted
+
+
+def test_a_clip_of_ten_seconds_and_some_milliseconds_is_one_crop():
+    ten = 10 * SAMPLE_RATE
+    assert crops.spread_starts(ten + 160, ten, ten) == [0]
+    assert crops.spread_starts(3 * ten, ten, ten) == [0, ten, 2 * ten]
+    assert crops.spread_starts(7200, ten, ten) == [0]
+
+
+@pytest.mark.parametrize(("length", "start"), [(7200, 5000), (191_999, 100_000), (192_000, 0), (240_000, 0)])
+def test_a_crop_is_a_part_or_padded_or_repeated_without_a_gap(length, start):
+    samples = RNG.integers(1, 30_000, length, np.int16)
+    record = records.encode(Header("a", "speech", 0, length, 1.0, SAMPLE_RATE, length), samples)
+    heard = np.rint(crops.read(record, length, start, 240_000) * 32_768)
+    place = start + np.arange(240_000)
+    expected = samples[place % length] if length < 192_000 else np.pad(samples, (0, 240_000 - length))
+    np.testing.assert_array_equal(heard, expected)

@@ -1,26 +1,33 @@
 """Stored semantic features: one shard beside each shard of prepared audio, record for record.
 
-    DIR/features.json     encoder, width, number format
-    DIR/silence.npy       features of a second of silence, with which clips that are padded are padded
+    DIR/features.json     encoder, width, number format, which crops
     DIR/shards/speech-train-000000-DIGEST.array_record
 
-A segment of s seconds has 13·ceil(s) vectors: the encoder starts anew at every second, so that a crop that begins at a
-whole second has exactly its own vectors. The file's name carries the digest of the audio shard that it belongs to.
+A segment's record holds the features of some of its crops, one crop after the other: each encoded by itself, from the
+very samples that the learner hears, so that they are those that the encoder would compute there and then. The file's
+name carries the digest of the audio shard that it belongs to.
+
+Older directories (no `crop_samples` in features.json) hold 13·ceil(s) vectors of a segment of s seconds, encoded as a
+whole, and silence.npy, features of a second of silence. Crops at whole seconds find vectors there that were computed of
+their own seconds, but under the segment's loudness and in the segment's windows (docs/tokens.md says how far off).
 """
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
-from omnicodec_jax.data import records
+from omnicodec_jax.data import crops, records
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, num_tokens
+
+LOG = logging.getLogger(__name__)
 
 SETTINGS, SILENCE = "features.json", "silence.npy"
 PER_SECOND = TOKENS_PER_CHUNK
@@ -37,6 +44,16 @@ class FeatureFormat:
     feature_dim: int
     number: Literal["bfloat16", "int8"] = "bfloat16"
     """int8 has one float32 scale per vector."""
+    crop_samples: int | None = None
+    """Length of the crops, at 24 kHz; None: an older directory."""
+    stride_samples: int | None = None
+    """How far apart the crops of a segment begin, about."""
+
+    def starts(self, length: int) -> list[int]:
+        """Where the crops of a segment of so many samples begin whose features are stored."""
+        assert self.crop_samples is not None
+        assert self.stride_samples is not None
+        return crops.spread_starts(length, self.crop_samples, self.stride_samples)
 
     @property
     def bytes_per_vector(self) -> int:
@@ -71,13 +88,11 @@ def shard_path(directory: Path, shard: Shard) -> Path:
     return records.shard_path(directory, f"{shard.name}-{shard.digest}")
 
 
-def save_format(directory: Path, format: FeatureFormat, silence: np.ndarray) -> None:
+def save_format(directory: Path, format: FeatureFormat) -> None:
     """Starts a directory of features. Raises DataError if it was begun in another format."""
     path, text = directory / SETTINGS, json.dumps(dataclasses.asdict(format), indent=2) + "\n"
     if path.is_file() and path.read_text() != text:
-        raise DataError(f"{directory}: holds features of another encoder or format; use another --out")
-    with replacing(directory / SILENCE) as temporary:
-        np.save(temporary, silence.astype(np.float32))
+        raise DataError(f"{directory}: holds features of another encoder, format or crops; use another --out")
     with replacing(path) as temporary:
         temporary.write_text(text)
 
@@ -93,25 +108,52 @@ class FeatureStore:
 
     directory: Path
     format: FeatureFormat
-    silence: np.ndarray
-    """float32 [13, F]"""
+    silence: np.ndarray | None
+    """float32 [13, F], of an older directory."""
 
     @classmethod
-    def open(cls, directory: Path, shards: list[Shard]) -> "FeatureStore":
-        """Raises DataError if it lacks the features of one of the shards."""
+    def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
+        """Raises DataError if it lacks the features of one of the shards, or of crops of that length."""
         if not (directory / SETTINGS).is_file():
             raise DataError(f"{directory}: no semantic features here; run python -m convert.semantic_features")
-        format = FeatureFormat(**json.loads((directory / SETTINGS).read_text()))
+        try:
+            format = FeatureFormat(**json.loads((directory / SETTINGS).read_text()))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{directory / SETTINGS}: damaged, or of a later version: {error}") from None
+        if format.crop_samples not in (None, crop_samples):
+            held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))
+            raise DataError(
+                f"{directory}: holds features of crops of {held:g} s; data.segment_samples = {crop_samples} are "
+                f"{wanted:g} s: run python -m convert.semantic_features --crop-seconds {wanted:g} with another --out"
+            )
         held = {path.name for path in (directory / records.SHARDS).glob(f"[!.]*{records.SUFFIX}")}
         if missing := [shard.name for shard in shards if shard_path(directory, shard).name not in held]:
             raise DataError(
                 f"{directory}: lacks the features of {len(missing)} of {len(shards)} shards, {missing[0]} for one; "
                 "run python -m convert.semantic_features again"
             )
+        if format.crop_samples is not None:
+            return cls(directory, format, None)
+        LOG.warning(
+            "%s: features of an older version, not those of the very crops that are heard; docs/tokens.md says how far "
+            "off they are. python -m convert.semantic_features with another --out computes them anew.",
+            directory,
+        )
         return cls(directory, format, np.load(directory / SILENCE))
 
-    def read(self, shard: Shard, record: int, start: int, count: int) -> np.ndarray:
-        """bfloat16 [count, F] from vector `start` of a segment on; past its end, those of silence."""
+    def read_crop(self, shard: Shard, record: int, number: int) -> np.ndarray:
+        """bfloat16 [S, F] of the crop that begins at `format.starts(…)[number]` of a segment."""
+        assert self.format.crop_samples is not None
+        count = num_vectors(self.format.crop_samples)
+        stored = records.read_record(shard_path(self.directory, shard), record)
+        vectors = self.format.decode(stored, number * count, count)
+        if len(vectors) != count:
+            raise DataError(f"{self.directory}: {shard.name}, record {record}: holds no crop {number}")
+        return vectors
+
+    def read_seconds(self, shard: Shard, record: int, start: int, count: int) -> np.ndarray:
+        """bfloat16 [count, F] from vector `start` of a segment on, of an older directory; past its end, of silence."""
+        assert self.silence is not None
         stored = self.format.decode(records.read_record(shard_path(self.directory, shard), record), start, count)
         missing = count - len(stored)
         silence = np.resize(self.silence, (missing, self.format.feature_dim)).astype(ml_dtypes.bfloat16)

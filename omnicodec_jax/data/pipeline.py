@@ -25,15 +25,13 @@ import soundfile
 from absl import flags
 
 from omnicodec_jax.config import DataConfig
-from omnicodec_jax.data import features, records
+from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureStore
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard, Split
 from omnicodec_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
 
-PAD_FROM = 0.8
-"""A clip of at least this share of a crop is padded with silence, a shorter one repeats (spec §4)."""
 SUBSTITUTES = 100
 """Clips tried in place of one that cannot be read."""
 BATCHES_AHEAD = 2
@@ -97,35 +95,47 @@ class Crop:
         raise DataError(f"{self.directory}: {SUBSTITUTES} clips in a row cannot be read; see the log")
 
     def _crop(self, place: Place, rng: np.random.Generator) -> Sample:
-        """One of the clip's segments, by length; then the reference's rule (spec §4) within it."""
+        """One of the clip's segments, by length; then one of its crops."""
         pieces = records.segments(place.samples, self.clips[0].segment_seconds)
         moment = rng.integers(place.samples)
         index = bisect.bisect_right([start for start, _ in pieces], moment) - 1
-        record, length, wanted = place.record + index, pieces[index][1], self.crop_samples
-        path = records.shard_path(self.directory, place.shard.name)
-        # Stored features begin anew at every second, and so do crops and repetitions that must have their own.
-        grid = 1 if self.store is None else SAMPLE_RATE
-        if length >= wanted:
-            start = int(rng.integers((length - wanted) // grid + 1)) * grid
-            audio = records.read_samples(records.read_record(path, record), start, wanted)
-        elif length >= PAD_FROM * wanted:
-            start, audio = 0, records.read_samples(records.read_record(path, record))
-        else:
-            period = -(-length // grid) * grid
-            whole = np.zeros(period, np.int16)
-            whole[:length] = records.read_samples(records.read_record(path, record))
-            start = int(rng.integers(period // grid)) * grid
-            audio = np.resize(np.roll(whole, -start), wanted)
-        sample = {"audio": np.zeros((1, wanted), np.float32)}
-        sample["audio"][0, : audio.size] = audio.astype(np.float32) / 32768
-        if self.store is not None:
-            count, first = features.num_vectors(wanted), start // SAMPLE_RATE * features.PER_SECOND
-            if length >= PAD_FROM * wanted:
-                sample["features"] = self.store.read(place.shard, record, first, count)
-            else:
-                whole = self.store.read(place.shard, record, 0, features.num_vectors(period))
-                sample["features"] = np.resize(np.roll(whole, -first, axis=0), (count, whole.shape[1]))
-        return sample
+        number, length, wanted = place.record + index, pieces[index][1], self.crop_samples
+        record = records.read_record(records.shard_path(self.directory, place.shard.name), number)
+        if self.store is None:
+            start = int(rng.integers(crops.num_starts(length, wanted)))
+            return {"audio": crops.read(record, length, start, wanted)[None]}
+        if self.store.format.crop_samples is None:
+            return self._crop_at_seconds(place, number, record, length, rng)
+        starts = self.store.format.starts(length)
+        chosen = int(rng.integers(len(starts)))
+        return {
+            "audio": crops.read(record, length, starts[chosen], wanted)[None],
+            "features": self.store.read_crop(place.shard, number, chosen),
+        }
+
+    def _crop_at_seconds(
+        self, place: Place, number: int, record: bytes, length: int, rng: np.random.Generator
+    ) -> Sample:
+        """With features of an older directory: what is cropped or repeated begins anew at whole seconds."""
+        assert self.store is not None
+        wanted = self.crop_samples
+        count = features.num_vectors(wanted)
+        if length >= crops.PAD_FROM * wanted:
+            start = int(rng.integers(max(0, length - wanted) // SAMPLE_RATE + 1))
+            first = start * features.PER_SECOND
+            return {
+                "audio": crops.read(record, length, start * SAMPLE_RATE, wanted)[None],
+                "features": self.store.read_seconds(place.shard, number, first, count),
+            }
+        period = -(-length // SAMPLE_RATE)
+        start = int(rng.integers(period))
+        whole = np.zeros(period * SAMPLE_RATE, np.float32)
+        whole[:length] = records.read_samples(record).astype(np.float32) / 32768
+        stored = self.store.read_seconds(place.shard, number, 0, period * features.PER_SECOND)
+        return {
+            "audio": np.resize(np.roll(whole, -start * SAMPLE_RATE), (1, wanted)),
+            "features": np.resize(np.roll(stored, -start * features.PER_SECOND, axis=0), (count, stored.shape[1])),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +186,7 @@ class Samples:
         if stored_features:
             if config.features is None:
                 raise DataError("semantic.source is 'stored': data.features must name the directory of the features")
-            store = FeatureStore.open(Path(config.features), shards)
+            store = FeatureStore.open(Path(config.features), shards, config.segment_samples)
         seconds = records.read_settings(directory)["segment_seconds"]
         if config.segment_samples > (longest := seconds // 2 * SAMPLE_RATE):
             raise DataError(

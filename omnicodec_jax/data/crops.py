@@ -1,0 +1,50 @@
+"""Crops: what the learner hears of a segment, by the reference's rule (spec §4).
+
+    segment of a crop or more       a part of it
+    of PAD_FROM of a crop or more   all of it, and silence after it
+    shorter                         all of it over and over, without a gap, from any of its samples on
+
+Stored features are those of crops, too; so what is encoded is what is heard, to the sample.
+"""
+
+import numpy as np
+
+from omnicodec_jax.data import records
+
+PAD_FROM = 0.8
+"""Share of a crop from which on a segment is padded with silence, rather than repeated."""
+
+
+def num_starts(length: int, wanted: int) -> int:
+    """How many samples of a segment of `length` a crop of `wanted` can begin at, from the first on."""
+    if length >= wanted:
+        return length - wanted + 1
+    return 1 if length >= PAD_FROM * wanted else length
+
+
+def spread_starts(length: int, wanted: int, stride: int) -> list[int]:
+    """Starts of crops about a stride apart, spread evenly over all that there are; a padded segment has but one.
+
+    Those of a long segment reach from its beginning to its end. What is left over is worth another crop from a tenth
+    of a stride on: clips of "ten seconds" are often some milliseconds longer.
+    """
+    starts = num_starts(length, wanted)
+    if length < wanted:
+        count = min(starts, -(-length // stride))
+        return [number * starts // count for number in range(count)]
+    last = starts - 1
+    count = 1 + max(0, -(-(last - stride // 10) // stride))
+    return [number * last // max(1, count - 1) for number in range(count)]
+
+
+def read(record: bytes, length: int, start: int, wanted: int) -> np.ndarray:
+    """The crop that begins at sample `start` of a segment of `length`: float32 [wanted]. Decodes no more than that."""
+    if length >= wanted:
+        samples = records.read_samples(record, start, wanted)
+    else:
+        samples = records.read_samples(record)
+        if length < PAD_FROM * wanted:
+            samples = np.resize(np.roll(samples, -start), wanted)
+    crop = np.zeros(wanted, np.float32)
+    crop[: samples.size] = samples.astype(np.float32) / 32768
+    return crop
