@@ -124,7 +124,7 @@ SMALL = {"transformer": dataclasses.replace(tiny.OMNICODEC.transformer, num_laye
 RATIOS = {12.5: (8, 6, 5, 4), 6.25: (12, 8, 5, 4)}
 SEMANTIC = {
     "log_mel": SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=16, codebook_dim=12),
-    "qwen3_aut": dataclasses.replace(tiny.OMNICODEC.semantic, source="qwen3_aut"),
+    "qwen3_aut": SemanticConfig(source="qwen3_aut", feature_dim=10, codebook_size=16, codebook_dim=12),
 }
 CASES = [(source, rate) for source in (*SEMANTIC, "none") for rate in RATIOS]
 

@@ -162,6 +162,7 @@ def test_stored_features_are_those_of_the_very_crop_that_is_heard(directory):
     samples = open_samples(directory, "features")
     for index in range(80):
         _, domain, clip, start, held = explain(samples, index)
+        assert held is not None
         ((number, first, size),) = [
             (number, first, size)
             for number, (first, size) in enumerate(segments(domain, clip))
