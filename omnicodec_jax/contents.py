@@ -88,6 +88,9 @@ def _features(path: Path) -> Iterator[str]:
     seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / features.PER_SECOND
     yield f"{path}: semantic features, about {seconds / 3600:.2f} h in {len(files)} shards"
     yield f"{format.feature_dim} wide, stored as {format.number}, computed in {format.compute}"
+    if format.crop_samples is not None and format.stride_samples is not None:
+        crop, stride = (samples / records.SAMPLE_RATE for samples in (format.crop_samples, format.stride_samples))
+        yield f"of crops of {crop:g} s, {stride:g} s apart"
     yield f"encoder {format.encoder}"
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import tiny_experiment
 import token_shards
@@ -88,13 +87,20 @@ def test_a_run_says_its_step_and_how_good_it_is(tmp_path, said):
 
 
 def test_features_say_what_computed_them(tmp_path, said):
-    format = features.FeatureFormat(encoder="fedcba9876543210", compute="bfloat16", feature_dim=8)
-    features.save_format(tmp_path, format, np.zeros((13, 8), np.float32))
+    format = features.FeatureFormat(
+        encoder="fedcba9876543210",
+        compute="bfloat16",
+        feature_dim=8,
+        crop_samples=240_000,
+        stride_samples=60_000,
+    )
+    features.save_format(tmp_path, format)
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "speech-train-000000-0.array_record").write_bytes(bytes(3600 * 13 * 16))
     assert said() == [
         "DIR: semantic features, about 1.00 h in 1 shards",
         "8 wide, stored as bfloat16, computed in bfloat16",
+        "of crops of 10 s, 2.5 s apart",
         "encoder fedcba9876543210",
     ]
 

@@ -9,7 +9,7 @@ name carries the digest of the audio shard that it belongs to.
 
 Older directories (no `crop_samples` in features.json) hold 13·ceil(s) vectors of a segment of s seconds, encoded as a
 whole, and silence.npy, features of a second of silence. Crops at whole seconds find vectors there that were computed of
-their own seconds, but under the segment's loudness and in the segment's windows (docs/tokens.md says how far off).
+their own seconds, but under the segment's loudness and in the segment's windows (docs/features.md says how far off).
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ class FeatureStore:
         if format.crop_samples is not None:
             return cls(directory, format, None)
         LOG.warning(
-            "%s: features of an older version, not those of the very crops that are heard; docs/tokens.md says how far "
+            "%s: features of an older version, not those of the very crops that are heard; docs/features.md says how far "
             "off they are. python -m convert.semantic_features with another --out computes them anew.",
             directory,
         )
