@@ -11,6 +11,7 @@ is padded. What a row gives depends on its own sequence alone. A compiler may ro
 there are but these shapes on every device, and more devices run more of the same.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -92,6 +93,15 @@ def advance(
     return output, after if held is None or not state else jax.tree.map(partial(choose, held), state, after)
 
 
+def _mesh(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.array(devices), ("rows",))
+
+
+def replicated(variables: Variables, devices: Sequence[Any]) -> Variables:
+    """Puts weights on every device; those that are there already are not copied, so that several `Lanes` share them."""
+    return jax.device_put(variables, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
 class Lanes:
     """Runs sequences through `advance`, on all rows of all devices at once."""
 
@@ -110,9 +120,9 @@ class Lanes:
         on_cpu = devices[0].platform == "cpu"
         self.rows = len(devices) * (1 if on_cpu else ACCELERATOR_ROWS)
         self._blocks = blocks or (CPU_BLOCKS if on_cpu else ACCELERATOR_BLOCKS)
-        mesh = Mesh(np.array(devices), ("rows",))
+        mesh = _mesh(devices)
         everywhere, rows = PartitionSpec(), PartitionSpec("rows")
-        self._variables = jax.device_put(variables, NamedSharding(mesh, everywhere))
+        self._variables = replicated(variables, devices)
         self._sharding = NamedSharding(mesh, rows)
         self._advance = partial(advance, model, method)
         self._shapes: Any = None
@@ -151,6 +161,7 @@ class Lanes:
                 if self._clock is not None:
                     self._clock.started(output)
                 self.frames += self.rows * size
+                self.valid += sum(_valid(lane) for lane in running if lane is not None)
                 under_way.append((output, running))
                 lanes = [lane if ran is None else self._after(ran) for lane, ran in zip(lanes, running, strict=True)]
             if len(under_way) > STEPS_AHEAD or not sizes:
@@ -161,10 +172,7 @@ class Lanes:
     def _next(self, source: Iterator[Work]) -> Lane | None:
         """The first block of the next sequence."""
         work = next(source, None)
-        if work is None:
-            return None
-        self.valid += work.valid
-        return Lane(work, 0, self._size(work.frames), [])
+        return None if work is None else Lane(work, 0, self._size(work.frames), [])
 
     def _after(self, lane: Lane) -> Lane | None:
         """The next block of the same sequence."""
@@ -200,6 +208,11 @@ class Lanes:
                 yield lane.work.key, whole[(slice(None),) * self._axis + (slice(lane.work.steps),)]
 
 
+def _valid(lane: Lane) -> float:
+    """Frames of a lane's block that are no padding."""
+    return float(min(max(lane.work.valid - lane.start, 0.0), lane.size))
+
+
 class Use(NamedTuple):
     """What the devices did."""
 
@@ -226,32 +239,47 @@ class Use(NamedTuple):
 
 
 class Clock:
-    """How long devices had nothing to do, from the first step to the last."""
+    """Measures how long devices had nothing to do, from the first step to the last that has ended."""
 
     def __init__(self):
+        self._steps: queue.SimpleQueue[tuple[float, jax.Array, _Times]] = queue.SimpleQueue()
         self.forget()
-        self._outputs: queue.SimpleQueue[tuple[float, jax.Array]] = queue.SimpleQueue()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def forget(self) -> None:
-        """Begins anew with the next step."""
-        self.idle, self._first, self._last = 0.0, None, 0.0
+        """Begins anew with the next step; steps that are still under way do not count."""
+        self._times = _Times()
 
     def started(self, output: jax.Array) -> None:
-        """A step that has been handed to the devices."""
-        self._outputs.put((time.perf_counter(), output))
+        """Takes note of a step that has been handed to the devices."""
+        self._steps.put((time.perf_counter(), output, self._times))
 
     def _watch(self) -> None:
         while True:
-            start, output = self._outputs.get()
-            if self._first is None:
-                self._first = self._last = start
-            self.idle += max(0.0, start - self._last)
-            jax.block_until_ready(output)
-            self._last = time.perf_counter()
-            del output
+            start, output, times = self._steps.get()
+            with contextlib.suppress(Exception):  # a step that fails raises where its output is fetched
+                jax.block_until_ready(output)
+            times.add(start, time.perf_counter())
+            del output, times
 
     @property
-    def seconds(self) -> float:
-        """Between the first step's start and the last one's end."""
-        return 0.0 if self._first is None else self._last - self._first
+    def times(self) -> tuple[float, float]:
+        """Seconds without anything to do; seconds between the first step's start and the end of the last."""
+        return self._times.seen
+
+
+class _Times:
+    """Steps since a clock began. `seen` is replaced as a whole, as another thread reads it."""
+
+    def __init__(self):
+        self._first: float | None = None
+        self._last = 0.0
+        self.seen = (0.0, 0.0)
+
+    def add(self, start: float, end: float) -> None:
+        """Counts a step that has ended; the idle time before it counts no sooner than it does."""
+        if self._first is None:
+            self._first = self._last = start
+        idle = self.seen[0] + max(0.0, start - self._last)
+        self._last = max(self._last, end)
+        self.seen = idle, self._last - self._first

@@ -33,8 +33,8 @@ def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: E
     return jax.lax.stop_gradient(features)
 
 
-def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> Encoder:
-    """The encoder in a model directory, for a codec's semantic branch. Raises ModelError."""
+def read_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> Encoder:
+    """Reads the encoder in a model directory (numpy), for a codec's semantic branch. Raises ModelError."""
     config, variables = model_directory.load(directory)
     if not isinstance(config, Qwen3AuTConfig):
         raise ModelError(f"{directory}: a {model_directory.model_type(config)} model, not the Qwen3-Omni audio encoder")
@@ -42,6 +42,12 @@ def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | N
     if wanted != config.output_dim:
         takes = "no encoder's features" if wanted is None else f"features of width {wanted}"
         raise ModelError(f"{directory}: makes features of width {config.output_dim}; the codec takes {takes}")
+    return config, variables
+
+
+def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> Encoder:
+    """Loads the same onto the default device. Raises ModelError."""
+    config, variables = read_encoder(directory, semantic)
     return config, jax.tree.map(jnp.asarray, variables)
 
 

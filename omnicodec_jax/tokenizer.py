@@ -20,7 +20,7 @@ from omnicodec_jax import model_directory, signal
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
-from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work
+from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work, replicated
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.semantic import Encoder, FeatureExtractor, load_encoder
 
@@ -38,6 +38,16 @@ class Heard(NamedTuple):
     semantic: np.ndarray
     """Semantic features [S, F] if they were given, else the log-mel [M, 128] that they are computed of."""
     given: bool = False
+
+
+def load_codec(
+    name: str | os.PathLike[str], revision: str | None = None
+) -> tuple[CodecConfig | MimiConfig, model_directory.Variables]:
+    """Reads config and variables (numpy) of a codec, by directory or hub id. Raises ModelError, ConfigError."""
+    config, variables = model_directory.load(model_directory.resolve(name, revision))
+    if not isinstance(config, CodecConfig | MimiConfig):
+        raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
+    return config, variables
 
 
 class OmniCodecTokenizer:
@@ -75,14 +85,14 @@ class OmniCodecTokenizer:
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._clock = Clock()
         devices = jax.local_devices()[:1] if devices is None else devices
-        model = model_directory.build(config)
-        self._encode = Lanes(model, encode_block, self.variables, 1, devices, self._clock)
-        self._decode = Lanes(model, type(model).decode, self.variables, 1, devices, self._clock)
+        model, weights = model_directory.build(config), replicated(self.variables, devices)  # once, for all lanes
+        self._encode = Lanes(model, encode_block, weights, 1, devices, self._clock)
+        self._decode = Lanes(model, type(model).decode, weights, 1, devices, self._clock)
         self._encoder = encoder
         self.extract: FeatureExtractor | None = None
         """Computes semantic features, if the model has them computed."""
         if self.semantic is not None:
-            self._hide = Lanes(model, OmniCodec.semantic_hidden, self.variables, 0, devices, self._clock)
+            self._hide = Lanes(model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock)
             if encoder is not None or self.semantic.source == "log_mel":
                 self.extract = FeatureExtractor(encoder, devices, self._clock)
 
@@ -110,9 +120,7 @@ class OmniCodecTokenizer:
             ModelError: If there is no such model, it is incomplete, or it is no codec.
             ConfigError: If its config.json is not one.
         """
-        config, variables = model_directory.load(model_directory.resolve(name, revision))
-        if not isinstance(config, CodecConfig | MimiConfig):
-            raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
+        config, variables = load_codec(name, revision)
         loaded = None if encoder is None else load_encoder(encoder, getattr(config, "semantic", None))
         return cls(config, variables, loaded, devices)
 
@@ -311,7 +319,12 @@ class OmniCodecTokenizer:
         """What `encode_each` and `decode_each` have made the devices do so far."""
         lanes = (self._encode, self._decode)
         frames, valid = sum(lane.frames for lane in lanes), sum(lane.valid for lane in lanes)
-        return Use(frames, valid, self._clock.idle, self._clock.seconds)
+        return Use(frames, valid, *self._clock.times)
+
+    def check_num_quantizers(self, count: int | None) -> None:
+        """Raises TokenError unless this model can decode from its first `count` codebooks; None: from all."""
+        if count is not None and not 1 <= count <= self.num_quantizers:
+            raise TokenError(f"--num-quantizers {count}: this model has 1 to {self.num_quantizers}")
 
     def check_codes(self, codes: np.ndarray) -> None:
         """Refuses what are no codes of this model.
