@@ -1,0 +1,40 @@
+"""Processes of a cluster that share work without talking: real ones, on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+
+SHARE = """
+import sys
+from omnicodec_jax.training import multihost
+print(*multihost.share_of_work(), flush=True)
+sys.stdin.read()  # until the other has ended
+import jax
+print(float(jax.jit(lambda x: x + 1)(1.0)), jax.process_count(), flush=True)
+"""
+
+
+def test_a_process_that_is_done_first_does_not_wait_for_the_others():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", SHARE], env=os.environ | cluster | {"JAX_PROCESS_ID": rank}, **pipes)
+        for rank in "01"
+    )
+    try:
+        assert first.communicate("", timeout=120)[0].splitlines() == ["0 2", "2.0 2"]  # of the service, even
+        assert second.poll() is None
+        assert second.communicate("", timeout=120)[0].splitlines() == ["1 2", "2.0 2"]
+        assert (first.returncode, second.returncode) == (0, 0)
+    finally:
+        for process in (first, second):
+            process.kill()
+
+
+def test_alone_there_is_nothing_to_share():
+    result = subprocess.run([sys.executable, "-c", SHARE], input="", capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[0] == "0 1"
