@@ -1,5 +1,6 @@
 """Trains a codec: python train.py --config configs/demo.py --workdir runs/demo."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +44,12 @@ def main() -> int | None:
             profile: Steps to write an xprof trace of, into WORKDIR/profile.
             settings: All that the config says.
         """
+        from omnicodec_jax.data.claim import claim
         from omnicodec_jax.training import loop, multihost
 
         multihost.initialize()
-        return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile))
+        with claim(workdir) if multihost.is_main() else contextlib.nullcontext():
+            return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile))
 
     return arguments.parse_with_config(train, "python train.py", MOST_USED)()
 

@@ -19,6 +19,7 @@ from convert import qwen3_aut
 from convert.tensors import from_entries, import_torch
 from omnicodec_jax import command, model_directory
 from omnicodec_jax.data import audio, crops, features, records
+from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.data.units import Task, remove_leftovers
@@ -153,8 +154,15 @@ def main(
         crop_samples=crop,
         stride_samples=stride,
     )
-    features.save_format(out, format)
+    with claim(out, mine):
+        features.save_format(out, format)
+        return _store(model, format, prepared, shards, out, batch_seconds)
 
+
+def _store(
+    model: Encoder, format: FeatureFormat, prepared: Path, shards: list[Shard], out: Path, batch_seconds: int
+) -> int:
+    """Computes the features of the shards that have none yet; returns the exit code."""
     todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
     error, failed = Error(), 0
     total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
@@ -162,8 +170,8 @@ def main(
 
         def encoded(shard: Shard) -> Iterator[bytes]:
             parts = segments(prepared, shard, format)
-            heard = read_crops(records.shard_path(prepared, shard.name), parts, crop)
-            size = max(1, batch_seconds * SAMPLE_RATE // crop)
+            heard = read_crops(records.shard_path(prepared, shard.name), parts, format.crop_samples)
+            size = max(1, batch_seconds * SAMPLE_RATE // format.crop_samples)
             vectors = itertools.chain.from_iterable(map(model, batched(heard, size)))
             for part in parts:
                 computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
@@ -182,7 +190,7 @@ def main(
                 failed += 1
     print(
         f"features: {len(todo) - failed} of {len(todo)} shards, {total / 3600:.2f} h, "
-        f"relative error of {number} against {dtype}: {error}"
+        f"relative error of {format.number} against {format.compute}: {error}"
     )
     return int(failed > 0)
 

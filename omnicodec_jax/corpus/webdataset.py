@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from omnicodec_jax.corpus import shards
+from omnicodec_jax.data.claim import claim
 from omnicodec_jax.files import replacing
 
 
@@ -16,20 +17,24 @@ def convert(tokens: Path, out: Path) -> int:
 
     Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are.
     """
-    total = 0
-    for path in shards.shards(tokens):
-        with replacing(out / f"{path.stem}.tar") as temporary, tarfile.open(temporary, "w") as archive:
-            for number, clip in enumerate(shards.read_shard(path)):
-                codes = io.BytesIO()
-                np.save(codes, clip.codes)
-                fields = {name: value for name, value in clip._asdict().items() if name != "codes"}
-                _add(archive, f"{number:08d}.npy", codes.getvalue())
-                _add(archive, f"{number:08d}.json", json.dumps(fields).encode())
-                total += 1
-    contract = shards.contract(tokens)
-    with replacing(out / shards.SETTINGS) as temporary:
-        temporary.write_text(json.dumps(contract, indent=2) + "\n")
+    with claim(out):
+        total = sum(_convert(path, out) for path in shards.shards(tokens))
+        with replacing(out / shards.SETTINGS) as temporary:
+            temporary.write_text(json.dumps(shards.contract(tokens), indent=2) + "\n")
     return total
+
+
+def _convert(path: Path, out: Path) -> int:
+    """Writes the tar file of one shard; returns how many clips it has."""
+    number = -1
+    with replacing(out / f"{path.stem}.tar") as temporary, tarfile.open(temporary, "w") as archive:
+        for number, clip in enumerate(shards.read_shard(path)):
+            codes = io.BytesIO()
+            np.save(codes, clip.codes)
+            fields = {name: value for name, value in clip._asdict().items() if name != "codes"}
+            _add(archive, f"{number:08d}.npy", codes.getvalue())
+            _add(archive, f"{number:08d}.json", json.dumps(fields).encode())
+    return number + 1
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

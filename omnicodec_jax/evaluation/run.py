@@ -17,6 +17,7 @@ import numpy as np
 
 from omnicodec_jax import names
 from omnicodec_jax.data import audio
+from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import datasets, page, quoted, reconstruct, summary
@@ -83,7 +84,7 @@ def run(evaluation: Evaluation) -> int:
     out, failures = evaluation.out, []
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
-    with Journal(out / "journal.jsonl") as journal:
+    with claim(out), Journal(out / "journal.jsonl") as journal:
         found = list(reconstruct.originals(clips, out, journal))
         originals = [clip for clip in found if isinstance(clip, Original)]
         rejected = [failure for failure in found if isinstance(failure, Failure)]
