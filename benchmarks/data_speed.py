@@ -62,7 +62,7 @@ def prepare_files(paths: list[Path], out: Path) -> None:
     """One work unit, in this process."""
     entries = tuple(Entry(path.name, str(path)) for path in paths)
     unit = prepare.Unit("sound-train-000000", "sound", "train", Path(), entries)
-    prepare.prepare_unit(unit, out, prepare.PrepareConfig(), {}, lambda *_: None)
+    prepare.prepare_unit(unit, out, prepare.PrepareConfig(), False, {}, lambda *_: None)
 
 
 def alternate(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float]:

@@ -96,14 +96,12 @@ def decode(
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
     """
     tokenizer = _load_model(model, revision)
-    if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
-        raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
+    tokenizer.check_num_quantizers(num_quantizers)
 
     def decode_file(source: Path, target: Path) -> tuple[float, str]:
         tokens = _tokens_of(tokenizer, source)
         held, frames = tokens.codes.shape
-        if num_quantizers is not None and num_quantizers > held:
-            raise TokenError(f"{source}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
+        _check_held(source, held, num_quantizers)
         try:
             audio = tokenizer.decode(tokens.codes[None, :num_quantizers])[0, 0]
         except TokenError as error:
@@ -152,42 +150,47 @@ def prepare(
     out: Path,
     num_workers: int = os.cpu_count() or 1,
     task: str = "0/1",
+    retry_rejected: bool = False,
     settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PREPARE_DEFAULTS,
 ) -> int:
     """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
 
-    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
+    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl; those that could
+    not be read because of the operating system (a disk that is not mounted, missing rights) are tried again by the
+    next run. Runs whose shares overlap are refused.
 
     Args:
         manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
         out: Directory of the prepared audio.
         num_workers: Processes.
         task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
+        retry_rejected: Try once more what was refused.
         settings: What becomes of the files.
     """
     from omnicodec_jax.data import manifest as manifests
     from omnicodec_jax.data import prepare as preparation
     from omnicodec_jax.data.units import Task
 
-    sources, out = manifests.parse_sources(manifest), names.utf8(out)
+    sources, share, out = manifests.parse_sources(manifest), Task.parse(task), names.utf8(out)
     for note in preparation.nothing_held_out(sources, settings):
         print(f"prepare: {note}", file=sys.stderr)
-    done = preparation.run(sources, out, settings, num_workers, Task.parse(task))
-    if not done.files:
+    done = preparation.run(sources, out, settings, num_workers, share, retry_rejected)
+    rejects = out / "rejects.jsonl"
+    if done.files:
+        rejected = f", {done.rejected} refused (see {rejects})" if done.rejected else ""
+        hours = f"{done.low_rate_seconds / 3600:.2f} h in all"
+        low_rate = (
+            f"; below {settings.min_sample_rate} Hz, and refused: {hours} (--min-sample-rate)"
+            if done.low_rate_seconds
+            else ""
+        )
+        print(
+            f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
+            f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
+        )
+    else:
         print("prepare: nothing left to do")
-        return 0
-    rejected = f", {done.rejected} refused (see {out / 'rejects.jsonl'})" if done.rejected else ""
-    hours = f"{done.low_rate_seconds / 3600:.2f} h in all"
-    low_rate = (
-        f"; below {settings.min_sample_rate} Hz, and refused: {hours} (--min-sample-rate)"
-        if done.low_rate_seconds
-        else ""
-    )
-    print(
-        f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
-        f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
-    )
-    return 0
+    return command.fail_if_none(done.clips, done.listed, rejects)
 
 
 def stream_decode(
@@ -212,7 +215,10 @@ def stream_decode(
     from omnicodec_jax.streaming import StreamingDecoder
 
     tokenizer = _load_model(model, revision)
-    codes = _tokens_of(tokenizer, input).codes[None, :num_quantizers]
+    tokenizer.check_num_quantizers(num_quantizers)
+    tokens = _tokens_of(tokenizer, input)
+    _check_held(input, len(tokens.codes), num_quantizers)
+    codes = tokens.codes[None, :num_quantizers]
     decode = StreamingDecoder(tokenizer)
     decode(codes[:, :, :1])  # compiles
     milliseconds = []
@@ -230,6 +236,12 @@ def stream_decode(
         file=sys.stderr,
     )
     return 0
+
+
+def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
+    """Raises TokenError for more codebooks than a token file has."""
+    if num_quantizers is not None and num_quantizers > held:
+        raise TokenError(f"{path}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
 
 
 def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:

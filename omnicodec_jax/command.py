@@ -46,6 +46,14 @@ def fail(error: object) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
+def fail_if_none(done: int, listed: int, rejects: Path) -> int:
+    """The exit code of a job over many files: 1, and one line, if there were some and none of them could be used."""
+    if done or not listed:
+        return 0
+    fail(f"none of {listed} files could be used: see {rejects}; --retry-rejected tries them once more")
+    return 1
+
+
 def _keep_libtpu_quiet() -> None:
     """Describes a TPU to libtpu on a machine that has none.
 

@@ -133,7 +133,7 @@ def _report(path: Path) -> Iterator[str]:
 
 
 def _tokens(path: Path) -> Iterator[str]:
-    yield from _token_shards(path, shards.shards(path), _lines(path / shards.REJECTS))
+    yield from _token_shards(path, shards.shards(path), _lines(shards.rejects_path(path)))
 
 
 def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:

@@ -17,6 +17,10 @@ class AudioError(OmniCodecError):
     """Audio that cannot be encoded."""
 
 
+class UnreadableError(AudioError):
+    """Audio that the operating system did not give: no verdict on the file, and another time it may."""
+
+
 class DataError(OmniCodecError):
     """A manifest, or prepared data, that cannot be used."""
 

@@ -12,18 +12,21 @@ LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails.
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Gives a temporary name to write to; it is renamed to `path` when the block ends, removed when it fails.
 
     The suffix is kept, for writers that choose the format by it. Who may read the file, the umask says, whatever the
-    writer does: safetensors keeps others out.
+    writer does: safetensors keeps others out. folder: where the temporary lies, on the same file system; default:
+    beside `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder or path.parent
+    for directory in (path.parent, folder):
+        directory.mkdir(parents=True, exist_ok=True)
     end = f".{uuid.uuid4().hex}.partial{path.suffix}"
     room = NAME_BYTES - len(os.fsencode(f".{end}"))
     stem = os.fsencode(path.stem)
     start = path.stem if len(stem) <= room else stem[:room].decode(errors="ignore")
-    temporary = path.with_name(f".{start}{end}")
+    temporary = folder / f".{start}{end}"
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

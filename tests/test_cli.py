@@ -187,9 +187,11 @@ def test_fewer_codebooks(folder, tmp_path, demo_model):
     everything, one = (soundfile.read(tmp_path / name)[0] for name in ("all.wav", "one.wav"))
     assert everything.shape == one.shape
     assert (everything != one).any()
-    for wrong in (0, 10):
-        with pytest.raises(TokenError, match="this model has 1 to 9"):
-            cli.decode(tmp_path / "t.safetensors", model=demo_model, num_quantizers=wrong)
+    for wrong in (-1, 0, 10):
+        for command in (cli.decode, cli.stream_decode):
+            with pytest.raises(TokenError, match="this model has 1 to 9"):
+                command(tmp_path / "t.safetensors", tmp_path / "no", model=demo_model, num_quantizers=wrong)
+    assert not (tmp_path / "no").exists()
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):

@@ -171,9 +171,9 @@ def test_a_stranger_reads_shards_with_pyarrow_alone(job):
 def test_every_file_is_accounted_for(job):
     summary = run(job, "here", 1, Task())
     assert summary.listed == summary.clips + summary.rejected + summary.skipped
-    index = [json.loads(line) for line in (job.out / "index.jsonl").read_text().splitlines()]
+    index = [json.loads(line) for line in (job.out / shards.INDEX).read_text().splitlines()]
     assert sum(row["listed"] for row in index) == summary.listed
-    rejects = [json.loads(line) for line in (job.out / "rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in (job.out / shards.REJECTS).read_text().splitlines()]
     assert {reject["path"] for reject in rejects} == set(BAD)
     for reject in rejects:
         assert BAD[reject["path"]] in reject["reason"]
@@ -215,7 +215,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_result(expected, job, kills
     assert subprocess.run(command(job), env=environment()).returncode == 0
     whole = time.perf_counter() - start
     while killed < kills:
-        there = sorted(job.out.glob("shards/*"))
+        there = sorted([*job.out.glob("shards/*"), *job.out.glob(f"{shards.UNITS}/*")])
         for path in moments.sample(there, min(6, len(there))):  # so that there is something left to do
             path.unlink()
         process = subprocess.Popen(command(job), env=environment(), stderr=subprocess.DEVNULL)
@@ -245,7 +245,7 @@ def test_a_worker_killed_in_the_middle_costs_its_unit_only(expected, job, runner
     if runner == "ray":
         pytest.importorskip("ray", reason="needs Ray, the extra `ray`")
     process = subprocess.Popen(command(job, "--runner", runner, "--num-workers", "2"), env=environment())
-    while not (list(job.out.glob("shards/*.json")) and workers(process, runner)):
+    while not (list(job.out.glob(f"{shards.UNITS}/*.json")) and workers(process, runner)):
         time.sleep(0.05)
         assert process.poll() is None
     os.kill(workers(process, runner)[0], signal.SIGKILL)
@@ -260,7 +260,7 @@ def test_a_file_that_kills_its_decoder_is_refused(corpus, demo_model, tmp_path):
     unit = Unit(0, "speech", Deadly(folder), tuple(Entry(name, name) for name in names))
     worker = Worker(Job(sources=corpus, out=tmp_path, model=str(demo_model), num_readers=2))
     assert sum(seconds > 0 for seconds in worker.run([unit])) == 3
-    (marker,) = tmp_path.glob("shards/*.json")
+    (marker,) = tmp_path.glob(f"{shards.UNITS}/*.json")
     (reject,) = json.loads(marker.read_text())["rejects"]
     assert reject["path"] == "crash.wav"
     assert "its decoder died with exit code -11" in reject["reason"]
@@ -272,7 +272,7 @@ def test_another_model_is_refused(job):
     tokenizer = OmniCodecTokenizer.from_pretrained(job.model)
     tokenizer.variables["params"]["decoder"]["conv_out"]["bias"] += 1e-6
     tokenizer.save_pretrained(other.model)
-    next(job.out.glob("shards/*.json")).unlink()
+    next(job.out.glob(f"{shards.UNITS}/*.json")).unlink()
     with pytest.raises(DataError, match=r"would not be the same \(model = "):
         run(other, "here", 1, Task())
 
@@ -429,13 +429,13 @@ def test_a_bad_line_of_a_manifest_costs_itself_only(corpus, demo_model, tmp_path
     assert (summary.listed, summary.clips, summary.rejected) == (8, 4, 4)
     ids = ["speech_1.flac", r"caf\udce9.flac", r"half \ud83d", "speech_1.flac"]
     assert [clip.id for clip in read_tokens(tmp_path)] == ids
-    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in (tmp_path / shards.REJECTS).read_text().splitlines()]
     assert [reject["id"] for reject in rejects] == ["lines.json:5", r"gone \ud83d.flac", "nul\0.flac", "lines.json:8"]
     reasons = [reject["reason"] for reject in rejects]
     assert reasons[0] == "no clip: domain = 5: must be a text"
     assert reasons[1:3] == ["no such file"] * 2
     assert reasons[3].startswith("no clip: ")
-    assert all(value.encode() for reject in rejects for value in reject.values())
+    assert all(reject[name].encode() for reject in rejects for name in ("id", "path", "reason"))
     assert run(job, "here", 1, Task()).computed == 0
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from test_corpus import workers
 
-from omnicodec_jax.corpus import read_tokens
+from omnicodec_jax.corpus import read_tokens, shards
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def test_two_thousand_files_through_every_runner_with_faults(clips, demo_model, 
         command = [sys.executable, "-c", "from omnicodec_jax import cli; cli.main()", "tokenize", *options]
         process = subprocess.Popen(command, cwd=ROOT, env=ONE_DEVICE)
         if runner == "processes":  # first a worker dies, then all
-            while not list((tmp_path / runner).glob("shards/*.json")):
+            while not list((tmp_path / runner).glob(f"{shards.UNITS}/*.json")):
                 time.sleep(0.1)
                 assert process.poll() is None
             os.kill(workers(process, runner)[0], signal.SIGKILL)
@@ -93,5 +93,5 @@ def test_two_thousand_files_through_every_runner_with_faults(clips, demo_model, 
         assert process.wait() == 0
         assert files(runner) == files("here")
     assert len({clip.id for clip in read_tokens(tmp_path / "here")}) == 1990
-    rejects = (tmp_path / "here" / "rejects.jsonl").read_text().splitlines()
+    rejects = (tmp_path / "here" / shards.REJECTS).read_text().splitlines()
     assert [json.loads(line)["path"] for line in rejects] == [f"{number:04d}.flac" for number in range(7, 2000, 200)]

@@ -24,12 +24,15 @@ def tokenize(
     task: str = "0/1",
     shard_hours: float = 1.0,
     skip_existing: bool = False,
+    retry_rejected: bool = False,
 ) -> int:
     """Turn a corpus into token shards (Parquet). Run again, it does what is not done yet.
 
-    Files that cannot be used are listed in OUT/rejects.jsonl.
+    Files that cannot be used are listed in OUT/__omnicodec__/rejects.jsonl; those that could not be read because of the
+    operating system (a disk that is not mounted, missing rights) are tried again by the next run.
 
-    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share.
+    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share. Runs whose
+    shares overlap are refused.
 
     Args:
         manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or for each domain one, DOMAIN=PATH,….
@@ -44,8 +47,9 @@ def tokenize(
         task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
         shard_hours: Audio of a shard, about.
         skip_existing: Leave out files whose content is in OUT already, under another manifest.
+        retry_rejected: Try once more what was refused.
     """
-    from omnicodec_jax.corpus import runners
+    from omnicodec_jax.corpus import runners, shards
     from omnicodec_jax.corpus.tokenize import Job
     from omnicodec_jax.data.manifest import parse_sources
     from omnicodec_jax.data.units import Task
@@ -59,19 +63,22 @@ def tokenize(
         encoder=encoder,
         shard_hours=shard_hours,
         skip_existing=skip_existing,
+        retry_rejected=retry_rejected,
         num_readers=num_readers,
     )
     if runner == "here" and share.count == 1:
         share = _share_of_this_host()
     done = runners.run(job, runner, num_workers, share)
-    speed = f", {done.computed / done.elapsed:.1f} x real time, {done.use}" if done.computed else ", nothing left to do"
+    speed = f", {done.computed / done.elapsed:.1f} x real time, {done.use}" if done.computed else ""
+    speed = speed if done.tried else ", nothing left to do"
     skipped = f", {done.skipped} there already" if done.skipped else ""
-    rejected = f", {done.rejected} refused (see {out / 'rejects.jsonl'})" if done.rejected else ""
+    rejects = out / shards.REJECTS
+    rejected = f", {done.rejected} refused (see {rejects})" if done.rejected else ""
     print(
         f"tokenize: {done.clips} of {done.listed} files{skipped}{rejected}, {done.seconds / 3600:.2f} h in "
         f"{done.shards} shards{speed}"
     )
-    return 0
+    return command.fail_if_none(done.clips + done.skipped, done.listed, rejects)
 
 
 def detokenize(
@@ -130,14 +137,7 @@ def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Pat
 
 def _share_of_this_host():
     """On a pod or in a cluster's job, each process does its share; elsewhere this one does all."""
-    import jax
-
     from omnicodec_jax.data.units import Task
     from omnicodec_jax.training import multihost
 
-    try:
-        multihost.initialize()
-    except RuntimeError as error:
-        if "must be called before" not in str(error):  # JAX has begun already: not as a command, but in a program
-            raise
-    return Task(jax.process_index(), jax.process_count())
+    return Task(*multihost.share_of_work())

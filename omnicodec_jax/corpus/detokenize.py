@@ -1,10 +1,11 @@
 """`omnicodec detokenize`: token shards → audio files."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +13,14 @@ from omnicodec_jax import names
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
+from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Task
-from omnicodec_jax.errors import TokenError
+from omnicodec_jax.errors import DataError, TokenError
+from omnicodec_jax.files import replacing
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
+SETTINGS = "detokenized.json"
+"""What the audio of a directory was made with."""
 WRITERS = 4
 """Threads that resample and write, while the devices go on."""
 
@@ -34,13 +39,14 @@ def detokenize(
     """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
 
     task: this process's share of the shards. Raises TokenError for tokens of another model, DataError for clips that
-    cannot be told apart.
+    cannot be told apart, and where `out` holds audio that was made otherwise.
     """
     held = shards.contract(tokens)
     if held["model"] != tokenizer.model_hash:
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
-    if num_quantizers is not None and not 1 <= num_quantizers <= tokenizer.num_quantizers:
-        raise TokenError(f"--num-quantizers {num_quantizers}: this model has 1 to {tokenizer.num_quantizers}")
+    tokenizer.check_num_quantizers(num_quantizers)
+    made = {"model": tokenizer.model_hash, "num_quantizers": num_quantizers or tokenizer.num_quantizers}
+    _check(out, made)
     paths = targets(tokens, suffix)
 
     def clips() -> Iterator[tuple[tuple[Path, Clip], np.ndarray]]:
@@ -60,13 +66,23 @@ def detokenize(
         return Decoded(target, clip.num_samples / clip.sample_rate)
 
     writing: list[Future[Decoded]] = []
-    with ThreadPoolExecutor(WRITERS) as threads:
+    with claim(out, task), ThreadPoolExecutor(WRITERS) as threads:
+        with replacing(out / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(made) + "\n")
         for (target, clip), samples in tokenizer.decode_each(clips()):
             writing.append(threads.submit(write, target, clip, samples[0]))
             if len(writing) > 2 * WRITERS:
                 yield writing.pop(0).result()
         for future in writing:
             yield future.result()
+
+
+def _check(out: Path, made: dict[str, Any]) -> None:
+    """Raises DataError where files would stay that another model or other codebooks have given."""
+    path = out / SETTINGS
+    if path.is_file() and (kept := json.loads(path.read_text())) != made:
+        changed = "; ".join(f"{name} = {kept.get(name)!r}, now {made[name]!r}" for name in made)
+        raise DataError(f"{out}: holds audio that was made otherwise ({changed}); use another OUT")
 
 
 def targets(tokens: Path, suffix: str) -> dict[Path, list[str]]:

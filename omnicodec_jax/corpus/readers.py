@@ -9,16 +9,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.units import Seen, attempt, death
 from omnicodec_jax.errors import AudioError
 
 T = TypeVar("T")
 
+HASHED_FILES = 256
+"""Of which a reader remembers the hash, for segments of one file."""
 HELD_SAMPLES = 1 << 26
 """Samples that may wait for the device before no more files are begun: 256 MiB."""
 
@@ -31,30 +34,58 @@ class Request(NamedTuple):
     entry: Entry
     sample_rate: int
     peak: float | None
+    known: str | None = None
+    """Source of tokens that are there: with the same source, nothing is read."""
+    older: bool = False
+    """Whether to compute the hash that segments had before, too."""
 
 
 class Read(NamedTuple):
     """A clip, and the hash of what it was read from."""
 
-    clip: audio.Clip
+    clip: audio.Clip | None
+    """None: its source is the one that is known."""
     source: str
+    seen: Seen
+    older: str | None = None
+    """What `source` was of a segment before: a hash of its bounds and the whole file."""
 
 
 def read(request: Request) -> Read:
-    """Raises AudioError, also for a line of a manifest that is no clip."""
-    entry = request.entry
+    """Raises AudioError, also for a line of a manifest that is no clip; UnreadableError: the system is at fault."""
+    path, entry = request.path, request.entry
     if entry.problem is not None:
         raise AudioError(entry.problem)
-    clip = audio.load(request.path, request.sample_rate, request.peak, entry.offset, entry.duration)
-    return Read(clip, source_hash(request.path, entry))
+
+    def load() -> Read:
+        seen = Seen.of(path)  # before the bytes: what is replaced meanwhile is not what was seen
+        source = source_hash(path, entry, seen)
+        if source == request.known:
+            return Read(None, source, seen)
+        clip = audio.load(path, request.sample_rate, request.peak, entry.offset, entry.duration)
+        is_older = request.older and entry.duration is not None
+        return Read(clip, source, seen, _hash(path, f"{entry.offset}:{entry.duration}") if is_older else None)
+
+    return attempt(path, load)
 
 
-def source_hash(path: Path, entry: Entry) -> str:
-    """Of the bytes of a file, and of the part of it that an entry takes."""
-    part = b"" if entry.duration is None else f"{entry.offset}:{entry.duration}".encode()
+def source_hash(path: Any, entry: Entry, seen: Seen) -> str:
+    """Identifies the bytes of a file and the part of it that an entry takes; of a whole file, the bytes alone."""
+    whole = _file_hash(os.fspath(path), seen)
+    if entry.duration is None and not entry.offset:
+        return whole
+    return hashlib.blake2b(f"{whole}:{entry.offset}:{entry.duration}".encode(), digest_size=16).hexdigest()
+
+
+@lru_cache(HASHED_FILES)
+def _file_hash(path: str | bytes, seen: Seen) -> str:
+    """Read once for all the entries of a file; `seen` tells it from another that is put in its place."""
+    return _hash(path)
+
+
+def _hash(path: Any, prefix: str = "") -> str:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(part, digest_size=16))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(prefix.encode(), digest_size=16)).hexdigest()
 
 
 class Reader:
@@ -87,7 +118,7 @@ class Reader:
             if isinstance(result, Exception):
                 raise result
             return result
-        raise AudioError(f"its decoder died with exit code {died}")
+        raise death(died)
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
@@ -105,11 +136,8 @@ def _serve(connection: Connection) -> None:
             try:
                 result: Any = read(request)
             except Exception as error:
-                result = (
-                    error
-                    if isinstance(error, (AudioError, OSError))
-                    else AudioError(f"{type(error).__name__}: {error}")
-                )
+                known = isinstance(error, (AudioError, OSError))
+                result = error if known else AudioError(f"{type(error).__name__}: {error}")
             connection.send(result)
 
 
@@ -146,8 +174,8 @@ class Readers:
             return result, then(result)
 
         def waiting() -> int:
-            done = [future for _, future in ahead if future.done() and not future.exception()]
-            return sum(future.result()[0].clip.samples.size for future in done)
+            done = [future.result()[0].clip for _, future in ahead if future.done() and not future.exception()]
+            return sum(clip.samples.size for clip in done if clip is not None)
 
         source = iter(requests)
         while True:

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from omnicodec_jax.command import use_compilation_cache
 from omnicodec_jax.corpus import shards
-from omnicodec_jax.corpus.tokenize import Job, Unit, Worker, collect, plan
+from omnicodec_jax.corpus.tokenize import Existing, Job, Unit, Worker, check, collect, described, plan, to_do
+from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Progress, Task
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.lanes import Use
 
 Runner = Literal["here", "processes", "ray"]
-Existing = frozenset[str]
 AHEAD = 2
 """Units that wait for each worker."""
 PATIENCE = 3
@@ -50,6 +50,8 @@ class Summary(NamedTuple):
     """Seconds of audio that this call has tokenized,"""
     elapsed: float
     """in these."""
+    tried: int
+    """Files that this call has tried."""
     use: Use
 
 
@@ -57,59 +59,56 @@ def run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
     """Tokenizes this task's units that are not finished. Raises DataError, ModelError, OSError."""
     if num_workers < 1:
         raise DataError(f"--num-workers {num_workers}: must be 1 or more")
+    check(job, described(job))
+    with claim(job.out, task):
+        shards.move_old(job.out)
+        return _run(job, runner, num_workers, task)
 
+
+def _run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
     def mine() -> Iterator[Unit]:
         return (unit for number, unit in enumerate(plan(job)) if number % task.count == task.index)
 
-    def unfinished() -> Iterator[Unit]:
-        return (unit for unit in mine() if not _is_done(job, unit))
-
     existing = _existing(job)
-    total = sum(len(unit.entries) for unit in unfinished())
+    left = {unit.name: len(numbers) for unit in mine() if (numbers := to_do(job, unit))}
+    unfinished, total = (unit for unit in mine() if unit.name in left), sum(left.values())
     start, progress, uses = time.perf_counter(), Progress("tokenize", total), {}
     if total:
         with progress.bar:
-            for done in RUNNERS[runner](job, unfinished(), existing, num_workers):
+            for done in RUNNERS[runner](job, unfinished, existing, num_workers):
                 uses[done.worker] = done.use
                 for seconds in done.files:
                     progress.add(seconds, f", {done.use}")
     collect(job.out)
-    rows = [_finished(job, unit) for unit in mine()]
-    counted = {name: sum(row[name] for row in rows) for name in ("listed", "clips", "rejected", "skipped", "seconds")}
+    counted: dict[str, Any] = dict.fromkeys(("listed", "clips", "rejected", "skipped", "seconds", "shards"), 0)
+    for unit in mine():
+        row = json.loads(shards.marker_path(job.out, unit.name).read_text())["shard"] | {"shards": 1}
+        counted = {name: number + row[name] for name, number in counted.items()}
     return Summary(
         **counted,
-        shards=len(rows),
         computed=progress.seconds,
         elapsed=time.perf_counter() - start,
+        tried=total,
         use=sum(uses.values(), start=Use()),
     )
 
 
-def _marker(job: Job, unit: Unit) -> Any:
-    return shards.shard_path(job.out, unit.name).with_suffix(".json")
-
-
-def _is_done(job: Job, unit: Unit) -> bool:
-    """Whether its shard and its marker are there; the shard comes first."""
-    return _marker(job, unit).is_file() and shards.shard_path(job.out, unit.name).is_file()
-
-
-def _finished(job: Job, unit: Unit) -> dict[str, Any]:
-    return json.loads(_marker(job, unit).read_text())["shard"]
-
-
 def _existing(job: Job) -> Existing:
-    """Hashes of what shards of other manifests hold. Raises DataError if there are such shards and nobody said so."""
+    """What shards of other manifests hold. Raises DataError if there are such shards and nobody said so."""
     own = {unit.name for unit in plan(job)}
-    folder = job.out / shards.SHARDS
-    others = [path for path in sorted(folder.glob("[!.]*.json")) if path.stem not in own]
+    names = sorted(path.stem for path in (job.out / shards.UNITS).glob(f"[!.]*{shards.MARKER}"))
+    others = [name for name in names if name not in own]
     if others and not job.skip_existing:
         raise DataError(
-            f"{job.out}: holds shards of another manifest, such as {others[0].stem}; give --skip-existing to add what "
-            "they do not hold, or another --out"
+            f"{job.out}: holds shards of another manifest (or of another --shard-hours), such as {others[0]}; give "
+            "--skip-existing to add what they do not hold, or another --out"
         )
-    tables = (pq.read_table(path.with_suffix(shards.SUFFIX), columns=["source"]) for path in others)
-    return frozenset(source for table in tables for source in table["source"].to_pylist())
+    sources, older = set(), False
+    for name in others:
+        if (finished := shards.finished(job.out, name)) is not None:
+            older |= "clips" not in finished
+            sources.update(pq.read_table(shards.shard_path(job.out, name), columns=["source"])["source"].to_pylist())
+    return Existing(frozenset(sources), older)
 
 
 # -- Runners
@@ -145,7 +144,7 @@ def processes(job: Job, units: Iterator[Unit], existing: Existing, num_workers: 
                         yield done
             except BrokenProcessPool:
                 deaths += 1
-                waiting += [unit for unit in running.values() if not _is_done(job, unit)]
+                waiting += [unit for unit in running.values() if to_do(job, unit)]
                 if deaths == PATIENCE:
                     names = ", ".join(unit.name for unit in waiting)
                     raise DataError(f"processes have died {deaths} times over {names}: out of memory?") from None

@@ -1,14 +1,17 @@
 """Token shards: Parquet files that anything can read, a row per clip, with the token contract in their metadata.
 
-    DIR/tokens.json                the contract, and how the corpus was cut into units
-    DIR/index.jsonl                a line per shard
-    DIR/rejects.jsonl              a line per file that was refused, with the reason
     DIR/shards/speech-000000.parquet
-    DIR/shards/speech-000000.json  the shard's index line and rejects; marks it as finished
+    DIR/__omnicodec__/tokens.json      the contract, and how the corpus was cut into units
+    DIR/__omnicodec__/index.jsonl      a line per shard
+    DIR/__omnicodec__/rejects.jsonl    a line per file that was refused, with the reason
+    DIR/__omnicodec__/units/speech-000000.json    what became of the shard's files; marks it as finished
 
-`pyarrow.parquet.read_table(shard)["codes"]` has a list of frames for each clip, of K codes each.
+`pyarrow.parquet.read_table(shard)["codes"]` has a list of frames for each clip, of K codes each. What is not Parquet
+lies where readers of whole directories pass it over: pyarrow and Spark what begins with "_", datasets folders that
+begin with "__". Until version 0.1 those files lay in DIR and beside the shards; there they are read, too.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,8 +24,9 @@ import pyarrow.parquet as pq
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 
-SHARDS, INDEX, REJECTS, SETTINGS = "shards", "index.jsonl", "rejects.jsonl", "tokens.json"
-SUFFIX = ".parquet"
+SHARDS, STATE = "shards", "__omnicodec__"
+UNITS, INDEX, REJECTS, SETTINGS = f"{STATE}/units", f"{STATE}/index.jsonl", f"{STATE}/rejects.jsonl", "tokens.json"
+SUFFIX, MARKER = ".parquet", ".json"
 METADATA = b"omnicodec"
 """Key of the contract in a shard's schema metadata."""
 GROUP = 64
@@ -69,6 +73,44 @@ def shard_path(out: Path, name: str) -> Path:
     return out / SHARDS / f"{name}{SUFFIX}"
 
 
+def marker_path(out: Path, name: str) -> Path:
+    """Where it says what became of a unit's files."""
+    return out / UNITS / f"{name}{MARKER}"
+
+
+def settings(out: Path) -> dict[str, Any] | None:
+    """The contract and the length of the shards of a directory; None if there are none."""
+    paths = [path for path in (out / STATE / SETTINGS, out / SETTINGS) if path.is_file()]
+    return json.loads(paths[0].read_text()) if paths else None
+
+
+def rejects_path(out: Path) -> Path:
+    """Where the files are listed that were refused."""
+    return next((path for path in (out / REJECTS, out / "rejects.jsonl") if path.is_file()), out / REJECTS)
+
+
+def finished(out: Path, name: str) -> dict[str, Any] | None:
+    """What became of a unit's files; None if it is not finished. The shard comes before its marker."""
+    marker = marker_path(out, name)
+    return json.loads(marker.read_text()) if marker.is_file() and shard_path(out, name).is_file() else None
+
+
+def move_old(out: Path) -> None:
+    """Brings what is not Parquet of a directory that an older version has written to where readers pass it over."""
+    if not ((out / SETTINGS).is_file() and (out / SHARDS).is_dir()):
+        return
+    for path in (out / SHARDS).glob(f"[!.]*{MARKER}"):
+        _move(path, out / UNITS / path.name)
+    for name in ("index.jsonl", "rejects.jsonl", SETTINGS):
+        _move(out / name, out / STATE / name)
+
+
+def _move(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process moves the same
+        path.replace(to)
+
+
 def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
     """Writes a shard, whole or not at all; returns its bytes."""
     clips, width = list(clips), len(contract["codebook_sizes"])
@@ -88,7 +130,8 @@ def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
     ]
     kinds = schema(width, contract)
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, kinds, strict=True)]
-    with replacing(path) as temporary:
+    # Elsewhere, since readers take for a shard what lies beside shards, hidden or half written.
+    with replacing(path, path.parent.parent / STATE) as temporary:
         table = pa.Table.from_arrays(arrays, schema=kinds)
         pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP)
         return temporary.stat().st_size
@@ -96,10 +139,11 @@ def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
 
 def shards(out: Path) -> list[Path]:
     """The finished ones, in the order of their names. Raises DataError where there are none."""
-    found = sorted(path.with_suffix(SUFFIX) for path in (out / SHARDS).glob("[!.]*.json"))
-    if not found:
+    # In this order, since `move_old` may be at it.
+    names = {marker.stem for folder in (SHARDS, UNITS) for marker in (out / folder).glob(f"[!.]*{MARKER}")}
+    if not names:
         raise DataError(f"{out}: holds no finished token shards (omnicodec tokenize)")
-    return found
+    return sorted(shard_path(out, name) for name in names)
 
 
 def contract(out: Path) -> dict[str, Any]:

@@ -20,17 +20,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from omnicodec_jax import __version__, names
+from omnicodec_jax import __version__, model_directory, names
+from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
-from omnicodec_jax.data import manifest
+from omnicodec_jax.data import manifest, units
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, join, refusal, remove_leftovers
-from omnicodec_jax.errors import DataError, ModelError
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen, remove_leftovers
+from omnicodec_jax.errors import DataError, ModelError, UnreadableError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
-from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer
+from omnicodec_jax.semantic import read_encoder
+from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer, load_codec
 
 PROMISE = (
     "A clip's tokens depend on its own samples, the model and the kind of device, and on nothing else: not on padding, "
@@ -53,6 +55,8 @@ class Job:
     """Audio of a shard, about."""
     skip_existing: bool = False
     """Leave out files whose content is in a shard of an earlier manifest already."""
+    retry_rejected: bool = False
+    """Try once more what was refused."""
     num_readers: int = os.cpu_count() or 1
 
     def __post_init__(self):
@@ -93,43 +97,72 @@ def plan(job: Job) -> Iterator[Unit]:
             yield Unit(number, domain, folder, tuple(entries))
 
 
+def to_do(job: Job, unit: Unit) -> list[int]:
+    """Numbers of a unit's entries that are left to do."""
+    return units.to_do(shards.finished(job.out, unit.name), unit.folder, unit.entries, job.retry_rejected)
+
+
+class Existing(NamedTuple):
+    """What the shards of other manifests hold."""
+
+    sources: frozenset[str] = frozenset()
+    older: bool = False
+    """Whether sources of segments are among them that were hashed as they were before."""
+
+    def __contains__(self, result: object) -> bool:
+        return isinstance(result, Read) and not self.sources.isdisjoint((result.source, result.older))
+
+
+NOTHING = Existing()
+
+
 class Worker:
     """A loaded model that turns units into shards, on all devices of this process."""
 
     def __init__(self, job: Job):
+        """Raises ModelError, and DataError where `job.out` holds tokens of another contract."""
         self.job = job
         self.tokenizer = OmniCodecTokenizer.from_pretrained(job.model, job.revision, job.encoder, jax.local_devices())
-        if not self.tokenizer.computes_features:
-            raise ModelError("this model needs the semantic features of each clip: give --encoder DIR")
-        self.tokenizer.warm_up()
-        self.contract = contract(self.tokenizer, job)
-        settle(job.out, self.contract)
+        device, codec = jax.local_devices()[0], self.tokenizer
+        self.contract = {
+            **_described(codec.config, codec.model_hash, codec.encoder_hash),
+            "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
+            "device": device.device_kind,
+        }
+        """What the tokens are, and what they depend on; in the metadata of every shard."""
+        check(job, self.contract)
+        self._is_warm = False
 
     @property
     def use(self) -> Use:
         """Of the devices so far."""
         return self.tokenizer.use
 
-    def run(self, units: Iterable[Unit], existing: frozenset[str] = frozenset()) -> Iterator[float]:
+    def run(self, units: Iterable[Unit], existing: Existing = NOTHING) -> Iterator[float]:
         """Tokenizes one unit after the other; the devices do not wait between them. Gives seconds of audio, a file.
 
-        Files that are refused or skipped have 0 seconds, and come when their unit is written. existing: hashes of what
-        is to be left out. Raises OSError where `out` cannot be written.
+        Files that are refused or skipped have 0 seconds, and come when their unit is written. existing: what is to be
+        left out. Raises OSError where `out` cannot be written.
         """
+        if not self._is_warm:
+            keep(self.job, self.contract)
+            self.tokenizer.warm_up()
+            self._is_warm = True
         opened: dict[str, _Open] = {}
         rate, peak = self.tokenizer.sample_rate, self.tokenizer.config.input_peak
 
         def requests() -> Iterator[tuple[tuple[str, int], Request]]:
             for unit in units:
                 name = unit.name
-                remove_leftovers(shards.shard_path(self.job.out, name))
-                opened[name] = _Open(unit)
-                for number, entry in enumerate(unit.entries):
-                    path = unit.folder / entry.path
-                    yield (name, number), Request(path, entry, rate, peak)
+                remove_leftovers(shards.shard_path(self.job.out, name), self.job.out / shards.STATE)
+                opened[name] = _Open(self.job, unit)
+                for number in opened[name].to_do:
+                    entry, kept = unit.entries[number], opened[name].clips.get(number)
+                    known = None if kept is None else kept.source
+                    yield (name, number), Request(unit.folder / entry.path, entry, rate, peak, known, existing.older)
 
         def hear(result: Read) -> Heard | None:
-            return None if result.source in existing else self.tokenizer.hear(result.clip.samples)
+            return None if result.clip is None or result in existing else self.tokenizer.hear(result.clip.samples)
 
         with Readers(self.job.num_readers) as readers:
 
@@ -137,8 +170,10 @@ class Worker:
                 for (name, number), result, heard in readers.map(requests(), hear):
                     if result is None:
                         opened[name].refuse(number, heard)
+                    elif result.clip is None:
+                        opened[name].keep(number, result)
                     elif heard is None:
-                        opened[name].skipped += 1
+                        opened[name].settle(number)
                     else:
                         yield (name, number, result), heard
 
@@ -150,87 +185,136 @@ class Worker:
 
     def _close(self, opened: dict[str, "_Open"]) -> Iterator[float]:
         """Writes what is complete."""
-        for name in [name for name, unit in opened.items() if unit.is_complete]:
+        for name in [name for name, unit in opened.items() if not unit.left]:
             unit = opened.pop(name)
             unit.write(self.job.out, self.contract)
-            yield from [0.0] * (len(unit.rejects) + unit.skipped)
+            yield from [0.0] * (len(unit.to_do) - unit.added)
 
 
 class _Open:
-    """A unit of which some clips are done."""
+    """A unit of which some clips are done: those of an earlier run, when it is open once more for what was refused."""
 
-    def __init__(self, unit: Unit):
-        self.unit, self.skipped = unit, 0
+    def __init__(self, job: Job, unit: Unit):
+        self.unit, self.added = unit, 0
         self.clips: dict[int, Clip] = {}
-        self.rejects: dict[int, dict[str, str]] = {}
+        self.seen: dict[int, Seen] = {}
+        self.rejects: dict[int, dict[str, Any]] = {}
+        finished = shards.finished(job.out, unit.name)
+        self.to_do = units.to_do(finished, unit.folder, unit.entries, job.retry_rejected)
+        if finished is not None and "clips" in finished:
+            self._keep(finished, list(shards.read_shard(shards.shard_path(job.out, unit.name))))
+        self.left = set(self.to_do)
 
-    @property
-    def is_complete(self) -> bool:
-        return len(self.clips) + len(self.rejects) + self.skipped == len(self.unit.entries)
+    def _keep(self, finished: dict[str, Any], clips: list[Clip]) -> None:
+        numbers = [number for number, *_ in finished["clips"]]
+        if len(numbers) != len(clips):  # killed after the shard was written once more, and before its marker was
+            self.to_do = list(range(len(self.unit.entries)))
+            return
+        self.clips = dict(zip(numbers, clips, strict=True))
+        self.seen = {number: Seen(*seen) for number, *seen in finished["clips"]}
+        self.rejects = {row["entry"]: row for row in finished["rejects"]}
 
     def add(self, number: int, result: Read, codes: np.ndarray) -> None:
+        assert result.clip is not None
         entry, clip = self.unit.entries[number], result.clip
         id, domain = names.text(entry.id), names.text(entry.domain or self.unit.domain)
         tokens = codes.T.astype(np.uint16)
+        self.settle(number)
         self.clips[number] = Clip(id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source)
+        self.seen[number] = result.seen
+        self.added += 1
+
+    def keep(self, number: int, result: Read) -> None:
+        """The tokens that are there are of the same bytes, wherever these lie now."""
+        self.left.remove(number)
+        self.seen[number] = result.seen
 
     def refuse(self, number: int, error: Exception) -> None:
-        self.rejects[number] = refusal(self.unit.folder, self.unit.entries[number], error)
+        if isinstance(error, (UnreadableError, OSError)) and number in self.clips:  # what it was before is not lost
+            self.left.remove(number)
+            return
+        self.settle(number)
+        self.rejects[number] = units.refusal(number, self.unit.folder, self.unit.entries[number], error)
+
+    def settle(self, number: int) -> None:
+        """Whatever was known of an entry is of the past; without more, it is left out."""
+        self.left.remove(number)
+        for held in (self.clips, self.seen, self.rejects):
+            held.pop(number, None)
 
     def write(self, out: Path, contract: dict[str, Any]) -> None:
-        path = shards.shard_path(out, self.unit.name)
         clips = [self.clips[number] for number in sorted(self.clips)]
-        size = shards.write(path, clips, contract)
+        size = shards.write(shards.shard_path(out, self.unit.name), clips, contract)
         shard = {
             "name": self.unit.name,
             "domain": self.unit.domain,
             "listed": len(self.unit.entries),
             "clips": len(clips),
             "rejected": len(self.rejects),
-            "skipped": self.skipped,
+            "skipped": len(self.unit.entries) - len(clips) - len(self.rejects),
             "frames": sum(len(clip.codes) for clip in clips),
             "seconds": sum(clip.num_samples / clip.sample_rate for clip in clips),
             "bytes": size,
         }
         rejects = [self.rejects[number] for number in sorted(self.rejects)]
-        with replacing(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"shard": shard, "rejects": rejects}) + "\n")
+        seen = [[number, *self.seen[number]] for number in sorted(self.seen)]
+        with replacing(shards.marker_path(out, self.unit.name)) as temporary:
+            temporary.write_text(json.dumps({"shard": shard, "rejects": rejects, "clips": seen}) + "\n")
 
 
-def contract(tokenizer: OmniCodecTokenizer, job: Job) -> dict[str, Any]:
-    """What the tokens are, and what they depend on; in the metadata of every shard."""
-    config, device = tokenizer.config, jax.local_devices()[0]
+def described(job: Job) -> dict[str, Any]:
+    """What the tokens are and what they depend on, but for the device: of the files alone, for any process to ask.
+
+    Raises ModelError, ConfigError for a model or an encoder that cannot be loaded or does not fit.
+    """
+    config, variables = load_codec(job.model, job.revision)
+    semantic = getattr(config, "semantic", None)
+    if job.encoder is None and semantic is not None and semantic.source != "log_mel":
+        raise ModelError("this model needs the semantic features of each clip: give --encoder DIR")
+    encoder = None if job.encoder is None else model_directory.model_hash(*read_encoder(job.encoder, semantic))
+    return _described(config, model_directory.model_hash(config, variables), encoder)
+
+
+def _described(config: CodecConfig | MimiConfig, model: str, encoder: str | None) -> dict[str, Any]:
     return {
-        "model": tokenizer.model_hash,
-        "encoder": tokenizer.encoder_hash,
-        "sample_rate": tokenizer.sample_rate,
-        "hop_length": tokenizer.hop_length,
-        "frame_rate": tokenizer.frame_rate,
+        "model": model,
+        "encoder": encoder,
+        "sample_rate": config.sample_rate,
+        "hop_length": config.hop_length,
+        "frame_rate": config.frame_rate,
         "codebook_sizes": list(config.codebook_sizes),
         "input_peak": config.input_peak,
         "compute_dtype": "float32",
-        "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
-        "device": device.device_kind,
         "made_by": f"omnicodec_jax {__version__}, jax {jax.__version__}",
         "promise": PROMISE,
     }
 
 
-def settle(out: Path, contract: dict[str, Any]) -> None:
-    """Keeps the contract with the tokens. Raises DataError if there are tokens of another one."""
-    path, text = out / shards.SETTINGS, json.dumps(contract, indent=2) + "\n"
-    if path.is_file() and (kept := json.loads(path.read_text())) != contract:
-        names = [name for name in contract if kept.get(name) != contract[name]]
+def check(job: Job, contract: dict[str, Any]) -> None:
+    """Raises DataError if `job.out` holds tokens of another contract, or was cut into shards of another length."""
+    if (kept := shards.settings(job.out)) is None:
+        return
+    hours = kept.get("shard_hours", job.shard_hours)  # absent where an older version has written
+    if names := [name for name in contract if kept.get(name) != contract[name]]:
         changed = "; ".join(f"{name} = {kept.get(name)!r}, now {contract[name]!r}" for name in names)
-        raise DataError(f"{out}: holds tokens that would not be the same ({changed}); use another --out")
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+        raise DataError(f"{job.out}: holds tokens that would not be the same ({changed}); use another --out")
+    if hours != job.shard_hours:
+        raise DataError(
+            f"{job.out}: was cut into shards of --shard-hours {hours:g}, now {job.shard_hours:g}; use that, or another "
+            "--out"
+        )
+
+
+def keep(job: Job, contract: dict[str, Any]) -> None:
+    """Keeps the contract with the tokens."""
+    with replacing(job.out / shards.STATE / shards.SETTINGS) as temporary:
+        temporary.write_text(json.dumps({**contract, "shard_hours": job.shard_hours}, indent=2) + "\n")
 
 
 def collect(out: Path) -> None:
     """Joins what the units left into index.jsonl and rejects.jsonl."""
     take: dict[Path, Callable[[Any], Iterable[Any]]] = {
         out / shards.INDEX: lambda unit: [unit["shard"]],
-        out / shards.REJECTS: lambda unit: unit["rejects"],
+        out / shards.REJECTS: units.listed,
     }
-    join(out / shards.SHARDS, take)
+    units.join(out / shards.UNITS, take)

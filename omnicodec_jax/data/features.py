@@ -85,7 +85,7 @@ def num_vectors(samples: int) -> int:
 
 def shard_path(directory: Path, shard: Shard) -> Path:
     """Where the features of a shard of audio are."""
-    return records.shard_path(directory, f"{shard.name}-{shard.digest}")
+    return records.shard_path(directory, f"{shard.name}-{shard.content}")
 
 
 def save_format(directory: Path, format: FeatureFormat) -> None:
@@ -135,8 +135,8 @@ class FeatureStore:
         if format.crop_samples is not None:
             return cls(directory, format, None)
         LOG.warning(
-            "%s: features of an older version, not those of the very crops that are heard; docs/features.md says how far "
-            "off they are. python -m convert.semantic_features with another --out computes them anew.",
+            "%s: features of an older version, not those of the very crops that are heard; docs/features.md says how "
+            "far off they are. python -m convert.semantic_features with another --out computes them anew.",
             directory,
         )
         return cls(directory, format, np.load(directory / SILENCE))

@@ -67,6 +67,13 @@ class Shard:
     clips: tuple[int, ...]
     """Samples of each clip at 24 kHz; `segments` says how many records that makes."""
     bytes: int
+    revision: int = 0
+    """How often clips have been added or replaced since."""
+
+    @property
+    def content(self) -> str:
+        """Tells what the shard holds from what it held before clips were added or replaced."""
+        return self.digest if not self.revision else f"{self.digest}-{self.revision}"
 
 
 def num_segments(clip_samples: Samples, segment_seconds: int) -> Samples:
@@ -123,6 +130,18 @@ def read_record(path: Path, index: int) -> bytes:
         raise DataError(f"{path}: record {index} cannot be read: {error}") from None
 
 
+def read_clips(path: Path, clips: tuple[int, ...], segment_seconds: int) -> list[list[bytes]] | None:
+    """Records of a shard by clip; None if it is damaged, or holds other clips."""
+    counts = [num_segments(clip, segment_seconds) for clip in clips]
+    numbers = itertools.count()
+    try:
+        if _reader(str(path)).num_records() != sum(counts):
+            return None
+        return [[read_record(path, next(numbers)) for _ in range(count)] for count in counts]
+    except DataError:
+        return None
+
+
 def write_shard(path: Path, records: Any) -> int:
     """Writes an iterable of records, whole or not at all; returns the file's size. Raises OSError on a full disk."""
     with replacing(path) as temporary:
@@ -163,5 +182,5 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 def fingerprint(shards: list[Shard]) -> str:
     """16 hex digits that identify the data: equal for equal shards made of equal manifest lines."""
-    text = "".join(f"{shard.name} {shard.digest} {shard.clips}\n" for shard in shards)
+    text = "".join(f"{shard.name} {shard.content} {shard.clips}\n" for shard in shards)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -4,19 +4,26 @@ A unit is a slice of a manifest. It leaves a JSON file beside its result when it
 those into one index.
 """
 
+import contextlib
+import errno
 import json
+import os
+import signal
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from omnicodec_jax import names
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.errors import DataError, OmniCodecError
+from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError
 from omnicodec_jax.files import replacing
+
+T = TypeVar("T")
 
 ASSUMED_SECONDS = 10.0
 """Length of a clip of which the manifest does not say it, to size the units."""
@@ -56,10 +63,62 @@ class Progress:
         self.bar.update()
 
 
-def remove_leftovers(path: Path) -> None:
-    """Half-written files of a process that was killed while it wrote `path`."""
-    for leftover in path.parent.glob(f".{path.stem}.*.partial*"):
+def remove_leftovers(path: Path, folder: Path | None = None) -> None:
+    """Removes half-written files of a process that was killed while it wrote `path`, its temporary name in `folder`."""
+    for leftover in (folder or path.parent).glob(f".{path.stem}.*.partial*"):
         leftover.unlink()
+
+
+# -- What became of the entries of a unit
+
+
+class Seen(NamedTuple):
+    """What tells a file from another that was put in its place."""
+
+    size: int
+    modified: int
+    """Nanoseconds."""
+
+    @classmethod
+    def of(cls, path: Any) -> "Seen":
+        """Raises OSError."""
+        status = os.stat(path)
+        return cls(status.st_size, status.st_mtime_ns)
+
+
+def attempt(path: Any, read: Callable[[], T]) -> T:
+    """Returns what `read` makes of a file. Raises UnreadableError where it failed because of the operating system.
+
+    An unmounted disk, missing rights, a lost connection, no memory: none of it says anything about the file. Decoders
+    report such errors in words of their own, so that of a file that they refuse it is asked whether it can be read.
+    """
+    try:
+        return read()
+    except MemoryError:
+        raise UnreadableError(f"{path}: out of memory") from None
+    except Exception as error:
+        if trouble := error if isinstance(error, OSError) else _trouble(path):
+            why = "no such file" if trouble.errno == errno.ENOENT else trouble.strerror or trouble
+            raise UnreadableError(f"{path}: {why}") from None
+        raise
+
+
+def _trouble(path: Any) -> OSError | None:
+    """Why the operating system does not give the bytes of a file."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
+            with open(path, "rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+    except OSError as error:
+        return error
+    return None
+
+
+def death(exit_code: int | None) -> AudioError:
+    """What a process that died of a file says of it: of a crash, a verdict; of being killed, that it may try again."""
+    kind = UnreadableError if exit_code in (-signal.SIGKILL, -signal.SIGTERM) else AudioError
+    return kind(f"its decoder died with exit code {exit_code}")
 
 
 def reason(path: Any, error: Exception) -> str:
@@ -68,10 +127,42 @@ def reason(path: Any, error: Exception) -> str:
     return text.removeprefix(f"{path}: ")
 
 
-def refusal(folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
-    """The line of rejects.jsonl for an entry of a list whose paths begin in `folder`; all of it is UTF-8."""
+def refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
+    """A unit's line about an entry that it is without; all of it is UTF-8.
+
+    folder: where the paths of the list begin. "again": the next run tries it, since this was no verdict.
+    """
     why = reason(folder / entry.path, error)
-    return {"id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
+    row = {"entry": number, "id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
+    return row | {"again": True} if isinstance(error, (UnreadableError, OSError)) else row
+
+
+def listed(finished: dict[str, Any]) -> list[dict[str, Any]]:
+    """A finished unit's lines of rejects.jsonl."""
+    return [{name: value for name, value in row.items() if name != "entry"} for row in finished["rejects"]]
+
+
+def to_do(finished: dict[str, Any] | None, folder: Path, entries: Sequence[Entry], retry_rejected: bool) -> list[int]:
+    """Numbers of the entries that are left to do: all of a unit that is not finished; of one that is, those that the
+    operating system did not give, those whose file has been replaced, and, if asked for, all that were refused.
+
+    finished: {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}.
+    """
+    if finished is None:
+        return list(range(len(entries)))
+    again = [row for row in finished["rejects"] if retry_rejected or row.get("again")]
+    if again and "clips" not in finished:  # written before this was kept
+        return list(range(len(entries)))
+    replaced = [number for number, *seen in finished.get("clips", []) if _replaced(folder / entries[number].path, seen)]
+    return sorted({*(row["entry"] for row in again), *replaced})
+
+
+def _replaced(path: Path, seen: Sequence[int]) -> bool:
+    """Whether another file is there now; what cannot be looked at is not."""
+    try:
+        return Seen.of(path) != tuple(seen)
+    except OSError:
+        return False
 
 
 def join(folder: Path, rows: dict[Path, Callable[[Any], Iterable[Any]]]) -> None:
@@ -81,9 +172,21 @@ def join(folder: Path, rows: dict[Path, Callable[[Any], Iterable[Any]]]) -> None
     it has written writes again.
     """
     written = None
-    while (names := sorted(path.name for path in folder.glob("[!.]*.json"))) != written:
-        done = [json.loads((folder / name).read_text()) for name in names]
-        for path, take in rows.items():
-            with replacing(path) as temporary, open(temporary, "w") as file:
-                file.writelines(json.dumps(row) + "\n" for unit in done for row in take(unit))
-        written = names
+    while (seen := _units(folder)) != written:
+        with contextlib.ExitStack() as stack:
+            files = [(stack.enter_context(_rewriting(path)), take) for path, take in rows.items()]
+            for name, _ in seen:
+                unit = json.loads((folder / name).read_text())
+                for file, take in files:
+                    file.writelines(json.dumps(row) + "\n" for row in take(unit))
+        written = seen
+
+
+@contextlib.contextmanager
+def _rewriting(path: Path) -> Iterator[TextIO]:
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        yield file
+
+
+def _units(folder: Path) -> list[tuple[str, Seen]]:
+    return [(path.name, Seen.of(path)) for path in sorted(folder.glob("[!.]*.json"))]

@@ -59,7 +59,8 @@ def codes_path(out: Path, system: str, clip: EvalClip) -> Path:
 
 def digest(path: Path) -> str:
     """Of a file's content."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterator[Original | Failure]:

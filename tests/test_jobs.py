@@ -1,0 +1,499 @@
+"""Jobs over many files: run again, run twice at once, run on disks that come and go, and read by others."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+import train
+from omnicodec_jax import cli
+from omnicodec_jax.corpus import commands, read_tokens, readers, runners, shards, tokenize
+from omnicodec_jax.corpus.detokenize import detokenize
+from omnicodec_jax.corpus.readers import Request
+from omnicodec_jax.corpus.tokenize import Job
+from omnicodec_jax.corpus.webdataset import convert
+from omnicodec_jax.data import prepare, prepare_unit, records, units
+from omnicodec_jax.data.claim import claim
+from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.data.units import Seen, Task
+from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
+from omnicodec_jax.evaluation import run as evaluation
+from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer
+from omnicodec_jax.training import multihost
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
+NAMES = ("a.wav", "b.wav", "c.wav", "d.wav")
+
+
+class Quick(OmniCodecTokenizer):
+    """Compiles nothing: a clip's codes are its loudness."""
+
+    encoded = 0
+
+    def warm_up(self) -> None:
+        pass
+
+    def hear(self, samples, features=None):
+        return Heard(samples, np.zeros((0, 0), np.float32))
+
+    def encode_each(self, clips):
+        for key, heard in clips:
+            Quick.encoded += 1
+            code = int(np.abs(heard.samples).sum()) % 256
+            yield key, np.full((self.num_quantizers, self.num_frames(heard.samples.size)), code, np.int32)
+
+
+def sound(path: Path, seed: int, seconds: float = 0.3) -> Path:
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(24_000 * seconds))
+    soundfile.write(path, noise, 24_000, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def disk(tmp_path) -> Path:
+    """A corpus of four files, two to a unit, on a disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for seed, name in enumerate(NAMES):
+        sound(folder / name, seed)
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({"audio_filepath": f"disk/{n}"}) + "\n" for n in NAMES))
+    return folder
+
+
+class Tokens:
+    """`omnicodec tokenize` on the corpus."""
+
+    rejects = shards.REJECTS
+
+    def __init__(self, disk: Path, model: Path):
+        self.sources = {"sound": disk.parent / "all.jsonl"}
+        self.out, self.model = disk.parent / "tokens", str(model)
+
+    def job(self, **options) -> Job:
+        given = {"sources": self.sources, "out": self.out, "model": self.model, "num_readers": 1} | options
+        return Job(**given)
+
+    def run(self, task: Task = Task(), **options):  # noqa: B008
+        return runners.run(self.job(**options), "here", 1, task)
+
+    def command(self, **options) -> int:
+        manifest = ",".join(f"{domain}={path}" for domain, path in self.sources.items())
+        return commands.tokenize(manifest=manifest, out=self.out, model=self.model, num_readers=1, **options)
+
+    def held(self) -> set[str]:
+        return {Path(clip.id).name for clip in read_tokens(self.out)}
+
+
+class Prepared:
+    """`omnicodec prepare` on the corpus."""
+
+    rejects = records.REJECTS
+
+    def __init__(self, disk: Path, model: Path):
+        self.source, self.out = disk.parent / "all.jsonl", disk.parent / "prepared"
+        self.config = PrepareConfig(validation=0.0)
+
+    def run(self, task: Task = Task(), retry_rejected: bool = False):  # noqa: B008
+        return prepare.run({"sound": self.source}, self.out, self.config, 1, task, retry_rejected)
+
+    def command(self, **options) -> int:
+        return cli.prepare(
+            manifest=f"sound={self.source}", out=self.out, num_workers=1, settings=self.config, **options
+        )
+
+    def held(self) -> set[str]:
+        found = set()
+        for shard in records.read_index(self.out):
+            for number in range(len(shard.clips)):
+                record = records.read_record(records.shard_path(self.out, shard.name), number)
+                found.add(Path(records.read_header(record).id).name)
+        return found
+
+
+@pytest.fixture
+def tokens(disk, demo_model, monkeypatch) -> Tokens:
+    for module in (tokenize, prepare_unit):
+        monkeypatch.setattr(module, "UNIT_ENTRIES", 2)
+    monkeypatch.setattr(tokenize, "OmniCodecTokenizer", Quick)
+    monkeypatch.setattr(Quick, "encoded", 0)
+    monkeypatch.setattr(commands, "_share_of_this_host", Task)
+    return Tokens(disk, demo_model)
+
+
+@pytest.fixture(params=[Tokens, Prepared])
+def job(request, tokens, disk, demo_model):
+    """Both jobs that keep what they refuse."""
+    return request.param(disk, demo_model)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def rejects(job) -> dict[str, dict]:
+    rows = [json.loads(line) for line in (job.out / job.rejects).read_text().splitlines()]
+    return {Path(row["path"]).name: row for row in rows}
+
+
+# -- What is finished, under other circumstances
+
+
+def test_a_finished_directory_does_not_hide_another_model_or_none(tokens, tmp_path):
+    tokens.run()
+    with pytest.raises(ModelError, match="no such model directory"):
+        tokens.run(model=str(tmp_path / "gone"))
+    other = OmniCodecTokenizer.from_pretrained(tokens.model)
+    other.variables["params"]["decoder"]["conv_out"]["bias"] += 1e-6
+    other.save_pretrained(tmp_path / "other")
+    for runner in ("here", "processes"):
+        with pytest.raises(DataError, match=r"would not be the same \(model = "):
+            runners.run(tokens.job(model=str(tmp_path / "other")), runner, 1, Task())
+    tokens.sources["sound"].write_text(tokens.sources["sound"].read_text() + '{"audio_filepath": "more.wav"}\n')
+    with pytest.raises(DataError, match=r"model = "):  # and not "another manifest"
+        tokens.run(model=str(tmp_path / "other"))
+    with pytest.raises(ModelError, match="no features|takes features|no model here"):
+        tokens.run(encoder=str(tmp_path / "gone"))
+
+
+def test_other_shard_hours_are_called_so(tokens):
+    tokens.run()
+    with pytest.raises(DataError, match="--shard-hours 1, now 0.5"):
+        tokens.run(shard_hours=0.5)
+
+
+def test_audio_made_with_other_options_is_not_taken_for_what_is_asked(tokens, tmp_path):
+    tokens.run()
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (audio / "detokenized.json").write_text('{"model": "another", "num_quantizers": 9}')
+    codec = OmniCodecTokenizer.from_pretrained(tokens.model)
+    with pytest.raises(DataError, match=r"made otherwise \(model = 'another'.*num_quantizers = 9, now 4"):
+        next(detokenize(tokens.out, audio, codec, 4, ".flac", Task()))
+
+
+def test_audio_replaced_under_the_same_name_is_done_again(job, disk):
+    job.run()
+    before = files(job.out)
+    job.run()
+    assert files(job.out) == before
+    sound(disk / "c.wav", seed=99)  # as long as before
+    os.utime(disk / "c.wav", ns=(1, 1))
+    job.run()
+    after = files(job.out)
+    changed = {name for name in before if after[name] != before[name] and "shards/" in name and ".json" not in name}
+    assert len(changed) == 1
+    assert job.held() == set(NAMES)
+    job.run()
+    assert files(job.out) == after
+
+
+def test_files_that_were_only_touched_are_not_encoded_again(tokens, disk):
+    tokens.run()
+    before = {name: data for name, data in files(tokens.out).items() if name.endswith(".parquet")}
+    for name in NAMES:
+        os.utime(disk / name, ns=(1, 1))
+    assert tokens.run().tried == 4
+    assert Quick.encoded == 4
+    assert tokens.run().tried == 0
+    assert before == {name: data for name, data in files(tokens.out).items() if name.endswith(".parquet")}
+
+
+def test_audio_that_is_gone_later_keeps_its_tokens(tokens, disk):
+    tokens.run()
+    disk.rename(disk.with_name("unmounted"))
+    assert tokens.run().tried == 0
+    assert tokens.held() == set(NAMES)
+
+
+def test_features_of_a_shard_are_not_those_of_what_it_held_before(disk, demo_model, tokens):
+    job = Prepared(disk, demo_model)
+    (disk / "b.wav").write_text("no sound")
+    job.run()
+    before = {shard.name: shard.content for shard in records.read_index(job.out)}
+    fingerprint = records.fingerprint(records.read_index(job.out))
+    sound(disk / "b.wav", 1)
+    job.run(retry_rejected=True)
+    after = {shard.name: shard.content for shard in records.read_index(job.out)}
+    assert [after[name] != before[name] for name in sorted(before)] == [True, False]
+    assert records.fingerprint(records.read_index(job.out)) != fingerprint
+
+
+# -- What the operating system does not give
+
+
+def test_an_unmounted_disk_refuses_nothing_for_good(job, disk, tmp_path, capsys):
+    disk.rename(tmp_path / "unmounted")
+    disk.mkdir()
+    assert job.command() == 1
+    said = capsys.readouterr()
+    assert "4 refused" in said.out
+    assert "nothing left to do" not in said.out
+    assert said.err.splitlines()[-1].startswith("error: none of 4 files could be used: see ")
+    assert {name: row["again"] for name, row in rejects(job).items()} == dict.fromkeys(NAMES, True)
+    disk.rmdir()
+    (tmp_path / "unmounted").rename(disk)
+    assert job.command() == 0
+    assert job.held() == set(NAMES)
+    assert rejects(job) == {}
+    undisturbed = type(job)(disk, Path(getattr(job, "model", "")))
+    undisturbed.out = tmp_path / "undisturbed"
+    undisturbed.run()
+    kept = {n: d for n, d in files(job.out).items() if n.endswith((".parquet", ".array_record"))}
+    assert kept == {n: d for n, d in files(undisturbed.out).items() if n in kept}
+
+
+def test_one_file_that_is_missing_is_tried_by_every_run_and_nothing_else_is(job, disk):
+    data = (disk / "b.wav").read_bytes()
+    (disk / "b.wav").unlink()
+    job.run()
+    assert rejects(job)["b.wav"]["reason"] == "no such file"
+    assert job.command() == 0
+    (disk / "b.wav").write_bytes(data)
+    job.run()
+    assert job.held() == set(NAMES)
+    assert Quick.encoded in (0, 4)
+
+
+@pytest.mark.parametrize("code", ["ENOENT", "EIO", "EACCES", "ESTALE", "ENOSPC", "ENOMEM", "ETIMEDOUT", "EMFILE"])
+def test_errors_of_the_operating_system_are_no_verdicts(code, tmp_path):
+    path, error = sound(tmp_path / "a.wav", 0), OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    def fail():
+        raise error
+
+    with pytest.raises(UnreadableError, match=f"{path}: ") as caught:
+        units.attempt(path, fail)
+    assert units.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)["again"]
+
+
+def test_a_decoder_that_blames_the_file_for_the_disk_is_not_believed(tmp_path, monkeypatch):
+    path = sound(tmp_path / "a.wav", 0)
+
+    def refuse():
+        raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode")
+
+    with pytest.raises(AudioError, match="not audio") as caught:
+        units.attempt(path, refuse)
+    assert "again" not in units.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)
+    os.mkfifo(tmp_path / "pipe")  # is not waited for
+    with pytest.raises(AudioError, match="not audio"):
+        units.attempt(tmp_path / "pipe", refuse)
+    with pytest.raises(UnreadableError, match="out of memory"):
+        units.attempt(path, lambda: np.zeros(1 << 50))
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(UnreadableError, match="Input/output error"):
+        units.attempt(path, refuse)
+
+
+def test_a_decoder_that_crashes_is_a_verdict_and_one_that_is_killed_is_none():
+    assert isinstance(units.death(-9), UnreadableError)
+    assert not isinstance(units.death(-11), UnreadableError)
+
+
+def test_nothing_but_refused_files_is_an_error(job, disk, capsys):
+    for name in NAMES:
+        (disk / name).write_text("no sound")
+    assert job.command() == 1
+    said = capsys.readouterr()
+    assert "nothing left to do" not in said.out
+    assert "--retry-rejected" in said.err
+    assert "again" not in rejects(job)["a.wav"]
+    assert job.command() == 1
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_retry_rejected_tries_what_was_refused_and_nothing_else(job, disk):
+    (disk / "b.wav").write_text("no sound")
+    job.run()
+    before = files(job.out)
+    sound(disk / "b.wav", 1)
+    job.run()
+    assert files(job.out) == before
+    assert job.command(retry_rejected=True) == 0
+    assert job.held() == set(NAMES)
+    assert rejects(job) == {}
+    assert Quick.encoded in (0, 4)
+    untouched = [name for name in before if name.endswith((".parquet", ".array_record")) and "000001" in name]
+    assert [files(job.out)[name] == before[name] for name in untouched] == [True]
+
+
+# -- Sources
+
+
+def test_segments_without_a_duration_are_told_apart(tmp_path):
+    path = sound(tmp_path / "a.wav", 0, 2)
+    parts = [
+        Entry("a", "a.wav"),
+        Entry("a", "a.wav", 1.0),
+        Entry("a", "a.wav", 0.0, 1.0),
+        Entry("a", "a.wav", 1.0, 1.0),
+    ]
+    hashes = [readers.read(Request(path, part, 24_000, 0.95)).source for part in parts]
+    assert len(set(hashes)) == 4
+    assert hashes[0] == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()  # as it has always been
+
+
+def test_a_source_is_hashed_once_for_all_its_segments(tmp_path, monkeypatch):
+    path, read, hashed = sound(tmp_path / "a.wav", 0, 2), readers._hash, []
+    monkeypatch.setattr(readers, "_hash", lambda *given: hashed.append(given) or read(*given))
+    for number in range(5):
+        readers.read(Request(path, Entry(str(number), "a.wav", 0.2 * number, 0.2), 24_000, 0.95))
+    assert len(hashed) == 1
+    before = readers.source_hash(path, Entry("a", "a.wav"), Seen.of(path))
+    sound(path, 1, 2)
+    os.utime(path, ns=(1, 1))
+    assert readers.source_hash(path, Entry("a", "a.wav"), Seen.of(path)) != before
+
+
+# -- Others who read the directory
+
+
+def test_readers_of_whole_directories_see_nothing_but_shards(tokens):
+    tokens.run()
+    for path in (tokens.out, tokens.out / "shards"):
+        assert pq.read_table(path).num_rows == 4
+        assert pyarrow.dataset.dataset(path).count_rows() == 4
+    assert {path.suffix for path in (tokens.out / "shards").iterdir()} == {".parquet"}
+
+
+def test_pandas_reads_it(tokens):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    tokens.run()
+    for path in (tokens.out, tokens.out / "shards"):
+        assert len(pandas.read_parquet(path)) == 4
+
+
+def test_polars_reads_it(tokens):
+    polars = pytest.importorskip("polars", reason="needs polars")
+    tokens.run()
+    assert polars.read_parquet(tokens.out / "shards").height == 4
+
+
+def test_duckdb_reads_it(tokens):
+    duckdb = pytest.importorskip("duckdb", reason="needs DuckDB")
+    tokens.run()
+    assert len(duckdb.sql(f"select id, codes from '{tokens.out}/shards/*.parquet'").fetchall()) == 4
+
+
+def test_datasets_reads_it(tokens, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs Hugging Face datasets")
+    tokens.run()
+    for path in (tokens.out, tokens.out / "shards"):
+        assert datasets.load_dataset(str(path), split="train", cache_dir=str(tmp_path / "cache")).num_rows == 4
+
+
+def test_spark_reads_it(tokens):
+    sql = pytest.importorskip("pyspark.sql", reason="needs Spark")
+    tokens.run()
+    spark = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    assert spark.read.parquet(str(tokens.out / "shards")).count() == 4
+
+
+def as_before(out: Path) -> None:
+    """Makes of a directory what version 0.1 has left: JSON beside the shards, without what became of every entry."""
+    for path in (out / shards.UNITS).iterdir():
+        unit = json.loads(path.read_text())
+        del unit["clips"]
+        unit["rejects"] = units.listed(unit)
+        (out / shards.SHARDS / path.name).write_text(json.dumps(unit))
+    for name in ("index.jsonl", "rejects.jsonl"):
+        (out / shards.STATE / name).rename(out / name)
+    settings = json.loads((out / shards.STATE / shards.SETTINGS).read_text())
+    del settings["shard_hours"]
+    (out / shards.SETTINGS).write_text(json.dumps(settings))
+    shutil.rmtree(out / shards.STATE)
+
+
+def test_tokens_of_before_are_read_and_continued(tokens, disk):
+    (disk / "b.wav").write_text("no sound")
+    tokens.run()
+    expected = {name: data for name, data in files(tokens.out).items() if name.endswith(".parquet")}
+    as_before(tokens.out)
+    assert tokens.held() == {"a.wav", "c.wav", "d.wav"}
+    assert tokens.run().tried == 0
+    assert pyarrow.dataset.dataset(tokens.out).count_rows() == 3
+    next((tokens.out / shards.UNITS).glob("*-000001-*.json")).unlink()
+    assert tokens.run().tried == 2
+    assert {name: data for name, data in files(tokens.out).items() if name.endswith(".parquet")} == expected
+    sound(disk / "b.wav", 1)
+    assert tokens.run(retry_rejected=True).clips == 4
+
+
+def test_segments_hashed_as_before_are_known_to_be_there(tokens, disk):
+    rows = [{"audio_filepath": "disk/a.wav", "offset": offset, "duration": 0.1} for offset in (0.0, 0.1)]
+    tokens.sources["sound"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens.run()
+    (path,) = (tokens.out / "shards").iterdir()
+    data, table = (disk / "a.wav").read_bytes(), pq.read_table(path)
+    older = [hashlib.blake2b(f"{r['offset']}:{r['duration']}".encode() + data, digest_size=16) for r in rows]
+    column = table.schema.get_field_index("source")
+    table = table.set_column(column, "source", pa.array([digest.hexdigest() for digest in older]))
+    pq.write_table(table, path)
+    as_before(tokens.out)
+    more = disk.parent / "more.jsonl"
+    more.write_text("".join(json.dumps({**row, "id": "other"}) + "\n" for row in rows))
+    summary = tokens.run(sources={"sound": more}, skip_existing=True)
+    assert (summary.listed, summary.skipped, summary.clips) == (2, 2, 0)
+
+
+# -- Two runs at once
+
+
+def test_two_runs_on_one_directory_are_refused_in_one_line(job, disk):
+    job.out.mkdir()
+    with claim(job.out):
+        for task in (Task(), Task(1, 2)):
+            with pytest.raises(DataError, match="another run is at work on this .*--task i/n") as caught:
+                job.run(task)
+            assert "\n" not in str(caught.value)
+    job.run()
+    assert job.held() == set(NAMES)
+    assert not list(job.out.glob(".*"))
+
+
+def test_every_job_that_fills_a_directory_refuses_a_second_run(tokens, tmp_path, monkeypatch):
+    tokens.run()
+    monkeypatch.setattr(multihost, "initialize", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(DEMO), "--workdir", str(tmp_path / "out")])
+    codec = OmniCodecTokenizer.from_pretrained(tokens.model)
+    jobs = [
+        lambda: list(detokenize(tokens.out, tmp_path / "out", codec, None, ".flac", Task())),
+        lambda: convert(tokens.out, tmp_path / "out"),
+        lambda: evaluation.run(evaluation.Evaluation(data=tokens.sources, out=tmp_path / "out", metrics=())),
+        train.main,
+    ]
+    for start in jobs:
+        with claim(tmp_path / "out"), pytest.raises(DataError, match="another run is at work"):
+            start()
+
+
+def test_shares_that_do_not_overlap_are_at_work_together(tmp_path):
+    with claim(tmp_path, Task(0, 2)), claim(tmp_path, Task(1, 2)):
+        for task in (Task(0, 1), Task(0, 2), Task(3, 4), Task(2, 3)):
+            with pytest.raises(DataError), claim(tmp_path, task):
+                pass
+    with claim(tmp_path, Task(0, 2)), claim(tmp_path, Task(1, 4)), claim(tmp_path, Task(3, 4)):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_killed_run_is_nobodys(tmp_path):
+    (tmp_path / ".omnicodec-0-of-1.lock").touch()
+    with claim(tmp_path, Task(1, 2)):
+        pass
+    assert not list(tmp_path.iterdir())
