@@ -82,7 +82,10 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, path: Any) -> "Seen":
         """Raises OSError."""
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except ValueError:  # a name that no file can have
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         return cls(status.st_size, status.st_mtime_ns)
 
 
