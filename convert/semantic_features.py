@@ -156,13 +156,19 @@ def main(
     )
     with claim(out, mine):
         features.save_format(out, format)
-        return _store(model, format, prepared, shards, out, batch_seconds)
+        return _store(model, format, crop, prepared, shards, out, batch_seconds)
 
 
 def _store(
-    model: Encoder, format: FeatureFormat, prepared: Path, shards: list[Shard], out: Path, batch_seconds: int
+    model: Encoder,
+    format: FeatureFormat,
+    crop: int,
+    prepared: Path,
+    shards: list[Shard],
+    out: Path,
+    batch_seconds: int,
 ) -> int:
-    """Computes the features of the shards that have none yet; returns the exit code."""
+    """Computes the features of the shards that have none yet, of crops of so many samples; returns the exit code."""
     todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
     error, failed = Error(), 0
     total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
@@ -170,8 +176,8 @@ def _store(
 
         def encoded(shard: Shard) -> Iterator[bytes]:
             parts = segments(prepared, shard, format)
-            heard = read_crops(records.shard_path(prepared, shard.name), parts, format.crop_samples)
-            size = max(1, batch_seconds * SAMPLE_RATE // format.crop_samples)
+            heard = read_crops(records.shard_path(prepared, shard.name), parts, crop)
+            size = max(1, batch_seconds * SAMPLE_RATE // crop)
             vectors = itertools.chain.from_iterable(map(model, batched(heard, size)))
             for part in parts:
                 computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
