@@ -17,6 +17,7 @@ from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.datasets import clips as clips_of
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.metric import Metric, Pair
 from omnicodec_jax.evaluation.peers import Asked
@@ -300,6 +301,21 @@ def test_systems_are_compared_on_the_clips_that_all_have():
     assert [cell.count for cell in summary.own(columns).values()] == [3, 3, 2, 0]
     apart = summary.compared({"a": summary.Column([1.0, None], ["x"]), "b": summary.Column([None, 2.0], ["y"])})
     assert [cell.mean for cell in apart.values()] == [None, None]
+
+
+def test_a_bad_line_of_a_list_is_a_refused_clip_and_no_more(data, tmp_path):
+    path = next(data["music"].iterdir())
+    lines = ["{broken", json.dumps({"audio_filepath": str(path)}), '{"audio_filepath": "gone \\ud83d.wav"}']
+    (tmp_path / "list.json").write_text("\n".join(lines))
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        given = clips_of(tmp_path / "list.json", "music", None)
+        first, *others = reconstruct.originals(given, tmp_path / "out", journal)
+    assert isinstance(first, reconstruct.Original)
+    assert first.clip.path == path
+    assert [(failure.clip.id, failure.why.split(":")[0]) for failure in others] == [
+        (r"gone \ud83d", "no such file"),
+        ("list.json:1", "no clip"),
+    ]
 
 
 def test_audio_of_another_rate_is_brought_back_to_24_khz():
