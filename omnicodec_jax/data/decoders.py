@@ -89,7 +89,7 @@ def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> I
             yield source
     except AudioError as error:
         text = str(error)
-        raise AudioError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
+        raise type(error)(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
     except FFmpegError as error:
         raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode: {error.strerror}") from None
     except soundfile.LibsndfileError as error:
