@@ -278,7 +278,7 @@ def test_domain_whose_held_out_files_were_all_refused_is_left_out_of_validation(
         return Validator.open(Gan(replaced(config, data={"prepared": str(prepared)})), mesh)
 
     assert opened(lines + refused) is not None
-    assert "no held-out clips of speech: validation is without" in caplog.text
+    assert "no clip of speech is held out, so there is no validation of it" in caplog.text
     assert opened(lines + [line | {"clips": []} for line in held_out]) is None
     assert "so there is no validation" in caplog.text
 

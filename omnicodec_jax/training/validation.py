@@ -63,8 +63,6 @@ class Validator:
             )
         if not domains:
             return None
-        if without := [domain.name for domain in data.domains if domain not in domains]:
-            LOG.info("%s: no held-out clips of %s: validation is without", data.prepared, ", ".join(without))
         here = dataclasses.replace(data, domains=domains, num_workers=0)
         return cls(gan, mesh, Samples.open(here, seed, "validation", needs_features(gan.config)))
 
