@@ -83,7 +83,9 @@ def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterato
 
 
 def _about(clip: EvalClip) -> list[Any]:
-    stat = Path(clip.path).stat()
+    if not clip.path.is_file():  # whatever its name: some no file can have
+        raise AudioError(f"{clip.path}: no such file")
+    stat = clip.path.stat()
     return [str(clip.path), stat.st_size, stat.st_mtime_ns, clip.offset, clip.duration]
 
 
