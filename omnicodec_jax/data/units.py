@@ -81,11 +81,11 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, path: Any) -> "Seen":
-        """Raises OSError."""
+        """Raises OSError, and AudioError for a name that no file can have."""
         try:
             status = os.stat(path)
-        except ValueError:  # a name that no file can have
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+        except ValueError:
+            raise AudioError(f"{path}: no such file") from None
         return cls(status.st_size, status.st_mtime_ns)
 
 
@@ -115,6 +115,8 @@ def _trouble(path: Any) -> OSError | None:
                     pass
     except OSError as error:
         return error
+    except ValueError:  # a name that no file can have
+        return None
     return None
 
 
