@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +59,8 @@ class Output:
 
 def start(clock: Clock, output: Output) -> None:
     """As `started` does, which takes arrays only."""
-    clock._steps.put((time.perf_counter(), output, clock._times))
+    step: Any = time.perf_counter(), output, clock._times
+    clock._steps.put(step)
 
 
 def settle(clock: Clock) -> None:
