@@ -22,7 +22,7 @@ EXTENSIONS = frozenset(
     f".{name}"
     for name in (
         *("8svx", "aac", "ac3", "adts", "aif", "aifc", "aiff", "amr", "ape", "asf", "au", "avi", "awb", "bwf"),
-        *("caf", "dff", "dsf", "dts", "eac3", "ec3", "flac", "gsm", "iff", "lbc", "loas", "m2ts"),
+        *("caf", "dff", "dsf", "dts", "eac3", "ec3", "flac", "g722", "gsm", "iff", "lbc", "loas", "m2ts"),
         *("m4a", "m4b", "m4r", "m4v", "mka", "mkv", "mlp", "mov", "mp1", "mp2", "mp3", "mp4", "mp+", "mpc"),
         *("mpeg", "mpg", "mpga", "mts", "mxf", "nist", "oga", "ogg", "ogm", "ogv", "ogx", "oma", "opus"),
         *("qcp", "qoa", "ra", "rf64", "rm", "rmvb", "sds", "shn", "snd", "sph", "spx", "svx", "tak", "thd"),

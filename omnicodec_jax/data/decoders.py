@@ -44,7 +44,7 @@ COUNTED = frozenset(("ape", "dsf", "flac", "mpc", "mpc8", "osq", "tak", "tta", "
 FFMPEG = COUNTED | frozenset(
     (
         *("3g2", "3gp", "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "asf", "au", "avi", "caf", "dts"),
-        *("dtshd", "eac3", "gsm", "iamf", "iff", "ilbc", "loas", "m4a", "matroska", "mj2", "mlp"),
+        *("dtshd", "eac3", "g722", "gsm", "iamf", "iff", "ilbc", "loas", "m4a", "matroska", "mj2", "mlp"),
         *("mov", "mp3", "mp4", "mpeg", "mpegts", "mxf", "nistsphere", "ogg", "oma", "qcp", "qoa", "rm", "shn"),
         *("truehd", "voc", "w64", "wav", "webm"),
     )
