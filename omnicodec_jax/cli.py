@@ -155,9 +155,11 @@ def prepare(
 ) -> int:
     """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
 
-    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl; those that could
-    not be read because of the operating system (a disk that is not mounted, missing rights) are tried again by the
-    next run. Runs whose shares overlap are refused.
+    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
+
+    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
+
+    Runs whose shares overlap are refused.
 
     Args:
         manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.

@@ -322,7 +322,14 @@ class OmniCodecTokenizer:
         return Use(frames, valid, *self._clock.times)
 
     def check_num_quantizers(self, count: int | None) -> None:
-        """Raises TokenError unless this model can decode from its first `count` codebooks; None: from all."""
+        """Refuses a number of codebooks that this model cannot decode from.
+
+        Args:
+            count: How many of the first codebooks; None: all.
+
+        Raises:
+            TokenError: If it is below 1, or above K.
+        """
         if count is not None and not 1 <= count <= self.num_quantizers:
             raise TokenError(f"--num-quantizers {count}: this model has 1 to {self.num_quantizers}")
 

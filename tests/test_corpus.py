@@ -445,4 +445,9 @@ def test_command_says_what_was_done(corpus, demo_model, tmp_path, capsys):
     assert "tokenize: 9 of 13 files, 4 refused" in (said := capsys.readouterr().out)
     assert "padding" in said
     assert commands.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
-    assert "nothing left to do" in capsys.readouterr().out
+    assert "nothing left to do" not in capsys.readouterr().out  # the missing file is tried again
+    (corpus["music"].parent / "whole.jsonl").write_text(corpus["music"].read_text().splitlines()[0])
+    for said in (" 1 of 1 files", "nothing left to do"):
+        whole = str(corpus["music"].parent / "whole.jsonl")
+        assert commands.tokenize(manifest=whole, out=tmp_path / "whole", model=str(demo_model), num_readers=1) == 0
+        assert said in capsys.readouterr().out

@@ -527,7 +527,7 @@ def test_options_of_a_command_line_replace_those_of_the_config(tmp_path):
     command = [sys.executable, "train.py", *options]
     missing = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: {tmp_path}")
+    assert missing.stderr.splitlines()[-1].startswith(f"error: {tmp_path}")
     unknown = subprocess.run([*command, "--optimizer.steps", "3"], capture_output=True, text=True, cwd=ROOT)
     assert unknown.returncode == 2
     assert "--optimizer.steps" in unknown.stderr

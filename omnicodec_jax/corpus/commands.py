@@ -28,11 +28,13 @@ def tokenize(
 ) -> int:
     """Turn a corpus into token shards (Parquet). Run again, it does what is not done yet.
 
-    Files that cannot be used are listed in OUT/__omnicodec__/rejects.jsonl; those that could not be read because of the
-    operating system (a disk that is not mounted, missing rights) are tried again by the next run.
+    Files that cannot be used are listed in OUT/__omnicodec__/rejects.jsonl.
 
-    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share. Runs whose
-    shares overlap are refused.
+    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
+
+    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share.
+
+    Runs whose shares overlap are refused.
 
     Args:
         manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or for each domain one, DOMAIN=PATH,….
