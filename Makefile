@@ -1,5 +1,5 @@
 # make demo         sets up .venv, trains a small codec on the bundled clips and reconstructs held-out ones
-# make check        lint, types and the tests that take little time: before each commit
+# make check        lint, types and the tests that take little time, of files, lists and options: before each commit
 # make test         all that CI runs
 # make test-slow    full-size runs, which CI leaves out
 # make test-newest  the suite on the newest versions that the ranges allow, in .venv-newest
@@ -31,7 +31,7 @@ demo: $(VENV)/.run
 	$(BIN)/python -m examples.demo
 
 check: lint
-	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m "quick and not slow"
 
 test: lint
 	$(PYTEST)

@@ -34,10 +34,18 @@ LONGEST_FIRST = ("test_training", "test_corpus", "test_train_step", "test_cli", 
 """Test files that take minutes: begun last, each would keep one worker busy while the others have nothing to do."""
 
 
+QUICK = (
+    *("test_audio", "test_config", "test_contents", "test_datasets", "test_files", "test_formats", "test_help"),
+    *("test_listening", "test_manifest", "test_metrics", "test_names", "test_page", "test_parameter_counts"),
+    *("test_records", "test_setup", "test_sharding_table", "test_waveform"),
+)
+"""Test files that compile next to nothing and start few processes: what `make check` runs."""
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks the tests that `make check` leaves out."""
-    if item.path.stem in LONGEST_FIRST:
-        item.add_marker("long")
+    """Marks the tests of the quick files."""
+    if item.path.stem in QUICK:
+        item.add_marker("quick")
 
 
 @pytest.hookimpl(trylast=True)
