@@ -106,6 +106,8 @@ def write(path, samples, rate=RATE, **options) -> Path:
 def make(folder: Path, row: tuple[str, ...]) -> Path:
     if len(row) == 1:
         codec, rate = FFMPEG[row[0]]
+        if codec not in av.codecs_available:
+            pytest.skip(f"this FFmpeg writes no {codec}")
         return mux(folder / row[0], codec, sweep(rate), rate)
     return write(folder / f"clip.{row[0].lower()}", sweep(RATE), format=row[0], subtype=row[1])
 
