@@ -69,7 +69,7 @@ def train(config: Config, folder: Path) -> Path:
 
 
 def judge_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
-    """Of a corpus."""
+    """Tokenizes a corpus, and measures what its tokens mean and how evenly they are used."""
     out = model.parent / "tokens"
     commands.tokenize(manifest=manifest, out=out, model=str(model))
     result = perplexity.measure(out, config_files.load_as(PerplexityConfig, language_model))

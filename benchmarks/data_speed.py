@@ -130,7 +130,7 @@ def measure_pipeline(directory: Path) -> None:
 
 
 def encoder_flops() -> float:
-    """Of the features of one 10 s clip, as XLA counts them; nothing is run."""
+    """Counts, as XLA does, what the features of one 10 s clip take; nothing is run."""
     config = Qwen3AuTConfig()
     model, layer = Qwen3AuT(config), EncoderLayer(config, jnp.float32)
     mel = jax.ShapeDtypeStruct((1, 100 * SECONDS, config.num_mel_bins), jnp.float32)

@@ -123,7 +123,7 @@ class Run:
 
 
 def random_variables(model: nn.Module, rng: np.random.Generator) -> dict[str, Any]:
-    """Of the right shapes; drawing them with jax.random would take minutes to compile."""
+    """Draws variables of the right shapes by numpy; drawing them with jax.random would take minutes to compile."""
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5

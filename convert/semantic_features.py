@@ -75,7 +75,7 @@ class Error:
         self.squared, self.total = 0.0, 0.0
 
     def add(self, stored: np.ndarray, computed: np.ndarray) -> None:
-        """Of one segment."""
+        """Adds the errors of one segment."""
         self.squared += float(np.square(stored.astype(np.float32) - computed).sum())
         self.total += float(np.square(computed).sum())
 
@@ -89,7 +89,7 @@ class Segment(NamedTuple):
     record: int
     samples: int
     starts: list[int]
-    """Of its crops."""
+    """Where its crops begin, samples."""
 
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
