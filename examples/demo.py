@@ -74,7 +74,7 @@ def held_out() -> dict[str, Path]:
 
 
 def better_after_training() -> list[bool]:
-    """Of each held-out clip, whether its mel distance has fallen."""
+    """Says of each held-out clip whether its mel distance has fallen."""
     rows = [json.loads(line) for line in (RUNS / "report" / "scores.jsonl").open()]
     distance = {(row["system"], row["domain"], row["clip"]): row["values"]["mel_distance"] for row in rows}
     whole = f"-{config_files.load(CONFIG).codec.num_quantizers}L"

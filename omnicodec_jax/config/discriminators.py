@@ -18,7 +18,7 @@ class STFTDiscriminatorConfig:
     """One sub-discriminator each; the hop is half the window."""
     filters: int = 32
     negative_slope: float = 0.3
-    """Of the leaky ReLU."""
+    """Slope of the leaky ReLU below 0."""
 
     def __post_init__(self):
         require_positive(self, "filters")
@@ -38,7 +38,7 @@ class WaveformDiscriminatorConfig:
     windows: tuple[int, ...] = (334, 542, 876, 1418, 2296)
     """Multi-resolution STFT; the hop is a quarter of the window."""
     channels: int = 1024
-    """Of the deepest layers; all others are in a fixed ratio to it."""
+    """Channels of the deepest layers; all others are in a fixed ratio to it."""
 
     def __post_init__(self):
         require_positive(self, "channels")

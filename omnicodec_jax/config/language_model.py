@@ -20,7 +20,7 @@ class LanguageModelConfig:
     """Each serves num_heads / num_key_value_heads queries (grouped-query attention)."""
     intermediate_size: int = 2048
     max_period: float = 10_000.0
-    """Of the rotary embedding: `rope_theta`."""
+    """Base of the rotary embedding: `rope_theta`."""
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = False
     """The output layer is the embedding, transposed."""
@@ -54,7 +54,7 @@ class PerplexityConfig:
         )
     )
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the layers' matrix products; parameters, residual stream and logits stay float32."""
+    """Type of the layers' matrix products; parameters, residual stream and logits stay float32."""
     remat: bool = True
     """Activations are computed again for the backward pass instead of being kept."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
