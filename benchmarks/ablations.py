@@ -1,29 +1,34 @@
-"""The paper's Table 2 at a small budget: python -m benchmarks.ablations --config configs/demo.py
+"""The paper's Table 2 at a small budget: python -m benchmarks.ablations --config demo
 
-Trains the config, and each of configs/ablations/ applied to it, for as many steps; scores all of them on the same
+Trains the config, and each of the recipes ablations/… applied to it, for as many steps; scores all of them on the same
 clips, and the same language model on their tokens. By default that is what `make demo` has prepared and held out. What
 is done is kept in --work: the same command goes on.
 """
 
 import dataclasses
+import importlib
 import json
 import os
-import runpy
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from omnicodec_jax import config_files
+from omnicodec_jax import compilation_cache
+from omnicodec_jax.cli import corpora
+from omnicodec_jax.cli.models import export_model
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
 from omnicodec_jax.config import Config, PerplexityConfig
-from omnicodec_jax.corpus import commands, contract, read_tokens
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.corpus import contract, read_tokens
 from omnicodec_jax.errors import TrainingError
-from omnicodec_jax.evaluation import datasets, perplexity, summary
+from omnicodec_jax.evaluation import datasets, summary
 from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.metrics import METRICS
-from omnicodec_jax.model_commands import export_model
-from omnicodec_jax.options import BUNDLED_CLIPS, named
+from omnicodec_jax.language_model import perplexity
+from omnicodec_jax.recipes import ablations
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -44,11 +49,11 @@ class Tokens(NamedTuple):
 def variants(base: Config, whole: Path) -> Iterator[tuple[str, Config]]:
     """The config by itself, and its ablations by name; `whole`: the model that fine-tuning starts from."""
     yield WHOLE, base
-    for file in sorted((ROOT / "configs" / "ablations").glob("*.py")):
-        config: Config = runpy.run_path(str(file))["ablate"](base)
-        if file.stem == FINE_TUNED:
+    for _, name, _ in pkgutil.iter_modules(ablations.__path__):
+        config: Config = importlib.import_module(f"{ablations.__name__}.{name}").ablate(base)
+        if name == FINE_TUNED:
             config = dataclasses.replace(config, run=dataclasses.replace(config.run, start_from=str(whole)))
-        yield file.stem, config
+        yield name, config
 
 
 def shortened(config: Config, steps: int | None) -> Config:
@@ -71,8 +76,8 @@ def train(config: Config, folder: Path) -> Path:
 def judge_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
     """Tokenizes a corpus, and measures what its tokens mean and how evenly they are used."""
     out = model.parent / "tokens"
-    commands.tokenize(manifest=manifest, out=out, model=str(model))
-    result = perplexity.measure(out, config_files.load_as(PerplexityConfig, language_model))
+    corpora.tokenize(manifest=manifest, out=out, model=str(model))
+    result = perplexity.measure(out, config_files.load_as((PerplexityConfig,), language_model))
     use = summary.codebook_use([clip.codes.T for clip in read_tokens(out)], contract(out)["codebook_sizes"])
     return Tokens(result.ppl0, result.ppl_mean, float(np.mean(use.usage)))
 
@@ -83,7 +88,7 @@ def main(
     steps: int | None = None,
     data: str = ",".join(f"{domain}={HELD_OUT}/{domain}.jsonl" for domain in ("speech", "music")),
     corpus: str = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in DOMAINS),
-    language_model: Path = ROOT / "configs" / "language_model_demo.py",
+    language_model: Path = Path("language_model_demo"),
     codebooks: int = 16,
 ) -> None:
     """Measure.
@@ -129,8 +134,8 @@ def main(
 
 
 if __name__ == "__main__":
-    from omnicodec_jax import command
+    from omnicodec_jax.cli import command
 
     command.log_progress()
-    command.use_compilation_cache()
+    compilation_cache.use()
     command.run(main, prog="python -m benchmarks.ablations")

@@ -1,7 +1,7 @@
 """Encode and decode of 10 s clips at full size, against transformers' Mimi: python -m benchmarks.codec_speed
 
 Both run in one process with the same threads and take turns; medians. Weights are random: they do not change the
-arithmetic. The model under test is configs/released_12hz.py, which has four residual blocks a stage where Mimi has
+arithmetic. The model under test is released_12hz, which has four residual blocks a stage where Mimi has
 one, and 33 codebooks where Mimi has 32.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS, RATE, FRAMES = 10, 24_000, 125
-CONFIG = Path(__file__).parents[1] / "configs" / "released_12hz.py"
+CONFIG = "released_12hz"
 
 Cases = dict[str, Callable[[], object]]
 
@@ -25,7 +25,8 @@ def ours(batch: int) -> Cases:
     """What is measured, for this package."""
     import jax
 
-    from omnicodec_jax import config_files, model_directory
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.config import files as config_files
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -126,12 +127,12 @@ def main(batches: tuple[int, ...] = (1, 4), repeats: int = 9) -> None:
 
 
 if __name__ == "__main__":
-    from omnicodec_jax.command import use_compilation_cache
+    from omnicodec_jax import compilation_cache
 
-    use_compilation_cache()
+    compilation_cache.use()
     if sys.argv[1:2] == ["memory"]:
         peak_memory(sys.argv[2], int(sys.argv[3]))
     else:
-        from omnicodec_jax import command
+        from omnicodec_jax.cli import command
 
         command.run(main, prog="python -m benchmarks.codec_speed")

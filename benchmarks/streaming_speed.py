@@ -11,21 +11,21 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 TURN, WARM = 50, 5
 """Frames in a turn, and those before them that do not count: threads of the other one are still waiting for work."""
-CONFIG = Path(__file__).parents[1] / "configs" / "released_12hz.py"
+CONFIG = "released_12hz"
 
 
 def ours() -> Callable[[np.ndarray], object]:
-    """configs/released_12hz.py, 33 codebooks."""
+    """released_12hz, 33 codebooks."""
     import jax
 
-    from omnicodec_jax import config_files, model_directory
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.config import files as config_files
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
     from omnicodec_jax.streaming import StreamingDecoder
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -89,13 +89,13 @@ def main(frames: int = 500) -> None:
 
 def start(frames: int) -> None:
     """In a process of its own, which sees the cores it may use from its beginning."""
-    from omnicodec_jax.command import use_compilation_cache
+    from omnicodec_jax import compilation_cache
 
-    use_compilation_cache()
+    compilation_cache.use()
     measure(frames)
 
 
 if __name__ == "__main__":
-    from omnicodec_jax import command
+    from omnicodec_jax.cli import command
 
     command.run(main, prog="python -m benchmarks.streaming_speed")

@@ -1,7 +1,7 @@
 """A corpus of mixed lengths into tokens, against transformers' Mimi: python -m benchmarks.tokenize_speed
 
 Files of 1 s to 5 min, cut from the bundled clips, FLAC. Ours is what `omnicodec tokenize` does, from files to shards,
-at full size (configs/released_12hz.py, 33 codebooks) with stacked log-mel frames for the frozen encoder's features.
+at full size (released_12hz, 33 codebooks) with stacked log-mel frames for the frozen encoder's features.
 Against it, in turns: a loop over files that loads each with librosa and gives it to `MimiModel.encode` (32 codebooks),
 the same in batches padded to their longest file, and our own model on clips that are in memory already. Weights are
 random: they do not change the arithmetic.
@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from omnicodec_jax import compilation_cache
 from omnicodec_jax.cli import BUNDLED_CLIPS
 from omnicodec_jax.data import audio, discovery
 
 RATE = 24_000
-CONFIG = Path(__file__).parents[1] / "configs" / "released_12hz.py"
+CONFIG = "released_12hz"
 BATCH = 4
 """Files that the padded Mimi takes at once."""
 
@@ -46,7 +47,8 @@ def write_model(folder: Path) -> None:
     """The full-size codec with random weights."""
     import jax
 
-    from omnicodec_jax import config_files, model_directory
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.config import files as config_files
     from omnicodec_jax.models.initialize import init_variables
 
     codec = config_files.load(CONFIG).codec
@@ -144,7 +146,7 @@ def main(files: int = 24, longest: float = 300.0, repeats: int = 3, readers: int
 
 
 if __name__ == "__main__":
-    from omnicodec_jax import command
+    from omnicodec_jax.cli import command
 
-    command.use_compilation_cache()
+    compilation_cache.use()
     command.run(main, prog="python -m benchmarks.tokenize_speed")

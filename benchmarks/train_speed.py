@@ -1,7 +1,7 @@
 """A training step of the whole GAN on a CPU, as a whole and part by part: python -m benchmarks.train_speed
 
 Times are in seconds and in units: one unit is `transformers.MimiModel` decoding four clips of 10 s, timed in turns
-with each part, so that machines can be compared. The reference implementation's step of configs/released_12hz.py on
+with each part, so that machines can be compared. The reference implementation's step of released_12hz on
 two clips of 2 s takes 5.5 units and 7.9 GiB. Weights, audio and features are random: they do not change the
 arithmetic.
 """
@@ -25,13 +25,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from omnicodec_jax import config_files
+from omnicodec_jax import compilation_cache
 from omnicodec_jax.config import DiscriminatorConfig, MeshConfig, TrainConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.training import sharding
 from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
@@ -274,7 +275,7 @@ def main(
 
 
 if __name__ == "__main__":
-    from omnicodec_jax import command
+    from omnicodec_jax.cli import command
 
-    command.use_compilation_cache()
+    compilation_cache.use()
     command.run(main, prog="python -m benchmarks.train_speed")

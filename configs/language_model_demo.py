@@ -1,27 +1,3 @@
-"""A language model small enough to learn a minute of tokens in half a minute on two CPU cores: 0.1 M parameters.
+"""A language model small enough to learn a minute of tokens in half a minute on two CPU cores: 0.1 M parameters."""
 
-    python -m omnicodec_jax.evaluation.perplexity --config configs/language_model_demo.py --tokens runs/demo/corpus
-
-For codebooks of 256 entries, as of configs/demo.py. From so little audio it learns which codes are frequent and then,
-by heart, the clips it has seen, so it stops early. To compare codecs takes configs/language_model.py, and hours.
-"""
-
-from omnicodec_jax.config import LanguageModelConfig, OptimizerConfig, PerplexityConfig
-
-config = PerplexityConfig(
-    model=LanguageModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_key_value_heads=1, intermediate_size=64),
-    window_frames=16,
-    held_out=0.3,
-    batch_size=8,
-    optimizer=OptimizerConfig(
-        learning_rate=2e-3,
-        betas=(0.9, 0.95),
-        weight_decay=0.1,
-        weight_decay_modules=("layers",),
-        warmup_steps=5,
-        total_steps=40,
-    ),
-    compute_dtype="float32",
-    remat=False,
-    num_workers=0,
-)
+from omnicodec_jax.recipes.language_model_demo import config  # noqa: F401

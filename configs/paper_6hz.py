@@ -1,19 +1,3 @@
-"""OmniCodec-F at 6.25 Hz as the paper describes it: strides [12, 8, 5, 4], 1 + 31 codebooks, 2200 bit/s.
+"""OmniCodec-F at 6.25 Hz as the paper describes it: strides [12, 8, 5, 4], 1 + 31 codebooks, 2200 bit/s."""
 
-As paper_12hz.py otherwise. The segment is a multiple of the 3840-sample frame (10.24 s), so that no clip ends in
-half a frame; the paper truncates to 10 s.
-"""
-
-import dataclasses
-import runpy
-from pathlib import Path
-
-from omnicodec_jax.config import Config, DataConfig, SEANetConfig
-
-_paper: Config = runpy.run_path(str(Path(__file__).with_name("paper_12hz.py")))["config"]
-
-config = dataclasses.replace(
-    _paper,
-    codec=dataclasses.replace(_paper.codec, seanet=SEANetConfig(ratios=(12, 8, 5, 4), n_residual_layers=1)),
-    data=DataConfig(segment_samples=64 * 3840),
-)
+from omnicodec_jax.recipes.paper_6hz import config  # noqa: F401

@@ -1,19 +1,3 @@
-"""OmniCodec at 6.25 Hz in the manner of the released code: 1 + 32 codebooks, 2268.75 bit/s, 147.1 M parameters.
+"""OmniCodec at 6.25 Hz in the manner of the released code: 1 + 32 codebooks, 2268.75 bit/s, 147.1 M parameters."""
 
-The authors released no config for this rate; this is released_12hz.py with the paper's strides [12, 8, 5, 4]. The
-segment is a multiple of the 3840-sample frame (10.24 s), so that no clip ends in half a frame.
-"""
-
-import dataclasses
-import runpy
-from pathlib import Path
-
-from omnicodec_jax.config import Config, DataConfig, SEANetConfig
-
-_released: Config = runpy.run_path(str(Path(__file__).with_name("released_12hz.py")))["config"]
-
-config = dataclasses.replace(
-    _released,
-    codec=dataclasses.replace(_released.codec, seanet=SEANetConfig(ratios=(12, 8, 5, 4), n_residual_layers=4)),
-    data=DataConfig(segment_samples=64 * 3840),
-)
+from omnicodec_jax.recipes.released_6hz import config  # noqa: F401

@@ -1,1 +1,1 @@
-"""PyTorch's side of the fence: checkpoints in and out."""
+"""The converters in a checkout: `python -m convert.from_torch` is `omnicodec convert from-torch`."""

@@ -1,59 +1,6 @@
-"""A PyTorch checkpoint of the reference implementation → a model directory.
+"""The same as `omnicodec convert from-torch`."""
 
-python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out models/omnicodec
-
-Discriminators, to go on training with, belong into a folder of the model:
-
-python -m convert.from_torch --checkpoint discriminators.pth --discriminators --config configs/released_12hz.py \
-    --out models/omnicodec/discriminators
-"""
-
-from pathlib import Path
-from typing import Any
-
-from convert import discriminators as judges_of_reference
-from convert import reference
-from convert.tensors import ConversionError, read_state_dict, summary, unwrap
-from omnicodec_jax import command, config_files, model_directory
-from omnicodec_jax.config import CodecConfig
-
-
-def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False, part: str | None = None) -> None:
-    """Convert a PyTorch checkpoint of OmniCodec.
-
-    Args:
-        checkpoint: .pth or .safetensors file: a state dict, or anything that holds one, as Lightning's checkpoints do.
-        config: File in configs/ that it was trained with, or the reference's own YAML file.
-        out: Model directory to write.
-        discriminators: It is a checkpoint of the discriminators.
-        part: Where the checkpoint holds the model more than once, which to take, such as "ema".
-    """
-    tensors, kind = read_state_dict(checkpoint), judges_of_reference if discriminators else reference
-    network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
-    try:
-        state_dict, left_out = unwrap(tensors, [entry.key for entry in kind.key_table(network)], part)
-        variables = kind.from_state_dict(state_dict, network)
-    except ConversionError as error:
-        raise ConversionError(f"{checkpoint}: {error}") from None
-    model_directory.save(out, network, variables)
-    dropped = [] if discriminators else [key for key in state_dict if key.startswith(reference.DROPPED)]
-    count, digest = len(state_dict) - len(dropped), model_directory.model_hash(network, variables)
-    print(f"{out}: {count} tensors, {'discriminators' if discriminators else 'model'} {digest}")
-    if left_out := left_out + dropped:
-        print(f"left out on purpose: {summary(left_out)}")
-
-
-def _read_config(path: Path) -> CodecConfig:
-    if path.suffix not in (".yaml", ".yml"):
-        return config_files.load(path).codec
-    import yaml
-
-    try:
-        mapping = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConversionError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return reference.config_from_reference(mapping)
-
+from omnicodec_jax import cli
 
 if __name__ == "__main__":
-    command.run(main, prog="python -m convert.from_torch")
+    cli.main(["convert", "from-torch"], prog="python -m convert.from_torch")

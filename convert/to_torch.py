@@ -1,46 +1,6 @@
-"""A model directory, or its discriminators → a state dict for the PyTorch reference implementation.
+"""The same as `omnicodec convert to-torch`."""
 
-python -m convert.to_torch --model models/omnicodec --out omnicodec.pth
-python -m convert.to_torch --model models/omnicodec/discriminators --out discriminators.pth
-"""
-
-from pathlib import Path
-
-from convert import discriminators, reference
-from convert.tensors import ConversionError, import_torch
-from omnicodec_jax import command, model_directory
-from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
-from omnicodec_jax.files import replacing
-
-
-def main(model: Path, out: Path) -> None:
-    """Export a model to PyTorch.
-
-    Args:
-        model: Model directory or hub id of an OmniCodec, or the folder of its discriminators.
-        out: .pth or .safetensors file to write: a bare state dict.
-    """
-    config, variables = model_directory.load(model_directory.resolve(model))
-    if isinstance(config, CodecConfig):
-        state_dict, dropped = reference.to_state_dict(variables, config), reference.DROPPED
-    elif isinstance(config, DiscriminatorConfig):
-        state_dict, dropped = discriminators.to_state_dict(variables, config), ()
-    else:
-        raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
-    with replacing(out) as path:
-        if out.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            save_file(state_dict, path)
-        elif out.suffix in (".pth", ".pt"):
-            torch = import_torch()
-            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, path)
-        else:
-            raise ConversionError(f"{out}: must end in .pth, .pt or .safetensors")
-    print(f"{out}: {len(state_dict)} tensors")
-    if dropped:
-        print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in dropped))
-
+from omnicodec_jax import cli
 
 if __name__ == "__main__":
-    command.run(main, prog="python -m convert.to_torch")
+    cli.main(["convert", "to-torch"], prog="python -m convert.to_torch")

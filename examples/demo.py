@@ -6,20 +6,21 @@ import os
 import sys
 from pathlib import Path
 
-from omnicodec_jax import cli, command, config_files
+from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax.cli import command, corpora
 from omnicodec_jax.config import PerplexityConfig
-from omnicodec_jax.corpus import commands
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.evaluation import perplexity
 from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.metrics import METRICS
 from omnicodec_jax.evaluation.peers import Asked
+from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "demo"
-CONFIG, LANGUAGE_MODEL = (ROOT / "configs" / name for name in ("demo.py", "language_model_demo.py"))
+CONFIG, LANGUAGE_MODEL = "demo", "language_model_demo"
 HELD_OUT = 0.27
 """Share of the clips: three of eleven, two of music and one of speech."""
 OPUS = "opus=6000+12000"
@@ -28,7 +29,7 @@ OPUS = "opus=6000+12000"
 def main() -> int:
     """Exit code 0 when every held-out clip comes back nearer to what it was than from an untrained codec."""
     command.log_progress()
-    command.use_compilation_cache()
+    compilation_cache.use()
     manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
     cli.init(CONFIG, RUNS / "untrained")
@@ -37,8 +38,8 @@ def main() -> int:
     if status := loop.run(config, RUNS / "run"):
         return status
     cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
-    commands.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
-    judge = config_files.load_as(PerplexityConfig, LANGUAGE_MODEL)
+    corpora.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
+    judge = config_files.load_as((PerplexityConfig,), LANGUAGE_MODEL)
     predicted = perplexity.measure(RUNS / "corpus", judge)
 
     evaluation = evaluations.Evaluation(

@@ -24,10 +24,10 @@ from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.data.features import num_vectors
+from omnicodec_jax.dsp import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.lanes import advance
-from omnicodec_jax.signal import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 What = Literal["decoder-step", "decoder", "encoder"]

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from omnicodec_jax.config import LossConfig
 from omnicodec_jax.discriminators import Judgements
 from omnicodec_jax.discriminators.conv import Judgement
+from omnicodec_jax.dsp import mel_spectrogram
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import CodecOutput
-from omnicodec_jax.signal import mel_spectrogram
 
 Scalar = Float[Array, ""]
 Terms = dict[str, Scalar]

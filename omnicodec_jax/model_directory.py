@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from omnicodec_jax import config_files
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import is_lfs_pointer, replacing
@@ -27,7 +27,11 @@ from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-CONVERTERS = {"wavlm": "convert.wavlm", "mimi": "convert.mimi", "qwen3_omni": "convert.qwen3_aut"}
+CONVERTERS = {
+    "wavlm": "omnicodec convert wavlm",
+    "mimi": "omnicodec convert mimi",
+    "qwen3_omni": "omnicodec convert qwen3-aut",
+}
 """What converts checkpoints of transformers, by the beginning of the model_type in their config.json."""
 PYTORCH = (".pth", ".pt", ".ckpt", ".bin")
 THEIRS = {"architectures", "transformers_version"}
@@ -145,11 +149,11 @@ def _refuse_unconverted(directory: Path) -> None:
         if command is None:
             raise ModelError(f"{directory}: a {kind} model of transformers, which nothing here converts")
     elif files := sorted(path for path in directory.glob("*") if path.suffix in PYTORCH):
-        checkpoint, command = files[0], "convert.from_torch --config FILE_IN_CONFIGS"
+        checkpoint, command = files[0], "omnicodec convert from-torch --config RECIPE"
     else:
         return
     raise ModelError(
-        f"{directory}: a checkpoint that is not converted yet; run: python -m {command} --checkpoint {checkpoint} "
+        f"{directory}: a checkpoint that is not converted yet; run: {command} --checkpoint {checkpoint} "
         "--out DIR, and give DIR"
     )
 
@@ -162,7 +166,7 @@ def resolve(
         return Path(name)
     if Path(name).is_file():
         raise ModelError(
-            f"{name}: a file, where a model is a directory; python -m convert.from_torch makes one of a checkpoint"
+            f"{name}: a file, where a model is a directory; omnicodec convert from-torch makes one of a checkpoint"
         )
     name = str(name)
     if name.count("/") != 1 or name.startswith((".", "~", "/")):

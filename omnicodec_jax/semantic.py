@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from omnicodec_jax import model_directory, signal
+from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
@@ -25,9 +25,9 @@ MEL_BLOCK = 1000
 
 def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: Encoder | None) -> Float[Array, "B S F"]:
     """Features of each row as a clip of its own; without an encoder, stacked log-mel frames. To be jitted."""
-    mel = signal.log_mel(signal.resample_as_soxr(audio[:, 0], sample_rate, signal.MEL_SAMPLE_RATE))
+    mel = dsp.log_mel(dsp.resample_as_soxr(audio[:, 0], sample_rate, dsp.MEL_SAMPLE_RATE))
     if encoder is None:
-        return signal.stack_frames(mel)
+        return dsp.stack_frames(mel)
     config, variables = encoder
     features: Any = Qwen3AuT(config, jax.tree.leaves(variables)[0].dtype).apply(variables, mel)
     return jax.lax.stop_gradient(features)
@@ -59,7 +59,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, encoder: Encoder | None, devices: Sequence[Any], clock: Clock | None = None):
-        self._log10_mel = jax.jit(signal.log10_mel)
+        self._log10_mel = jax.jit(dsp.log10_mel)
         self._windows = None
         if encoder is not None:
             config, variables = encoder
@@ -76,18 +76,18 @@ class FeatureExtractor:
 
     def log_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
         """Samples float32 [T] → log-mel float32 [N, 128]. Raises AudioError for a clip of under 25 ms."""
-        return signal.normalize_log_mel(self.log10_mel(clip, sample_rate))
+        return dsp.normalize_log_mel(self.log10_mel(clip, sample_rate))
 
     def log10_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
         """The same before its normalisation over the clip, in blocks."""
-        samples = audio_files.resample(clip, sample_rate, signal.MEL_SAMPLE_RATE)
-        if samples.size < signal.MEL_WINDOW:
+        samples = audio_files.resample(clip, sample_rate, dsp.MEL_SAMPLE_RATE)
+        if samples.size < dsp.MEL_WINDOW:
             raise AudioError(
                 f"{clip.size} samples: too short; at least {audio_files.MIN_SECONDS * 1e3:.0f} ms are needed"
             )
-        frames, hop = samples.size // signal.MEL_HOP, signal.MEL_HOP
-        padded = np.pad(samples, signal.MEL_WINDOW // 2, mode="reflect")
-        size = MEL_BLOCK * hop + signal.MEL_WINDOW - hop
+        frames, hop = samples.size // dsp.MEL_HOP, dsp.MEL_HOP
+        padded = np.pad(samples, dsp.MEL_WINDOW // 2, mode="reflect")
+        size = MEL_BLOCK * hop + dsp.MEL_WINDOW - hop
         blocks = [padded[start * hop :][:size] for start in range(0, frames, MEL_BLOCK)]
         mel = np.concatenate([self._log10_mel(audio_files.fit_length(block, size)) for block in blocks])
         return mel[:frames]
@@ -95,7 +95,7 @@ class FeatureExtractor:
     def features(self, mels: Iterable[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
         """Keys and log-mels [N, 128] → keys and features float32 [S, F]; in no order if an encoder is run."""
         if self._windows is None:
-            return ((key, signal.stack_frames(mel)) for key, mel in mels)
+            return ((key, dsp.stack_frames(mel)) for key, mel in mels)
         return self._windows.run(self._work(key, mel) for key, mel in mels)
 
     def _work(self, key: Any, mel: np.ndarray) -> Work:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnicodec_jax import model_directory, signal
+from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.data.audio import fit_length
 from omnicodec_jax.data.levels import as_float, check_range
@@ -276,7 +276,7 @@ class StreamingEncoder:
             window = fit_length(session.audio[session.heard - session.start :], self._window)
             mel = extract.log10_mel(window, self._tokenizer.sample_rate)
             session.loudest = max(session.loudest, float(mel.max()))
-            mels.append(signal.normalize_log_mel(mel, np.float32(session.loudest)))
+            mels.append(dsp.normalize_log_mel(mel, np.float32(session.loudest)))
         features = dict(extract.features(zip(rows, mels, strict=True)))
         silent = np.zeros_like(features[rows[0]])
         stacked = np.stack([features.get(row, silent) for row in range(len(self._sessions))])

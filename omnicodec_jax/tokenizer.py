@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from omnicodec_jax import model_directory, signal
+from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
@@ -109,8 +109,8 @@ class OmniCodecTokenizer:
         Args:
             name: Model directory, or hub id such as `you/your-codec`.
             revision: Branch, tag or commit of a hub model.
-            encoder: Directory of Qwen3-Omni's audio encoder (`convert.qwen3_aut`), to compute semantic features with
-                that would have to be given otherwise.
+            encoder: Directory of Qwen3-Omni's audio encoder (`omnicodec convert qwen3-aut`), to compute semantic
+                features with that would have to be given otherwise.
             devices: Of this process, all of one kind; one by default.
 
         Returns:
@@ -393,7 +393,7 @@ class OmniCodecTokenizer:
                 return audio, length
             # By its place in the whole clip, wherever a block begins.
             places = range(start, min(frames, start + size))
-            return audio, length, _slice(signal.interpolate(hidden[None], frames, places)[0], 0, 0, size)
+            return audio, length, _slice(dsp.interpolate(hidden[None], frames, places)[0], 0, 0, size)
 
         return Work(key, frames, block, frames, samples.size / hop)
 

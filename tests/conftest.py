@@ -17,7 +17,7 @@ from pathlib import Path  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Shapes and types of every annotated function are checked at run time.
-install_import_hook(["omnicodec_jax", "convert"], "beartype.beartype")
+install_import_hook(["omnicodec_jax"], "beartype.beartype")
 
 import jax  # noqa: E402 (after the hook and the flags)
 import pytest  # noqa: E402
@@ -65,7 +65,7 @@ def programs():
 @pytest.fixture(scope="session")
 def clips() -> list[Path]:
     """The bundled audio."""
-    return sorted((ROOT / "examples/audio").glob("*.flac"))
+    return sorted((ROOT / "omnicodec_jax/clips").glob("*.flac"))
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,8 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a model of configs/demo.py with random weights: quicker than to initialise it."""
     from tiny import variables
 
-    from omnicodec_jax import config_files, model_directory
+    from omnicodec_jax import model_directory
+    from omnicodec_jax.config import files as config_files
 
     codec, directory = config_files.load(ROOT / "configs" / "demo.py").codec, tmp_path_factory.mktemp("demo") / "model"
     model_directory.save(directory, codec, variables(codec))

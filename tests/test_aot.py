@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tiny import normal
 
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.training import aot, hlo
+from omnicodec_jax.planning import aot, hlo
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
 ROOT = Path(__file__).parents[1]
@@ -183,15 +183,14 @@ def test_topology_that_libtpu_does_not_know_is_refused():
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ("module", "config"),
+    ("config", "axis"),
     [
-        ("omnicodec_jax.training.aot", "configs/demo.py"),
-        pytest.param("omnicodec_jax.evaluation.aot", "configs/language_model_demo.py", marks=pytest.mark.slow),
+        ("tests/tiny_experiment.py", "--run.mesh.fsdp"),
+        pytest.param("language_model_demo", "--mesh.fsdp", marks=pytest.mark.slow),
     ],
 )
-def test_step_is_planned_for_a_tpu(module, config):
-    axis = "--run.mesh.fsdp" if module.startswith("omnicodec_jax.training") else "--mesh.fsdp"
-    command = [sys.executable, "-m", module, "--config", config, "--topology", "v5e:2x2", axis, "4"]
+def test_step_is_planned_for_a_tpu(config, axis):
+    command = [sys.executable, "-m", "omnicodec_jax", "plan", "--config", config, "--topology", "v5e:2x2", axis, "4"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""})
     assert done.returncode == 0, done.stderr
     for words in ("GiB of 15.75", "all-gather", "bound by memory", "hours of audio a day and chip"):

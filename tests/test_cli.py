@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnicodec_jax import cli
+from omnicodec_jax import cli, compilation_cache
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -249,7 +249,7 @@ def test_a_model_of_stored_features_asks_for_them_once(folder, tmp_path, demo_mo
 
 def test_without_a_model_it_says_how_to_get_one(monkeypatch, clips):
     monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
-    with pytest.raises(ModelError, match=r"(?s)--model DIR.*convert.from_torch.*omnicodec init"):
+    with pytest.raises(ModelError, match=r"(?s)--model DIR.*convert from-torch.*omnicodec init"):
         cli.encode(clips[0])
 
 
@@ -355,7 +355,7 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(demo, "RUNS", tmp_path)
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "short.py")
-    monkeypatch.setattr(cli.command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setattr(cli.command, "log_progress", lambda: None)
     demo.main()
     printed = capsys.readouterr().out

@@ -11,8 +11,9 @@ import pytest
 from tiny import HOP, normal, variables
 from tiny import OMNICODEC as TWO_LAYERS
 
-from omnicodec_jax import config_files, losses
+from omnicodec_jax import losses
 from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.models.codec import CodecOutput, OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 

@@ -19,7 +19,7 @@ from omnicodec_jax.config import (
     SemanticConfig,
     TransformerConfig,
 )
-from omnicodec_jax.config_files import load
+from omnicodec_jax.config.files import load
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.model_directory import from_json, to_json
 

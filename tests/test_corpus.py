@@ -22,7 +22,8 @@ import pytest
 import soundfile
 from deadly import Deadly
 
-from omnicodec_jax.corpus import TokenSource, commands, contract, delayed, flat, read_tokens, shards, tokenize
+from omnicodec_jax.cli import corpora
+from omnicodec_jax.corpus import TokenSource, contract, delayed, flat, read_tokens, shards, tokenize
 from omnicodec_jax.corpus.detokenize import targets
 from omnicodec_jax.corpus.runners import run
 from omnicodec_jax.corpus.tokenize import Job, Unit, Worker
@@ -326,7 +327,7 @@ def test_layouts_for_language_models():
 
 
 def test_webdataset_holds_the_same(tokens, tmp_path):
-    assert commands.webdataset(tokens, tmp_path) == 0
+    assert corpora.webdataset(tokens, tmp_path) == 0
     clips = {clip.id: clip for clip in read_tokens(tokens)}
     seen = 0
     for path in sorted(tmp_path.glob("*.tar")):
@@ -350,13 +351,13 @@ def test_no_shards_are_named(tmp_path):
 
 
 def test_detokenized_audio_has_the_rate_and_length_of_the_original(tokens, corpus, demo_model, tmp_path, capsys):
-    assert commands.detokenize(tokens, tmp_path, str(demo_model), num_quantizers=4) == 0
+    assert corpora.detokenize(tokens, tmp_path, str(demo_model), num_quantizers=4) == 0
     assert "18 of 18 files" in capsys.readouterr().out
     for clip in read_tokens(tokens):
         original = soundfile.info(corpus["speech"].parent / clip.id.split("/")[1])
         made = soundfile.info(tmp_path / clip.domain / Path(clip.id).with_suffix(".flac"))
         assert (made.samplerate, made.frames) == (original.samplerate, original.frames)
-    assert commands.detokenize(tokens, tmp_path, str(demo_model), num_quantizers=4) == 0
+    assert corpora.detokenize(tokens, tmp_path, str(demo_model), num_quantizers=4) == 0
     assert "0 of 0 files" in capsys.readouterr().out
 
 
@@ -394,14 +395,14 @@ def test_clips_of_one_name_are_refused_before_anything_is_written(tmp_path, toke
     held = contract(tokens)
     doubled = write_tokens(tmp_path / "tokens", held, [("music", "x"), ("speech", "a")], [("speech", "a")])
     with pytest.raises(DataError, match=r"tokens: 2 clips are called speech/a; give each its own `id`"):
-        commands.detokenize(doubled, tmp_path / "out", str(demo_model))
+        corpora.detokenize(doubled, tmp_path / "out", str(demo_model))
     assert not (tmp_path / "out").exists()
 
 
 def test_detokenize_writes_every_clip(tmp_path, tokens, demo_model, capsys):
     ids = [("/speech", "a.wav"), ("../speech", "a.flac"), ("speech", "名" * 90)]
     written = write_tokens(tmp_path / "tokens", contract(tokens), ids)
-    assert commands.detokenize(written, tmp_path / "out", str(demo_model)) == 0
+    assert corpora.detokenize(written, tmp_path / "out", str(demo_model)) == 0
     assert "3 of 3 files" in capsys.readouterr().out
     made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.flac"))
     assert made[:2] == ["speech/a.flac.flac", "speech/a.wav.flac"]
@@ -441,13 +442,13 @@ def test_a_bad_line_of_a_manifest_costs_itself_only(corpus, demo_model, tmp_path
 
 def test_command_says_what_was_done(corpus, demo_model, tmp_path, capsys):
     manifest = str(corpus["music"])
-    assert commands.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
+    assert corpora.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
     assert "tokenize: 9 of 13 files, 4 refused" in (said := capsys.readouterr().out)
     assert "padding" in said
-    assert commands.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
+    assert corpora.tokenize(manifest=manifest, out=tmp_path, model=str(demo_model), num_readers=1) == 0
     assert "nothing left to do" not in capsys.readouterr().out  # the missing file is tried again
     (corpus["music"].parent / "whole.jsonl").write_text(corpus["music"].read_text().splitlines()[0])
     for said in (" 1 of 1 files", "nothing left to do"):
         whole = str(corpus["music"].parent / "whole.jsonl")
-        assert commands.tokenize(manifest=whole, out=tmp_path / "whole", model=str(demo_model), num_readers=1) == 0
+        assert corpora.tokenize(manifest=whole, out=tmp_path / "whole", model=str(demo_model), num_readers=1) == 0
         assert said in capsys.readouterr().out

@@ -23,6 +23,7 @@ ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
 HOUR = """
 import sys
 from pathlib import Path
+from omnicodec_jax import compilation_cache
 from omnicodec_jax import command
 from omnicodec_jax.corpus import commands
 from omnicodec_jax.training import multihost
@@ -31,7 +32,7 @@ def resident(field):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 2**20
 
-command.use_compilation_cache()
+compilation_cache.use()
 short, hour, model, out = sys.argv[1:]
 multihost.initialize = lambda: None
 options = {"model": model, "num_readers": 1}

@@ -27,9 +27,10 @@ import huggingface_hub
 import pytest
 import tyro
 
-from omnicodec_jax import __version__, cli, command
+from omnicodec_jax import __version__, cli
+from omnicodec_jax.cli import command
+from omnicodec_jax.distributed import multihost
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import multihost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
 
@@ -49,7 +50,7 @@ CLIPS = (
 MADE = {
     "data/prepared": "omnicodec prepare ",
     "data/tokens": "omnicodec tokenize ",
-    "clips_tokens": "omnicodec encode examples/audio clips_tokens --model models/untrained",
+    "clips_tokens": "omnicodec encode clips clips_tokens --model models/untrained",
 }
 """What many pages read, and how the command of the README begins that makes it, which is run once."""
 
@@ -153,27 +154,27 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "omnicodec tokenize": runs("--num-readers", "1"),
     "omnicodec init": parsed,
     "omnicodec export-model": parsed,
-    "omnicodec encode examples/audio clips_tokens --model models/omnicodec": parsed,
+    "omnicodec encode clips clips_tokens --model models/omnicodec": parsed,
     "omnicodec stream-decode bell.safetensors --model models/untrained |": parsed,
     "python ": runs(),
-    "python train.py": parsed,
-    "python eval.py": runs(
-        *("--data", "sound=examples/audio/sound.jsonl", "--codebooks", "4"),
+    "omnicodec train": parsed,
+    "omnicodec evaluate": runs(
+        *("--data", "sound=clips/sound.jsonl", "--codebooks", "4"),
         *("--metrics", "mel_distance", "--num-workers", "1"),
     ),
-    "python eval.py --model models/first --data speech=LibriSpeech": parsed,
-    "python eval.py --model trained=": parsed,
-    "python -m convert.to_torch --model models/first/discriminators": parsed,
-    "python -m convert.from_torch --checkpoint discriminators.safetensors": parsed,
-    "python -m convert.from_torch --checkpoint downloads": parsed,
-    "python -m convert.mimi": parsed,
-    "python -m convert.wavlm": parsed,
-    "python -m convert.qwen3_aut": parsed,
-    "python -m convert.semantic_features": parsed,
-    "python -m omnicodec_jax.training.aot": parsed,
-    "python -m omnicodec_jax.evaluation.aot": parsed,
-    "python -m omnicodec_jax.evaluation.perplexity": parsed,
-    "python -m omnicodec_jax.evaluation.listening": parsed,
+    "omnicodec evaluate --model models/first --data speech=LibriSpeech": parsed,
+    "omnicodec evaluate --model trained=": parsed,
+    "omnicodec convert to-torch --model models/first/discriminators": parsed,
+    "omnicodec convert from-torch --checkpoint discriminators.safetensors": parsed,
+    "omnicodec convert from-torch --checkpoint downloads": parsed,
+    "omnicodec convert mimi": parsed,
+    "omnicodec convert wavlm": parsed,
+    "omnicodec convert qwen3-aut": parsed,
+    "omnicodec convert semantic-features": parsed,
+    "omnicodec plan": parsed,
+    "omnicodec perplexity": parsed,
+    "omnicodec listening": parsed,
+    "omnicodec clips": parsed,
     "python -m benchmarks": parsed,
     "make": with_make,
     "pip": with_pip,
@@ -225,7 +226,7 @@ def in_one_process(demo_model: Path):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(command, "log_progress", lambda: None)
-        patched.setattr(command, "use_compilation_cache", lambda: None)
+        patched.setattr(compilation_cache, "use", lambda: None)
         patched.setattr(OmniCodecTokenizer, "from_pretrained", load)
         patched.setattr(multihost, "initialize", lambda: None)  # JAX has begun
         patched.setattr("os._exit", sys.exit)
@@ -235,15 +236,15 @@ def in_one_process(demo_model: Path):
 
 def checkout(folder: Path, model: Path) -> Path:
     """A folder that looks as a checkout does, with a model and fewer clips."""
-    for name in ("configs", "convert", "benchmarks", "train.py", "eval.py"):
+    for name in ("benchmarks",):
         (folder / name).symlink_to(ROOT / name)
     for name in ("untrained", "first"):
         shutil.copytree(model, folder / "models" / name)
-    audio = folder / "examples" / "audio"
-    audio.mkdir(parents=True)
+    audio = folder / "clips"
+    audio.mkdir()
     for name in CLIPS:
-        (audio / f"{name}.flac").symlink_to(ROOT / "examples" / "audio" / f"{name}.flac")
-    for manifest in (ROOT / "examples" / "audio").glob("*.jsonl"):
+        (audio / f"{name}.flac").symlink_to(BUNDLED_CLIPS / f"{name}.flac")
+    for manifest in (BUNDLED_CLIPS).glob("*.jsonl"):
         lines = manifest.read_text().splitlines(keepends=True)
         kept = [line for line in lines if Path(json.loads(line)["audio_filepath"]).stem in CLIPS]
         (audio / manifest.name).write_text("".join(kept))
@@ -290,17 +291,17 @@ def test_every_command_and_snippet_runs(page: Path, sandbox: Path, request: pyte
 @pytest.mark.slow
 def test_commands_that_train_run(sandbox: Path, made: Path):
     """Two steps of each; the tests above only parse them."""
-    shutil.rmtree(sandbox / "examples")
-    (sandbox / "examples").symlink_to(ROOT / "examples")
+    shutil.rmtree(sandbox / "clips")
+    (sandbox / "clips").symlink_to(BUNDLED_CLIPS)
     shutil.copytree(made / "data" / "tokens", sandbox / "data" / "tokens")
     steps = ("--optimizer.total-steps", "2", "--optimizer.warmup-steps", "1")
     shorter = {
         "omnicodec prepare": runs(),
-        "python train.py --config configs/demo.py": runs(
+        "omnicodec train --config demo": runs(
             *steps, "--run.validate-every", "2", "--run.save-every", "2", "--data.batch-size", "8"
         ),
         "omnicodec export-model": runs(),
-        "python -m omnicodec_jax.evaluation.perplexity": runs(*steps),
+        "python -m omnicodec_jax.language_model.perplexity": runs(*steps),
     }
     shutil.rmtree(sandbox / "models" / "first")
     for page in ("prepare", "train", "evaluate"):

@@ -13,6 +13,7 @@ import soundfile
 from tiny import MIMI, OMNICODEC, variables
 
 import eval as command_line
+from omnicodec_jax.cli.options import named
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
@@ -24,7 +25,6 @@ from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.evaluation.scores import Task, score_all
 from omnicodec_jax.evaluation.systems import Folder, Opus, Output, System, TokenizerCodec
-from omnicodec_jax.options import named
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 METRICS = ("stoi", "mel_distance", "mcd")

@@ -32,15 +32,15 @@ def test_models_and_tokens_can_be_read_by_whom_the_umask_says(tmp_path, umask, m
 @pytest.mark.parametrize(
     ("kind", "converter"),
     [
-        ("wavlm", "convert.wavlm"),
-        ("mimi", "convert.mimi"),
-        ("qwen3_omni_moe", "convert.qwen3_aut"),
-        ("qwen3_omni_moe_audio_encoder", "convert.qwen3_aut"),
+        ("wavlm", "wavlm"),
+        ("mimi", "mimi"),
+        ("qwen3_omni_moe", "qwen3-aut"),
+        ("qwen3_omni_moe_audio_encoder", "qwen3-aut"),
     ],
 )
 def test_checkpoint_of_transformers_names_its_converter(tmp_path, kind, converter):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": ["X"], "hidden_size": 8}))
-    with pytest.raises(ModelError, match=rf"not converted yet; run: python -m {converter} --checkpoint {tmp_path} "):
+    with pytest.raises(ModelError, match=rf"not converted yet; run: omnicodec convert {converter} --checkpoint "):
         model_directory.load(tmp_path)
 
 

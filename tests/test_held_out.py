@@ -12,9 +12,9 @@ from omnicodec_jax import cli
 from omnicodec_jax.config import Config, DataConfig, DomainConfig, PerplexityConfig
 from omnicodec_jax.data import prepare, records
 from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import DataError
-from omnicodec_jax.evaluation.perplexity import Corpus
-from omnicodec_jax.training import sharding
+from omnicodec_jax.language_model.perplexity import Corpus
 from omnicodec_jax.training.step import Gan
 from omnicodec_jax.training.validation import Validator
 

@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 import omnicodec_jax
-from omnicodec_jax import arguments, cli, command, completion, config_files
+from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax.cli import arguments, command, completion, converters
 from omnicodec_jax.config import Config
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path
-    for folder in ("", "convert", "benchmarks", "omnicodec_jax")
+    for folder in ("", "convert", "benchmarks")
     for path in (ROOT / folder).glob("**/*.py" if folder else "*.py")
-    if re.search(r"^if __name__ == .__main__.:.*(run|exit_with)\(", path.read_text(), re.DOTALL | re.MULTILINE)
+    if re.search(r"^if __name__ == .__main__.:.*(run|main)\(", path.read_text(), re.DOTALL | re.MULTILINE)
 )
 """What is a command by itself."""
-WITH_CONFIG = [path for path in SCRIPTS if "parse_with_config(" in path.read_text()]
+WITH_CONFIG = [name for name, found in cli.COMMANDS.items() if isinstance(found, arguments.WithConfig)]
 NEEDS = ("torch", "transformers")
 """What some benchmarks and converters import at once."""
 CONFIG_FILE = re.compile(r"configs/\w+\.py")
@@ -35,8 +37,9 @@ def printed(monkeypatch, capsys, call, *words: str) -> str:
     """What a command prints before it exits with 0, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", list(words))
-    for name in ("log_progress", "use_compilation_cache", "_keep_libtpu_quiet"):  # they change more than this test
+    for name in ("log_progress", "_keep_libtpu_quiet"):  # they change more than this test
         monkeypatch.setattr(command, name, lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as stopped:
         call()
@@ -68,12 +71,12 @@ def test_help_of_a_script_does_not_speak_of_source_files(path, monkeypatch, caps
     check(help_of(monkeypatch, capsys, path, "--help"))
 
 
-@pytest.mark.parametrize("path", WITH_CONFIG, ids=lambda path: path.stem)
-def test_help_of_all_options_does_not_speak_of_source_files(path, monkeypatch, capsys):
-    check(help_of(monkeypatch, capsys, path, "--help-all"))
+@pytest.mark.parametrize("name", WITH_CONFIG)
+def test_help_of_all_options_does_not_speak_of_source_files(name, monkeypatch, capsys):
+    check(printed(monkeypatch, capsys, cli.main, "omnicodec", name, "--help-all"))
 
 
-@pytest.mark.parametrize("name", ["", *cli.SUBCOMMANDS])
+@pytest.mark.parametrize("name", ["", *cli.COMMANDS, *(f"convert {name}" for name in converters.COMMANDS)])
 def test_help_of_omnicodec_does_not_speak_of_source_files(name, monkeypatch, capsys):
     check(printed(monkeypatch, capsys, cli.main, "omnicodec", *name.split(), "--help"))
 
@@ -85,9 +88,10 @@ def test_eval_names_every_metric_in_its_help(monkeypatch, capsys):
     assert [name for name in COLUMNS if not re.search(rf"\b{name}\b", text)] == []
 
 
-@pytest.mark.parametrize("path", WITH_CONFIG, ids=lambda path: path.stem)
-def test_the_short_help_names_existing_options_and_where_the_others_are(path, monkeypatch, capsys):
-    short, whole = (help_of(monkeypatch, capsys, path, option) for option in ("--help", "--help-all"))
+@pytest.mark.parametrize("name", WITH_CONFIG)
+def test_the_short_help_names_existing_options_and_where_the_others_are(name, monkeypatch, capsys):
+    words = ("omnicodec", name)
+    short, whole = (printed(monkeypatch, capsys, cli.main, *words, option) for option in ("--help", "--help-all"))
     assert len(short.splitlines()) < 60
     assert "--help-all" in short
     options = [set(re.findall(r"^\W*(--[\w.-]+)", text, re.MULTILINE)) for text in (short, whole)]
@@ -96,9 +100,9 @@ def test_the_short_help_names_existing_options_and_where_the_others_are(path, mo
 
 
 def test_the_short_help_of_training_shows_what_the_config_says(monkeypatch, capsys):
-    words = ("train.py", "--config", str(ROOT / "configs" / "demo.py"), "--help")
+    words = ("train.py", "--config", "demo", "--help")
     text = printed(monkeypatch, capsys, lambda: runpy.run_path("train.py", run_name="__main__"), *words)
-    config = config_files.load(ROOT / "configs" / "demo.py")
+    config = config_files.load("demo")
     group = text.partition("most-used options")[2]
     assert group.count("(default: ") == 10
     assert f"(default: {config.optimizer.total_steps})" in group
@@ -107,14 +111,12 @@ def test_the_short_help_of_training_shows_what_the_config_says(monkeypatch, caps
 def test_training_takes_what_only_the_long_help_names(monkeypatch):
     taken = {}
 
-    default = Config()
-
-    def train(*, workdir: Path, settings: Config = default):
+    def train(*, config: str, workdir: Path, settings: Config):
         taken.update(workdir=workdir, settings=settings)
 
-    options = "--workdir w --settings.codec.input-peak None --settings.run.wavlm x"
-    monkeypatch.setattr(sys, "argv", ["train.py", *options.split()])
-    call = arguments.parse_with_config(train, "train.py", {"run.wavlm": "WavLM."})
+    options = "train --config demo --workdir w --codec.input-peak None --run.wavlm x"
+    commands = {"train": arguments.WithConfig(train, {Config: {"run.wavlm": "WavLM."}})}
+    call = arguments.parse(commands, "omnicodec", options.split())
     assert not taken  # nothing runs while arguments are read
     call()
     assert (taken["settings"].codec.input_peak, taken["settings"].run.wavlm) == (None, "x")
@@ -126,7 +128,7 @@ def test_training_takes_what_only_the_long_help_names(monkeypatch):
         ("encod", "did you mean encode?"),
         ("tok", "did you mean tokenize?"),
         ("exports", "did you mean export or export-model?"),
-        ("xyz", "there are prepare, encode, decode, inspect"),
+        ("xyz", "there are clips, prepare, train, export-model"),
     ],
 )
 def test_a_mistyped_command_names_the_one_that_was_meant(word, message, monkeypatch, capsys):
@@ -156,29 +158,34 @@ def test_the_package_runs_as_a_module_and_says_its_version():
     assert " jax\n" not in done.stderr  # which takes seconds to import
 
 
-def test_an_unknown_shell_is_refused_with_those_there_are(monkeypatch):
+def test_an_unknown_shell_is_refused_with_those_there_are():
     for words in (["ksh"], [], ["bash", "zsh"]):
-        monkeypatch.setattr(sys, "argv", ["omnicodec", "--completion", *words])
         with pytest.raises(UsageError, match="name your shell: bash, zsh, fish"):
-            arguments.parse_subcommand(cli.SUBCOMMANDS, "omnicodec")
+            arguments.parse(cli.COMMANDS, "omnicodec", ["--completion", *words])
 
 
 @pytest.mark.parametrize("shell", completion.CHANGES)
 def test_tab_completion_knows_every_command_and_completes_files_too(shell):
-    script = completion.script(cli.SUBCOMMANDS, "omnicodec", shell)
-    assert all(f"'{name}'" in script for name in cli.SUBCOMMANDS)
+    script = completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", shell)
+    assert all(f"'{name}'" in script for name in cli.COMMANDS)
     for before, after in completion.CHANGES[shell]:
         assert after in script, f"tyro's script has no {before!r} any more"
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("enc", "encode"), ("encode --mo", "--model"), ("export --what enc", "encoder"), ("tokenize --runner r", "ray")],
+    [
+        ("enc", "encode"),
+        ("encode --mo", "--model"),
+        ("export --what enc", "encoder"),
+        ("tokenize --runner r", "ray"),
+        ("convert fr", "from-torch"),
+    ],
 )
 def test_tab_completion_in_bash(words, expected, tmp_path):
     if shutil.which("bash") is None or shutil.which("python3") is None:
         pytest.skip("needs bash, and python3 on the path")
-    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "bash"))
+    (tmp_path / "script").write_text(completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", "bash"))
     asked = f"COMP_WORDS=(omnicodec {words}); COMP_CWORD={len(words.split())}; _tyro_omnicodec"
     program = f'source "{tmp_path}/script"; {asked}; printf "%s\\n" "${{COMPREPLY[@]}}"; complete -p omnicodec'
     done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)

@@ -17,7 +17,8 @@ import soundfile
 
 import train
 from omnicodec_jax import cli
-from omnicodec_jax.corpus import commands, read_tokens, readers, runners, shards, tokenize
+from omnicodec_jax.cli import corpora
+from omnicodec_jax.corpus import read_tokens, readers, runners, shards, tokenize
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
@@ -27,10 +28,10 @@ from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Seen, Task
+from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
 from omnicodec_jax.evaluation import run as evaluation
 from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer
-from omnicodec_jax.training import multihost
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 NAMES = ("a.wav", "b.wav", "c.wav", "d.wav")
@@ -89,7 +90,7 @@ class Tokens:
 
     def command(self, **options) -> int:
         manifest = ",".join(f"{domain}={path}" for domain, path in self.sources.items())
-        return commands.tokenize(manifest=manifest, out=self.out, model=self.model, num_readers=1, **options)
+        return corpora.tokenize(manifest=manifest, out=self.out, model=self.model, num_readers=1, **options)
 
     def held(self) -> set[str]:
         return {Path(clip.id).name for clip in read_tokens(self.out)}

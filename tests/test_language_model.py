@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnicodec_jax import config_files
 from omnicodec_jax.config import LanguageModelConfig, MeshConfig, OptimizerConfig, PerplexityConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import read_tokens, shards
 from omnicodec_jax.corpus.shards import Clip
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError, DataError, TrainingError
-from omnicodec_jax.evaluation import perplexity
-from omnicodec_jax.evaluation.language_model import LanguageModel, Layout
-from omnicodec_jax.evaluation.perplexity import Corpus, Perplexity, Task, measure
-from omnicodec_jax.training import multihost, sharding
+from omnicodec_jax.language_model import perplexity
+from omnicodec_jax.language_model.model import LanguageModel, Layout
+from omnicodec_jax.language_model.perplexity import Corpus, Perplexity, Task, measure
 
 LAYOUTS = ("flat", "delayed", "parallel")
 TINY = PerplexityConfig(
@@ -232,7 +232,7 @@ def test_a_step_does_not_see_what_comes_after_it(columns):
 @pytest.mark.parametrize(("layout", "tied", "total"), [("flat", False, 100_699_392), ("parallel", True, 88_115_712)])
 def test_the_full_size_has_the_papers_parameters(layout, tied, total):
     path = Path(__file__).parents[1] / "configs" / "language_model.py"
-    config = config_files.load_as(PerplexityConfig, path)
+    config = config_files.load_as((PerplexityConfig,), path)
     model = dataclasses.replace(config.model, tie_embeddings=tied)
     task = Task(dataclasses.replace(config, model=model), Layout(layout, (2048,) * 8))
     shapes = jax.eval_shape(task.init, jax.random.key(0)).params
@@ -325,7 +325,7 @@ def test_what_cannot_be_measured_is_named(tokens, tmp_path):
         measure(tokens, dataclasses.replace(TINY, batch_size=12))
     (tmp_path / "empty.py").touch()
     with pytest.raises(ConfigError, match="defines no `config`"):
-        config_files.load_as(PerplexityConfig, tmp_path / "empty.py")
+        config_files.load_as((PerplexityConfig,), tmp_path / "empty.py")
 
 
 def test_training_that_diverges_stops(tokens, monkeypatch):

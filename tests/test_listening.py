@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from omnicodec_jax import command
+from omnicodec_jax.cli import command
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import listening
 from omnicodec_jax.evaluation.listening import ALL_DOMAINS, REFERENCE, Rating

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from omnicodec_jax import config_files
 from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from omnicodec_jax import config_files, model_directory
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import MeshConfig, PerplexityConfig
-from omnicodec_jax.evaluation.language_model import LanguageModel, Layout
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.distributed import sharding
+from omnicodec_jax.language_model.model import LanguageModel, Layout
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
-from omnicodec_jax.training import sharding
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -74,7 +75,7 @@ def trees() -> Iterator[dict[str, Any]]:
     """Shapes of all networks of all configs."""
     for file in sorted(CONFIGS.glob("*.py")):
         if file.stem.startswith("language_model"):
-            config = config_files.load_as(PerplexityConfig, file)
+            config = config_files.load_as((PerplexityConfig,), file)
             layout = Layout(config.layout, (2048,) * config.num_codebooks)
             model = LanguageModel(config.model, layout.vocabulary)
             ids = np.zeros((1, 1, 1), np.int32)

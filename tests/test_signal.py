@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from omnicodec_jax import signal
+from omnicodec_jax import dsp
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError
 from omnicodec_jax.semantic import FeatureExtractor
 
-log_mel = jax.jit(signal.log_mel)
+log_mel = jax.jit(dsp.log_mel)
 
 
 @pytest.mark.parametrize("index", range(11))
@@ -38,7 +38,7 @@ def test_features_from_blocks_are_those_of_the_whole_clip(clips, extract, sample
     whole = np.asarray(log_mel(jnp.asarray(audio_files.resample(audio, 24_000, 16_000))))
     features = extract(audio, 24_000)
     assert features.shape == (-(-samples // 1920), 1024) or samples == 600
-    np.testing.assert_allclose(features, signal.stack_frames(whole), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(features, dsp.stack_frames(whole), rtol=0, atol=1e-5)
 
 
 def test_clip_below_one_window_has_no_features(extract):
@@ -49,7 +49,7 @@ def test_clip_below_one_window_has_no_features(extract):
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
 def test_frames_are_stacked_in_order_with_the_last_one_repeated(count):
     mel = np.random.default_rng(0).normal(size=(count, 128)).astype(np.float32)
-    stacked = signal.stack_frames(mel)
+    stacked = dsp.stack_frames(mel)
     assert stacked.shape == (-(-count // 8), 1024)
     frames = stacked.reshape(-1, 128)
     np.testing.assert_array_equal(frames[:count], mel)
@@ -60,4 +60,4 @@ def test_frames_are_stacked_in_order_with_the_last_one_repeated(count):
 def test_product_with_cosines_and_sines_is_the_fourier_transform(window):
     frames = np.random.default_rng(0).normal(size=(2, 5, window)).astype(np.float32)
     expected = np.fft.rfft(frames.astype(np.float64))
-    np.testing.assert_allclose(signal.dft(jnp.asarray(frames)), expected, atol=3e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(dsp.dft(jnp.asarray(frames)), expected, atol=3e-6 * np.abs(expected).max())

@@ -21,12 +21,14 @@ from tiny import normal
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
-from omnicodec_jax import config_files, model_directory
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config, MeshConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
-from omnicodec_jax.training import loop, multihost, sharding, validation
+from omnicodec_jax.training import loop, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import init_state, update_ema

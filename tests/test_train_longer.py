@@ -44,7 +44,10 @@ def test_after_the_warm_up_it_says_how_to_train_longer(at_step, tmp_path):
     message = str(caught.value)
     assert "config.optimizer.total_steps: 8 in the checkpoint, 80 now" in message
     assert f"has been falling since step {WARMUP}" in message
-    assert f"omnicodec export-model --workdir {tmp_path} --out DIR, then train.py with --run.start-from DIR" in message
+    assert (
+        f"omnicodec export-model --workdir {tmp_path} --out DIR, then omnicodec train with --run.start-from DIR"
+        in message
+    )
 
 
 def test_the_schedule_of_a_longer_run_is_the_same_until_the_warm_up_ends():

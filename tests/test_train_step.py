@@ -19,9 +19,11 @@ from omnicodec_jax.config import (
     TransformerConfig,
 )
 from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
-from omnicodec_jax.training import hlo, sharding, state
+from omnicodec_jax.planning import hlo
+from omnicodec_jax.training import state
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState
@@ -267,7 +269,7 @@ def test_kernels_are_gathered_once_and_every_device_computes_its_own_clips():
 
 
 def test_table_shares_out_the_released_recipe():
-    from omnicodec_jax import config_files
+    from omnicodec_jax.config import files as config_files
 
     released = config_files.load("configs/released_12hz.py")
     mesh = sharding.make_mesh(MeshConfig(fsdp=8))

@@ -29,11 +29,12 @@ from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.records import SAMPLE_RATE
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import frozen, loop, multihost, sharding
+from omnicodec_jax.training import frozen, loop
 from omnicodec_jax.training.start import DISCRIMINATORS, first_state
 from omnicodec_jax.training.step import Frozen, Gan
 from omnicodec_jax.training.validation import Validator
@@ -475,7 +476,11 @@ def test_frozen_networks_are_read_and_take_part(with_frozen_networks, tmp_path):
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("run", {"encoder": None}, "run.encoder = None: must be a directory that convert.qwen3_aut has written"),
+        (
+            "run",
+            {"encoder": None},
+            "must be a directory that omnicodec convert qwen3-aut has written",
+        ),
         ("codec", {"wavlm_dim": 8}, "is 16 wide; codec.wavlm_dim = 8"),
         ("discriminators", {"wavlm": WavLMDiscriminatorConfig()}, "has 3 hidden states of width 16"),
     ],

@@ -1,28 +1,3 @@
-"""The paper's ablation "w/o semantic branch" (Table 2): acoustic codebooks alone, at the same bit rate.
+"""The paper's ablation "w/o semantic branch" (Table 2): acoustic codebooks alone, at the same bit rate."""
 
-    python train.py --config configs/ablations/without_semantic_branch.py --workdir runs/without_semantic_branch \\
-        --run.wavlm models/wavlm --data.prepared data/prepared
-
-The semantic codebook gives way to one more acoustic one; what trains the semantic branch goes with it.
-"""
-
-import dataclasses
-from pathlib import Path
-
-from omnicodec_jax import config_files
-from omnicodec_jax.config import Config
-
-
-def ablate(config: Config) -> Config:
-    codec, acoustic, optimizer = config.codec, config.codec.acoustic, config.optimizer
-    more = dataclasses.replace(acoustic, num_quantizers=acoustic.num_quantizers + 1)
-    left = tuple(name for name in optimizer.weight_decay_modules if not name.startswith("semantic"))
-    return dataclasses.replace(
-        config,
-        codec=dataclasses.replace(codec, semantic=None, acoustic=more, wavlm_dim=None),
-        loss=dataclasses.replace(config.loss, semantic=0.0, wavlm_distillation=0.0),
-        optimizer=dataclasses.replace(optimizer, weight_decay_modules=left),
-    )
-
-
-config = ablate(config_files.load(Path(__file__).parents[1] / "paper_12hz.py"))
+from omnicodec_jax.recipes.ablations.without_semantic_branch import config  # noqa: F401

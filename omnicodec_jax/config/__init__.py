@@ -1,6 +1,6 @@
 """Every option of the system: frozen dataclasses with validation.
 
-Numbers of the released code and of the paper live in `configs/`; the defaults here are what both agree on.
+Numbers of the released code and of the paper live in `recipes/`; the defaults here are what both agree on.
 """
 
 from omnicodec_jax.config.discriminators import (

@@ -87,7 +87,7 @@ class DataConfig:
     prepared: str = "data/prepared"
     """Directory that `omnicodec prepare` has written."""
     features: str | None = None
-    """Directory that `python -m convert.semantic_features` has written; for semantic.source='stored'."""
+    """Directory that `omnicodec convert semantic-features` has written; for semantic.source='stored'."""
     domains: tuple[DomainConfig, ...] = (
         DomainConfig(name="speech", weight=6.0),
         DomainConfig(name="music"),
@@ -153,9 +153,9 @@ class RunConfig:
     start_from: str | None = None
     """Model directory whose weights a new run starts from; None: random ones."""
     wavlm: str | None = None
-    """Directory that `python -m convert.wavlm` has written; None: the terms that need WavLM are left out."""
+    """Directory that `omnicodec convert wavlm` has written; None: the terms that need WavLM are left out."""
     encoder: str | None = None
-    """Directory that `python -m convert.qwen3_aut` has written; for semantic.source='qwen3_aut'."""
+    """Directory that `omnicodec convert qwen3-aut` has written; for semantic.source='qwen3_aut'."""
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int = 2000
@@ -171,7 +171,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment: what a file in configs/ exposes as `config`."""
+    """One experiment: what a recipe exposes as `config`."""
 
     codec: CodecConfig = CodecConfig()
     discriminators: DiscriminatorConfig = DiscriminatorConfig()

@@ -35,7 +35,7 @@ class LanguageModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
-    """One measurement of perplexity: what configs/language_model.py exposes as `config`."""
+    """One measurement of perplexity: what the recipe language_model exposes as `config`."""
 
     model: LanguageModelConfig = LanguageModelConfig()
     layout: LayoutName = "flat"

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 
-from omnicodec_jax.command import use_compilation_cache
+from omnicodec_jax import compilation_cache
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.tokenize import Existing, Job, Unit, Worker, check, collect, described, plan, to_do
 from omnicodec_jax.data.claim import claim
@@ -197,7 +197,7 @@ _LOADED: list[Worker] = []
 
 def _worker(job: Job) -> Worker:
     if not _LOADED or _LOADED[0].job != job:
-        use_compilation_cache()
+        compilation_cache.use()
         _LOADED[:] = [Worker(job)]
     return _LOADED[0]
 

@@ -80,7 +80,7 @@ def load(
             range, NaN, no audio; or if the part reaches further past the end.
 
     Examples:
-        >>> clip = load("examples/audio/sound_bell.flac", 24_000, peak=0.95)
+        >>> clip = load("clips/sound_bell.flac", 24_000, peak=0.95)
         >>> clip.samples.shape, clip.sample_rate, clip.num_samples
         ((98400,), 44100, 180810)
     """

@@ -115,7 +115,7 @@ class FeatureStore:
     def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
         """Raises DataError if it lacks the features of one of the shards, or of crops of that length."""
         if not (directory / SETTINGS).is_file():
-            raise DataError(f"{directory}: no semantic features here; run python -m convert.semantic_features")
+            raise DataError(f"{directory}: no semantic features here; run omnicodec convert semantic-features")
         try:
             format = FeatureFormat(**json.loads((directory / SETTINGS).read_text()))
         except (ValueError, TypeError) as error:
@@ -124,19 +124,19 @@ class FeatureStore:
             held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))
             raise DataError(
                 f"{directory}: holds features of crops of {held:g} s; data.segment_samples = {crop_samples} are "
-                f"{wanted:g} s: run python -m convert.semantic_features --crop-seconds {wanted:g} with another --out"
+                f"{wanted:g} s: run omnicodec convert semantic-features --crop-seconds {wanted:g} with another --out"
             )
         held = {path.name for path in (directory / records.SHARDS).glob(f"[!.]*{records.SUFFIX}")}
         if missing := [shard.name for shard in shards if shard_path(directory, shard).name not in held]:
             raise DataError(
                 f"{directory}: lacks the features of {len(missing)} of {len(shards)} shards, {missing[0]} for one; "
-                "run python -m convert.semantic_features again"
+                "run omnicodec convert semantic-features again"
             )
         if format.crop_samples is not None:
             return cls(directory, format, None)
         LOG.warning(
             "%s: features of an older version, not those of the very crops that are heard; docs/features.md says how "
-            "far off they are. python -m convert.semantic_features with another --out computes them anew.",
+            "far off they are. omnicodec convert semantic-features with another --out computes them anew.",
             directory,
         )
         return cls(directory, format, np.load(directory / SILENCE))

@@ -9,8 +9,8 @@ from jaxtyping import Array, Complex, Float
 
 from omnicodec_jax.config import STFTDiscriminatorConfig
 from omnicodec_jax.discriminators.conv import Conv, Judgement
+from omnicodec_jax.dsp import hann_window, stft
 from omnicodec_jax.models.backbone import Audio
-from omnicodec_jax.signal import hann_window, stft
 
 
 def real_and_imaginary(spectrum: Complex[Array, "B N F"]) -> Float[Array, "B N F 2"]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from omnicodec_jax.config import WaveformDiscriminatorConfig
 from omnicodec_jax.discriminators.conv import Conv, Judgement
 from omnicodec_jax.discriminators.stft import real_and_imaginary
+from omnicodec_jax.dsp import reflect_pad, resample, stft
 from omnicodec_jax.models.backbone import Audio
-from omnicodec_jax.signal import reflect_pad, resample, stft
 
 NEGATIVE_SLOPE = 0.1
 TPU_LANES = 128

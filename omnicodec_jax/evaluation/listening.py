@@ -1,6 +1,6 @@
 """Ratings of the page's listening test: mean opinion scores per system, of the raters who can hear.
 
-    python -m omnicodec_jax.evaluation.listening RESULTS.csv… [--out FILE.csv]
+    omnicodec listening RESULTS.csv… [--out FILE.csv]
 
 Intervals are 95 % by Student's t over ratings. Papers mostly give the normal interval; from a hundred ratings on,
 they differ by less than 2 %.
@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import tyro
-
-from omnicodec_jax import command
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import summary
 from omnicodec_jax.files import replacing
@@ -178,47 +175,3 @@ def write(rows: list[Row], path: Path) -> None:
     """As CSV with the columns of `Row`, unrounded; an interval that is not known is empty."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])
-
-
-def main(
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CSV [CSV ...]")],
-    /,
-    out: Path | None = None,
-    keep_all: bool = False,
-) -> int:
-    """Mean opinion scores of a listening test, with 95 % intervals by Student's t over ratings.
-
-    Raters who score more than 15 % of the hidden references below 4, or who have rated none, are named and left out.
-
-    Of several ratings of the same sample by one rater the last counts.
-
-    Args:
-        results: CSV files that raters have downloaded from the page.
-        out: CSV file of the table.
-        keep_all: Leave no rater out.
-    """
-    if not results:
-        raise DataError("no files: name the CSV files of the raters")
-    if missing := [str(path) for path in results if not path.is_file()]:
-        raise DataError(
-            f"{', '.join(missing)}: no such file; name the CSV files that raters have downloaded from the page"
-        )
-    read_all = [rating for path in results for rating in read(path)]
-    ratings = latest(read_all)
-    if len(ratings) < len(read_all):
-        print(f"not counted, for there is a later rating of the same sample: {len(read_all) - len(ratings)}")
-    flagged = unreliable(ratings)
-    for rater, reason in flagged.items():
-        print(f"{rater}: {reason}{'' if keep_all else ', left out'}")
-    kept = [rating for rating in ratings if keep_all or rating.rater not in flagged]
-    if not kept:
-        raise DataError("no ratings are left: every rater is left out; see above, and --keep-all")
-    rows = summarise(kept)
-    print(table(rows))
-    if out is not None:
-        write(rows, out)
-    return 0
-
-
-if __name__ == "__main__":
-    command.run(main, prog="python -m omnicodec_jax.evaluation.listening")

@@ -36,10 +36,10 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Float32
 
+from omnicodec_jax.dsp import hann_window
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation.listening import REFERENCE
 from omnicodec_jax.files import replacing
-from omnicodec_jax.signal import hann_window
 
 SOURCES = Path(__file__).parent / "page_files"
 STIMULI = "stimuli"

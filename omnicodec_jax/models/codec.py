@@ -9,10 +9,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.dsp import interpolate
 from omnicodec_jax.models.backbone import Audio, Backbone, Codes, Latent
 from omnicodec_jax.models.conv import Dense, Lengths, is_streaming
 from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
-from omnicodec_jax.signal import interpolate
 
 Features = Float[Array, "B S F"]
 

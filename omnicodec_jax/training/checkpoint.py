@@ -16,8 +16,8 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from omnicodec_jax import config_files
 from omnicodec_jax.config import Config
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.training.state import TrainState
 

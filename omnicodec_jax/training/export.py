@@ -6,9 +6,10 @@ import jax
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import MeshConfig
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.models.quantize import CODEBOOKS
-from omnicodec_jax.training import checkpoint, sharding
+from omnicodec_jax.training import checkpoint
 from omnicodec_jax.training.start import DISCRIMINATORS, state_template
 
 

@@ -25,7 +25,7 @@ def load(config: Config) -> tuple[Gan, Frozen]:
     encoder = encoder_variables = wavlm = wavlm_variables = None
     if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
         if config.run.encoder is None:
-            raise ConfigError("run.encoder = None: must be a directory that convert.qwen3_aut has written")
+            raise ConfigError("run.encoder = None: must be a directory that omnicodec convert qwen3-aut has written")
         dtype = jnp.dtype(config.train.compute_dtype)
         encoder, variables = load_encoder(model_directory.resolve(config.run.encoder), config.codec.semantic)
         encoder_variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)

@@ -15,9 +15,9 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.data import features
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.records import SAMPLE_RATE
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError, TrainingError
 from omnicodec_jax.training import frozen as frozen_networks
-from omnicodec_jax.training import multihost, sharding
 from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.report import Report

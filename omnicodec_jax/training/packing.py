@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from omnicodec_jax.training import sharding
+from omnicodec_jax.distributed import sharding
 
 Tree = Any
 Packed = dict[str, dict[str, Array]]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnicodec_jax import signal
+from omnicodec_jax import dsp
 from omnicodec_jax.config import Config
 from omnicodec_jax.training.events import Events
 from omnicodec_jax.training.step import Tree
@@ -132,6 +132,6 @@ def memory_gib() -> float:
 
 def spectrogram(audio: np.ndarray) -> np.ndarray:
     """Samples [T] → grey image [1, F, N] uint8, low frequencies at the bottom, 80 dB from black to white."""
-    magnitude = np.abs(signal.stft(jnp.asarray(audio), *SPECTROGRAM, center=True)).T[::-1]
+    magnitude = np.abs(dsp.stft(jnp.asarray(audio), *SPECTROGRAM, center=True)).T[::-1]
     decibels = 20 * np.log10(np.maximum(magnitude, 1e-5) / SPECTROGRAM[0] ** 0.5)
     return (255 * np.clip((decibels + 60) / 80, 0, 1)).astype(np.uint8)[None]

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config
 from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.models.initialize import COMPILE_QUICKLY, Batch, initialize_codebooks
 from omnicodec_jax.models.quantize import CODEBOOKS
-from omnicodec_jax.training import sharding, state
+from omnicodec_jax.training import state
 from omnicodec_jax.training.state import TrainState, Tree
 from omnicodec_jax.training.step import Frozen, Gan
 

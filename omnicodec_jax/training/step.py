@@ -26,6 +26,8 @@ from omnicodec_jax import losses
 from omnicodec_jax.config import Config
 from omnicodec_jax.discriminators import Discriminators, Judgements, Member, members
 from omnicodec_jax.discriminators.wavlm import HiddenStates
+from omnicodec_jax.distributed import sharding
+from omnicodec_jax.dsp import resample
 from omnicodec_jax.losses import Scalar, Terms
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import OmniCodec
@@ -34,8 +36,6 @@ from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.semantic import semantic_features
-from omnicodec_jax.signal import resample
-from omnicodec_jax.training import sharding
 from omnicodec_jax.training.accumulation import Batch, MicroBatch, first, mean_over, split
 from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 from omnicodec_jax.training.state import (

@@ -16,8 +16,8 @@ from omnicodec_jax import losses
 from omnicodec_jax.config import Config
 from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.quantize import CODEBOOKS
-from omnicodec_jax.training import sharding
 from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.step import Frozen, Gan, Tree
 

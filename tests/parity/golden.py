@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import reference
 from omnicodec_jax.config import CodecConfig
+from omnicodec_jax.converters import reference
 from omnicodec_jax.models.codec import CodecOutput, OmniCodec
 
 ROOT = Path(__file__).parents[2]

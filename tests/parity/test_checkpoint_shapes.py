@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from tiny import OMNICODEC, variables
 
-from convert import from_torch, mimi, qwen3_aut, reference
-from convert.tensors import ConversionError, read_state_dict
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import AcousticConfig
+from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, reference
+from omnicodec_jax.converters.tensors import ConversionError, read_state_dict
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 551000000\n"
 

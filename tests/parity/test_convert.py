@@ -10,9 +10,9 @@ import yaml
 from golden import needs_golden
 from safetensors.numpy import load_file, save_file
 
-from convert import from_torch, reference, to_torch
-from convert.tensors import ConversionError
 from omnicodec_jax import model_directory
+from omnicodec_jax.converters import from_torch, reference, to_torch
+from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.errors import ConfigError
 
 DEAD = "transform."

@@ -16,12 +16,12 @@ from golden import needs_golden, relative_error
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-import convert.discriminators
-from convert.tensors import ConversionError
 from omnicodec_jax import config, model_directory
+from omnicodec_jax.converters import discriminators as convert_discriminators
+from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.discriminators import Discriminators, Judgements, members
 from omnicodec_jax.discriminators.conv import Conv
-from omnicodec_jax.signal import resample
+from omnicodec_jax.dsp import resample
 
 GOLDEN = config.DiscriminatorConfig(
     stft=config.STFTDiscriminatorConfig(filters=4),
@@ -54,7 +54,7 @@ def golden_state_dict() -> dict[str, np.ndarray]:
 
 
 def golden_variables() -> dict[str, Any]:
-    return jax.tree.map(jnp.asarray, convert.discriminators.from_state_dict(golden_state_dict(), GOLDEN))
+    return jax.tree.map(jnp.asarray, convert_discriminators.from_state_dict(golden_state_dict(), GOLDEN))
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_rate_is_the_multi_scale_discriminator_in_torch():
     theirs.load_state_dict({k: v * (1.5 if "original0" in k else 1) for k, v in theirs.state_dict().items()})
     waveform = config.WaveformDiscriminatorConfig(periods=(), rates=(rate,), windows=())
     ours = config.DiscriminatorConfig(stft=None, waveform=waveform, wavlm=None)
-    variables = convert.discriminators.from_state_dict(state_dict, ours)
+    variables = convert_discriminators.from_state_dict(state_dict, ours)
     x = normal(2, 1, 700) + 0.5
     (judgement,) = jax.jit(Discriminators(ours).apply)(variables, jnp.asarray(x))["waveform"]
     with torch.no_grad():
@@ -291,8 +291,8 @@ def test_wavlm_discriminator_without_hidden_states_is_refused():
 
 
 def test_conversion_there_and_back_is_exact():
-    state_dict = convert.discriminators.to_state_dict(random_variables(), TINY)
-    back = convert.discriminators.from_state_dict(state_dict, TINY)
+    state_dict = convert_discriminators.to_state_dict(random_variables(), TINY)
+    back = convert_discriminators.from_state_dict(state_dict, TINY)
     jax.tree.map(np.testing.assert_array_equal, back, random_variables())
     assert state_dict["net_msstftd.discriminators.0.convs.1.conv.weight_g"].shape == (4, 1, 1, 1)
     assert state_dict["net_dacd.discriminator.discriminators.0.convs.0.0.weight_v"].shape == (2, 1, 5, 1)
@@ -301,19 +301,19 @@ def test_conversion_there_and_back_is_exact():
 @needs_golden
 def test_conversion_there_and_back_is_exact_for_the_reference_state_dict():
     state_dict = golden_state_dict()
-    back = convert.discriminators.to_state_dict(golden_variables(), GOLDEN)
+    back = convert_discriminators.to_state_dict(golden_variables(), GOLDEN)
     assert back.keys() == state_dict.keys()
     for key, value in state_dict.items():
         np.testing.assert_array_equal(back[key], value)
 
 
 def test_state_dict_that_does_not_fit_is_refused_with_every_key():
-    state_dict = convert.discriminators.to_state_dict(random_variables(), TINY)
+    state_dict = convert_discriminators.to_state_dict(random_variables(), TINY)
     del state_dict["net_wld.pre.bias"]
     state_dict["net_wld.pre.weight_g"] = np.ones((4, 1), np.float32)
     state_dict["net_wld.head"] = np.ones(1, np.float32)
     with pytest.raises(ConversionError) as caught:
-        convert.discriminators.from_state_dict(state_dict, TINY)
+        convert_discriminators.from_state_dict(state_dict, TINY)
     for line in ("missing: net_wld.pre.bias", "misshapen: net_wld.pre.weight_g is [4, 1]", "unexpected: net_wld.head"):
         assert line in str(caught.value)
 

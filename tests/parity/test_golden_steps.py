@@ -14,10 +14,10 @@ from golden import needs_golden
 from test_discriminators import GOLDEN, golden_variables
 from test_wavlm import golden_wavlm
 
-import convert.discriminators
-from convert import reference
-from omnicodec_jax import config_files
 from omnicodec_jax.config import Config, OptimizerConfig, TrainConfig
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.converters import discriminators as convert_discriminators
+from omnicodec_jax.converters import reference
 from omnicodec_jax.training import state as states
 from omnicodec_jax.training import step as steps
 from omnicodec_jax.training.packing import unpack
@@ -107,7 +107,7 @@ def run() -> Run:
             result.metrics.append(jax.tree.map(np.asarray, metrics))
             result.generator.append(reference.to_state_dict(gradient, config.codec))
             gradient = {"params": unpack(state.discriminator_optimizer[1], state.discriminators)}
-            result.discriminators.append(convert.discriminators.to_state_dict(gradient, GOLDEN))
+            result.discriminators.append(convert_discriminators.to_state_dict(gradient, GOLDEN))
     return result._replace(state=state)
 
 

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from golden import ROOT, needs_golden, relative_error
 from test_golden import first_training_step
 
-import convert.discriminators
-import convert.wavlm
-from omnicodec_jax import config_files, losses, signal
+from omnicodec_jax import dsp, losses
 from omnicodec_jax.config import LossConfig
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.converters import wavlm as convert_wavlm
 from omnicodec_jax.discriminators import Discriminators, Judgements
 from omnicodec_jax.discriminators.conv import Judgement
 from omnicodec_jax.pretrained.wavlm import WavLM
@@ -39,13 +39,13 @@ def test_stft_is_that_of_torch(window, hop, center):
     theirs = torch.stft(
         torch.from_numpy(x), window, hop, window=torch.hann_window(window), center=center, return_complex=True
     )
-    ours = jax.jit(signal.stft, static_argnums=(1, 2, 3))(jnp.asarray(x), window, hop, center)
+    ours = jax.jit(dsp.stft, static_argnums=(1, 2, 3))(jnp.asarray(x), window, hop, center)
     assert relative_error(ours, theirs.mT.numpy()) < 1e-5
 
 
 def test_gradient_of_stft_is_that_of_torch():
     x, weights = normal(1000), normal(19, 51, seed=1)
-    ours = jax.grad(lambda x: jnp.sum(jnp.abs(signal.stft(x, 100, 50)) * weights))(jnp.asarray(x))
+    ours = jax.grad(lambda x: jnp.sum(jnp.abs(dsp.stft(x, 100, 50)) * weights))(jnp.asarray(x))
     audio = torch.from_numpy(x).requires_grad_()
     spectrum = torch.stft(audio, 100, 50, window=torch.hann_window(100), center=False, return_complex=True)
     (spectrum.abs().mT * torch.from_numpy(weights)).sum().backward()
@@ -57,7 +57,7 @@ def test_mel_spectrogram_is_that_of_librosa(window, bands):
     x = normal(2, 5000)
     options = {"n_fft": window, "hop_length": window // 4, "n_mels": bands, "power": 1, "pad_mode": "reflect"}
     theirs = librosa.feature.melspectrogram(y=x, sr=24_000, **options).swapaxes(1, 2)
-    ours = signal.mel_spectrogram(jnp.asarray(x), 24_000, window, window // 4, bands)
+    ours = dsp.mel_spectrogram(jnp.asarray(x), 24_000, window, window // 4, bands)
     assert relative_error(ours, theirs) < 1e-5
 
 
@@ -143,9 +143,9 @@ def test_weights_are_those_of_the_config():
 @cache
 def hidden_states(audio: str) -> tuple[jax.Array, ...]:
     state_dict, described = test_discriminators.golden_weights("wavlm")
-    config = convert.wavlm.config_from_transformers(described["wavlm_config"])
-    variables = jax.tree.map(jnp.asarray, convert.wavlm.from_state_dict(state_dict, config))
-    resampled = signal.resample(jnp.asarray(golden.load().arrays[audio][:, 0]), 24_000, 16_000)
+    config = convert_wavlm.config_from_transformers(described["wavlm_config"])
+    variables = jax.tree.map(jnp.asarray, convert_wavlm.from_state_dict(state_dict, config))
+    resampled = dsp.resample(jnp.asarray(golden.load().arrays[audio][:, 0]), 24_000, 16_000)
     return jax.jit(WavLM(config).apply)(variables, resampled)
 
 

@@ -13,8 +13,8 @@ import transformers
 from golden import ROOT, relative_error
 from safetensors.numpy import load_file, save_file
 
-import convert.mimi
-from convert.tensors import ConversionError
+from omnicodec_jax.converters import mimi as convert_mimi
+from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.model_directory import build
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -67,7 +67,7 @@ def random_mimi(**options) -> transformers.MimiModel:
 def make_pair(directory, **options) -> Pair:
     theirs = random_mimi(**options)
     theirs.save_pretrained(directory / "theirs")
-    convert.mimi.main(checkpoint=directory / "theirs", out=directory / "ours")
+    convert_mimi.main(checkpoint=directory / "theirs", out=directory / "ours")
     return Pair(theirs, OmniCodecTokenizer.from_pretrained(directory / "ours"))
 
 
@@ -87,7 +87,7 @@ def directory(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
     """3.03 s, more steps than the tiny model's attention looks back, and no whole number of frames."""
-    samples = audio_files.load(ROOT / "examples/audio/speech_french_patte_pente.flac", 24_000).samples
+    samples = audio_files.load(ROOT / "omnicodec_jax/clips/speech_french_patte_pente.flac", 24_000).samples
     assert samples.size % 1920
     return samples[None, None]
 
@@ -162,7 +162,7 @@ def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoint, tmp
     tensors["head.weight"] = np.zeros(1, np.float32)
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(ConversionError) as caught:
-        convert.mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")
     for line in (
         "missing: downsample.conv.weight",
         "missing: encoder_transformer.layers.0.self_attn.q",
@@ -182,7 +182,7 @@ def test_variant_that_mimi_never_had_is_refused_by_name_and_value(checkpoint, tm
     config = json.loads((checkpoint / "config.json").read_text()) | {name: value}
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match=f"{name} = {value!r}"):
-        convert.mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")
 
 
 @pytest.mark.parametrize("content", ["{}", "not json", None])
@@ -191,4 +191,4 @@ def test_directory_without_a_mimi_config_is_refused(checkpoint, tmp_path, conten
     if content is not None:
         (checkpoint / "config.json").write_text(content)
     with pytest.raises(ConversionError, match=r"config\.json"):
-        convert.mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_mimi.main(checkpoint=checkpoint, out=tmp_path / "ours")

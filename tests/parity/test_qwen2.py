@@ -9,7 +9,7 @@ import pytest
 from golden import relative_error
 
 from omnicodec_jax.config import LanguageModelConfig
-from omnicodec_jax.evaluation.language_model import LanguageModel
+from omnicodec_jax.language_model.model import LanguageModel
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")

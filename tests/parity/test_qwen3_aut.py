@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe as configs
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as models
 
-import convert.qwen3_aut
-from convert.tensors import ConversionError, from_entries
-from omnicodec_jax import model_directory, signal
+from omnicodec_jax import dsp, model_directory
+from omnicodec_jax.converters import qwen3_aut as convert_qwen3_aut
+from omnicodec_jax.converters.tensors import ConversionError, from_entries
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig, num_tokens
@@ -75,9 +75,9 @@ def random_encoder(**options) -> models.Qwen3OmniMoeAudioEncoder:
 
 
 def make_pair(encoder: models.Qwen3OmniMoeAudioEncoder) -> Pair:
-    config = convert.qwen3_aut.config_from_transformers(encoder.config.to_dict())
+    config = convert_qwen3_aut.config_from_transformers(encoder.config.to_dict())
     state_dict = {key: value.numpy() for key, value in encoder.state_dict().items()}
-    variables = from_entries(state_dict, convert.qwen3_aut.key_table(config), config)
+    variables = from_entries(state_dict, convert_qwen3_aut.key_table(config), config)
     return Pair(encoder, model_directory.build(config), jax.tree.map(jnp.asarray, variables))
 
 
@@ -91,7 +91,7 @@ def mels(clips) -> dict[float, np.ndarray]:
     """Log-mel of 0.3 s to 37 s of the bundled clips, speech first; each begins elsewhere."""
     samples = np.concatenate([audio_files.load(path, 16_000, peak=0.95).samples for path in reversed(clips)])
     starts = [2000 * i for i in range(len(SECONDS))]
-    log_mel = jax.jit(signal.log_mel)
+    log_mel = jax.jit(dsp.log_mel)
     return {
         seconds: np.asarray(log_mel(jnp.asarray(samples[start : start + round(16_000 * seconds)])))
         for seconds, start in zip(SECONDS, starts, strict=True)
@@ -242,10 +242,10 @@ def edit_config(checkpoint: Path, **values) -> None:
 
 @pytest.mark.parametrize("layout", [ENCODER, THINKER, WHOLE])
 def test_encoder_comes_out_of_any_checkpoint_bit_for_bit(originals, tmp_path, mels, layout):
-    convert.qwen3_aut.main(checkpoint=str(originals / layout), out=tmp_path / "ours")
+    convert_qwen3_aut.main(checkpoint=str(originals / layout), out=tmp_path / "ours")
     config, variables = model_directory.load(tmp_path / "ours")
     theirs = models.Qwen3OmniMoeAudioEncoder.from_pretrained(originals / ENCODER, dtype=torch.float32).eval()
-    assert config == convert.qwen3_aut.config_from_transformers(theirs.config.to_dict())
+    assert config == convert_qwen3_aut.config_from_transformers(theirs.config.to_dict())
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, tensor.bfloat16().float()), name
     pair = Pair(theirs, model_directory.build(config), jax.tree.map(jnp.asarray, variables))
@@ -255,7 +255,7 @@ def test_encoder_comes_out_of_any_checkpoint_bit_for_bit(originals, tmp_path, me
 
 @pytest.mark.parametrize("layout", [ENCODER, THINKER, WHOLE])
 def test_state_dict_is_that_of_the_encoder_in_its_own_type(originals, layout):
-    mapping, state_dict = convert.qwen3_aut.load_audio_tower(originals / layout)
+    mapping, state_dict = convert_qwen3_aut.load_audio_tower(originals / layout)
     assert mapping["model_type"] == "qwen3_omni_moe_audio_encoder"
     theirs = load_file(originals / ENCODER / "model.safetensors")
     assert state_dict.keys() == theirs.keys()
@@ -274,7 +274,7 @@ def test_no_other_shard_is_opened(checkpoints, layout):
     (directory / garbage).write_bytes(b"no safetensors")
     for name in absent:
         (directory / name).unlink()
-    assert len(convert.qwen3_aut.load_audio_tower(directory)[1]) > 40
+    assert len(convert_qwen3_aut.load_audio_tower(directory)[1]) > 40
 
 
 def test_only_the_needed_files_are_downloaded(originals, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_only_the_needed_files_are_downloaded(originals, tmp_path, monkeypatch):
         return str(local)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    _, state_dict = convert.qwen3_aut.load_audio_tower("Qwen/Qwen3-Omni")
+    _, state_dict = convert_qwen3_aut.load_audio_tower("Qwen/Qwen3-Omni")
     assert len(state_dict) > 40
     expected = {"config.json", "model.safetensors.index.json", *shards_with_audio(source)}
     assert {path.name for path in local.iterdir()} == expected
@@ -301,7 +301,7 @@ def test_what_is_neither_here_nor_on_the_hub_is_refused(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(ConversionError, match="Qwen/nothing: no such directory, .* from the hub: no connection$"):
-        convert.qwen3_aut.load_audio_tower("Qwen/nothing")
+        convert_qwen3_aut.load_audio_tower("Qwen/nothing")
 
 
 def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoints, tmp_path):
@@ -312,7 +312,7 @@ def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoints, tm
     tensors["layers.2.fc1.bias"] = np.zeros(1, np.float32)
     save_file(tensors, path)
     with pytest.raises(ConversionError, match=r"4 key\(s\)") as caught:
-        convert.qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
+        convert_qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
     for line in (
         "missing: layers.1.self_attn.q_proj.bias",
         "missing: ln_post.weight",
@@ -327,7 +327,7 @@ def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoints, tm
 def test_variant_that_the_encoder_never_had_is_refused_by_name_and_value(checkpoints, tmp_path, name, value):
     edit_config(checkpoints / ENCODER, **{name: value})
     with pytest.raises(ConversionError, match=f"{name} = {value!r}"):
-        convert.qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
+        convert_qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
 
 
 @pytest.mark.parametrize("content", ['{"model_type": "llama"}', "not json", None])
@@ -337,7 +337,7 @@ def test_directory_without_a_config_of_the_encoder_is_refused(checkpoints, tmp_p
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConversionError, match=r"config\.json"):
-        convert.qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
+        convert_qwen3_aut.main(checkpoint=str(checkpoints / ENCODER), out=tmp_path / "ours")
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no safetensors")])
@@ -345,4 +345,4 @@ def test_shard_that_is_missing_or_broken_is_named(checkpoints, damage):
     name = min(shards_with_audio(checkpoints / WHOLE))
     damage(checkpoints / WHOLE / name)
     with pytest.raises(ConversionError, match=f"{name}: not a readable safetensors file"):
-        convert.qwen3_aut.load_audio_tower(checkpoints / WHOLE)
+        convert_qwen3_aut.load_audio_tower(checkpoints / WHOLE)

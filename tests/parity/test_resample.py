@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from golden import needs_golden, relative_error
 
-from omnicodec_jax import signal
+from omnicodec_jax import dsp
 from omnicodec_jax.data import audio as audio_files
 
 RATES = [(24_000, 16_000), (16_000, 24_000), (48_000, 16_000), (44_100, 16_000)]
 
-resample = jax.jit(signal.resample, static_argnums=(1, 2))
-as_soxr = jax.jit(signal.resample_as_soxr, static_argnums=(1, 2))
+resample = jax.jit(dsp.resample, static_argnums=(1, 2))
+as_soxr = jax.jit(dsp.resample_as_soxr, static_argnums=(1, 2))
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -31,13 +31,13 @@ def test_24_to_16_khz_is_what_torchaudio_gives():
 @pytest.mark.parametrize(("source", "target"), RATES)
 @pytest.mark.parametrize("shape", [(1,), (2, 5), (47,), (3, 1, 4801)])
 def test_length_is_that_of_the_clip_at_the_new_rate_rounded_up(shape, source, target):
-    resampled = jax.eval_shape(partial(signal.resample, source=source, target=target), normal(*shape))
+    resampled = jax.eval_shape(partial(dsp.resample, source=source, target=target), normal(*shape))
     assert resampled.shape == (*shape[:-1], -(-shape[-1] * target // source))
     assert resampled.dtype == jnp.float32
 
 
 def test_same_rate_changes_nothing():
-    np.testing.assert_array_equal(signal.resample(normal(2, 7), 16_000, 16_000), normal(2, 7))
+    np.testing.assert_array_equal(dsp.resample(normal(2, 7), 16_000, 16_000), normal(2, 7))
 
 
 @pytest.mark.parametrize(("source", "target"), RATES)
@@ -95,6 +95,6 @@ def test_resampling_is_linear_and_keeps_batch_entries_apart():
 def test_gradient_is_the_transpose():
     x, direction = normal(2, 500), normal(2, 500, seed=1)
     weight = normal(2, -(-500 * 2 // 3), seed=2)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weight * signal.resample(x, 24_000, 16_000))))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weight * dsp.resample(x, 24_000, 16_000))))(x)
     expected = jnp.sum(weight * resample(direction, 24_000, 16_000))
     assert float(jnp.sum(gradient * direction)) == pytest.approx(float(expected), rel=1e-4)

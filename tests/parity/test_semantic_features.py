@@ -14,10 +14,11 @@ import transformers
 from golden import relative_error
 from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe, modeling_qwen3_omni_moe
 
-import convert.qwen3_aut
-from convert import semantic_features
-from omnicodec_jax import cli, config_files, model_directory, semantic, signal
+from omnicodec_jax import cli, dsp, model_directory, semantic
 from omnicodec_jax.config import DataConfig, DomainConfig, SemanticConfig
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.converters import qwen3_aut as convert_qwen3_aut
+from omnicodec_jax.converters import semantic_features
 from omnicodec_jax.data import audio, features, prepare, records, units
 from omnicodec_jax.data.features import FeatureStore
 from omnicodec_jax.data.pipeline import Samples
@@ -46,7 +47,7 @@ def checkpoint(tmp_path_factory):
 def encoder(checkpoint, tmp_path_factory):
     """The same as a model directory."""
     directory = tmp_path_factory.mktemp("converted") / "model"
-    convert.qwen3_aut.main(str(checkpoint), directory)
+    convert_qwen3_aut.main(str(checkpoint), directory)
     return directory
 
 
@@ -208,7 +209,7 @@ def test_windows_side_by_side_are_the_clip_in_one_piece(encoder, clips, seconds)
     loaded = semantic.load_encoder(encoder, SemanticConfig(feature_dim=WIDTH))
     whole = np.concatenate([audio.load(clip, 16_000).samples for clip in clips])[: int(seconds * 16_000)]
     ours = semantic.FeatureExtractor(loaded, jax.local_devices()[:1])(whole, 16_000)
-    mel = signal.log_mel(jnp.asarray(whole)[None])
+    mel = dsp.log_mel(jnp.asarray(whole)[None])
     expected = model_directory.build(loaded[0]).apply(loaded[1], mel)[0]
     assert relative_error(ours, np.asarray(expected)) < 1e-4
 
@@ -232,7 +233,7 @@ def test_features_are_the_same_in_a_step_in_the_tokenizer_and_in_the_reference(c
     listen = transformers.WhisperFeatureExtractor(feature_size=128)
     low = soxr.resample(sample, 24_000, 16_000, quality="HQ")
     theirs = listen(low, sampling_rate=16_000, padding=False, return_tensors="np")["input_features"][0]
-    in_reference = signal.stack_frames(theirs.T)
+    in_reference = dsp.stack_frames(theirs.T)
     assert in_step.shape == in_tokenizer.shape == in_reference.shape
     assert np.abs(in_step - in_tokenizer).max() < 1e-3
     assert np.abs(in_step - in_reference).max() < 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omnicodec_jax import signal
+from omnicodec_jax import dsp
 from omnicodec_jax.config import TransformerConfig
 from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Dense
 from omnicodec_jax.models.transformer import Transformer
@@ -69,7 +69,7 @@ def test_transposed_convolution_is_that_of_torch_cut_on_the_right(stride, steps,
 def test_interpolation_is_that_of_torch(steps, size, array):
     x = normal(2, steps, 3)
     theirs = F.interpolate(torch.from_numpy(x).mT, size=size, mode="linear", align_corners=False).mT
-    ours = signal.interpolate(array(x), size)
+    ours = dsp.interpolate(array(x), size)
     assert type(ours) is type(array(x))
     # torch finds the positions in float32, here they are exact
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * steps)

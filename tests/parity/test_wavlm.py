@@ -16,9 +16,9 @@ import transformers
 from golden import ROOT, needs_golden, relative_error
 from safetensors.numpy import load_file, save_file
 
-import convert.wavlm
-from convert.tensors import ConversionError
 from omnicodec_jax import model_directory
+from omnicodec_jax.converters import wavlm as convert_wavlm
+from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig, relative_buckets
@@ -66,7 +66,7 @@ def random_wavlm(**options) -> transformers.WavLMModel:
 def make_pair(directory, **options) -> Pair:
     theirs = random_wavlm(**options)
     theirs.save_pretrained(directory / "theirs")
-    convert.wavlm.main(checkpoint=directory / "theirs", out=directory / "ours")
+    convert_wavlm.main(checkpoint=directory / "theirs", out=directory / "ours")
     config, variables = model_directory.load(directory / "ours")
     return Pair(theirs, config, jax.tree.map(jnp.asarray, variables))
 
@@ -80,7 +80,7 @@ def pairs(tmp_path_factory) -> dict[str, Pair]:
 def audio() -> np.ndarray:
     """Speech and music, 2.1 s: further apart than the last bucket begins, and no whole number of steps."""
     names = ("speech_french_patte_pente", "music_metal")
-    files = [audio_files.load(ROOT / f"examples/audio/{name}.flac", 16_000).samples for name in names]
+    files = [audio_files.load(ROOT / f"omnicodec_jax/clips/{name}.flac", 16_000).samples for name in names]
     return np.stack([samples[4000:37_777] for samples in files])
 
 
@@ -176,8 +176,8 @@ def golden_wavlm() -> tuple[WavLMConfig, dict[str, Any]]:
     described = json.loads((golden.DIRECTORY / "tiny_12hz_discriminators.json").read_text())
     seed = described["seeds"]["wavlm"]
     state_dict = {key: weights.tensor(key, tuple(shape), seed) for key, shape in described["wavlm"].items()}
-    config = convert.wavlm.config_from_transformers(described["wavlm_config"])
-    return config, jax.tree.map(jnp.asarray, convert.wavlm.from_state_dict(state_dict, config))
+    config = convert_wavlm.config_from_transformers(described["wavlm_config"])
+    return config, jax.tree.map(jnp.asarray, convert_wavlm.from_state_dict(state_dict, config))
 
 
 @needs_golden
@@ -207,20 +207,20 @@ def edit_config(checkpoint, **values) -> None:
 
 def assert_converts_to(pair: Pair, checkpoint) -> None:
     out = checkpoint.parent / "ours"
-    convert.wavlm.main(checkpoint=checkpoint, out=out)
+    convert_wavlm.main(checkpoint=checkpoint, out=out)
     config, variables = model_directory.load(out)
     assert config == pair.config
     jax.tree.map(np.testing.assert_array_equal, variables, dict(pair.variables))
 
 
-@pytest.mark.parametrize("spelling", convert.wavlm.WEIGHT_NORM)
-@pytest.mark.parametrize("file", convert.wavlm.WEIGHTS)
+@pytest.mark.parametrize("spelling", convert_wavlm.WEIGHT_NORM)
+@pytest.mark.parametrize("file", convert_wavlm.WEIGHTS)
 def test_either_spelling_of_weight_norm_in_either_file(pairs, checkpoint, spelling, file):
     tensors = load_file(checkpoint / "model.safetensors")
-    for ours in convert.wavlm.WEIGHT_NORM:
+    for ours in convert_wavlm.WEIGHT_NORM:
         for name, other in zip(ours, spelling, strict=True):
-            if (value := tensors.pop(f"{convert.wavlm.POSITION_CONV}.{name}", None)) is not None:
-                tensors[f"{convert.wavlm.POSITION_CONV}.{other}"] = value
+            if (value := tensors.pop(f"{convert_wavlm.POSITION_CONV}.{name}", None)) is not None:
+                tensors[f"{convert_wavlm.POSITION_CONV}.{other}"] = value
     (checkpoint / "model.safetensors").unlink()
     if file.endswith(".safetensors"):
         save_file(tensors, checkpoint / file)
@@ -248,7 +248,7 @@ def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoint, tmp
     tensors["encoder.layers.2.layer_norm.bias"] = np.zeros(24, np.float32)
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(ConversionError) as caught:
-        convert.wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
     for line in (
         "missing: encoder.layers.0.attention.rel_attn_embed.weight",
         "missing: encoder.pos_conv_embed.conv.weight",
@@ -268,7 +268,7 @@ def test_checkpoint_with_wrong_tensors_is_refused_with_every_key(checkpoint, tmp
 def test_unsupported_variant_is_refused_by_name_and_value(checkpoint, tmp_path, name, value):
     edit_config(checkpoint, **{name: value})
     with pytest.raises(ConversionError, match=f"{name} = {value!r}"):
-        convert.wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_config_that_cannot_be_is_refused_by_its_field(field, value):
 def test_directory_without_a_checkpoint_is_refused_by_what_is_missing(checkpoint, tmp_path, name):
     (checkpoint / name).unlink()
     with pytest.raises(ConversionError, match=name.replace(".", r"\.")):
-        convert.wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
+        convert_wavlm.main(checkpoint=checkpoint, out=tmp_path / "ours")
 
 
 def test_hub_id_that_is_not_to_be_had_is_refused(tmp_path):
     with pytest.raises(ModelError, match="nobody/wavlm"):
-        convert.wavlm.main(checkpoint=Path("nobody/wavlm"), out=tmp_path / "ours")
+        convert_wavlm.main(checkpoint=Path("nobody/wavlm"), out=tmp_path / "ours")

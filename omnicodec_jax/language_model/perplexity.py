@@ -1,6 +1,6 @@
 """How well a language model predicts tokens: the paper's semantic evaluation (§3.1.4, Table 4).
 
-    python -m omnicodec_jax.evaluation.perplexity --tokens data/tokens --config configs/language_model.py --out ppl.json
+    omnicodec perplexity --tokens data/tokens --config language_model --out ppl.json
 
 A decoder of the Qwen2 kind is trained on token shards, and asked for the clips that were held out. The perplexity of a
 codebook is exp(mean cross-entropy of its codes, in nats), each predicted among that codebook's; PPL0 is that of the
@@ -20,15 +20,13 @@ that learns few clips by heart is surprised by all others, by more than the size
 
 import dataclasses
 import hashlib
-import json
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -37,43 +35,25 @@ import numpy as np
 import optax
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from omnicodec_jax import arguments, command, config_files
 from omnicodec_jax.config import DataConfig, PerplexityConfig
 from omnicodec_jax.config.language_model import LayoutName
 from omnicodec_jax.corpus import TokenSource, shards
 from omnicodec_jax.data.pipeline import Batches, Samples
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError, DataError, TrainingError
-from omnicodec_jax.evaluation.language_model import LanguageModel, Layout
-from omnicodec_jax.files import replacing
+from omnicodec_jax.language_model.model import LanguageModel, Layout
 from omnicodec_jax.models.initialize import COMPILE_QUICKLY
-from omnicodec_jax.training import sharding
 from omnicodec_jax.training.state import Tree, optimizer
 
-LOG = logging.getLogger("omnicodec_jax.evaluation.perplexity")
-"""By its own name, also when it is run as __main__."""
+LOG = logging.getLogger(__name__)
 
 TOKENS = "tokens"
 """Name of the only array of a batch: int32 [B, T + 1, C]."""
 STEPS_AHEAD = 2
 """Steps under way on the devices before the loss of the first of them is looked at."""
-NOTE = "numbers of different layouts do not compare"
-MOST_USED = {
-    "layout": "What the model knows when it predicts a code. Numbers of different layouts do not compare.",
-    "num_codebooks": "Codebooks that are predicted: the first ones.",
-    "held_out": "Share of the clips that the model does not train on and is measured on.",
-    "window_frames": "Clips are cut into windows of so many frames.",
-    "batch_size": "Windows in a step, over all devices.",
-    "optimizer.total_steps": "Steps of training.",
-    "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
-    "compute_dtype": "Number format of the matrix products.",
-    "mesh.fsdp": "Devices that share the state out among them.",
-    "seed": "Seed of the weights and of the order of the windows.",
-}
-"""Options that stand in the short help."""
 PAPER_SIZES = (2048,) * 8
 """Entries of the eight codebooks that the paper evaluates."""
 
@@ -354,45 +334,3 @@ def measure(tokens: Path, config: PerplexityConfig) -> Perplexity:
     corpus, mesh = Corpus.open(tokens, config), sharding.make_mesh(config.mesh)
     task = Task(config, corpus.layout)
     return evaluate(task, train(task, corpus, mesh), corpus, mesh)
-
-
-# -- Command
-
-
-def main() -> int | None:
-    """Parses the command line, measures and prints."""
-    default = config_files.named_by(sys.argv[1:], PerplexityConfig)
-
-    def perplexity(
-        *,
-        tokens: Path,
-        config: Path,
-        out: Path | None = None,
-        settings: Annotated[PerplexityConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = default,
-    ) -> None:
-        """Train a language model on token shards and print the perplexity of held-out clips.
-
-        Args:
-            tokens: Directory that `omnicodec tokenize` has written.
-            config: Config file, such as configs/language_model.py.
-            out: JSON file to write the result to, with the hash of the codec's model.
-            settings: All that the config says.
-        """
-        from omnicodec_jax.training import multihost
-
-        multihost.initialize()
-        result = measure(tokens, settings)
-        if out is not None and multihost.is_main():
-            about = {"note": NOTE, "codec": shards.contract(tokens)["model"]}
-            with replacing(out) as temporary:
-                temporary.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
-        if multihost.is_main():
-            print(result)
-
-    return arguments.parse_with_config(perplexity, "python -m omnicodec_jax.evaluation.perplexity", MOST_USED)()
-
-
-if __name__ == "__main__":
-    command.log_progress()
-    command.use_compilation_cache()
-    command.exit_with(main)

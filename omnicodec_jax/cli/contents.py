@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omnicodec_jax import config_files
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.data import features, records
 from omnicodec_jax.errors import OmniCodecError

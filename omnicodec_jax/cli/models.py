@@ -6,21 +6,21 @@ from typing import Literal
 
 import numpy as np
 
-from omnicodec_jax import config_files
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ConfigError
-from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
 
 INIT_BATCH = 16
 """Segments of two seconds that `init` looks at at once."""
 
 
-def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
+def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
     """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
 
     Args:
-        config: Config file, such as configs/demo.py; its semantic source must be log_mel.
+        config: Recipe, such as demo, or config file; its semantic source must be log_mel.
         out: Model directory to write.
         audio: Where the codebooks are fitted. Default: the bundled clips.
         seed: Of the random weights.
@@ -28,14 +28,14 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
     import jax
     import jax.numpy as jnp
 
-    from omnicodec_jax import model_directory, signal
+    from omnicodec_jax import dsp, model_directory
     from omnicodec_jax.models.codec import OmniCodec
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
 
     codec = config_files.load(config).codec
     if codec.semantic is not None and codec.semantic.source != "log_mel":
         raise ConfigError(
-            f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in configs/demo.py"
+            f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in the recipe demo"
         )
     seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
     for file in discovery.take(audio).files:
@@ -44,8 +44,8 @@ def init(config: Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) ->
         segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
     if not segments:
         raise AudioError(f"{audio}: holds no clip of {seconds} s or more to fit codebooks to; give another --audio")
-    low = [audio_files.resample(s, codec.sample_rate, signal.MEL_SAMPLE_RATE) for s in segments]
-    features = np.stack([signal.stack_frames(mel) for mel in np.asarray(signal.log_mel(jnp.stack(low)))])
+    low = [audio_files.resample(s, codec.sample_rate, dsp.MEL_SAMPLE_RATE) for s in segments]
+    features = np.stack([dsp.stack_frames(mel) for mel in np.asarray(dsp.log_mel(jnp.stack(low)))])
 
     model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
     variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)

@@ -1,14 +1,71 @@
-"""`omnicodec tokenize`, `detokenize`, `webdataset`."""
+"""`omnicodec prepare`, `tokenize`, `detokenize`, `webdataset`: whole corpora."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from omnicodec_jax import command, names
-from omnicodec_jax.options import ModelOption, model_name
+from omnicodec_jax import names
+from omnicodec_jax.cli import command
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
+from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.files import replacing
+
+PREPARE_DEFAULTS = PrepareConfig()
+
+
+def prepare(
+    *,
+    manifest: str,
+    out: Path,
+    num_workers: int = os.cpu_count() or 1,
+    task: str = "0/1",
+    retry_rejected: bool = False,
+    settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PREPARE_DEFAULTS,
+) -> int:
+    """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
+
+    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
+
+    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
+
+    Runs whose shares overlap are refused.
+
+    Args:
+        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
+        out: Directory of the prepared audio.
+        num_workers: Processes.
+        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
+        retry_rejected: Try once more what was refused.
+        settings: What becomes of the files.
+    """
+    from omnicodec_jax.data import manifest as manifests
+    from omnicodec_jax.data import prepare as preparation
+    from omnicodec_jax.data.units import Task
+
+    sources, share, out = manifests.parse_sources(manifest), Task.parse(task), names.utf8(out)
+    for note in preparation.nothing_held_out(sources, settings):
+        print(f"prepare: {note}", file=sys.stderr)
+    done = preparation.run(sources, out, settings, num_workers, share, retry_rejected)
+    rejects = out / "rejects.jsonl"
+    if done.files:
+        rejected = f", {done.rejected} refused (see {rejects})" if done.rejected else ""
+        hours = f"{done.low_rate_seconds / 3600:.2f} h in all"
+        low_rate = (
+            f"; below {settings.min_sample_rate} Hz, and refused: {hours} (--min-sample-rate)"
+            if done.low_rate_seconds
+            else ""
+        )
+        print(
+            f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
+            f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
+        )
+    else:
+        print("prepare: nothing left to do")
+    return command.fail_if_none(done.clips, done.listed, rejects)
 
 
 def tokenize(
@@ -41,7 +98,7 @@ def tokenize(
         out: Directory of the token shards.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
-        encoder: Encoder of the semantic features, for models that need one: what `python -m convert.qwen3_aut` has
+        encoder: Encoder of the semantic features, for models that need one: what `omnicodec convert qwen3-aut` has
             written.
         runner: This process on all its devices; processes of this machine; or tasks of a Ray cluster.
         num_workers: Of the runners "processes" and "ray".
@@ -140,6 +197,19 @@ def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Pat
 def _share_of_this_host():
     """On a pod or in a cluster's job, each process does its share; elsewhere this one does all."""
     from omnicodec_jax.data.units import Task
-    from omnicodec_jax.training import multihost
+    from omnicodec_jax.distributed import multihost
 
     return Task(*multihost.share_of_work())
+
+
+def clips(out: tyro.conf.Positional[Path], /) -> int:
+    """Copy the clips that come with the package, and lists of them, to try the other commands on.
+
+    Args:
+        out: Directory to write them to. Files of the same names in it are replaced.
+    """
+    for file in sorted(BUNDLED_CLIPS.iterdir()):
+        with replacing(out / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    print(f"clips: {len(list(BUNDLED_CLIPS.glob('*.flac')))} clips in {out}, with lists by domain; {out / 'README.md'}")
+    return 0

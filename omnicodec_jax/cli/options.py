@@ -10,17 +10,17 @@ import tyro
 from omnicodec_jax import names
 from omnicodec_jax.errors import ConfigError, ModelError
 
-BUNDLED_CLIPS = Path(__file__).parents[1] / "examples" / "audio"
-"""In a checkout."""
+BUNDLED_CLIPS = Path(__file__).parents[1] / "clips"
+"""Short clips of speech, music and sound that come with the package."""
 
 ModelOption = Annotated[
     Path | str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
 ]
 
 NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
-  python -m convert.from_torch --checkpoint omnicodec.pth --config configs/released_12hz.py --out DIR
-  python -m convert.mimi --checkpoint MIMI_DIR --out DIR
-  omnicodec init --config configs/demo.py --out DIR      (small and untrained, to try things out)"""
+  omnicodec convert from-torch --checkpoint omnicodec.pth --config released_12hz --out DIR
+  omnicodec convert mimi --checkpoint MIMI_DIR --out DIR
+  omnicodec init --config demo --out DIR      (small and untrained, to try things out)"""
 
 
 def model_name(model: Path | str | None) -> str:

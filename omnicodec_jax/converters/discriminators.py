@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from convert.reference import CONV
-from convert.tensors import Entry, from_entries, to_entries
 from omnicodec_jax.config import DiscriminatorConfig
+from omnicodec_jax.converters.reference import CONV
+from omnicodec_jax.converters.tensors import Entry, from_entries, to_entries
 
 CONV_2D = (2, 3, 1, 0)
 CONV_NARROW = (3, 2, 1, 0)

@@ -1,4 +1,4 @@
-"""Configs as files: JSON beside weights, and the Python files of configs/. Both are checked to the last field."""
+"""Configs as files: JSON beside weights, and Python files, recipes among them. All are checked to the last field."""
 
 import argparse
 import dataclasses
@@ -16,6 +16,9 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.errors import ConfigError
 
 T = TypeVar("T")
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Configs that come with the package."""
 
 
 def to_json(config: Any, model_type: str) -> str:
@@ -73,33 +76,51 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} = {value!r}: must be {getattr(hint, '__name__', hint)}")
 
 
-def named_by(arguments: Sequence[str], kind: type[T]) -> T:
+def named_by(arguments: Sequence[str], kinds: tuple[type, ...]) -> Any:
     """The config that a command line names with --config: the default of its other options.
 
-    A command line without one gets the plain config, for its help; that --config is missing is for its parser to say.
+    A command line without one gets the first kind as it is, for its help; that --config is missing is for its parser
+    to say. Raises ConfigError for a config of none of these kinds.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    path = parser.parse_known_args(arguments)[0].config
-    return kind() if path is None else load_as(kind, path)
+    name = parser.parse_known_args(arguments)[0].config
+    return kinds[0]() if name is None else load_as(kinds, name)
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """The experiment in a Python file such as those in configs/. Raises ConfigError with the file's name."""
-    return load_as(Config, path)
+def load(name: str | os.PathLike[str]) -> Config:
+    """The experiment in a Python file, or one of the recipes by its name, such as "released_12hz".
+
+    Raises ConfigError with the file's name.
+    """
+    return load_as((Config,), name)
 
 
-def load_as(kind: type[T], path: str | os.PathLike[str]) -> T:
-    """The `config` of a Python file, which must be of that kind. Raises ConfigError with the file's name."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
+def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
+    """The `config` of a Python file or of a recipe, which must be of one of these kinds.
+
+    Raises ConfigError with the file's name.
+    """
+    path = find(name)
     try:
         config: Any = runpy.run_path(str(path)).get("config")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # a config is a program, and may fail like one
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, kind):
-        raise ConfigError(f"{path}: defines no `config` of type omnicodec_jax.config.{kind.__name__}")
+    if not isinstance(config, kinds):
+        wanted = " or ".join(f"omnicodec_jax.config.{kind.__name__}" for kind in kinds)
+        raise ConfigError(f"{path}: defines no `config` of type {wanted}")
+    kind = type(config)
     return from_json(to_json(config, kind.__name__), {kind.__name__: kind}, str(path))  # checks every type
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The file of a config: the one of that path, or that of a recipe. Raises ConfigError where there is neither."""
+    path, recipe = Path(name), RECIPES / f"{name}.py"
+    if path.is_file():
+        return path
+    if recipe.is_file() and recipe.resolve().is_relative_to(RECIPES):
+        return recipe
+    recipes = sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.rglob("[!_]*.py"))
+    raise ConfigError(f"{path}: no such config file, nor a recipe; there are {', '.join(recipes)}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from convert.tensors import Entry, from_entries, to_entries
 from omnicodec_jax.config import (
     AcousticConfig,
     CodecConfig,
@@ -17,6 +16,7 @@ from omnicodec_jax.config import (
     SemanticConfig,
     TransformerConfig,
 )
+from omnicodec_jax.converters.tensors import Entry, from_entries, to_entries
 from omnicodec_jax.errors import ConfigError
 
 DROPPED = ("qwen_encoder.", "transform.")

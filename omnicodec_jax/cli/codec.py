@@ -1,28 +1,24 @@
-"""`omnicodec …`: prepare, encode, decode, stream-decode, inspect; others in model_commands.py, corpus/commands.py."""
+"""`omnicodec encode`, `decode`, `stream-decode`: files to tokens and back."""
 
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import arguments, command, names
-from omnicodec_jax.corpus import commands
+from omnicodec_jax import names
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
-from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
-from omnicodec_jax.model_commands import export, export_model, init
-from omnicodec_jax.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.token_file import SUFFIX, TokenFile
 
 Positional = tyro.conf.Positional
-PREPARE_DEFAULTS = PrepareConfig()
 
 
 def encode(
@@ -43,7 +39,7 @@ def encode(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
-        encoder: Or the encoder to compute them with: what `python -m convert.qwen3_aut` has written.
+        encoder: Or the encoder to compute them with: what `omnicodec convert qwen3-aut` has written.
         overwrite: Replace token files of another model, too.
     """
     tokenizer = _load_model(model, revision, encoder)
@@ -116,83 +112,6 @@ def decode(
 
     targets = _targets(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
     return _each_file("decode", targets, decode_file, f"{tokenizer.frame_rate:g} Hz")
-
-
-def inspect(path: Positional[Path], /) -> int:
-    """Say what a file or directory holds that one of these commands has written, or an audio file.
-
-    Args:
-        path: A model, prepared audio, semantic features, a training run, tokens, the report of an evaluation; a token
-            file or an audio file, or a directory of them.
-    """
-    from omnicodec_jax import contents
-
-    if not path.exists():
-        raise OmniCodecError(f"{path}: no such file or directory")
-    if lines := contents.describe(path):
-        print("\n  ".join(lines))
-        return 0
-    files, failed = discovery.find(path, audio_files.EXTENSIONS | {SUFFIX}), 0
-    if not files:
-        raise OmniCodecError(f"{path}: holds nothing that a command of omnicodec has written, and no audio")
-    for file in files:
-        try:
-            print(_describe(file))
-        except (OmniCodecError, OSError) as error:
-            command.fail(error)
-            failed += 1
-    return int(failed > 0)
-
-
-def prepare(
-    *,
-    manifest: str,
-    out: Path,
-    num_workers: int = os.cpu_count() or 1,
-    task: str = "0/1",
-    retry_rejected: bool = False,
-    settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PREPARE_DEFAULTS,
-) -> int:
-    """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
-
-    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
-
-    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
-
-    Runs whose shares overlap are refused.
-
-    Args:
-        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
-        out: Directory of the prepared audio.
-        num_workers: Processes.
-        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
-        retry_rejected: Try once more what was refused.
-        settings: What becomes of the files.
-    """
-    from omnicodec_jax.data import manifest as manifests
-    from omnicodec_jax.data import prepare as preparation
-    from omnicodec_jax.data.units import Task
-
-    sources, share, out = manifests.parse_sources(manifest), Task.parse(task), names.utf8(out)
-    for note in preparation.nothing_held_out(sources, settings):
-        print(f"prepare: {note}", file=sys.stderr)
-    done = preparation.run(sources, out, settings, num_workers, share, retry_rejected)
-    rejects = out / "rejects.jsonl"
-    if done.files:
-        rejected = f", {done.rejected} refused (see {rejects})" if done.rejected else ""
-        hours = f"{done.low_rate_seconds / 3600:.2f} h in all"
-        low_rate = (
-            f"; below {settings.min_sample_rate} Hz, and refused: {hours} (--min-sample-rate)"
-            if done.low_rate_seconds
-            else ""
-        )
-        print(
-            f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
-            f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
-        )
-    else:
-        print("prepare: nothing left to do")
-    return command.fail_if_none(done.clips, done.listed, rejects)
 
 
 def stream_decode(
@@ -301,19 +220,6 @@ def _load_features(path: Path, source: Path) -> np.ndarray:
         raise AudioError(f"{source}: no semantic features in {path}: {error}") from None
 
 
-def _describe(path: Path) -> str:
-    if path.suffix != SUFFIX:
-        samples, rate = audio_files.decode(path)
-        length, channels = samples.shape
-        return f"{path}: audio, {length / rate:.2f} s at {rate} Hz, {channels} channel(s)"
-    tokens = TokenFile.load(path)
-    codebooks, frames = tokens.codes.shape
-    return (
-        f"{path}: {codebooks} codebooks x {frames} frames at {tokens.frame_rate:g} Hz, {tokens.num_samples} samples at "
-        f"{tokens.sample_rate} Hz, gain {tokens.gain:.4g}, model {tokens.model}"
-    )
-
-
 def _targets(
     input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
 ) -> list[tuple[Path, Path]]:
@@ -372,30 +278,3 @@ def _each_file(
         f"{seconds / elapsed:.1f} x real time"
     )
     return int(failed > 0)
-
-
-SUBCOMMANDS = {
-    "prepare": prepare,
-    "encode": encode,
-    "decode": decode,
-    "inspect": inspect,
-    "init": init,
-    "export-model": export_model,
-    "stream-decode": stream_decode,
-    "export": export,
-    "tokenize": commands.tokenize,
-    "detokenize": commands.detokenize,
-    "webdataset": commands.webdataset,
-}
-"""Functions by the names that `omnicodec` has for them."""
-
-
-def main() -> None:
-    """Entry point."""
-
-    def work() -> int | None:
-        call = arguments.parse_subcommand(SUBCOMMANDS, prog="omnicodec")
-        command.use_compilation_cache()
-        return call()
-
-    command.exit_with(work)

@@ -1,4 +1,4 @@
-"""Functions as commands: user errors are one line and an exit code, progress is shown, programs are kept."""
+"""Functions as commands: user errors are one line and an exit code, and progress is shown."""
 
 import io
 import logging
@@ -17,9 +17,9 @@ NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localh
 
 def run(command: Callable[..., int | None], prog: str | None = None) -> None:
     """Calls a function with the arguments that sys.argv has for it, and exits with what it returns."""
-    from omnicodec_jax import arguments
+    from omnicodec_jax.cli import arguments
 
-    exit_with(lambda: arguments.parse(command, prog)())
+    exit_with(lambda: arguments.parse_one(command, prog, sys.argv[1:])())
 
 
 def exit_with(work: Callable[[], int | None]) -> None:
@@ -37,6 +37,16 @@ def exit_with(work: Callable[[], int | None]) -> None:
         fail("interrupted")
         status = 130
     sys.exit(status)
+
+
+def exit_at_once(work: Callable[[], int | None]) -> None:
+    """The same, whatever other threads are still at: what compiles for chips that are not there cannot be stopped."""
+    try:
+        exit_with(work)
+    except SystemExit as status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status.code if isinstance(status.code, int) else 0)
 
 
 def fail(error: object) -> None:
@@ -77,14 +87,3 @@ def log_progress() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises, too
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
-    import jax
-
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,6 +1,6 @@
 """Compiles a config's training step for TPUs that are not there: does it fit, and how fast could it be?
 
-python -m omnicodec_jax.training.aot --config configs/released_12hz.py --topology v5e:4x4 --clips-per-chip 6
+    omnicodec plan --config released_12hz --topology v5e:4x4 --clips-per-chip 6
 
 Nothing is allocated and no device is needed, only libtpu: pip install -e '.[tpu]'. It stops where machine code would
 be written, which takes libtpu many times as long as all before, and changes none of the figures.
@@ -11,34 +11,33 @@ import importlib.util
 import logging
 import os
 import re
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.sharding import Mesh, NamedSharding
 
-from omnicodec_jax import arguments, command, config_files
-from omnicodec_jax.config import Config
+from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.data.features import num_vectors
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.planning import hlo
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.training import hlo, sharding
 from omnicodec_jax.training.accumulation import Batch
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import Frozen, Gan, jit_step
 
-LOG = logging.getLogger("omnicodec_jax.training.aot")
-"""By its own name, also when it is run as __main__."""
+LOG = logging.getLogger(__name__)
 GIB = 2**30
+FRAME_RATE = 12.5
+"""Of the tokens that a language model is planned for."""
 
 
 class Chip(NamedTuple):
@@ -153,16 +152,6 @@ def plan(chip: Chip, lowered: jax.stages.Lowered) -> Plan:
         return Plan.read(Path(folder))
 
 
-def exit_with(work: Callable[[], int | None]) -> None:
-    """`command.exit_with`, at once, whatever is still being compiled."""
-    try:
-        command.exit_with(work)
-    except SystemExit as status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status.code if isinstance(status.code, int) else 0)
-
-
 def report(planned: Plan, chip: Chip, seconds_of_audio: float) -> Report:
     """What a step needs; `seconds_of_audio`: of a chip's clips. Raises ConfigError if it does not fit."""
     if (shortfall := planned.memory - chip.memory) > 0:
@@ -245,50 +234,21 @@ def devices(topology: str) -> list[Any]:
         raise ConfigError(f"--topology {topology}: {error}") from None
 
 
-MOST_USED = {
-    "run.mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
-    "run.mesh.fsdp": "Chips that share the state out among them.",
-    "run.mesh.tensor": "Chips that share the transformers' channels.",
-    "data.segment_samples": "Samples of a clip, at 24 kHz.",
-    "train.compute_dtype": "Number format of convolutions and matrix products.",
-    "train.remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
-    "train.discriminator_update": "Whether the codec learns against the updated discriminators or the earlier ones.",
-    "optimizer.accumulation": "Parts that a batch is split into, one after the other: less memory.",
-}
-"""Options that stand in the short help."""
+def plan_training(config: Config, topology: str, clips_per_chip: int) -> Report:
+    """What the codec's training step needs on chips that need not exist, with so many clips on each.
+
+    Raises ConfigError for a topology that there is not, and where it does not fit.
+    """
+    chips, chip = devices(topology), CHIPS[topology.partition(":")[0]]
+    data = dataclasses.replace(config.data, batch_size=clips_per_chip * len(chips))
+    whole = dataclasses.replace(config, data=data)
+    LOG.info("%s on %d devices, %d clips a step", topology, len(chips), data.batch_size)
+    planned = plan(chip, lower_step(whole, sharding.make_mesh(config.run.mesh, chips)))
+    return report(planned, chip, clips_per_chip * data.segment_samples / config.codec.sample_rate)
 
 
-def main() -> int | None:
-    """Parses the command line, compiles and prints."""
-    default = config_files.named_by(sys.argv[1:], Config)
-
-    def aot(
-        *,
-        config: Path,
-        topology: str,
-        clips_per_chip: int = 6,
-        settings: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = default,
-    ) -> None:
-        """Compile the training step for TPUs without any, and say what it needs.
-
-        Args:
-            config: Config file, such as configs/released_12hz.py.
-            topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
-            clips_per_chip: The batch is this times the chips.
-            settings: All that the config says.
-        """
-        chips = devices(topology)
-        chip = CHIPS[topology.partition(":")[0]]
-        data = dataclasses.replace(settings.data, batch_size=clips_per_chip * len(chips))
-        whole = dataclasses.replace(settings, data=data)
-        LOG.info("%s on %d devices, %d clips a step", topology, len(chips), data.batch_size)
-        planned = plan(chip, lower_step(whole, sharding.make_mesh(settings.run.mesh, chips)))
-        print(report(planned, chip, clips_per_chip * data.segment_samples / settings.codec.sample_rate))
-
-    return arguments.parse_with_config(aot, "python -m omnicodec_jax.training.aot", MOST_USED)()
-
-
-if __name__ == "__main__":
-    command.log_progress()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    exit_with(main)
+def plan_language_model(config: PerplexityConfig, topology: str) -> Report:
+    """What the training step of a language model on tokens at 12.5 Hz needs. Raises ConfigError as `plan_training`."""
+    chips, chip = devices(topology), CHIPS[topology.partition(":")[0]]
+    planned = plan(chip, perplexity.lower_step(config, sharding.make_mesh(config.mesh, chips)))
+    return report(planned, chip, config.batch_size * config.window_frames / FRAME_RATE / len(chips))

@@ -1,0 +1,216 @@
+"""Command lines, read by tyro: options come from the signatures of functions and from the dataclasses of a config."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import platform
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
+
+import omnicodec_jax
+from omnicodec_jax.cli import completion
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.errors import UsageError
+
+Command = Callable[..., int | None]
+Call = Callable[[], int | None]
+
+
+class WithConfig(NamedTuple):
+    """A command that has, beside its own options, one for every field of the config that --config names."""
+
+    function: Command
+    """Its last parameter is `settings`, the config."""
+    most_used: Mapping[type, Mapping[str, str]]
+    """For each dataclass that the config may be of, the fields that the short help shows: their dotted names, such as
+    "data.batch_size", each with a sentence of what it is."""
+
+
+Commands = Mapping[str, "Command | WithConfig | Mapping[str, Command]"]
+
+
+HELP, HELP_ALL, VERSION, COMPLETION = ("-h", "--help"), "--help-all", "--version", "--completion"
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+    """What may be None is shown as what else it may be: `PATH` in place of `{None}|PATH`. None can still be given."""
+    options = typing.get_args(info.type) if info.type_origin in (typing.Union, UnionType) else ()
+    if NoneType not in options:
+        return None
+    rest: Any = typing.Union[tuple(option for option in options if option is not NoneType)]  # noqa: UP007
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(rest, info.markers))
+    if isinstance(spec, UnsupportedTypeAnnotationError):
+        return spec
+    return dataclasses.replace(
+        spec,
+        instance_from_str=lambda texts: None if texts == ["None"] else spec.instance_from_str(texts),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+        choices=None if spec.choices is None else (*spec.choices, "None"),
+    )
+
+
+def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -> Call:
+    """Returns the call that a command line asks for, still to be made.
+
+    Raises UsageError for a command that there is not. Exits with 2 and a message for wrong options, and with 0 after
+    printing help, the version or a completion script.
+
+    Args:
+        commands: Functions by name, or further such tables.
+        prog: What stands before the words.
+        words: The command line: names of commands, then options.
+        given: How many of the names `prog` stands for already.
+    """
+    if not words or words[0].startswith("-"):
+        return _about(commands, prog, words)
+    name, *rest = words[0].replace("_", "-"), *words[1:]
+    if name not in commands:
+        close = [known for known in commands if known.startswith(name)]
+        close = close or difflib.get_close_matches(name, commands, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(commands)}"
+        raise UsageError(f"{prog} {words[0]}: no such command; {hint}")
+    found, prog = commands[name], prog if given else f"{prog} {name}"
+    if isinstance(found, Mapping):
+        return parse(found, prog, rest, max(0, given - 1))
+    return _parse_with_config(found, prog, rest) if isinstance(found, WithConfig) else parse_one(found, prog, rest)
+
+
+def parse_one(command: Command, prog: str | None, words: Sequence[str]) -> Call:
+    """Returns the call of a function that a command line has the options of. Exits as `parse` does."""
+    config = (tyro.conf.PositionalMetavarFromFieldName,)
+    return tyro.cli(_deferred(command), prog=prog, args=words, registry=_REGISTRY, config=config)
+
+
+def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
+    """Prints what there is, the version or a completion script, and exits."""
+    if list(words) == [VERSION]:
+        print(f"{prog} {omnicodec_jax.__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
+        sys.exit()
+    if words[:1] == [COMPLETION]:
+        if len(words) != 2 or words[1] not in completion.CHANGES:
+            raise UsageError(f"{prog} {COMPLETION}: name your shell: {', '.join(completion.CHANGES)}")
+        print(completion.script(as_functions(commands), prog, words[1]))
+        sys.exit()
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: _deferred(command) for name, command in as_functions(commands).items()},
+        prog=prog,
+        args=words or [HELP[1]],
+        description=f"`{prog} COMMAND --help` explains a command, `{prog} {VERSION}` names the release.\n\n"
+        f'Tab completion: eval "$({prog} {COMPLETION} bash)" in ~/.bashrc, or zsh or fish in theirs.',
+        registry=_REGISTRY,
+        config=(tyro.conf.PositionalMetavarFromFieldName,),
+    )
+
+
+def as_functions(commands: Commands) -> dict[str, Command]:
+    """The functions of a table; a table in it is one function, whose parameter is the name of one of its commands."""
+    return {
+        name: _group(name, found)
+        if isinstance(found, Mapping)
+        else _with_settings(found, next(iter(found.most_used))())
+        if isinstance(found, WithConfig)
+        else found
+        for name, found in commands.items()
+    }
+
+
+def _group(name: str, commands: Commands) -> Command:
+    """A function that stands for a table of commands in lists of what there is."""
+
+    def group(command: Any) -> None:
+        raise NotImplementedError
+
+    choice = Annotated[Literal[tuple(commands)], tyro.conf.Positional]  # pyright: ignore[reportInvalidTypeForm]
+    group.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        [inspect.Parameter("command", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=choice)]
+    )
+    group.__doc__ = f"{name.capitalize()} {', '.join(commands)}."
+    return group
+
+
+def _parse_with_config(command: WithConfig, prog: str, words: Sequence[str]) -> Call:
+    """`--help` shows a command's own options and the most used ones of the config, `--help-all` shows all of them."""
+    config = config_files.named_by(words, tuple(command.most_used))
+    function = _with_settings(command, config)
+    if HELP_ALL in words:
+        words = [HELP[1]]
+    elif not set(HELP).isdisjoint(words):
+        tyro.cli(
+            _with_few_options(function, command.most_used[type(config)]), prog=prog, args=[HELP[1]], registry=_REGISTRY
+        )
+    return parse_one(function, prog, words)
+
+
+def _with_settings(command: WithConfig, config: Any) -> Command:
+    """The function of a command, whose last parameter, `settings`, has this config for its default."""
+    signature = inspect.signature(command.function)
+    *own, settings = signature.parameters.values()
+    annotation = Annotated[type(config), tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+
+    @functools.wraps(command.function)
+    def call(*arguments: Any, **options: Any) -> int | None:
+        return command.function(*arguments, **options)
+
+    call.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        parameters=[*own, settings.replace(default=config, annotation=annotation)]
+    )
+    return call
+
+
+def _deferred(command: Command) -> Callable[..., Call]:
+    """A function of the same arguments that returns the call, so that nothing runs while arguments are read."""
+
+    @functools.wraps(command)
+    def bind(*arguments: Any, **options: Any) -> Call:
+        return functools.partial(command, *arguments, **options)
+
+    bind.__signature__ = inspect.signature(command)  # pyright: ignore[reportAttributeAccessIssue]
+    # tyro keeps the line breaks of an argument's text. It would look at what is wrapped, which has them.
+    bind.__doc__ = re.sub(r"\n {8,}", " ", inspect.cleandoc(command.__doc__ or ""))
+    del bind.__wrapped__
+    return bind
+
+
+def _with_few_options(command: Command, most_used: Mapping[str, str]) -> type:
+    """What has a function's own options and some of those of its config: to be shown, not to be called."""
+    *own, settings = inspect.signature(command).parameters.values()
+    few = dataclasses.make_dataclass(
+        "MostUsed", [_field(settings.default, *each) for each in most_used.items()], frozen=True
+    )
+    few.__doc__ = f"They replace what the config says. {HELP_ALL} shows all of its options."
+    fields = [
+        (each.name, each.annotation)
+        if each.default is each.empty
+        else (each.name, each.annotation, dataclasses.field(default=each.default))
+        for each in own
+    ]
+    shown = dataclasses.make_dataclass("Shown", [*fields, ("most_used", few, few())], kw_only=True)
+    shown.__doc__ = command.__doc__
+    return shown
+
+
+def _field(config: Any, path: str, help: str) -> tuple[str, Any, Any]:
+    """A field for `dataclasses.make_dataclass` that stands for the option of a field of a nested config."""
+    *sections, name = path.split(".")
+    section = functools.reduce(getattr, sections, config)
+    option = tyro.conf.arg(name=path.replace("_", "-"), prefix_name=False, help=help)
+    kind = typing.get_type_hints(type(section))[name]
+    return path.replace(".", "_"), Annotated[kind, option], dataclasses.field(default=getattr(section, name))

@@ -1,0 +1,13 @@
+"""`omnicodec convert …`: checkpoints from and to PyTorch, and features of the PyTorch encoder."""
+
+from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, semantic_features, to_torch, wavlm
+
+COMMANDS = {
+    "from-torch": from_torch.main,
+    "to-torch": to_torch.main,
+    "mimi": mimi.main,
+    "wavlm": wavlm.main,
+    "qwen3-aut": qwen3_aut.main,
+    "semantic-features": semantic_features.main,
+}
+"""Functions by the names that `omnicodec convert` has for them."""

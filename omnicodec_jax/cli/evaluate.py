@@ -1,0 +1,123 @@
+"""`omnicodec evaluate`, `listening`: codecs side by side, scored and heard."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
+from omnicodec_jax.errors import ConfigError, DataError
+
+BUNDLED = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
+
+
+def evaluate(
+    *,
+    model: str | None = None,
+    data: str = BUNDLED,
+    out: Path = Path("report"),
+    codebooks: str = "8,16,32",
+    peers: str | None = None,
+    reconstructions: str | None = None,
+    metrics: str = "core",
+    encoder: Path | None = None,
+    limit: int | None = None,
+    shown: int = 30,
+    quoted: bool = False,
+    num_workers: int = os.cpu_count() or 1,
+) -> int:
+    """Score codecs, and write a report with tables and a page to listen to. Run again, it does what is not done yet.
+
+    Args:
+        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, where no other system
+            is given: $OMNICODEC_MODEL.
+        data: DOMAIN=PATH,…: LibriSpeech, GTZAN, AudioSet as they lie on disk, a manifest, or any folder of audio.
+            Default: the bundled clips.
+        out: Folder of the report.
+        codebooks: How many codebooks to decode from, the semantic one included: a line of the tables for each.
+        peers: Other codecs: opus, mimi, dac, encodec, xcodec, each with =SOURCE (bit/s for Opus; a directory or a
+            hub id) if not the default.
+        reconstructions: NAME=DIR,…: what other systems have written, in files named as the clips.
+        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those, dnsmos,
+            dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
+            speaker_similarity, visqol.
+        encoder: Encoder of the semantic features, for models that need one: what `omnicodec convert qwen3-aut` has
+            written.
+        limit: Clips of each domain, spread evenly; default: all.
+        shown: Clips of each domain that the page has players for.
+        quoted: Show the paper's figures beside the measured ones.
+        num_workers: Processes that compute metrics.
+    """
+    if not (model or peers or reconstructions):
+        model = os.environ.get("OMNICODEC_MODEL")
+    from omnicodec_jax.evaluation import run, scores
+    from omnicodec_jax.evaluation.peers import Asked
+
+    evaluation = run.Evaluation(
+        data={name: Path(path) for name, path in named(data, "--data").items()},
+        out=out,
+        models=named(model, "--model", "OmniCodec") if model else {},
+        peers=tuple(Asked.parse(text) for text in peers.split(",")) if peers else (),
+        reconstructions={n: Path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
+        codebooks=_numbers(codebooks),
+        metrics=tuple(scores.columns(metrics)),
+        encoder=encoder,
+        limit=limit,
+        shown=shown,
+        quoted=quoted,
+        num_workers=num_workers,
+    )
+    if not (evaluation.models or evaluation.peers or evaluation.reconstructions):
+        raise ConfigError("no codec to score: give --model DIR, --peers opus, or --reconstructions NAME=DIR")
+    status = run.run(evaluation)
+    print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
+    return status
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ConfigError(f"--codebooks {text}: must be numbers, such as 8,16,32")
+    return tuple(int(part) for part in text.split(","))
+
+
+def listening(
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CSV [CSV ...]")],
+    /,
+    out: Path | None = None,
+    keep_all: bool = False,
+) -> int:
+    """Print mean opinion scores of a listening test, with 95 % intervals by Student's t over ratings.
+
+    Raters who score more than 15 % of the hidden references below 4, or who have rated none, are named and left out.
+
+    Of several ratings of the same sample by one rater the last counts.
+
+    Args:
+        results: CSV files that raters have downloaded from the page.
+        out: CSV file of the table.
+        keep_all: Leave no rater out.
+    """
+    from omnicodec_jax.evaluation import listening as ratings_of
+
+    if not results:
+        raise DataError("no files: name the CSV files of the raters")
+    if missing := [str(path) for path in results if not path.is_file()]:
+        raise DataError(
+            f"{', '.join(missing)}: no such file; name the CSV files that raters have downloaded from the page"
+        )
+    read_all = [rating for path in results for rating in ratings_of.read(path)]
+    ratings = ratings_of.latest(read_all)
+    if len(ratings) < len(read_all):
+        print(f"not counted, for there is a later rating of the same sample: {len(read_all) - len(ratings)}")
+    flagged = ratings_of.unreliable(ratings)
+    for rater, reason in flagged.items():
+        print(f"{rater}: {reason}{'' if keep_all else ', left out'}")
+    kept = [rating for rating in ratings if keep_all or rating.rater not in flagged]
+    if not kept:
+        raise DataError("no ratings are left: every rater is left out; see above, and --keep-all")
+    rows = ratings_of.summarise(kept)
+    print(ratings_of.table(rows))
+    if out is not None:
+        ratings_of.write(rows, out)
+    return 0

@@ -1,0 +1,49 @@
+"""`omnicodec perplexity`: how well a language model predicts tokens."""
+
+import json
+from pathlib import Path
+
+from omnicodec_jax.cli.arguments import WithConfig
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.files import replacing
+
+NOTE = "numbers of different layouts do not compare"
+MOST_USED = {
+    "layout": "What the model knows when it predicts a code. Numbers of different layouts do not compare.",
+    "num_codebooks": "Codebooks that are predicted: the first ones.",
+    "held_out": "Share of the clips that the model does not train on and is measured on.",
+    "window_frames": "Clips are cut into windows of so many frames.",
+    "batch_size": "Windows in a step, over all devices.",
+    "optimizer.total_steps": "Steps of training.",
+    "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
+    "compute_dtype": "Number format of the matrix products.",
+    "mesh.fsdp": "Devices that share the state out among them.",
+    "seed": "Seed of the weights and of the order of the windows.",
+}
+
+
+def perplexity(*, tokens: Path, config: str, out: Path | None = None, settings: PerplexityConfig) -> None:
+    """Train a language model on token shards and print the perplexity of held-out clips.
+
+    Args:
+        tokens: Directory that `omnicodec tokenize` has written.
+        config: Recipe, such as language_model, or a file of your own.
+        out: JSON file to write the result to, with the hash of the codec's model.
+        settings: All that the config says.
+    """
+    from omnicodec_jax.corpus import shards
+    from omnicodec_jax.distributed import multihost
+    from omnicodec_jax.language_model.perplexity import measure
+
+    multihost.initialize()
+    result = measure(tokens, settings)
+    if not multihost.is_main():
+        return
+    if out is not None:
+        about = {"note": NOTE, "codec": shards.contract(tokens)["model"]}
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
+    print(result)
+
+
+PERPLEXITY = WithConfig(perplexity, {PerplexityConfig: MOST_USED})

@@ -1,0 +1,50 @@
+"""`omnicodec train`: a codec from a config and prepared audio."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from omnicodec_jax.cli.arguments import WithConfig
+from omnicodec_jax.config import Config
+
+MOST_USED = {
+    "data.prepared": "Directory that `omnicodec prepare` has written.",
+    "data.features": "Directory of stored semantic features (omnicodec convert semantic-features).",
+    "data.batch_size": "Clips in a step, over all devices.",
+    "optimizer.total_steps": "Steps of the whole run. The learning rate falls until then, so choose it at the start.",
+    "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
+    "run.wavlm": "WavLM for its losses (omnicodec convert wavlm). Without it they are off.",
+    "run.encoder": "Encoder to compute semantic features with in each step (omnicodec convert qwen3-aut).",
+    "run.start_from": "Model directory that a new run takes its weights from, for fine-tuning.",
+    "run.save_every": "Steps between two checkpoints.",
+    "run.mesh.fsdp": "Devices that share the state out among them, when one alone has no room for it.",
+}
+
+
+def train(
+    *,
+    config: str,
+    workdir: Path,
+    profile: Annotated[str | None, tyro.conf.arg(metavar="START:STOP")] = None,
+    settings: Config,
+) -> int:
+    """Train a codec, or go on with a run that has checkpoints: the same command does both.
+
+    Args:
+        config: Recipe, such as released_12hz, or a file of your own.
+        workdir: Directory of the run: checkpoints, TensorBoard events.
+        profile: Steps to write an xprof trace of, into WORKDIR/profile.
+        settings: All that the config says.
+    """
+    from omnicodec_jax.data.claim import claim
+    from omnicodec_jax.distributed import multihost
+    from omnicodec_jax.training import loop
+
+    multihost.initialize()
+    with claim(workdir) if multihost.is_main() else contextlib.nullcontext():
+        return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile))
+
+
+TRAIN = WithConfig(train, {Config: MOST_USED})

@@ -1,0 +1,1 @@
+"""PyTorch's side of the fence: checkpoints in and out."""

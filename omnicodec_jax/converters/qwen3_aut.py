@@ -1,0 +1,144 @@
+"""The audio encoder of a Qwen3-Omni checkpoint → a model directory. Needs no PyTorch.
+
+omnicodec convert qwen3-aut --checkpoint Qwen/Qwen3-Omni-30B-A3B-Instruct --out models/qwen3_aut
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.converters.reference import LINEAR, weights
+from omnicodec_jax.converters.tensors import ConversionError, Entry, from_entries, refuse_pointer
+from omnicodec_jax.model_directory import CONFIG, WEIGHTS
+from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
+
+INDEX = WEIGHTS + ".index.json"
+
+NESTED = {"thinker_config": "thinker.", "audio_config": "audio_tower."}
+"""Sections of config.json that lead to the encoder's own, and what each puts before the keys of its tensors."""
+
+CONV_2D = (3, 2, 1, 0)
+"""[out, in, frequency, time] → [time, frequency, in, out]."""
+
+LAYER_DENSE = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.out_proj": "attention.out",
+    "fc1": "linear_1",
+    "fc2": "linear_2",
+}
+LAYER_NORMS = {"self_attn_layer_norm": "norm_1", "final_layer_norm": "norm_2"}
+
+
+def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Config (transformers' words) and state dict (numpy, as stored: bfloat16 is ml_dtypes') of the audio encoder.
+
+    checkpoint: directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone. Only the files that
+    hold the encoder are opened, or downloaded. Raises ConversionError with the file at fault.
+    """
+    directory = _locate(checkpoint, CONFIG, INDEX)
+    config, prefix = _read_json(directory / CONFIG), ""
+    for section, before in NESTED.items():
+        if section in config:
+            config, prefix = config[section], prefix + before
+    shards = [WEIGHTS]
+    if (directory / INDEX).is_file():
+        index = _read_json(directory / INDEX)["weight_map"]
+        shards = sorted({shard for key, shard in index.items() if key.startswith(prefix)})
+    directory = _locate(checkpoint, *shards)
+    state_dict = {}
+    for shard in shards:
+        if (directory / shard).is_file():
+            refuse_pointer(directory / shard)
+        try:
+            with safe_open(directory / shard, framework="numpy") as file:
+                keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+                state_dict |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{directory / shard}: not a readable safetensors file: {error}") from None
+    return config, state_dict
+
+
+def _locate(checkpoint: str | Path, *names: str) -> Path:
+    """The directory of a checkpoint: itself, or where these files of the hub's `owner/name` were downloaded to."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=list(names)))
+    except (HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(f"{checkpoint}: no such directory, and not to be had from the hub: {reason}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        refuse_pointer(path)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
+    """Config of the encoder's config.json. Raises ConversionError for what is not supported, ConfigError."""
+    for name, value in {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2}.items():
+        if mapping.get(name, value) != value:
+            raise ConversionError(f"{CONFIG}: {name} = {mapping[name]!r}: only {value!r} is supported")
+    try:
+        return Qwen3AuTConfig(
+            num_mel_bins=mapping["num_mel_bins"],
+            conv_channels=mapping["downsample_hidden_size"],
+            d_model=mapping["d_model"],
+            num_heads=mapping["encoder_attention_heads"],
+            num_layers=mapping["encoder_layers"],
+            dim_feedforward=mapping["encoder_ffn_dim"],
+            window_chunks=mapping["n_window_infer"] // CHUNK_FRAMES,
+            output_dim=mapping["output_dim"],
+        )
+    except KeyError as error:
+        raise ConversionError(f"{CONFIG}: not that of a Qwen3-Omni audio encoder: it has no {error}") from None
+
+
+def norm(key: str, module: str, layer: int | None = None) -> Iterator[Entry]:
+    """A layer norm's scale and bias."""
+    yield Entry(f"{key}.weight", f"params.{module}.scale", layer=layer)
+    yield Entry(f"{key}.bias", f"params.{module}.bias", layer=layer)
+
+
+def key_table(config: Qwen3AuTConfig) -> list[Entry]:
+    """Every tensor of the encoder; positions are not among them."""
+    entries = [*weights("conv_out", "front_end.out", LINEAR, bias=False), *norm("ln_post", "norm")]
+    for i in (1, 2, 3):
+        entries += weights(f"conv2d{i}", f"front_end.conv_{i}", CONV_2D)
+    for i in (1, 2):
+        entries += weights(f"proj{i}", f"proj_{i}", LINEAR)
+    for i in range(config.num_layers):
+        for theirs, ours in LAYER_DENSE.items():
+            dense = weights(f"layers.{i}.{theirs}", f"layers.{ours}", LINEAR)
+            entries += [entry._replace(layer=i) for entry in dense]
+        for theirs, ours in LAYER_NORMS.items():
+            entries += norm(f"layers.{i}.{theirs}", f"layers.{ours}", layer=i)
+    return entries
+
+
+def main(checkpoint: str, out: Path) -> None:
+    """Take the audio encoder (AuT) out of a Qwen3-Omni checkpoint.
+
+    Args:
+        checkpoint: Directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone.
+        out: Model directory to write.
+    """
+    mapping, state_dict = load_audio_tower(checkpoint)
+    config = config_from_transformers(mapping)
+    variables = from_entries(state_dict, key_table(config), config)
+    model_directory.save(out, config, variables)
+    print(f"{out}: {len(state_dict)} tensors, model {model_directory.model_hash(config, variables)}")

@@ -1,0 +1,201 @@
+"""Semantic features of prepared audio by the PyTorch Qwen3-Omni audio encoder, to be stored beside it.
+
+omnicodec convert semantic-features --prepared data/prepared --encoder models/Qwen3-Omni --out data/features
+
+Each of the crops that the learner will hear (`omnicodec_jax/data/crops.py`) is encoded by itself, as the reference
+encodes what it trains on. Run again, or with --task i/n on many machines, it does the shards that are not done.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.converters import qwen3_aut
+from omnicodec_jax.converters.tensors import from_entries, import_torch
+from omnicodec_jax.data import audio, crops, features, records
+from omnicodec_jax.data.claim import claim
+from omnicodec_jax.data.features import FeatureFormat
+from omnicodec_jax.data.records import SAMPLE_RATE, Shard
+from omnicodec_jax.data.units import Task, remove_leftovers
+from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
+from omnicodec_jax.errors import DataError
+
+SHORTEST = SAMPLE_RATE // 10
+"""Samples of a crop, and between two."""
+
+
+class Encoder:
+    """transformers' Qwen3OmniMoeAudioEncoder with the log-mel front end that it was trained with."""
+
+    def __init__(self, checkpoint: str, dtype: Literal["bfloat16", "float32"]):
+        torch = import_torch()
+        from transformers import WhisperFeatureExtractor
+        from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+        from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+        mapping, state_dict = qwen3_aut.load_audio_tower(checkpoint)
+        config = qwen3_aut.config_from_transformers(mapping)
+        variables = from_entries(state_dict, qwen3_aut.key_table(config), config)
+        self.hash = model_directory.model_hash(config, variables)
+        """The same as of what `convert.qwen3_aut` writes."""
+        self.feature_dim = config.output_dim
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model: Any = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**mapping))
+        tensors = {key: torch.from_numpy(value.astype(np.float32)) for key, value in state_dict.items()}
+        self._model.load_state_dict(tensors)
+        self._model.to(device=self._device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+        self._log_mel = WhisperFeatureExtractor(feature_size=MEL_BINS)
+
+    def __call__(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """float32 features [S, F] of each clip of 24 kHz samples, by itself. All clips are of one length."""
+        torch = import_torch()
+        mels = [self._mel(clip) for clip in clips]
+        lengths = torch.tensor([mel.shape[1] for mel in mels], device=self._device)
+        joined = torch.from_numpy(np.concatenate(mels, axis=1)).to(self._device, self._model.dtype)
+        output = self._model(joined, lengths).last_hidden_state.float().cpu().numpy()
+        return np.split(output, len(clips))
+
+    def _mel(self, clip: np.ndarray) -> np.ndarray:
+        """Log-mel [bins, frames]."""
+        samples = audio.resample(clip, SAMPLE_RATE, MEL_SAMPLE_RATE)
+        options: Any = {"padding": False, "truncation": False, "return_tensors": "np"}
+        return self._log_mel(samples, sampling_rate=MEL_SAMPLE_RATE, **options)["input_features"][0]
+
+
+class Error:
+    """How far what is stored is from what was computed: root of the summed squares, relative."""
+
+    def __init__(self):
+        self.squared, self.total = 0.0, 0.0
+
+    def add(self, stored: np.ndarray, computed: np.ndarray) -> None:
+        """Adds the errors of one segment."""
+        self.squared += float(np.square(stored.astype(np.float32) - computed).sum())
+        self.total += float(np.square(computed).sum())
+
+    def __str__(self) -> str:
+        return f"{(self.squared / max(self.total, 1e-30)) ** 0.5:.2e}"
+
+
+class Segment(NamedTuple):
+    """A record of a shard of audio."""
+
+    record: int
+    samples: int
+    starts: list[int]
+    """Where its crops begin, samples."""
+
+
+def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
+    """Those of a shard, in their order."""
+    seconds = records.read_settings(prepared)["segment_seconds"]
+    lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
+    return [Segment(record, length, format.starts(length)) for record, length in enumerate(lengths)]
+
+
+def read_crops(path: Path, segments: list[Segment], crop_samples: int) -> Iterator[np.ndarray]:
+    """All crops of a shard's segments, float32 [crop_samples]. Raises DataError."""
+    for segment in segments:
+        record = records.read_record(path, segment.record)
+        for start in segment.starts:
+            yield crops.read(record, segment.samples, start, crop_samples)
+
+
+def batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Neighbours together, `size` of them."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def main(
+    prepared: Path,
+    encoder: str,
+    out: Path,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    number: Literal["bfloat16", "int8"] = "bfloat16",
+    crop_seconds: float = 10.0,
+    stride_seconds: float | None = None,
+    batch_seconds: int = 240,
+    task: str = "0/1",
+) -> int:
+    """Compute and store the semantic features of prepared audio.
+
+    Args:
+        prepared: What `omnicodec prepare` has written.
+        encoder: Directory or hub id of Qwen3-Omni, of its thinker, or of the audio encoder alone.
+        out: Directory of the features.
+        dtype: What the encoder computes in.
+        number: What is stored: 53 kB per second of a crop as bfloat16, half of that as int8.
+        crop_seconds: Length of the crops that are trained on: data.segment_samples / 24000.
+        stride_seconds: How far apart the crops of a clip begin. Less: more of them, and so much more to store. Default:
+            side by side.
+        batch_seconds: Audio that is encoded at once.
+        task: i/n: this process's share of the shards, counted from 0.
+    """
+    mine = Task.parse(task)
+    shards = records.read_index(prepared)[mine.index :: mine.count]
+    stride_seconds = crop_seconds if stride_seconds is None else stride_seconds
+    crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
+    if min(crop, stride) < SHORTEST:
+        raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
+    model = Encoder(encoder, dtype)
+    format = FeatureFormat(
+        encoder=model.hash,
+        compute=dtype,
+        feature_dim=model.feature_dim,
+        number=number,
+        crop_samples=crop,
+        stride_samples=stride,
+    )
+    with claim(out, mine):
+        features.save_format(out, format)
+        return _store(model, format, crop, prepared, shards, out, batch_seconds)
+
+
+def _store(
+    model: Encoder,
+    format: FeatureFormat,
+    crop: int,
+    prepared: Path,
+    shards: list[Shard],
+    out: Path,
+    batch_seconds: int,
+) -> int:
+    """Computes the features of the shards that have none yet, of crops of so many samples; returns the exit code."""
+    todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
+    error, failed = Error(), 0
+    total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
+    with tqdm(total=total, desc="features", unit=" s of audio") as bar:
+
+        def encoded(shard: Shard) -> Iterator[bytes]:
+            parts = segments(prepared, shard, format)
+            heard = read_crops(records.shard_path(prepared, shard.name), parts, crop)
+            size = max(1, batch_seconds * SAMPLE_RATE // crop)
+            vectors = itertools.chain.from_iterable(map(model, batched(heard, size)))
+            for part in parts:
+                computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
+                record = format.encode(computed)
+                error.add(format.decode(record, 0, len(computed)), computed)
+                yield record
+                bar.update(part.samples // SAMPLE_RATE)
+
+        for shard in todo:
+            path = features.shard_path(out, shard)
+            remove_leftovers(path)
+            try:
+                records.write_shard(path, encoded(shard))
+            except DataError as problem:
+                bar.write(f"error: {shard.name}: {problem}", file=sys.stderr)
+                failed += 1
+    print(
+        f"features: {len(todo) - failed} of {len(todo)} shards, {total / 3600:.2f} h, "
+        f"relative error of {format.number} against {format.compute}: {error}"
+    )
+    return int(failed > 0)

@@ -1,0 +1,1 @@
+"""How arrays and processes are spread over devices and hosts."""

@@ -1,0 +1,1 @@
+"""Configs of whole experiments, by name."""
