@@ -20,7 +20,8 @@ import numpy as np
 import soundfile
 from flax import linen as nn
 
-from omnicodec_jax.cli import BUNDLED_CLIPS, command
+from omnicodec_jax.cli import command
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
 from omnicodec_jax.data.features import FeatureFormat

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from omnicodec_jax import compilation_cache
-from omnicodec_jax.cli import BUNDLED_CLIPS
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.data import audio, discovery
 
 RATE = 24_000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnicodec_jax import cli, compilation_cache
 from omnicodec_jax.cli import command, corpora
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
@@ -30,7 +31,7 @@ def main() -> int:
     """Exit code 0 when every held-out clip comes back nearer to what it was than from an untrained codec."""
     command.log_progress()
     compilation_cache.use()
-    manifest = ",".join(f"{domain}={cli.BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
+    manifest = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
     cli.prepare(manifest=manifest, out=RUNS / "prepared", settings=PrepareConfig(validation=HELD_OUT))
     cli.init(CONFIG, RUNS / "untrained")
     config = config_files.load(CONFIG)
@@ -65,7 +66,7 @@ def held_out() -> dict[str, Path]:
     for shard in records.read_index(RUNS / "prepared"):
         for number in range(len(shard.clips) if shard.split == "validation" else 0):
             header = records.read_header(records.read_record(records.shard_path(RUNS / "prepared", shard.name), number))
-            row = {"id": header.id, "audio_filepath": str(cli.BUNDLED_CLIPS / f"{header.domain}_{header.id}.flac")}
+            row = {"id": header.id, "audio_filepath": str(BUNDLED_CLIPS / f"{header.domain}_{header.id}.flac")}
             lists.setdefault(header.domain, []).append(json.dumps(row) + "\n")
     (RUNS / "held_out").mkdir(exist_ok=True)
     paths = {domain: RUNS / "held_out" / f"{domain}.jsonl" for domain in sorted(lists)}

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,30 @@ def replicated(variables: Variables, devices: Sequence[Any]) -> Variables:
     return jax.device_put(variables, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
+class Program(NamedTuple):
+    """What all `Lanes` of one model over the same devices share, so that it is traced and compiled once."""
+
+    advance: Callable[..., Any]
+    """`advance` of the model, of one device's rows."""
+    step: Callable[..., tuple[jax.Array, State]]
+    """The same, jitted, over the rows of all devices: (variables, state, fresh, held, *inputs) → (output, state). The
+    state that goes in is given away."""
+
+
+@lru_cache(maxsize=32)
+def program(model: nn.Module, method: Any, mesh: Mesh) -> Program:
+    """The program of a model's method over a mesh of one axis, `rows`; nothing is compiled before its first step."""
+    everywhere, rows = PartitionSpec(), PartitionSpec("rows")
+    advance_rows = partial(advance, model, method)
+
+    def step(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
+        specs = (everywhere, rows, *(rows for _ in rest))
+        run = jax.shard_map(advance_rows, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return run(variables, state, *rest)
+
+    return Program(advance_rows, jax.jit(step, donate_argnums=1, out_shardings=NamedSharding(mesh, rows)))
+
+
 class Lanes:
     """Runs sequences through `advance`, on all rows of all devices at once."""
 
@@ -121,19 +145,11 @@ class Lanes:
         self.rows = len(devices) * (1 if on_cpu else ACCELERATOR_ROWS)
         self._blocks = blocks or (CPU_BLOCKS if on_cpu else ACCELERATOR_BLOCKS)
         mesh = _mesh(devices)
-        everywhere, rows = PartitionSpec(), PartitionSpec("rows")
         self._variables = replicated(variables, devices)
-        self._sharding = NamedSharding(mesh, rows)
-        self._advance = partial(advance, model, method)
+        self._sharding = NamedSharding(mesh, PartitionSpec("rows"))
+        self._advance, self.step = program(model, method, mesh)
         self._shapes: Any = None
         """Of a state. Tracing the model for them takes longer than a short clip does, so it is done once."""
-
-        def step(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
-            specs = (everywhere, rows, *(rows for _ in rest))
-            run = jax.shard_map(self._advance, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-            return run(variables, state, *rest)
-
-        self.step = jax.jit(step, donate_argnums=1, out_shardings=self._sharding)
         self.forget()
 
     def forget(self) -> None:

@@ -1,5 +1,6 @@
 """Strict arithmetic, eight fake devices and a shared compilation cache for all tests."""
 
+import dataclasses
 import os
 
 # Most of a test's time is compilation: without optimisation, and as one piece of code, it takes least.
@@ -70,12 +71,16 @@ def clips() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a model of configs/demo.py with random weights: quicker than to initialise it."""
+    """Directory of a model with the codebooks of the recipe demo and half of its layers, with random weights."""
     from tiny import variables
 
     from omnicodec_jax import model_directory
-    from omnicodec_jax.config import files as config_files
+    from omnicodec_jax.config import SEANetConfig
+    from omnicodec_jax.recipes import demo
 
-    codec, directory = config_files.load(ROOT / "configs" / "demo.py").codec, tmp_path_factory.mktemp("demo") / "model"
+    seanet = SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1)
+    transformer = dataclasses.replace(demo.config.codec.transformer, num_layers=1)
+    codec = dataclasses.replace(demo.config.codec, seanet=seanet, transformer=transformer)
+    directory = tmp_path_factory.mktemp("demo") / "model"
     model_directory.save(directory, codec, variables(codec))
     return directory

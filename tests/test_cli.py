@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax.cli import codec
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -99,7 +100,7 @@ def test_outputs_are_named_after_the_input(folder, demo_model):
 
 def test_the_current_directory_needs_no_out(folder, monkeypatch):
     def targets(given):
-        ((_, target),) = cli._targets(given, None, frozenset({".wav"}), ".safetensors", "_tokens")
+        ((_, target),) = codec._targets(given, None, frozenset({".wav"}), ".safetensors", "_tokens")
         return target.resolve().relative_to(folder).as_posix()
 
     monkeypatch.chdir(folder / "deep" / "er")
@@ -107,7 +108,7 @@ def test_the_current_directory_needs_no_out(folder, monkeypatch):
     for given in (Path(".."), folder / "deep" / "er" / "..", Path("../../deep")):
         assert targets(given) == "deep_tokens/er/low.safetensors"
     with pytest.raises(OmniCodecError, match="/: name the directory to write to"):
-        cli._outside(Path("/"), "_tokens")
+        codec._outside(Path("/"), "_tokens")
 
 
 def test_every_file_keeps_a_name_of_its_own(tmp_path, clips, demo_model, capsys):
@@ -124,9 +125,9 @@ def test_every_file_keeps_a_name_of_its_own(tmp_path, clips, demo_model, capsys)
     made = {path.name for path in (tmp_path / "tokens").iterdir()}
     assert {f"{name}.safetensors" for name in ("a.wav", "a.flac", "a.wav.mp3", "é", "caf\udce9")} < made
     assert len(made) == 6
-    back = cli._targets(tmp_path / "tokens", tmp_path, frozenset({".safetensors"}), ".wav", "_decoded")
+    back = codec._targets(tmp_path / "tokens", tmp_path, frozenset({".safetensors"}), ".wav", "_decoded")
     assert len({target for _, target in back}) == 6
-    one = cli._targets(tmp_path / "in" / f"{long}.wav", None, frozenset({".wav"}), ".safetensors", "_tokens")
+    one = codec._targets(tmp_path / "in" / f"{long}.wav", None, frozenset({".wav"}), ".safetensors", "_tokens")
     assert one[0][1].name in made
 
 
@@ -134,11 +135,11 @@ def test_features_are_those_of_the_file_and_not_of_its_namesake(tmp_path):
     for name in ("a.wav", "a.flac", "b.wav"):
         (tmp_path / name).touch()
     (tmp_path / "features").mkdir()
-    path = cli._features_of(tmp_path / "features", tmp_path)
+    path = codec._features_of(tmp_path / "features", tmp_path)
     names = [path(tmp_path / name).name for name in ("a.wav", "a.flac", "b.wav")]
     assert names == ["a.wav.npy", "a.flac.npy", "b.npy"]
     with pytest.raises(AudioError, match="must be a directory"):
-        cli._features_of(tmp_path / "a.npy", tmp_path)
+        codec._features_of(tmp_path / "a.npy", tmp_path)
 
 
 def test_the_token_file_tells_all(folder, tmp_path, demo_model, capsys):
@@ -200,7 +201,7 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
         TokenFile(codes=codes, model=model, **fields).save(tmp_path / "t" / f"{name}.safetensors")
 
     (tmp_path / "t").mkdir()
-    ours = cli._load_model(demo_model, None).model_hash
+    ours = codec._load_model(demo_model, None).model_hash
     tokens("foreign", np.zeros((9, 3)), "0123456789abcdef")
     tokens("range", np.full((9, 3), 300), ours)
     tokens("many", np.zeros((11, 3)), ours)

@@ -24,9 +24,9 @@ HOUR = """
 import sys
 from pathlib import Path
 from omnicodec_jax import compilation_cache
-from omnicodec_jax import command
-from omnicodec_jax.corpus import commands
-from omnicodec_jax.training import multihost
+from omnicodec_jax.cli import command
+from omnicodec_jax.cli import corpora as commands
+from omnicodec_jax.distributed import multihost
 
 def resident(field):
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))

@@ -27,8 +27,9 @@ import huggingface_hub
 import pytest
 import tyro
 
-from omnicodec_jax import __version__, cli
+from omnicodec_jax import __version__, cli, compilation_cache
 from omnicodec_jax.cli import command
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -164,6 +165,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     ),
     "omnicodec evaluate --model models/first --data speech=LibriSpeech": parsed,
     "omnicodec evaluate --model trained=": parsed,
+    "omnicodec convert from-torch --checkpoint omnicodec.safetensors": runs("--config", "half_demo.py"),
     "omnicodec convert to-torch --model models/first/discriminators": parsed,
     "omnicodec convert from-torch --checkpoint discriminators.safetensors": parsed,
     "omnicodec convert from-torch --checkpoint downloads": parsed,
@@ -238,13 +240,17 @@ def checkout(folder: Path, model: Path) -> Path:
     """A folder that looks as a checkout does, with a model and fewer clips."""
     for name in ("benchmarks",):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "half_demo.py").write_text(
+        "from omnicodec_jax import model_directory\nfrom omnicodec_jax.config import Config\n"
+        "config = Config(codec=model_directory.load('models/untrained')[0])\n"
+    )
     for name in ("untrained", "first"):
         shutil.copytree(model, folder / "models" / name)
     audio = folder / "clips"
     audio.mkdir()
     for name in CLIPS:
         (audio / f"{name}.flac").symlink_to(BUNDLED_CLIPS / f"{name}.flac")
-    for manifest in (BUNDLED_CLIPS).glob("*.jsonl"):
+    for manifest in BUNDLED_CLIPS.glob("*.jsonl"):
         lines = manifest.read_text().splitlines(keepends=True)
         kept = [line for line in lines if Path(json.loads(line)["audio_filepath"]).stem in CLIPS]
         (audio / manifest.name).write_text("".join(kept))

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from tiny import MIMI, OMNICODEC, variables
 
-import eval as command_line
+from omnicodec_jax import cli
 from omnicodec_jax.cli.options import named
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
@@ -132,7 +132,7 @@ def test_eighty_footnotes_of_one_cause_are_one_line():
 def test_nothing_to_score_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
     with pytest.raises(ConfigError, match=r"no codec to score: give --model DIR, --peers opus"):
-        command_line.evaluate(out=tmp_path / "report", quoted=True)
+        cli.evaluate(out=tmp_path / "report", quoted=True)
     assert not (tmp_path / "report").exists()
 
 
@@ -141,8 +141,8 @@ def test_the_default_model_is_scored_where_no_other_system_is_given(tmp_path, mo
     monkeypatch.setattr(run, "run", lambda evaluation: asked.append(evaluation) or 0)
     (tmp_path / "tables.md").touch()
     monkeypatch.setenv("OMNICODEC_MODEL", "some/model")
-    command_line.evaluate(out=tmp_path)
-    command_line.evaluate(out=tmp_path, peers="opus")
+    cli.evaluate(out=tmp_path)
+    cli.evaluate(out=tmp_path, peers="opus")
     assert [evaluation.models for evaluation in asked] == [{"OmniCodec": "some/model"}, {}]
 
 
@@ -399,7 +399,7 @@ def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
         with pytest.raises(ConfigError, match="must be NAME=PATH"):
             named(text, "--data")
     with pytest.raises(ConfigError, match="--codebooks"):
-        command_line.evaluate(codebooks="8,x", out=tmp_path)
+        cli.evaluate(codebooks="8,x", out=tmp_path)
     with pytest.raises(ConfigError, match="opus, mimi, dac"):
         Asked.parse("opuss")
     with pytest.raises(ConfigError, match=r"6000\+12000"):

@@ -52,9 +52,9 @@ def test_other_models_of_transformers_are_refused_by_their_name(tmp_path):
 
 def test_checkpoint_of_pytorch_names_its_converter(tmp_path):
     (tmp_path / "omnicodec.pth").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"python -m convert\.from_torch .* --checkpoint .*omnicodec\.pth"):
+    with pytest.raises(ModelError, match=r"omnicodec convert from-torch .* --checkpoint .*omnicodec\.pth"):
         model_directory.load(tmp_path)
-    with pytest.raises(ModelError, match=r"omnicodec\.pth: a file, .* convert\.from_torch"):
+    with pytest.raises(ModelError, match=r"omnicodec\.pth: a file, .* omnicodec convert from-torch"):
         model_directory.resolve(tmp_path / "omnicodec.pth")
 
 

@@ -179,7 +179,6 @@ def test_tab_completion_knows_every_command_and_completes_files_too(shell):
         ("encode --mo", "--model"),
         ("export --what enc", "encoder"),
         ("tokenize --runner r", "ray"),
-        ("convert fr", "from-torch"),
     ],
 )
 def test_tab_completion_in_bash(words, expected, tmp_path):

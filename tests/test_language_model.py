@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax.cli import command
+from omnicodec_jax.cli.perplexity import NOTE
 from omnicodec_jax.config import LanguageModelConfig, MeshConfig, OptimizerConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import read_tokens, shards
@@ -299,14 +302,18 @@ def test_layers_are_shared_out_over_fsdp_and_tensor():
 def test_command_prints_a_table_and_writes_json(tokens, tmp_path, capsys, monkeypatch):
     (tmp_path / "config.py").write_text(f"from omnicodec_jax.config import *\nconfig = {TINY!r}\n")
     arguments = ["--tokens", tokens, "--config", tmp_path / "config.py", "--out", tmp_path / "ppl.json"]
-    monkeypatch.setattr(sys, "argv", ["perplexity", *map(str, arguments), "--optimizer.total-steps", "21"])
+    monkeypatch.setattr(sys, "argv", ["omnicodec", "perplexity", *map(str, arguments), "--optimizer.total-steps", "21"])
     monkeypatch.setattr(multihost, "initialize", lambda: None)  # it is for processes that have not begun
-    perplexity.main()
+    monkeypatch.setattr(command, "log_progress", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
     said = capsys.readouterr().out
     assert "layout flat, 2 codebooks; numbers of different layouts do not compare" in said
     assert [line.split()[0] for line in said.splitlines()[2:]] == ["music", "speech", "all"]
     result = json.loads((tmp_path / "ppl.json").read_text())
-    assert (result["layout"], result["note"], result["codec"]) == ("flat", perplexity.NOTE, "none")
+    assert (result["layout"], result["note"], result["codec"]) == ("flat", NOTE, "none")
     assert result["ppl0"] == result["ppl"][0]
     assert set(result["domains"]) == {"music", "speech"}
     assert f"{result['ppl0']:.2f}" in said

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
+from omnicodec_jax import cli
 from omnicodec_jax.cli import command
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import listening
@@ -151,7 +152,7 @@ def files(tmp_path) -> list[Path]:
 
 def test_the_command_names_and_leaves_out_raters_who_fail(files, tmp_path, capsys):
     out = tmp_path / "table.csv"
-    assert listening.main(tuple(files), out=out) == 0
+    assert cli.listening(tuple(files), out=out) == 0
     printed = capsys.readouterr().out
     assert "later rating of the same sample: 1\n" in printed
     assert "bob: scored 1 of 1 hidden references below 4, left out" in printed
@@ -162,7 +163,7 @@ def test_the_command_names_and_leaves_out_raters_who_fail(files, tmp_path, capsy
 
 
 def test_keep_all_keeps_all(files, capsys):
-    listening.main(tuple(files), keep_all=True)
+    cli.listening(tuple(files), keep_all=True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["N-MOS", "speech", "B", "3.50", "±19.06", "2", "2"] in lines  # 12.706 · 2.1213 / √2
     assert ["N-MOS", "speech", "A", "4.00", "—", "1", "1"] in lines
@@ -172,7 +173,7 @@ def test_keep_all_keeps_all(files, capsys):
 def test_the_command_ends_with_one_line_where_nothing_can_be_said(files, monkeypatch, capsys, number, message):
     monkeypatch.setattr(sys, "argv", ["listening", *([] if number is None else [str(files[number])])])
     with pytest.raises(SystemExit) as end:
-        command.run(listening.main)
+        command.run(cli.listening)
     assert end.value.code == 1
     assert message in capsys.readouterr().err
 
@@ -180,7 +181,7 @@ def test_the_command_ends_with_one_line_where_nothing_can_be_said(files, monkeyp
 def test_a_pattern_that_matches_no_file_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["listening", str(tmp_path / "*.csv")])
     with pytest.raises(SystemExit) as end:
-        command.run(listening.main)
+        command.run(cli.listening)
     assert end.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / '*.csv'}: no such file; name the CSV files that raters have downloaded")

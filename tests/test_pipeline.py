@@ -406,7 +406,7 @@ def test_missing_data_is_named_with_what_to_do(directory, tmp_path):
         Samples.open(config, 0, "validation")
     with pytest.raises(DataError, match=r"data\.features must name the directory"):
         Samples.open(dataclasses.replace(config, features=None), 0, stored_features=True)
-    with pytest.raises(DataError, match=r"no semantic features here; run python -m convert\.semantic_features"):
+    with pytest.raises(DataError, match=r"no semantic features here; run omnicodec convert semantic-features"):
         Samples.open(dataclasses.replace(config, features=str(tmp_path)), 0, stored_features=True)
     with pytest.raises(DataError, match=r"data\.segment_samples = 120001 must be at most 120000, or prepare with"):
         Samples.open(dataclasses.replace(config, segment_samples=120_001), 0)

@@ -7,7 +7,7 @@ import sys
 
 SHARE = """
 import sys
-from omnicodec_jax.training import multihost
+from omnicodec_jax.distributed import multihost
 print(*multihost.share_of_work(), flush=True)
 sys.stdin.read()  # until the other has ended
 import jax

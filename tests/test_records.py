@@ -173,7 +173,7 @@ def test_store(tmp_path, number):
     """Two segments of two and one crops of a second."""
     format, segments = feature_format(number, crop=SAMPLE_RATE), [vectors(26), vectors(13)]
     held = [shard(clips=(48_000, 24_000)), shard(name="speech-train-000001")]
-    with pytest.raises(DataError, match=r"no semantic features here; run python -m convert\.semantic_features"):
+    with pytest.raises(DataError, match=r"no semantic features here; run omnicodec convert semantic-features"):
         FeatureStore.open(tmp_path, held[:1], SAMPLE_RATE)
     features.save_format(tmp_path, format)
     features.save_format(tmp_path, format)

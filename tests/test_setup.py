@@ -40,7 +40,7 @@ def test_lock_names_versions_only():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
 @pytest.mark.skipif(command.has_tpu(), reason="this machine has a TPU")
 def test_nothing_is_printed_about_tpus_on_a_machine_without_one():
-    code = "import jax; from omnicodec_jax import command; command.exit_with(lambda: print(jax.devices()))"
+    code = "import jax; from omnicodec_jax.cli import command; command.exit_with(lambda: print(jax.devices()))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0

@@ -172,7 +172,7 @@ def test_run_that_is_asked_to_stop_while_it_writes_its_first_checkpoint_leaves_i
 def test_process_ends_at_once_while_the_compiler_lets_no_handler_run():
     code = (
         "import hashlib, sys\n"
-        "from omnicodec_jax.training import multihost\n"
+        "from omnicodec_jax.distributed import multihost\n"
         "with multihost.Interruption() as interruption, interruption.ending_the_process():\n"
         "    print('busy', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
@@ -210,9 +210,9 @@ TWO = """
 import dataclasses
 import sys
 import jax
-from omnicodec_jax import config_files
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.config import MeshConfig, RunConfig
-from omnicodec_jax.training import multihost, sharding
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.training.start import first_state
 from omnicodec_jax.training.step import Frozen, Gan
 

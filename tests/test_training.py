@@ -91,7 +91,20 @@ def config(tmp_path_factory) -> Config:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def traced_once():
+def one_device():
+    """Runs are on one device where a test does not say otherwise: eight of them on few cores take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        yield
+
+
+@pytest.fixture
+def eight_devices(one_device, monkeypatch):
+    monkeypatch.setattr(jax, "devices", jax.local_devices)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once(one_device):
     """Runs of one step on one mesh share its trace, and that of validation: each takes as long as some ten steps."""
     real_step, real_validator, programs = loop.jit_step, Validator.__init__, {}
 
@@ -117,7 +130,7 @@ def traced_once():
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory) -> Path:
-    """A run that nothing has disturbed, on eight devices."""
+    """A run that nothing has disturbed."""
     workdir = tmp_path_factory.mktemp("run")
     assert loop.run(config, workdir) == 0
     return workdir
@@ -130,7 +143,7 @@ def half(whole, tmp_path) -> Path:
     return tmp_path / "half"
 
 
-def command(config: Config, workdir: Path, devices: int = 8, limit: int | None = None, **environment: str):
+def command(config: Config, workdir: Path, limit: int | None = None, **environment: str):
     """The real thing, in a process of its own."""
     code = "import runpy, sys\nsys.path.insert(0, '.')\n"
     if limit is not None:
@@ -138,11 +151,10 @@ def command(config: Config, workdir: Path, devices: int = 8, limit: int | None =
     code += "runpy.run_path('train.py', run_name='__main__')"
     options = ["--config", "tests/tiny_experiment.py", "--workdir", str(workdir)]
     options += ["--data.prepared", config.data.prepared, "--run.keep-last", "10"]
-    flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY}"
     strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}  # as here: the same program
     return subprocess.Popen(
         [sys.executable, "-c", code, *options],
-        env={**os.environ, **strict, "XLA_FLAGS": flags, "OMNICODEC_CACHE": str(ROOT / ".jax_cache"), **environment},
+        env={**os.environ, **strict, "XLA_FLAGS": QUICKLY, "OMNICODEC_CACHE": str(ROOT / ".jax_cache"), **environment},
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -174,7 +186,7 @@ def test_resumed_run_is_the_undisturbed_one_to_the_last_bit(whole, half, config)
     assert len(resumed) > 50
 
 
-def test_resumed_run_on_another_mesh_is_the_undisturbed_one(whole, half, config):
+def test_resumed_run_on_eight_devices_is_the_undisturbed_one(whole, half, config, eight_devices):
     assert loop.run(replaced(config, run={"mesh": MeshConfig(data=2, fsdp=2, tensor=2)}), half) == 0
     expected = scalars(whole, LOSSES, after=MIDDLE)
     resumed = scalars(half, LOSSES)
@@ -243,14 +255,15 @@ def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):
 
 
 def two_processes(config: Config, workdir: Path) -> list[subprocess.Popen[str]]:
-    """One run, of four devices each: the program that eight devices of one process compile, too."""
+    """One run, of one device each. What one has compiled it hands to the other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         cluster = {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}",
             "JAX_NUM_PROCESSES": "2",
+            "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
         }
-    return [command(config, workdir, devices=4, JAX_PROCESS_ID=str(number), **cluster) for number in range(2)]
+    return [command(config, workdir, JAX_PROCESS_ID=str(number), **cluster) for number in range(2)]
 
 
 def assert_near(found: Path, expected: Path) -> None:
@@ -275,7 +288,7 @@ def test_two_processes_are_one(whole, config, tmp_path):
     ("number", "asked"), [(signal.SIGTERM, [1]), (signal.SIGINT, [0, 1])], ids=["preemption of one", "Ctrl-C"]
 )
 def test_processes_that_are_asked_to_stop_save_and_go_on(whole, config, tmp_path, number, asked):
-    """To what one process with as many devices gives."""
+    """To what one process gives."""
     processes = two_processes(config, tmp_path / "two")
     for line in processes[0].stderr:
         if " step 3/" in line:
@@ -490,8 +503,7 @@ def test_frozen_networks_that_do_not_fit_are_refused(with_frozen_networks, secti
         frozen.load(replaced(with_frozen_networks, **{section: values}))
 
 
-def test_learns_for_a_minute(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])  # eight on two cores take longer
+def test_learns_for_a_minute(config, tmp_path):
     longer = replaced(
         config,
         optimizer={"learning_rate": 1e-3, "total_steps": 60, "warmup_steps": 5},
@@ -516,7 +528,7 @@ def test_steps_to_profile_are_a_range(text):
         loop.Profile.parse(text)
 
 
-def test_mesh_that_does_not_fit_the_devices_is_refused():
+def test_mesh_that_does_not_fit_the_devices_is_refused(eight_devices):
     with pytest.raises(ConfigError, match=r"data x fsdp x tensor = 2 x 3 x 1 = 6, but there are 8 devices"):
         sharding.make_mesh(MeshConfig(fsdp=3))
 

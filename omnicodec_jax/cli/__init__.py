@@ -1,11 +1,11 @@
 """The command line: `omnicodec COMMAND …`. Each family of commands has a module here; the work is done elsewhere."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from omnicodec_jax import compilation_cache
-from omnicodec_jax.cli import arguments, command, converters
-from omnicodec_jax.cli.arguments import Command, WithConfig
+from omnicodec_jax.cli import arguments, command
+from omnicodec_jax.cli.arguments import Commands, Group
 from omnicodec_jax.cli.codec import decode, encode, stream_decode
 from omnicodec_jax.cli.corpora import clips, detokenize, prepare, tokenize, webdataset
 from omnicodec_jax.cli.evaluate import evaluate, listening
@@ -15,7 +15,7 @@ from omnicodec_jax.cli.perplexity import PERPLEXITY
 from omnicodec_jax.cli.plan import PLAN
 from omnicodec_jax.cli.train import TRAIN
 
-COMMANDS: Mapping[str, Command | WithConfig | Mapping[str, Command]] = {
+COMMANDS: Commands = {
     "clips": clips,
     "prepare": prepare,
     "train": TRAIN,
@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, Command | WithConfig | Mapping[str, Command]] = {
     "inspect": inspect,
     "init": init,
     "export": export,
-    "convert": converters.COMMANDS,
+    "convert": Group("omnicodec_jax.cli.converters", "Convert checkpoints from and to PyTorch, and store features."),
     "plan": PLAN,
 }
 """Functions by the names that `omnicodec` has for them; `convert` has commands of its own."""

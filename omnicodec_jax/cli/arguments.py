@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import platform
 import re
@@ -40,7 +41,22 @@ class WithConfig(NamedTuple):
     "data.batch_size", each with a sentence of what it is."""
 
 
-Commands = Mapping[str, "Command | WithConfig | Mapping[str, Command]"]
+class Group(NamedTuple):
+    """Commands of a command, in a module that is imported when one of them is asked for."""
+
+    module: str
+    """It holds them as `COMMANDS`."""
+    about: str
+    """A sentence on what they do."""
+
+    @property
+    def commands(self) -> "Commands":
+        """Functions by name."""
+        commands: Commands = importlib.import_module(self.module).COMMANDS
+        return commands
+
+
+Commands = Mapping[str, Command | WithConfig | Group]
 
 
 HELP, HELP_ALL, VERSION, COMPLETION = ("-h", "--help"), "--help-all", "--version", "--completion"
@@ -88,8 +104,8 @@ def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(commands)}"
         raise UsageError(f"{prog} {words[0]}: no such command; {hint}")
     found, prog = commands[name], prog if given else f"{prog} {name}"
-    if isinstance(found, Mapping):
-        return parse(found, prog, rest, max(0, given - 1))
+    if isinstance(found, Group):
+        return parse(found.commands, prog, rest, max(0, given - 1))
     return _parse_with_config(found, prog, rest) if isinstance(found, WithConfig) else parse_one(found, prog, rest)
 
 
@@ -121,29 +137,27 @@ def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
 
 
 def as_functions(commands: Commands) -> dict[str, Command]:
-    """The functions of a table; a table in it is one function, whose parameter is the name of one of its commands."""
-    return {
-        name: _group(name, found)
-        if isinstance(found, Mapping)
-        else _with_settings(found, next(iter(found.most_used))())
-        if isinstance(found, WithConfig)
-        else found
-        for name, found in commands.items()
-    }
+    """The functions of a table. A group is one function, whose parameter is the name of one of its commands."""
+    functions = {}
+    for name, found in commands.items():
+        if isinstance(found, Group):
+            found = _standing_for(found)
+        elif isinstance(found, WithConfig):
+            found = _with_settings(found, next(iter(found.most_used))())
+        functions[name] = found
+    return functions
 
 
-def _group(name: str, commands: Commands) -> Command:
-    """A function that stands for a table of commands in lists of what there is."""
+def _standing_for(group: Group) -> Command:
+    """A function that stands for a group in lists of what there is."""
 
-    def group(command: Any) -> None:
+    def choose(command: Any) -> None:
         raise NotImplementedError
 
-    choice = Annotated[Literal[tuple(commands)], tyro.conf.Positional]  # pyright: ignore[reportInvalidTypeForm]
-    group.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-        [inspect.Parameter("command", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=choice)]
-    )
-    group.__doc__ = f"{name.capitalize()} {', '.join(commands)}."
-    return group
+    kind = Literal[tuple(group.commands)]  # pyright: ignore[reportInvalidTypeForm]
+    choose.__annotations__["command"] = tyro.conf.Positional[kind]
+    choose.__doc__ = group.about
+    return choose
 
 
 def _parse_with_config(command: WithConfig, prog: str, words: Sequence[str]) -> Call:
@@ -172,6 +186,8 @@ def _with_settings(command: WithConfig, config: Any) -> Command:
     call.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
         parameters=[*own, settings.replace(default=config, annotation=annotation)]
     )
+    call.__annotations__ = {**call.__annotations__, "settings": annotation}
+    del call.__wrapped__  # where tyro would look for annotations
     return call
 
 

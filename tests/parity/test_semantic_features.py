@@ -15,6 +15,7 @@ from golden import relative_error
 from transformers.models.qwen3_omni_moe import configuration_qwen3_omni_moe, modeling_qwen3_omni_moe
 
 from omnicodec_jax import cli, dsp, model_directory, semantic
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig, SemanticConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import qwen3_aut as convert_qwen3_aut
@@ -55,7 +56,7 @@ def encoder(checkpoint, tmp_path_factory):
 def prepared(tmp_path_factory):
     """The bundled clips, of 3 to 9.4 s."""
     directory = tmp_path_factory.mktemp("data") / "prepared"
-    prepare.run({"sound": cli.BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Task())
+    prepare.run({"sound": BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Task())
     return directory
 
 
@@ -126,7 +127,7 @@ def test_crops_of_another_length_than_those_stored_are_refused(prepared, stored)
         domains=(DomainConfig(name="sound"),),
         segment_samples=120_000,
     )
-    with pytest.raises(DataError, match=r"of crops of 10 s; .*semantic_features --crop-seconds 5 with another --out"):
+    with pytest.raises(DataError, match=r"of crops of 10 s; .*semantic-features --crop-seconds 5 with another --out"):
         Samples.open(config, 0, stored_features=True)
 
 
@@ -239,9 +240,7 @@ def test_features_are_the_same_in_a_step_in_the_tokenizer_and_in_the_reference(c
     assert np.abs(in_step - in_reference).max() < 1e-3
 
 
-CODEC = dataclasses.replace(
-    config_files.load(cli.BUNDLED_CLIPS.parents[1] / "configs" / "demo.py").codec, semantic=tiny.OMNICODEC.semantic
-)
+CODEC = dataclasses.replace(config_files.load("demo").codec, semantic=tiny.OMNICODEC.semantic)
 
 
 @pytest.fixture(scope="module")
