@@ -255,13 +255,12 @@ def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):
 
 
 def two_processes(config: Config, workdir: Path) -> list[subprocess.Popen[str]]:
-    """One run, of one device each. What one has compiled it hands to the other."""
+    """One run, of one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         cluster = {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}",
             "JAX_NUM_PROCESSES": "2",
-            "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
         }
     return [command(config, workdir, JAX_PROCESS_ID=str(number), **cluster) for number in range(2)]
 
