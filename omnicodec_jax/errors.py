@@ -39,3 +39,10 @@ class CheckpointError(OmniCodecError):
 
 class TrainingError(OmniCodecError):
     """A run that cannot go on."""
+
+
+def told(error: BaseException) -> str:
+    """An error in one line; one of the operating system as `file: what is wrong`."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -1,14 +1,33 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and what is said where they cannot be written."""
 
 import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.names import NAME_BYTES
 
 LFS = b"version https://git-lfs.github.com/spec/"
+ADVICE = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room within your quota, or choose another place",
+    errno.EFBIG: "raise the limit (ulimit -f), or choose a place that takes files of this size",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "get the right to write there, or choose another place",
+    errno.EPERM: "get the right to write there, or choose another place",
+    errno.ENOTDIR: "a file stands where a directory is needed; choose another place",
+    errno.EISDIR: "a directory stands where the file goes; choose another place",
+    errno.EEXIST: "a file stands where a directory is needed; choose another place",
+}
+"""What to do where the operating system does not take a file."""
+PROBE = bytes(1 << 16)
 
 
 @contextlib.contextmanager
@@ -17,24 +36,117 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
     The suffix is kept, for writers that choose the format by it. Who may read the file, the umask says, whatever the
     writer does: safetensors keeps others out. folder: where the temporary lies, on the same file system; default:
-    beside `path`.
+    beside `path`. Raises OSError that names `path` and says what to do where it cannot be written.
     """
     folder = folder or path.parent
-    for directory in (path.parent, folder):
-        directory.mkdir(parents=True, exist_ok=True)
-    end = f".{uuid.uuid4().hex}.partial{path.suffix}"
-    room = NAME_BYTES - len(os.fsencode(f".{end}"))
-    stem = os.fsencode(path.stem)
-    start = path.stem if len(stem) <= room else stem[:room].decode(errors="ignore")
-    temporary = folder / f".{start}{end}"
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
+    temporary = _temporary(path, folder)
+    with writing(path, temporary):
+        for directory in (path.parent, folder):
+            directory.mkdir(parents=True, exist_ok=True)
+        while (held := lock(temporary)) is None:  # for a moment, another run takes it for a leftover
+            pass
+        try:
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)
+            os.replace(temporary, path)
+        except OmniCodecError:
+            raise
+        except Exception as error:
+            if not (isinstance(error, OSError) and error.errno) and (trouble := _trouble(error, temporary)):
+                raise trouble from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(held)
+
+
+@contextlib.contextmanager
+def rewriting(path: Path) -> Iterator[Path]:
+    """The same as `replacing`, for the few files that every run writes anew: what killed runs have left is removed."""
+    remove_leftovers(path)
+    with replacing(path) as temporary:
         yield temporary
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path, folder: Path | None = None) -> None:
+    """Removes half-written files of processes that were killed while they wrote `path`, its temporary name in `folder`.
+
+    What a living process is writing is locked, and stays; where the file system has no locks, all of it stays.
+    """
+    for leftover in (folder or path.parent).glob(f".{glob.escape(_stem(path))}.*.partial*"):
+        # Gone meanwhile, in use, not ours, or without locks: it stays.
+        with contextlib.suppress(OSError), open(leftover, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _temporary(path: Path, folder: Path) -> Path:
+    return folder / f".{_stem(path)}.{uuid.uuid4().hex}.partial{path.suffix}"
+
+
+def _stem(path: Path) -> str:
+    """As much of the name as fits a temporary one."""
+    room = NAME_BYTES - len(os.fsencode(f"..{uuid.UUID(int=0).hex}.partial{path.suffix}"))
+    stem = os.fsencode(path.stem)
+    return path.stem if len(stem) <= room else stem[:room].decode(errors="ignore")
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file, made if it is not there; None if another process holds it.
+
+    The operating system gives it back when the process ends, however it ends. Where the file system has no locks,
+    nothing is held.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a file system without locks
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # its last owner has just removed it
+
+
+@contextlib.contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the operating system over a file that is written name that file, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        known = {str(place) for made in (path, temporary or path) for place in (made, *made.parents)}
+        advice = ADVICE.get(error.errno or 0)
+        if advice is None or (error.filename is not None and str(error.filename) not in known):
+            raise
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", str(path)) from error
+
+
+def _trouble(error: Exception, path: Path) -> OSError | None:
+    """The operating system's error behind that of a writer which tells it in words of its own, or not at all.
+
+    safetensors, written in Rust, gives its number, and leaves room on a full disk; of others the disk is asked.
+    """
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    try:
+        with open(path, "ab") as file:
+            file.write(PROBE)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as trouble:
+        return trouble
+    return None
+
+
+def digest(path: Path) -> str:
+    """Returns 16 hex digits that identify what a file holds. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def is_lfs_pointer(path: Path) -> bool:

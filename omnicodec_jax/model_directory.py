@@ -18,7 +18,7 @@ from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.files import is_lfs_pointer, replacing
+from omnicodec_jax.files import is_lfs_pointer, rewriting
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
@@ -98,9 +98,9 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables) -
     """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model."""
     directory = Path(directory)
     tensors = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
-    with replacing(directory / WEIGHTS) as path:
+    with rewriting(directory / WEIGHTS) as path:
         save_file(tensors, path)
-    with replacing(directory / CONFIG) as path:
+    with rewriting(directory / CONFIG) as path:
         path.write_text(to_json(config))
 
 

@@ -1,4 +1,6 @@
 import contextlib
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -241,6 +243,24 @@ def test_floats_above_full_scale_are_brought_down_to_it_with_a_note(tmp_path, so
 
 
 NAMES = ["a:b", "http:b", "concat:b", "-x", "-", "%d", "b?c", "caf\udce9"]
+
+
+READER = """
+import sys
+from omnicodec_jax.corpus.readers import Reader, Request
+from omnicodec_jax.data.manifest import Entry
+reader = Reader()
+reader(Request(sys.argv[1], Entry("a", sys.argv[1]), 24_000, 0.95))
+reader.close()
+"""
+
+
+def test_the_note_on_floats_above_full_scale_comes_through_from_processes_that_read(tmp_path, sound):
+    path = write(tmp_path / "loud.wav", 3 * sound / np.abs(sound).max(), subtype="FLOAT")
+    command = [sys.executable, "-c", READER, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    assert len(said) == 1
+    assert re.fullmatch(r".*loud\.wav: samples reach .*, where full scale is 1; brought down to it", said[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

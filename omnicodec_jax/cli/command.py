@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from omnicodec_jax.errors import OmniCodecError, UsageError
+from omnicodec_jax.errors import OmniCodecError, UsageError, told
 
 GOOGLE = "0x1ae0"
 """PCI vendor of TPUs."""
@@ -49,11 +49,9 @@ def exit_at_once(work: Callable[[], int | None]) -> None:
         os._exit(status.code if isinstance(status.code, int) else 0)
 
 
-def fail(error: object) -> None:
-    """Prints one line on standard error. An error of the operating system is told as `file: what is wrong`."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        error = f"{error.filename}: {error.strerror}"
-    print(f"error: {error}", file=sys.stderr)
+def fail(error: BaseException | str) -> None:
+    """Prints one line on standard error."""
+    print(f"error: {error if isinstance(error, str) else told(error)}", file=sys.stderr)
 
 
 def fail_if_none(done: int, listed: int, rejects: Path) -> int:

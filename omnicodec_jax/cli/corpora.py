@@ -165,7 +165,7 @@ def detokenize(
     from tqdm import tqdm
 
     from omnicodec_jax.corpus.detokenize import detokenize
-    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.data.units import Task, reason
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     tokenizer = OmniCodecTokenizer.from_pretrained(model_name(model), revision, devices=jax.local_devices())
@@ -175,7 +175,7 @@ def detokenize(
         files, seconds = files + 1, seconds + file.seconds
         if file.error is not None:
             failed += 1
-            command.fail(f"{file.path}: {file.error}")
+            command.fail(f"{file.path}: {reason(file.path, file.error)}")
     print(f"detokenize: {files - failed} of {files} files, {seconds / 3600:.2f} h")
     return int(failed > 0)
 

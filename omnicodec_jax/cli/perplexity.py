@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omnicodec_jax.cli.arguments import WithConfig
 from omnicodec_jax.config import PerplexityConfig
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 
 NOTE = "numbers of different layouts do not compare"
 MOST_USED = {
@@ -41,7 +41,7 @@ def perplexity(*, tokens: Path, config: str, out: Path | None = None, settings: 
         return
     if out is not None:
         about = {"note": NOTE, "codec": shards.contract(tokens)["model"]}
-        with replacing(out) as temporary:
+        with rewriting(out) as temporary:
             temporary.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
     print(result)
 

@@ -22,9 +22,10 @@ from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
-from omnicodec_jax.data.units import Task, remove_leftovers
+from omnicodec_jax.data.units import Task
 from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import remove_leftovers
 
 SHORTEST = SAMPLE_RATE // 10
 """Samples of a crop, and between two."""

@@ -10,7 +10,7 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.converters import discriminators, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 
 
 def main(model: Path, out: Path) -> None:
@@ -27,7 +27,7 @@ def main(model: Path, out: Path) -> None:
         state_dict, dropped = discriminators.to_state_dict(variables, config), ()
     else:
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
-    with replacing(out) as path:
+    with rewriting(out) as path:
         if out.suffix == ".safetensors":
             from safetensors.numpy import save_file
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
 from omnicodec_jax.data import audio
+from omnicodec_jax.data.decoders import drop_remarks
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.data.units import Seen, attempt, death
 from omnicodec_jax.errors import AudioError
@@ -129,7 +130,7 @@ class Reader:
 
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches every process; the parent decides
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders written in C remark on their files
+    drop_remarks()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             request = connection.recv()

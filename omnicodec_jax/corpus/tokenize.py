@@ -27,9 +27,9 @@ from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import manifest, units
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen, remove_leftovers
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen
 from omnicodec_jax.errors import DataError, ModelError, UnreadableError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
 from omnicodec_jax.semantic import read_encoder
 from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer, load_codec
@@ -155,6 +155,7 @@ class Worker:
             for unit in units:
                 name = unit.name
                 remove_leftovers(shards.shard_path(self.job.out, name), self.job.out / shards.STATE)
+                remove_leftovers(shards.marker_path(self.job.out, name))
                 opened[name] = _Open(self.job, unit)
                 for number in opened[name].to_do:
                     entry, kept = unit.entries[number], opened[name].clips.get(number)
@@ -307,7 +308,7 @@ def check(job: Job, contract: dict[str, Any]) -> None:
 
 def keep(job: Job, contract: dict[str, Any]) -> None:
     """Keeps the contract with the tokens."""
-    with replacing(job.out / shards.STATE / shards.SETTINGS) as temporary:
+    with rewriting(job.out / shards.STATE / shards.SETTINGS) as temporary:
         temporary.write_text(json.dumps({**contract, "shard_hours": job.shard_hours}, indent=2) + "\n")
 
 

@@ -1,7 +1,6 @@
 """One rule for all jobs that fill a directory: runs whose shares of the work overlap are refused, others share it."""
 
 import contextlib
-import fcntl
 import itertools
 import math
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from omnicodec_jax.data.units import Task
 from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import lock, writing
 
 NAME = re.compile(r"\.omnicodec-(\d+)-of-(\d+)\.lock")
 
@@ -24,7 +24,6 @@ def claim(out: Path, task: Task | None = None) -> Iterator[None]:
     it holds where the file system passes locks on (NFS, Lustre with `flock`, GPFS, CephFS). Where there are no locks,
     nothing is refused, and nothing is written half: two runs of the same share then do the same work twice.
     """
-    out.mkdir(parents=True, exist_ok=True)
     index, count = task or (0, 1)
     own = out / f".omnicodec-{index}-of-{count}.lock"
     hint = "" if task is None else ", or give every run a share of its own (--task i/n, with one n)"
@@ -32,9 +31,12 @@ def claim(out: Path, task: Task | None = None) -> Iterator[None]:
         # Others are looked for when its own is held, so that of two that begin at once at least one sees the other.
         others = (path for path in out.glob(".omnicodec-*.lock") if _overlaps(path, Task(index, count)))
         for path in itertools.chain([own], others):
-            if (lock := _lock(path)) is None:
+            with writing(out, path):
+                out.mkdir(parents=True, exist_ok=True)
+                descriptor = lock(path)
+            if descriptor is None:
                 raise DataError(f"{out}: another run is at work on this ({path.name}); wait until it ends{hint}")
-            held.callback(_release, path, lock)
+            held.callback(_release, path, descriptor)
         yield
 
 
@@ -44,23 +46,6 @@ def _overlaps(path: Path, task: Task) -> bool:
         return False
     index, count = int(name[1]), int(name[2])
     return (index, count) != task and count > 0 and (index - task.index) % math.gcd(count, task.count) == 0
-
-
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file, or None if another process does."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError:  # a file system without locks
-            return descriptor
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)  # its last owner has just removed it
 
 
 def _release(path: Path, descriptor: int) -> None:

@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -272,6 +273,11 @@ def quiet() -> Iterator[None]:
             if _quiet_depth == 0 and _quiet_stderr >= 0:
                 os.dup2(_quiet_stderr, 2)
                 os.close(_quiet_stderr)
+
+
+def drop_remarks() -> None:
+    """The same for all of a process that reads files. Python's stderr stays: notes and tracebacks are for the user."""
+    sys.stderr = os.fdopen(_without_stderr(), "w", buffering=1, errors="backslashreplace")
 
 
 def _without_stderr() -> int:

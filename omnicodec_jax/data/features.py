@@ -24,7 +24,7 @@ import numpy as np
 from omnicodec_jax.data import crops, records
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.errors import DataError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, num_tokens
 
 LOG = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def save_format(directory: Path, format: FeatureFormat) -> None:
     path, text = directory / SETTINGS, json.dumps(dataclasses.asdict(format), indent=2) + "\n"
     if path.is_file() and path.read_text() != text:
         raise DataError(f"{directory}: holds features of another encoder, format or crops; use another --out")
-    with replacing(path) as temporary:
+    with rewriting(path) as temporary:
         temporary.write_text(text)
 
 

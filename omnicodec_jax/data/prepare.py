@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -18,10 +17,11 @@ from typing import NamedTuple
 
 from omnicodec_jax.data import manifest, records, units
 from omnicodec_jax.data.claim import claim
+from omnicodec_jax.data.decoders import drop_remarks
 from omnicodec_jax.data.prepare_unit import PrepareConfig, Unit, finished, plan, prepare_unit, share
-from omnicodec_jax.data.units import Progress, Task, remove_leftovers
-from omnicodec_jax.errors import AudioError, DataError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.data.units import Progress, Task
+from omnicodec_jax.errors import AudioError, DataError, told
+from omnicodec_jax.files import remove_leftovers, rewriting
 
 
 def nothing_held_out(sources: dict[str, Path], config: PrepareConfig) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _check(out: Path, config: PrepareConfig) -> None:
 
 def _keep(out: Path, config: PrepareConfig) -> None:
     """Keeps the settings with the data."""
-    with replacing(out / records.SETTINGS) as temporary:
+    with rewriting(out / records.SETTINGS) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
@@ -213,15 +213,13 @@ def _child(
     connection: Connection,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches every process; the parent decides
-    # What decoders written in C remark on their files is not for the terminal; Python's tracebacks are.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    drop_remarks()
     try:
         prepare_unit(unit, out, config, retry_rejected, refused, lambda *message: connection.send(message))
     except BrokenPipeError:  # the parent is gone
         os._exit(1)
     except OSError as error:
-        connection.send(str(error))
+        connection.send(told(error))
 
 
 def collect(out: Path) -> None:

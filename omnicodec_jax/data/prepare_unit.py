@@ -15,9 +15,9 @@ import numpy as np
 
 from omnicodec_jax.data import audio, decoders, manifest, records, units
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen, remove_leftovers
+from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen
 from omnicodec_jax.errors import AudioError, DataError, UnreadableError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import remove_leftovers, replacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

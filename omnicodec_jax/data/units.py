@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from omnicodec_jax import names
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError, told
+from omnicodec_jax.files import rewriting
 
 T = TypeVar("T")
 
@@ -61,12 +61,6 @@ class Progress:
         speed = self.seconds / (time.perf_counter() - self.start)
         self.bar.set_postfix_str(f"{self.seconds / 3600:.2f} h, {speed:.0f} x real time{note}", refresh=False)
         self.bar.update()
-
-
-def remove_leftovers(path: Path, folder: Path | None = None) -> None:
-    """Removes half-written files of a process that was killed while it wrote `path`, its temporary name in `folder`."""
-    for leftover in (folder or path.parent).glob(f".{path.stem}.*.partial*"):
-        leftover.unlink()
 
 
 # -- What became of the entries of a unit
@@ -128,7 +122,7 @@ def death(exit_code: int | None) -> AudioError:
 
 def reason(path: Any, error: Exception) -> str:
     """Why a file is refused, without its name."""
-    text = str(error) if isinstance(error, (OmniCodecError, OSError)) else f"{type(error).__name__}: {error}"
+    text = told(error) if isinstance(error, (OmniCodecError, OSError)) else f"{type(error).__name__}: {error}"
     return text.removeprefix(f"{path}: ")
 
 
@@ -189,7 +183,7 @@ def join(folder: Path, rows: dict[Path, Callable[[Any], Iterable[Any]]]) -> None
 
 @contextlib.contextmanager
 def _rewriting(path: Path) -> Iterator[TextIO]:
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with rewriting(path) as temporary, open(temporary, "w") as file:
         yield file
 
 

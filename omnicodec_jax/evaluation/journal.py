@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnicodec_jax.files import writing
+
 
 class Journal:
     """Rows by key; the last one of a key counts. A line that was cut off is as if it had not been begun."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._rows: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._file = open(path, "a+b")  # noqa: SIM115 (closed by __exit__)
+        self._path, self._rows = path, dict[tuple[str, ...], dict[str, Any]]()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b")  # noqa: SIM115 (closed by __exit__)
         self._file.seek(0)
         line = b"\n"
         for line in self._file:
@@ -27,7 +30,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
     def get(self, *key: str) -> dict[str, Any] | None:
         """The row of a key; None: there is none."""
@@ -36,5 +40,6 @@ class Journal:
     def add(self, key: Sequence[str], row: dict[str, Any]) -> None:
         """Keeps a row, on disk at once."""
         self._rows[tuple(key)] = row
-        self._file.write(json.dumps({"key": list(key), **row}).encode() + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"key": list(key), **row}).encode() + b"\n")
+            self._file.flush()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import summary
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 
 REFERENCE = "reference"
 """System of hidden originals."""
@@ -173,5 +173,5 @@ def table(rows: list[Row]) -> str:
 
 def write(rows: list[Row], path: Path) -> None:
     """As CSV with the columns of `Row`, unrounded; an interval that is not known is empty."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with rewriting(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])

@@ -39,7 +39,7 @@ from jaxtyping import Float32
 from omnicodec_jax.dsp import hann_window
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation.listening import REFERENCE
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import replacing, rewriting
 
 SOURCES = Path(__file__).parent / "page_files"
 STIMULI = "stimuli"
@@ -86,7 +86,7 @@ def write(report: dict[str, Any], folder: Path) -> Path:
     template = (SOURCES / "page.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     path = folder / "index.html"
-    with replacing(path) as temporary:
+    with rewriting(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
@@ -104,6 +104,7 @@ def _lay_out(audio: str, folder: Path) -> str:
         raise DataError(f"{source}: the report names this audio, but it is not there: write the audio before the page")
     name = f"{STIMULI}/{hashlib.sha256(audio.encode()).hexdigest()[:20]}{source.suffix}"
     with replacing(folder / name) as temporary:
+        temporary.unlink()
         try:
             os.link(source, temporary)
         except OSError:
