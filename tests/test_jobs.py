@@ -455,6 +455,18 @@ def test_segments_hashed_as_before_are_known_to_be_there(tokens, disk):
 # -- Two runs at once
 
 
+def test_whatever_a_killed_run_has_left_half_written_is_cleared_by_the_next(job):
+    job.run()
+    written = [path for path in job.out.rglob("*") if path.is_file()]
+    assert {"index.jsonl", "rejects.jsonl"} < {path.name for path in written}
+    for path in written:
+        path.unlink()
+        folder = job.out / shards.STATE if path.suffix == ".parquet" else path.parent  # where its temporary lies
+        (folder / f".{path.stem}.{32 * '0'}.partial{path.suffix}").touch()
+    job.run()
+    assert sorted(path for path in job.out.rglob("*") if path.is_file()) == sorted(written)
+
+
 def test_two_runs_on_one_directory_are_refused_in_one_line(job, disk):
     job.out.mkdir()
     with claim(job.out):
