@@ -189,3 +189,28 @@ def test_tab_completion_in_bash(words, expected, tmp_path):
     program = f'source "{tmp_path}/script"; {asked}; printf "%s\\n" "${{COMPREPLY[@]}}"; complete -p omnicodec'
     done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [expected, "complete -o default -o filenames -F _tyro_omnicodec omnicodec"]
+
+
+def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
+    if shutil.which("zsh") is None:
+        pytest.skip("needs zsh")
+    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "zsh"))
+    for begun in ("autoload -Uz compinit; compinit -u -D;", ""):
+        program = f'{begun} eval "$(cat {tmp_path}/script)"; print $_comps[omnicodec]'
+        options = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"HOME": str(tmp_path)}}
+        done = subprocess.run(["zsh", "-fc", program], **options)
+        assert (done.stdout, done.stderr) == ("_tyro_omnicodec\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("enc", "encode"), ("encode --mo", "--model"), ("export --what enc", "encoder"), ("tokenize --runner r", "ray")],
+)
+def test_tab_completion_in_fish(words, expected, tmp_path):
+    if shutil.which("fish") is None or shutil.which("python3") is None:
+        pytest.skip("needs fish, and python3 on the path")
+    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "fish"))
+    program = f'eval "$(cat {tmp_path}/script)"; complete -C "omnicodec {words}"'
+    options = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"HOME": str(tmp_path)}}
+    done = subprocess.run(["fish", "--no-config", "-c", program], **options, cwd=tmp_path)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines() if line != "script"] == [expected]

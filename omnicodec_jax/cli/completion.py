@@ -9,12 +9,25 @@ import tyro
 
 FILES = "__TYRO_COMPLETE_FILES__"
 """What tyro's scripts take for "names of files", which it asks for after options only, not for positional arguments."""
+REGISTERED = """\
+  # Evaluated, as in ~/.zshrc, rather than called for a completion.
+  if (( ! ${+compstate} )); then
+    (( ${+functions[compdef]} )) || { autoload -Uz compinit && compinit }
+    compdef $0 ${0#_tyro_}
+    return
+  fi
+  local python_cmd
+"""
+"""How the function of tyro's script for zsh begins, which only works as a file on fpath otherwise."""
 CHANGES = {
     "bash": (
         ("for completion in completions:", f"for completion in completions or ['{FILES}']:"),
         ("complete -F", "complete -o default -o filenames -F"),
     ),
-    "zsh": (("for completion in completions:", f"for completion in completions or ['{FILES}']:"),),
+    "zsh": (
+        ("for completion in completions:", f"for completion in completions or ['{FILES}']:"),
+        ("  local python_cmd\n", REGISTERED),
+    ),
     "fish": (("complete --no-files", "complete"),),
 }
 """By shell, what is replaced in tyro's script, and by what."""
