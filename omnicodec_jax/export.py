@@ -20,19 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.data.features import num_vectors
 from omnicodec_jax.dsp import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 from omnicodec_jax.lanes import advance
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 What = Literal["decoder-step", "decoder", "encoder"]
 PLATFORMS = ("cpu", "cuda", "tpu")
 SUFFIX = ".stablehlo"
+MODEL = "model"
+"""What the metadata of the weights says: the hash of the model."""
 
 Flat = dict[str, Any]
 """Arrays under dotted names."""
@@ -51,7 +54,7 @@ def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path)
         The program's signature, to be read by people.
 
     Raises:
-        ModelError: If `out` ends in something else.
+        ModelError: If `out` ends in something else, or something else would lose its name to the weights.
 
     Examples:
         >>> from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -61,16 +64,28 @@ def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path)
     """
     if out.suffix != SUFFIX:
         raise ModelError(f"{out}: must end in {SUFFIX}")
+    beside = out.with_suffix(".safetensors")
+    if beside.is_file() and not _is_export(beside):
+        raise ModelError(f"{beside}: is there already, and no exported program's weights; give --out another name")
     weights = {name: np.asarray(leaf) for name, leaf in _flatten(tokenizer.variables).items()}
     function, arguments = _program(tokenizer, what, seconds)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
     program = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *arguments)
-    with replacing(out.with_suffix(".safetensors")) as temporary:
-        save_file(weights, temporary, {"model": tokenizer.model_hash})
-    with replacing(out) as temporary:
+    with rewriting(beside) as temporary:
+        save_file(weights, temporary, {MODEL: tokenizer.model_hash})
+    with rewriting(out) as temporary:
         temporary.write_bytes(program.serialize())
     inputs = [f"{list(leaf.shape)} {leaf.dtype}" for leaf in jax.tree.leaves(arguments[-2:])]
     return f"(weights, … {', '.join(inputs)}) → {', '.join(str(list(leaf.shape)) for leaf in program.out_avals[:1])}"
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file holds weights that `export` has written."""
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).keys() == {MODEL}
+    except SafetensorError:
+        return False
 
 
 def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path, PurePosixPath
@@ -32,8 +33,13 @@ def fit(name: str, suffix: str = "") -> str:
     whole = os.fsencode(name)
     if len(whole + os.fsencode(suffix)) <= NAME_BYTES:
         return name + suffix
-    end = f"~{hashlib.blake2b(whole, digest_size=8).hexdigest()}{suffix}"
+    end = f"{_hash(name)}{suffix}"
     return whole[: NAME_BYTES - len(os.fsencode(end))].decode(errors="ignore") + end
+
+
+def _hash(name: str) -> str:
+    """What tells a name from others that would come out the same."""
+    return f"~{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
 
 
 def inside(name: str) -> str:
@@ -56,21 +62,29 @@ def distinct(where: Path, names: Sequence[str], suffix: str, replaced: Set[str])
     """For each clip a relative path of its own, made of its name, that ends in `suffix`.
 
     It stands in place of the name's own suffix, if that is one of `replaced`. Clips that would come out the same keep
-    theirs: a.wav and a.flac become a.wav.SUFFIX and a.flac.SUFFIX. Raises DataError for clips that cannot be told
-    apart; `where` is named in its message.
+    theirs: a.wav and a.flac become a.wav.SUFFIX and a.flac.SUFFIX. What some disks take for one name gets a hash: Ab
+    and ab become Ab~HASH.SUFFIX and ab~HASH.SUFFIX. Raises DataError for clips that cannot be told apart; `where` is
+    named in its message.
     """
     whole = [inside(name) or "clip" for name in names]
-    short = [_without(name, replaced) for name in whole]
-    taken = Counter(short) + Counter(name for name, cut in zip(whole, short, strict=True) if name != cut)
-    chosen = [cut if taken[cut] == 1 else name for name, cut in zip(whole, short, strict=True)]
-    for name, times in Counter(chosen).most_common(1):
+    for name, times in Counter(whole).most_common(1):
         if times > 1:
             raise DataError(f"{where}: {times} clips are called {text(name)}; give each its own `id`")
-    paths = [_fit_path(name, suffix) for name in chosen]
-    folders = {folder.as_posix() for path in paths for folder in PurePosixPath(path).parents}
-    if both := folders.intersection(paths):
-        raise DataError(f"{where}: {text(both.pop())} would be a file and a directory; give each clip its own `id`")
+    short = [_without(name, replaced) for name in whole]
+    cuts = (name for name, cut in zip(whole, short, strict=True) if name != cut)
+    taken = Counter(map(key, short)) + Counter(map(key, cuts))
+    chosen = [cut if taken[key(cut)] == 1 else name for name, cut in zip(whole, short, strict=True)]
+    twins = Counter(map(key, chosen))
+    paths = [_fit_path(name, suffix if twins[key(name)] == 1 else _hash(name) + suffix) for name in chosen]
+    folders = {key(folder.as_posix()) for path in paths for folder in PurePosixPath(path).parents}
+    if both := [path for path in paths if key(path) in folders]:
+        raise DataError(f"{where}: {text(both[0])} would be a file and a directory; give each clip its own `id`")
     return paths
+
+
+def key(name: str) -> str:
+    """The same for names that some disk takes for one: in other cases, or with accents composed or not."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _without(name: str, replaced: Set[str]) -> str:

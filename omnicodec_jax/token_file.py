@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -11,9 +12,11 @@ from safetensors.numpy import save_file
 
 from omnicodec_jax.errors import TokenError
 from omnicodec_jax.files import replacing
+from omnicodec_jax.origin import Origin
 
 SUFFIX = ".safetensors"
 _KEY = "omnicodec"
+_DAMAGED = SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class TokenFile:
     """Length of the original, at its own rate."""
     gain: float
     """What the original was multiplied by before encoding."""
+    source: Origin | None = None
+    """The original; None: not known."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
         """Counts the frames that the original has for a model.
@@ -64,26 +69,29 @@ class TokenFile:
             path: Where to; it should end in .safetensors.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
+        if self.source is not None:
+            fields["source"] = self.source._asdict()
         with replacing(Path(path)) as temporary:
             save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
-    def model_of(path: str | os.PathLike[str]) -> str:
-        """Reads only which model has made a file.
+    def made_by(path: str | os.PathLike[str]) -> tuple[str, Origin | None]:
+        """Reads only which model has made a file, and of what.
 
         Args:
             path: A token file.
 
         Returns:
-            The model's hash, as `OmniCodecTokenizer.model_hash` gives it.
+            The model's hash, as `OmniCodecTokenizer.model_hash` gives it, and the source, if it is known.
 
         Raises:
             TokenError: If it is no token file.
         """
         try:
             with safe_open(Path(path), "np") as file:
-                return json.loads((file.metadata() or {})[_KEY])["model"]
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+                fields = _read_fields(file)
+                return fields["model"], fields.get("source")
+        except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
 
     @classmethod
@@ -104,11 +112,10 @@ class TokenFile:
             raise TokenError(f"{path}: no such file")
         try:
             with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                fields = json.loads(metadata[_KEY])
+                fields = _read_fields(file)
                 codes = file.get_tensor("codes")
             tokens = cls(codes=codes, **fields)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
         for name, kind in {"sample_rate": int, "num_samples": int, "gain": float}.items():
             value = fields[name]
@@ -117,3 +124,9 @@ class TokenFile:
         if codes.ndim != 2 or codes.dtype != np.uint16:
             raise TokenError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, must be uint16 [K, N]")
         return tokens
+
+
+def _read_fields(file: Any) -> dict[str, Any]:
+    """All but the codes. Raises one of `_DAMAGED`."""
+    fields = json.loads((file.metadata() or {})[_KEY])
+    return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax import cli, compilation_cache, targets
 from omnicodec_jax.cli import codec
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
@@ -99,16 +99,16 @@ def test_outputs_are_named_after_the_input(folder, demo_model):
 
 
 def test_the_current_directory_needs_no_out(folder, monkeypatch):
-    def targets(given):
-        ((_, target),) = codec._targets(given, None, frozenset({".wav"}), ".safetensors", "_tokens")
+    def target(given):
+        ((_, target),) = targets.choose(given, None, frozenset({".wav"}), ".safetensors", "_tokens")
         return target.resolve().relative_to(folder).as_posix()
 
     monkeypatch.chdir(folder / "deep" / "er")
-    assert targets(Path(".")) == "deep/er_tokens/low.safetensors"
+    assert target(Path(".")) == "deep/er_tokens/low.safetensors"
     for given in (Path(".."), folder / "deep" / "er" / "..", Path("../../deep")):
-        assert targets(given) == "deep_tokens/er/low.safetensors"
+        assert target(given) == "deep_tokens/er/low.safetensors"
     with pytest.raises(OmniCodecError, match="/: name the directory to write to"):
-        codec._outside(Path("/"), "_tokens")
+        targets.outside(Path("/"), "_tokens")
 
 
 def test_every_file_keeps_a_name_of_its_own(tmp_path, clips, demo_model, capsys):
@@ -125,9 +125,9 @@ def test_every_file_keeps_a_name_of_its_own(tmp_path, clips, demo_model, capsys)
     made = {path.name for path in (tmp_path / "tokens").iterdir()}
     assert {f"{name}.safetensors" for name in ("a.wav", "a.flac", "a.wav.mp3", "é", "caf\udce9")} < made
     assert len(made) == 6
-    back = codec._targets(tmp_path / "tokens", tmp_path, frozenset({".safetensors"}), ".wav", "_decoded")
+    back = targets.choose(tmp_path / "tokens", tmp_path, frozenset({".safetensors"}), ".wav", "_decoded")
     assert len({target for _, target in back}) == 6
-    one = codec._targets(tmp_path / "in" / f"{long}.wav", None, frozenset({".wav"}), ".safetensors", "_tokens")
+    one = targets.choose(tmp_path / "in" / f"{long}.wav", None, frozenset({".wav"}), ".safetensors", "_tokens")
     assert one[0][1].name in made
 
 
@@ -288,7 +288,7 @@ def test_a_full_disk_in_decode_is_called_so(tmp_path, suffix):
     for size in (10, 50_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
-            with pytest.raises(OSError, match=rf"File too large: .*out{suffix}"):
+            with pytest.raises(OSError, match=rf"File too large; .*out{suffix}"):
                 audio.save(tmp_path / f"out{suffix}", noise, 24_000)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -387,7 +387,7 @@ def write_tokens(out: Path, held: dict, *shards_of_ids: list[tuple[str, str]]) -
 )
 def test_every_clip_keeps_a_name_of_its_own_inside_the_directory(tmp_path, ids, paths):
     written = write_tokens(tmp_path, {"codebook_sizes": [9]}, *([each] for each in ids))  # each in a shard of its own
-    made = [name for names in targets(written, ".flac").values() for name in names]
+    made = [target.path for held in targets(written, ".flac").values() for target in held]
     assert made == paths
 
 

@@ -1,6 +1,7 @@
 """Names of what is written: inside their folder, distinct, and no longer than file systems allow."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,31 @@ def test_a_file_and_a_directory_of_one_name_are_refused():
         distinct("a", "a.flac/b")
 
 
-parts = st.sampled_from(["a", "a.wav", "a.flac", "a.wav.mp3", "..", "", "é" * 130, "é" * 131, "\ud83d", "\0"])
+parts = st.sampled_from(
+    ["a", "A", "a.WAV", "a.wav", "a.flac", "a.wav.mp3", "..", "", "é" * 130, "é" * 131, "\ud83d", "\0"]
+)
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [
+        ["Ab.wav", "ab.wav"],
+        ["X/a", "x/a"],
+        ["caf\u00e9.wav", "cafe\u0301.wav"],
+        ["STRASSE", "straße"],
+        ["a.WAV", "a.wav"],
+    ],
+)
+def test_names_that_some_disks_take_for_one_are_told_apart(twins):
+    made = distinct(*twins, "other.wav")
+    assert made[2] == "other.flac"
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in made}) == 3
+    assert made == list(reversed(distinct("other.wav", *reversed(twins))))  # whatever their order
+
+
+def test_a_file_and_a_directory_that_some_disks_take_for_one_are_refused():
+    with pytest.raises(DataError, match=r"a\.flac would be a file and a directory"):
+        distinct("a", "A.FLAC/b")
 
 
 @given(given_names=st.lists(st.lists(parts, min_size=1, max_size=3).map("/".join), max_size=8))
@@ -56,7 +81,7 @@ def test_names_never_meet_nor_leave_their_folder(given_names):
         made = distinct(*given_names)
     except DataError:
         return
-    assert len(set(made)) == len(given_names)
+    assert len({names.key(name) for name in made}) == len(given_names)
     for name in made:
         assert name.endswith(".flac")
         assert not {"", ".", ".."}.intersection(name.split("/"))

@@ -1,21 +1,23 @@
 """`omnicodec encode`, `decode`, `stream-decode`: files to tokens and back."""
 
-import os
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from omnicodec_jax import names
+from omnicodec_jax import names, targets
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
-from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError, told
+from omnicodec_jax.files import replacing
+from omnicodec_jax.origin import Origin
 from omnicodec_jax.token_file import SUFFIX, TokenFile
 
 Positional = tyro.conf.Positional
@@ -31,7 +33,7 @@ def encode(
     encoder: Path | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Turn audio into token files. Those that the same model has made before are made again.
+    """Turn audio into token files. Those that the same model has made of the same audio before are made again.
 
     Args:
         input: An audio file, or a directory whose tree is mirrored; by itself, the bundled clips.
@@ -40,7 +42,7 @@ def encode(
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
         encoder: Or the encoder to compute them with: what `omnicodec convert qwen3-aut` has written.
-        overwrite: Replace token files of another model, too.
+        overwrite: Replace token files of another model, and of other audio, too.
     """
     tokenizer = _load_model(model, revision, encoder)
     needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
@@ -65,13 +67,17 @@ def encode(
             sample_rate=clip.sample_rate,
             num_samples=clip.num_samples,
             gain=clip.gain,
+            source=Origin.of(source, target),
         ).save(target)
         return clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
 
-    targets = _targets(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
-    _check_replaced([target for _, target in targets if target.exists()], tokenizer.model_hash, overwrite)
+    files = targets.choose(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
+    makers = _makers([target for _, target in files if target.exists()])
+    if not overwrite:
+        _check_model(makers, tokenizer.model_hash)
+        targets.check_replaced(files, lambda target: makers[target][1])
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
-    return _each_file("encode", targets, encode_file, rate)
+    return _each_file("encode", files, encode_file, rate)
 
 
 def decode(
@@ -81,6 +87,7 @@ def decode(
     model: ModelOption = None,
     revision: str | None = None,
     num_quantizers: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Turn token files into audio at the original's sample rate, exactly as long as the original.
 
@@ -90,6 +97,7 @@ def decode(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
+        overwrite: Replace audio that was not decoded from the same tokens, too.
     """
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
@@ -107,11 +115,14 @@ def decode(
                 f"{source}: damaged: {frames} frames do not fit {tokens.num_samples} samples; encode the audio again"
             )
         audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
-        audio_files.save(target, audio_files.fit_length(audio, tokens.num_samples), tokens.sample_rate)
+        fitted, origin = audio_files.fit_length(audio, tokens.num_samples), Origin.of(source, target)
+        audio_files.save(target, fitted, tokens.sample_rate, origin.to_json())
         return tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
 
-    targets = _targets(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
-    return _each_file("decode", targets, decode_file, f"{tokenizer.frame_rate:g} Hz")
+    files = targets.choose(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
+    if not overwrite:
+        targets.check_replaced(files, lambda target: Origin.from_json(audio_files.comment(target)))
+    return _each_file("decode", files, decode_file, f"{tokenizer.frame_rate:g} Hz")
 
 
 def stream_decode(
@@ -121,6 +132,7 @@ def stream_decode(
     model: ModelOption = None,
     revision: str | None = None,
     num_quantizers: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Decode a token file a frame at a time, as a live stream would be: raw 16 bit samples, mono, as they come.
 
@@ -132,9 +144,12 @@ def stream_decode(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
+        overwrite: Replace a file that is there.
     """
     from omnicodec_jax.streaming import StreamingDecoder
 
+    if output is not None and output.is_file() and not overwrite:  # raw samples cannot say what they were made of
+        raise OmniCodecError(f"{output}: is there already; choose another output, or replace with --overwrite")
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
     tokens = _tokens_of(tokenizer, input)
@@ -143,7 +158,7 @@ def stream_decode(
     decode = StreamingDecoder(tokenizer)
     decode(codes[:, :, :1])  # compiles
     milliseconds = []
-    with sys.stdout.buffer if output is None else open(output, "wb") as file:
+    with _raw_output(output) as file:
         for frame in range(codes.shape[2]):
             start = time.perf_counter()
             audio = decode(codes[:, :, frame : frame + 1], reset=[0] if frame == 0 else [])
@@ -157,6 +172,19 @@ def stream_decode(
         file=sys.stderr,
     )
     return 0
+
+
+@contextlib.contextmanager
+def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, a pipe or a device, which get samples as they come, or a file, which is whole or not there."""
+    if path is None:
+        yield sys.stdout.buffer
+    elif path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+    else:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            yield file
 
 
 def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
@@ -175,21 +203,21 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     return tokens
 
 
-def _check_replaced(files: list[Path], model: str, overwrite: bool) -> None:
-    """Raises TokenError, before any work, if encoding would replace what is no token file, or tokens of another model.
+def _makers(files: list[Path]) -> dict[Path, tuple[str, Origin | None]]:
+    """Which model has made each token file, and of what. Raises TokenError for what is none: it is never replaced."""
+    try:
+        return {path: TokenFile.made_by(path) for path in files}
+    except TokenError as error:
+        raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
 
-    Tokens of other models are replaced where `overwrite` says so.
-    """
-    makers = {}
-    for path in files:
-        try:
-            makers[path] = TokenFile.model_of(path)
-        except TokenError as error:
-            raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
-    others = [path for path, maker in makers.items() if maker != model]
-    if others and not overwrite:
+
+def _check_model(makers: dict[Path, tuple[str, Origin | None]], model: str) -> None:
+    """Raises TokenError, before any work, if encoding would replace tokens of another model."""
+    others = [(path, maker) for path, (maker, _) in makers.items() if maker != model]
+    if others:
+        path, maker = others[0]
         raise TokenError(
-            f"{others[0]}: holds tokens of model {makers[others[0]]}, and --model is {model}"
+            f"{path}: holds tokens of model {maker}, and --model is {model}"
             + (f", as do {len(others) - 1} others" if others[1:] else "")
             + "; choose another output, or replace them with --overwrite"
         )
@@ -208,7 +236,7 @@ def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
     if not features.is_dir():
         raise AudioError(f"--features {features}: must be a directory of .npy files, as {input} is one of audio")
     files = discovery.find(input)
-    inside = _distinct(input, files, audio_files.EXTENSIONS, ".npy")
+    inside = targets.distinct(input, files, audio_files.EXTENSIONS, ".npy")
     return lambda source: features / inside[source]
 
 
@@ -220,61 +248,26 @@ def _load_features(path: Path, source: Path) -> np.ndarray:
         raise AudioError(f"{source}: no semantic features in {path}: {error}") from None
 
 
-def _targets(
-    input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
-) -> list[tuple[Path, Path]]:
-    """Where each input file goes. Raises OmniCodecError."""
-    if not input.exists():
-        raise OmniCodecError(f"{input}: no such file or directory")
-    if not input.is_dir():
-        # Beside its source, audio gets another name than the original has.
-        name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
-        file = input.with_name(name) if output is None else output / name if output.is_dir() else output
-        if suffix == SUFFIX and file.suffix != SUFFIX:
-            raise OmniCodecError(f"{file}: token files end in {SUFFIX}")
-        return [(input, file)]
-    found = discovery.take(input, extensions)
-    if not found.files:
-        raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}; it holds {found}")
-    folder = output or _outside(input, folder_suffix)
-    targets = _distinct(input, found.files, extensions, suffix)
-    return [(source, folder / targets[source]) for source in found.files]
-
-
-def _outside(folder: Path, suffix: str) -> Path:
-    """The directory beside another one that is named after it. Raises OmniCodecError for that of the whole disk."""
-    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
-    if not named.name:
-        raise OmniCodecError(f"{folder}: name the directory to write to")
-    return named.with_name(names.fit(named.name, suffix))
-
-
-def _distinct(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
-    """The names that files of a tree have in a tree that mirrors it."""
-    inside = [file.relative_to(root).as_posix() for file in files]
-    return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
-
-
 def _each_file(
-    verb: str, targets: list[tuple[Path, Path]], work: Callable[[Path, Path], tuple[float, str]], summary: str
+    verb: str, files: list[tuple[Path, Path]], work: Callable[[Path, Path], tuple[float, str]], summary: str
 ) -> int:
     """Does every file that can be done; the others are named with the reason, and make the exit code 1."""
     seconds, failed, start = 0.0, 0, time.perf_counter()
-    for source, target in tqdm(targets, verb, unit="file", disable=not sys.stderr.isatty() or len(targets) == 1):
+    for source, target in tqdm(files, verb, unit="file", disable=not sys.stderr.isatty() or len(files) == 1):
         try:
             length, what = work(source, target)
         except Exception as error:  # whatever is wrong with one file, the others are done
             known = isinstance(error, (OmniCodecError, OSError))
-            message = str(error) if known else f"{source}: {type(error).__name__}: {error}"
+            message = told(error) if known else f"{source}: {type(error).__name__}: {error}"
             tqdm.write(f"error: {message}", file=sys.stderr)
             failed += 1
         else:
             seconds += length
             tqdm.write(names.text(f"{target}: {what}"))
     elapsed = time.perf_counter() - start
-    done = len(targets) - failed
+    done = len(files) - failed
     print(
-        f"{verb}: {done} of {len(targets)} files, {seconds:.1f} s of audio, {summary}, "
+        f"{verb}: {done} of {len(files)} files, {seconds:.1f} s of audio, {summary}, "
         f"{seconds / elapsed:.1f} x real time"
     )
     return int(failed > 0)

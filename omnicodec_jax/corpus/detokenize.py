@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from omnicodec_jax.data import audio
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Task
 from omnicodec_jax.errors import DataError, TokenError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
+from omnicodec_jax.origin import Origin, relative
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 SETTINGS = "detokenized.json"
@@ -39,7 +41,7 @@ def detokenize(
     """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
 
     task: this process's share of the shards. Raises TokenError for tokens of another model, DataError for clips that
-    cannot be told apart, and where `out` holds audio that was made otherwise.
+    cannot be told apart, and where `out` holds audio that was made otherwise, or of something else.
     """
     held = shards.contract(tokens)
     if held["model"] != tokenizer.model_hash:
@@ -47,27 +49,30 @@ def detokenize(
     tokenizer.check_num_quantizers(num_quantizers)
     made = {"model": tokenizer.model_hash, "num_quantizers": num_quantizers or tokenizer.num_quantizers}
     _check(out, made)
-    paths = targets(tokens, suffix)
+    mine = dict(list(targets(tokens, suffix).items())[task.index :: task.count])
+    origin = partial(_origin, relative(tokens.resolve(), out))
+    left = _left(out, itertools.chain.from_iterable(mine.values()), origin)
 
-    def clips() -> Iterator[tuple[tuple[Path, Clip], np.ndarray]]:
-        for path in list(paths)[task.index :: task.count]:
-            for name, clip in zip(paths[path], shards.read_shard(path), strict=True):
-                target = out / name
-                if not target.is_file():
+    def clips() -> Iterator[tuple[tuple[Target, Clip], np.ndarray]]:
+        for path, made in mine.items():
+            for target, clip in zip(made, shards.read_shard(path), strict=True):
+                if target.path in left:
                     yield (target, clip), clip.codes.T[:num_quantizers]
 
-    def write(target: Path, clip: Clip, samples: np.ndarray) -> Decoded:
+    def write(target: Target, clip: Clip, samples: np.ndarray) -> Decoded:
+        path = out / target.path
         try:
             samples /= np.float32(clip.gain)  # in place, since hours of audio may be at hand
             restored = audio.resample(samples, tokenizer.sample_rate, clip.sample_rate)
-            audio.save(target, audio.fit_length(restored, clip.num_samples), clip.sample_rate)
+            fitted = audio.fit_length(restored, clip.num_samples)
+            audio.save(path, fitted, clip.sample_rate, origin(target).to_json())
         except Exception as error:  # whatever is wrong with one file, the others are done
-            return Decoded(target, 0.0, error)
-        return Decoded(target, clip.num_samples / clip.sample_rate)
+            return Decoded(path, 0.0, error)
+        return Decoded(path, clip.num_samples / clip.sample_rate)
 
     writing: list[Future[Decoded]] = []
     with claim(out, task), ThreadPoolExecutor(WRITERS) as threads:
-        with replacing(out / SETTINGS) as temporary:
+        with rewriting(out / SETTINGS) as temporary:
             temporary.write_text(json.dumps(made) + "\n")
         for (target, clip), samples in tokenizer.decode_each(clips()):
             writing.append(threads.submit(write, target, clip, samples[0]))
@@ -85,12 +90,48 @@ def _check(out: Path, made: dict[str, Any]) -> None:
         raise DataError(f"{out}: holds audio that was made otherwise ({changed}); use another OUT")
 
 
-def targets(tokens: Path, suffix: str) -> dict[Path, list[str]]:
-    """For each shard the relative paths that its clips are written to, DOMAIN/ID.
+class Target(NamedTuple):
+    """Where a clip goes."""
 
-    Raises DataError for clips that cannot be told apart, in whatever shards they are.
+    path: str
+    """DOMAIN/ID, inside OUT."""
+    clip: str
+    """The same of the clip itself."""
+    source: str
+    """Hash of the audio that its tokens were made of."""
+
+
+def targets(tokens: Path, suffix: str) -> dict[Path, list[Target]]:
+    """For each shard where its clips go. Raises DataError for clips that cannot be told apart, in whatever shards."""
+    rows = {path: list(shards.read_ids(path)) for path in shards.shards(tokens)}
+    clips = [
+        (f"{domain}/{names.inside(id) or 'clip'}", source) for held in rows.values() for domain, id, source in held
+    ]
+    paths = names.distinct(tokens, [clip for clip, _ in clips], suffix, audio.EXTENSIONS)
+    made = (Target(path, *clip) for path, clip in zip(paths, clips, strict=True))
+    return {path: list(itertools.islice(made, len(held))) for path, held in rows.items()}
+
+
+def _origin(tokens: str, target: Target) -> Origin:
+    """What a file says; tokens: their directory, as seen from OUT."""
+    return Origin(f"{tokens}/{target.clip}", target.source)
+
+
+def _left(out: Path, targets: Iterable[Target], origin: Callable[[Target], Origin]) -> set[str]:
+    """Paths in `out` that are to be written: what is not there, and what was made of audio that was replaced since.
+
+    Raises DataError for what was made of something else.
     """
-    ids = {path: list(shards.read_ids(path)) for path in shards.shards(tokens)}
-    wanted = [f"{domain}/{names.inside(id) or 'clip'}" for rows in ids.values() for domain, id in rows]
-    made = iter(names.distinct(tokens, wanted, suffix, audio.EXTENSIONS))
-    return {path: list(itertools.islice(made, len(rows))) for path, rows in ids.items()}
+    left, is_older = set(), (out / SETTINGS).is_file()
+    for target in targets:
+        path, wanted = out / target.path, origin(target)
+        if not path.is_file():
+            left.add(target.path)
+        elif (held := Origin.from_json(audio.comment(path))) is None:
+            if not is_older:  # where `SETTINGS` stands, an older version has written it
+                raise DataError(f"{path}: is there already, and was not made by detokenize; use another OUT")
+        elif held.digest != wanted.digest:
+            if held.path != wanted.path:
+                raise DataError(f"{path}: was made of {held.path}, not of {wanted.path}; use another OUT")
+            left.add(target.path)
+    return left

@@ -188,11 +188,12 @@ def read_shard(path: Path) -> Iterator[Clip]:
             yield from read_group(file, group)
 
 
-def read_ids(path: Path) -> Iterator[tuple[str, str]]:
-    """Domain and id of each clip of one shard, in their order."""
+def read_ids(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Domain, id and source of each clip of one shard, in their order."""
+    columns = ["domain", "id", "source"]
     with pq.ParquetFile(path) as file:
-        table = file.read(["domain", "id"])
-    yield from zip(table["domain"].to_pylist(), table["id"].to_pylist(), strict=True)
+        table = file.read(columns)
+    yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def read_group(file: pq.ParquetFile, group: int) -> list[Clip]:

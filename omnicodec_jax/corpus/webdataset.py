@@ -9,25 +9,29 @@ import numpy as np
 
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.files import replacing
+from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import rewriting
 
 
 def convert(tokens: Path, out: Path) -> int:
     """Writes a tar file for each shard, with `<number>.npy` (uint16 [N, K]) and `<number>.json` for each clip.
 
-    Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are.
+    Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are. Raises
+    DataError where `out` holds tokens of another contract.
     """
+    settings, contract = out / shards.SETTINGS, json.dumps(shards.contract(tokens), indent=2) + "\n"
+    if settings.is_file() and settings.read_text() != contract:
+        raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
     with claim(out):
-        total = sum(_convert(path, out) for path in shards.shards(tokens))
-        with replacing(out / shards.SETTINGS) as temporary:
-            temporary.write_text(json.dumps(shards.contract(tokens), indent=2) + "\n")
-    return total
+        with rewriting(settings) as temporary:  # first, so that what a run was killed in is known, too
+            temporary.write_text(contract)
+        return sum(_convert(path, out) for path in shards.shards(tokens))
 
 
 def _convert(path: Path, out: Path) -> int:
     """Writes the tar file of one shard; returns how many clips it has."""
     number = -1
-    with replacing(out / f"{path.stem}.tar") as temporary, tarfile.open(temporary, "w") as archive:
+    with rewriting(out / f"{path.stem}.tar") as temporary, tarfile.open(temporary, "w") as archive:
         for number, clip in enumerate(shards.read_shard(path)):
             codes = io.BytesIO()
             np.save(codes, clip.codes)

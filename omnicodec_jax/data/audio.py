@@ -127,13 +127,14 @@ def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
     return np.pad(samples, (0, missing)) if missing > 0 else samples[:length]
 
 
-def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) -> None:
+def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, comment: str | None = None) -> None:
     """Writes mono audio as 16 bit .wav or .flac, whole or not at all.
 
     Args:
         path: Where to; its suffix says which.
         samples: float32 [T]; what is beyond full scale, ±1, is clipped.
         sample_rate: Hz.
+        comment: Text to keep in the file.
 
     Raises:
         AudioError: If the suffix is another, or the format has no such rate.
@@ -150,6 +151,8 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
         output: Any = _Output(raw)
         try:
             with soundfile.SoundFile(output, "w", sample_rate, 1, format=path.suffix[1:]) as file:
+                if comment is not None:
+                    file.comment = comment
                 for start in range(0, samples.size, BLOCK):  # an hour of audio is not copied as a whole
                     file.write(samples[start : start + BLOCK].clip(-1.0, 1.0))
         except (soundfile.LibsndfileError, AssertionError) as error:  # it asserts that samples have been written
@@ -158,6 +161,15 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) ->
                 raise AudioError(f"{path}: cannot be written at {sample_rate} Hz: {why}") from None
         if output.error is not None:
             raise OSError(output.error.errno, output.error.strerror, str(path))
+
+
+def comment(path: Path) -> str:
+    """The text that `save` has kept in a file; empty, if it has none."""
+    try:
+        with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
+            return file.comment
+    except soundfile.LibsndfileError:
+        return ""
 
 
 class _Output:

@@ -43,8 +43,9 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
         domain, equals, path = ("", "=", part) if alone else part.partition("=")
         if not equals or not (alone or domain.isidentifier()):
             raise DataError(f"--manifest {part!r}: must be DOMAIN=PATH, such as speech=speech.jsonl")
-        if domain in sources:
-            raise DataError(f"--manifest: {domain} is given twice; join the two lists")
+        if same := [known for known in sources if names.key(known) == names.key(domain)]:
+            advice = "join the two lists" if same == [domain] else f"to some disks {same[0]} is the same name"
+            raise DataError(f"--manifest: {domain} is given twice; {advice}")
         option = f"--manifest {domain}".rstrip()
         if not Path(path).exists():
             hint = "; several lists must be DOMAIN=PATH,DOMAIN=PATH" if "," in path else ""

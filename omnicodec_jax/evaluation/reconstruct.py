@@ -6,8 +6,8 @@ resampled to it, and what it gives is resampled back. It is cut, or filled up wi
 original; what is more than `TOLERANCE` shorter or longer is not taken for a reconstruction of that clip.
 """
 
-import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ import numpy as np
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.units import Progress, reason
-from omnicodec_jax.errors import AudioError, OmniCodecError
+from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.systems import Codec, Folder
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import digest, replacing
 
 LOG = logging.getLogger(__name__)
 
@@ -57,12 +57,6 @@ def codes_path(out: Path, system: str, clip: EvalClip) -> Path:
     return out / "codes" / system / clip.domain / f"{clip.id}.npy"
 
 
-def digest(path: Path) -> str:
-    """Of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
 def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterator[Original | Failure]:
     """The clips as they are compared with."""
     for clip in clips:
@@ -80,6 +74,15 @@ def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterato
             yield Original(clip, row["seconds"], digest(target))
         except (AudioError, OSError) as error:
             yield Failure(ORIGINAL, clip, reason(clip.path, error))
+
+
+def check_replaced(clips: Sequence[EvalClip], out: Path, journal: Journal) -> None:
+    """Raises DataError if `out` holds another file's clip under a name: it would be lost, and its scores."""
+    for clip in clips:
+        row = journal.get(ORIGINAL, clip.domain, clip.id)
+        if clip.problem is None and row is not None and os.path.abspath(row["source"][0]) != os.path.abspath(clip.path):
+            held = f"{clip.domain}/{clip.id} of {row['source'][0]}"
+            raise DataError(f"{out}: holds {held}; that of {clip.path} would replace it: use another --out")
 
 
 def _about(clip: EvalClip) -> list[Any]:

@@ -27,7 +27,7 @@ from omnicodec_jax.evaluation.peers import Asked
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
 from omnicodec_jax.evaluation.scores import COLUMNS, Scores, Task, score_all
 from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import digest, rewriting
 
 LOG = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def run(evaluation: Evaluation) -> int:
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
     with claim(out), Journal(out / "journal.jsonl") as journal:
+        reconstruct.check_replaced(clips, out, journal)
         found = list(reconstruct.originals(clips, out, journal))
         originals = [clip for clip in found if isinstance(clip, Original)]
         rejected = [failure for failure in found if isinstance(failure, Failure)]
@@ -97,7 +98,7 @@ def run(evaluation: Evaluation) -> int:
         if not originals:
             raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
         lines, missing = [System(ORIGINAL, "the clips themselves")], 0
-        taken = {ORIGINAL, *evaluation.reconstructions}
+        taken = {names.key(name) for name in (ORIGINAL, *evaluation.reconstructions)}
         for name, load in evaluation.codecs():
             try:
                 codec = load()
@@ -105,9 +106,9 @@ def run(evaluation: Evaluation) -> int:
                 LOG.error("%s is left out: %s", name, error)
                 missing += 1
                 continue
-            own = {system.name for system in codec.systems}
-            if twice := taken & own:
-                raise ConfigError(f"{name}: there is a {twice.pop()} already; give it another name")
+            own = {names.key(system.name) for system in codec.systems}
+            if taken & own:
+                raise ConfigError(f"{name}: there is a system of that name already; give it another")
             taken |= own
             failures += reconstruct.by_codec(codec, originals, out, journal)
             lines += codec.systems
@@ -137,7 +138,7 @@ def score(
                 scored[key] = Scores({}, dict.fromkeys(evaluation.metrics, failed[key]))
                 continue
             path = reconstruct.audio_path(evaluation.out, system.name, clip)
-            digests[key] = [original.digest, reconstruct.digest(path), clip.transcript]
+            digests[key] = [original.digest, digest(path), clip.transcript]
             row = journal.get("scores", *key)
             known = row["values"] if row is not None and row["of"] == digests[key] else {}
             scored[key] = Scores(known, {})
@@ -260,16 +261,16 @@ def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> Non
     keys = ("system", "domain", "clip")
     rows = [dict(zip(keys, key, strict=True)) | {"values": s.values, "why": s.why} for key, s in scored.items()]
     _write_lines(out / "scores.jsonl", rows)
-    with replacing(out / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
+    with rewriting(out / "scores.csv") as temporary, open(temporary, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*keys, *metrics])
         table.writerows([*key, *(s.values.get(name, "") for name in metrics)] for key, s in scored.items())
     for name, text in (("tables.md", summary.table(report)), ("report.json", json.dumps(report, indent=1))):
-        with replacing(out / name) as temporary:
+        with rewriting(out / name) as temporary:
             temporary.write_text(text)
     page.write({**report, "summary": report["compared"]}, out)
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with rewriting(path) as temporary, open(temporary, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,0 +1,66 @@
+"""Where each file of a command's input goes, and what is there already that must not be lost."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omnicodec_jax import names
+from omnicodec_jax.data import discovery
+from omnicodec_jax.errors import OmniCodecError
+from omnicodec_jax.origin import Origin
+from omnicodec_jax.token_file import SUFFIX
+
+
+def choose(
+    input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
+) -> list[tuple[Path, Path]]:
+    """Where each input file goes. Raises OmniCodecError."""
+    if not input.exists():
+        raise OmniCodecError(f"{input}: no such file or directory")
+    if not input.is_dir():
+        # Beside its source, audio gets another name than the original has.
+        name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
+        file = input.with_name(name) if output is None else output / name if output.is_dir() else output
+        if suffix == SUFFIX and file.suffix != SUFFIX:
+            raise OmniCodecError(f"{file}: token files end in {SUFFIX}")
+        return [(input, file)]
+    found = discovery.take(input, extensions)
+    if not found.files:
+        raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}; it holds {found}")
+    folder = output or outside(input, folder_suffix)
+    inside = distinct(input, found.files, extensions, suffix)
+    return [(source, folder / inside[source]) for source in found.files]
+
+
+def outside(folder: Path, suffix: str) -> Path:
+    """The directory beside another one that is named after it. Raises OmniCodecError for that of the whole disk."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    if not named.name:
+        raise OmniCodecError(f"{folder}: name the directory to write to")
+    return named.with_name(names.fit(named.name, suffix))
+
+
+def distinct(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
+    """The names that files of a tree have in a tree that mirrors it."""
+    inside = [file.relative_to(root).as_posix() for file in files]
+    return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
+
+
+def check_replaced(targets: Sequence[tuple[Path, Path]], origin_of: Callable[[Path], Origin | None]) -> None:
+    """Raises OmniCodecError, before any work, if files would be replaced that were made of something else.
+
+    origin_of: what a file says that it was made of; None if it does not say.
+    """
+    lost = [why for source, target in targets if target.is_file() and (why := _why(source, target, origin_of(target)))]
+    if lost:
+        others = f" (and {len(lost) - 1} others likewise)" if lost[1:] else ""
+        raise OmniCodecError(f"{lost[0]}{others}; choose another output, or replace with --overwrite")
+
+
+def _why(source: Path, target: Path, origin: Origin | None) -> str | None:
+    """Why a file must not be replaced; None: it was made of the same source."""
+    if origin is None:
+        return f"{target}: is there already, and does not say that it was made of {source}"
+    if not origin.is_of(source, target):
+        return f"{target}: was made of {origin.path}, not of {source}"
+    return None

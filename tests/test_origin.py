@@ -1,0 +1,186 @@
+"""What is there already: made again of the same source, and never lost to another."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnicodec_jax import cli
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.corpus.detokenize import detokenize
+from omnicodec_jax.corpus.webdataset import convert
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.units import Task
+from omnicodec_jax.errors import DataError, ModelError, OmniCodecError
+from omnicodec_jax.evaluation import reconstruct
+from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.export import export
+from omnicodec_jax.origin import Origin
+from omnicodec_jax.token_file import TokenFile
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+
+class Quick(OmniCodecTokenizer):
+    """Compiles nothing: codes are zeros, and decode to a tone."""
+
+    def encode(self, audio, sample_rate, **_):
+        return np.zeros((len(audio), self.num_quantizers, self.num_frames(audio.shape[2])), np.int32)
+
+    def decode(self, codes, **_):
+        return 0.1 * np.sin(np.arange(codes.shape[2] * self.hop_length, dtype=np.float32))[None, None]
+
+    def decode_each(self, clips):
+        for key, codes in clips:
+            yield key, self.decode(codes[None])[0]
+
+
+@pytest.fixture(autouse=True)
+def _compile_nothing(monkeypatch):
+    monkeypatch.setattr(cli, "_load_model", lambda model, *_: Quick.from_pretrained(model))
+
+
+def sound(path: Path, seed: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.5, 0.5, 5000), 24_000)
+    return path
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_encoding_a_flac_after_its_wav_does_not_replace_the_tokens(tmp_path, demo_model):
+    wav, flac = sound(tmp_path / "a.wav", 0), sound(tmp_path / "a.flac", 1)
+    assert cli.encode(wav, model=demo_model) == 0
+    before = contents(tmp_path)
+    with pytest.raises(OmniCodecError, match=r"a\.safetensors: was made of a\.wav, not of .*a\.flac; .*--overwrite"):
+        cli.encode(flac, model=demo_model)
+    assert contents(tmp_path) == before
+    assert cli.encode(sound(wav, 2), model=demo_model) == 0  # edited in its place: made again
+    assert TokenFile.load(tmp_path / "a.safetensors").source == Origin.of(wav, tmp_path / "a.safetensors")
+    assert cli.encode(flac, model=demo_model, overwrite=True) == 0
+    assert TokenFile.made_by(tmp_path / "a.safetensors")[1] == Origin.of(flac, tmp_path / "a.safetensors")
+
+
+def test_clips_of_one_name_from_two_folders_do_not_replace_each_other(tmp_path, demo_model):
+    (tmp_path / "out").mkdir()
+    first, second = sound(tmp_path / "x" / "a.wav", 0), sound(tmp_path / "y" / "a.wav", 1)
+    assert cli.encode(first, tmp_path / "out", model=demo_model) == 0
+    for source in (second, second.parent):
+        with pytest.raises(OmniCodecError, match=r"was made of \.\./x/a\.wav, not of .*y/a\.wav"):
+            cli.encode(source, tmp_path / "out", model=demo_model)
+    shutil.copy(first, second)  # the same, moved
+    assert cli.encode(second, tmp_path / "out", model=demo_model) == 0
+    assert cli.decode(tmp_path / "out", tmp_path / "x2", model=demo_model) == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "out2")
+    sound(tmp_path / "y" / "a.wav", 2)
+    assert cli.encode(second, tmp_path / "out2", model=demo_model) == 0  # where it was, seen from the copy
+    with pytest.raises(OmniCodecError, match=r"x2/a\.wav: was made of \.\./out/a\.safetensors, not of .*out2"):
+        cli.decode(tmp_path / "out2", tmp_path / "x2", model=demo_model)
+
+
+def test_tokens_that_do_not_say_what_they_are_of_are_not_replaced(tmp_path, demo_model):
+    model = Quick.from_pretrained(demo_model).model_hash
+    fields = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 5000, "gain": 1.0}
+    TokenFile(codes=np.zeros((9, 3)), model=model, **fields).save(tmp_path / "a.safetensors")
+    source = sound(tmp_path / "a.wav", 0)
+    with pytest.raises(OmniCodecError, match="does not say that it was made of .*--overwrite"):
+        cli.encode(source, model=demo_model)
+    assert cli.encode(source, model=demo_model, overwrite=True) == 0
+    assert cli.encode(source, model=demo_model) == 0
+
+
+def test_decoding_does_not_replace_the_original(tmp_path, demo_model):
+    source = sound(tmp_path / "in" / "a.wav", 0)
+    assert cli.encode(source, model=demo_model) == 0
+    tokens, original = source.with_suffix(".safetensors"), source.read_bytes()
+    for given, out in ((tokens, source), (tokens, source.parent), (source.parent, source.parent)):
+        with pytest.raises(OmniCodecError, match=r"in/a\.wav: is there already, .*another output, or .*--overwrite"):
+            cli.decode(given, out, model=demo_model)
+    assert source.read_bytes() == original
+    for suffix in (".wav", ".flac"):
+        out = tmp_path / f"out{suffix}"
+        assert cli.decode(tokens, out, model=demo_model) == 0
+        assert cli.decode(tokens, out, model=demo_model, num_quantizers=2) == 0  # its own
+    assert cli.decode(tokens, source, model=demo_model, overwrite=True) == 0
+
+
+def test_a_stream_does_not_replace_a_file(tmp_path, demo_model):
+    (tmp_path / "a.wav").write_bytes(b"precious")
+    with pytest.raises(OmniCodecError, match=r"a\.wav: is there already; .*--overwrite"):
+        cli.stream_decode(tmp_path / "a.safetensors", tmp_path / "a.wav", model=demo_model)
+    assert (tmp_path / "a.wav").read_bytes() == b"precious"
+
+
+@pytest.fixture
+def corpus(tmp_path, demo_model):
+    """Writes token shards of one clip, "speech/a", made of the audio with that hash."""
+    codec = Quick.from_pretrained(demo_model)
+
+    def write(name: str, source: str, **contract) -> Path:
+        held = {"model": codec.model_hash, "codebook_sizes": [256] * 9} | contract
+        clip = shards.Clip("a.wav", "speech", np.zeros((3, 9), np.uint16), 1.0, 24_000, 5000, source)
+        shards.write(shards.shard_path(tmp_path / name, "speech-000000"), [clip], held)
+        marker = shards.marker_path(tmp_path / name, "speech-000000")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("{}")
+        return tmp_path / name
+
+    return codec, write
+
+
+def test_detokenize_keeps_audio_of_something_else_and_does_not_call_it_done(tmp_path, corpus):
+    codec, write = corpus
+
+    def decoded(tokens):
+        return [file.path.name for file in detokenize(tokens, tmp_path / "speech_corpus", codec, None, ".flac", Task())]
+
+    (tmp_path / "speech_corpus" / "speech").mkdir(parents=True)
+    original = sound(tmp_path / "speech_corpus" / "speech" / "a.flac", 0)
+    before, tokens = original.read_bytes(), write("tokens", "hash 1")
+    with pytest.raises(DataError, match=r"speech/a\.flac: is there already, and was not made by detokenize"):
+        decoded(tokens)
+    assert original.read_bytes() == before
+    original.unlink()
+    assert decoded(tokens) == ["a.flac"]
+    assert decoded(tokens) == []
+    with pytest.raises(DataError, match=r"was made of \.\./tokens/speech/a\.wav, not of \.\./others/speech/a\.wav"):
+        decoded(write("others", "hash 2"))
+    assert decoded(write("tokens", "hash 3")) == ["a.flac"]  # its audio was replaced
+    assert decoded(write("moved", "hash 3")) == []
+
+
+def test_audio_that_an_older_version_has_detokenized_stays(tmp_path, corpus):
+    codec, write = corpus
+    tokens = write("tokens", "hash")
+    assert len(list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Task()))) == 1
+    audio.save(tmp_path / "out" / "speech" / "a.flac", np.zeros(5000, np.float32), 24_000)
+    assert list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Task())) == []
+
+
+def test_an_exported_program_does_not_replace_tokens(tmp_path, demo_model):
+    codec = Quick.from_pretrained(demo_model)
+    fields = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 5000, "gain": 1.0}
+    TokenFile(codes=np.zeros((9, 3)), model=codec.model_hash, **fields).save(tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"a\.safetensors: is there already, and no exported .*--out another name"):
+        export(codec, "decoder", 1.0, tmp_path / "a.stablehlo")
+
+
+def test_an_evaluation_does_not_replace_clips_of_the_same_name(tmp_path):
+    first, second = (EvalClip("a", "speech", sound(tmp_path / folder / "a.wav", 0)) for folder in "xy")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        list(reconstruct.originals([first], tmp_path, journal))
+        reconstruct.check_replaced([first], tmp_path, journal)
+        with pytest.raises(DataError, match=r"holds speech/a of .*x/a\.wav; that of .*y/a\.wav .*use another --out"):
+            reconstruct.check_replaced([second], tmp_path, journal)
+
+
+def test_webdataset_does_not_mix_tokens_of_two_models(tmp_path, corpus):
+    _, write = corpus
+    for _ in range(2):
+        assert convert(write("tokens", "hash"), tmp_path / "tars") == 1
+    with pytest.raises(DataError, match="tars: holds tokens that were made otherwise"):
+        convert(write("others", "hash", model="another"), tmp_path / "tars")
