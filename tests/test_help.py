@@ -194,7 +194,7 @@ def test_tab_completion_in_bash(words, expected, tmp_path):
 def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
     if shutil.which("zsh") is None:
         pytest.skip("needs zsh")
-    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "zsh"))
+    (tmp_path / "script").write_text(completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", "zsh"))
     for begun in ("autoload -Uz compinit; compinit -u -D;", ""):
         program = f'{begun} eval "$(cat {tmp_path}/script)"; print $_comps[omnicodec]'
         options = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"HOME": str(tmp_path)}}
@@ -209,7 +209,7 @@ def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
 def test_tab_completion_in_fish(words, expected, tmp_path):
     if shutil.which("fish") is None or shutil.which("python3") is None:
         pytest.skip("needs fish, and python3 on the path")
-    (tmp_path / "script").write_text(completion.script(cli.SUBCOMMANDS, "omnicodec", "fish"))
+    (tmp_path / "script").write_text(completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", "fish"))
     program = f'eval "$(cat {tmp_path}/script)"; complete -C "omnicodec {words}"'
     options = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"HOME": str(tmp_path)}}
     done = subprocess.run(["fish", "--no-config", "-c", program], **options, cwd=tmp_path)

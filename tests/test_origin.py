@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from omnicodec_jax import cli
+from omnicodec_jax.cli import codec
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.webdataset import convert
@@ -39,7 +40,7 @@ class Quick(OmniCodecTokenizer):
 
 @pytest.fixture(autouse=True)
 def _compile_nothing(monkeypatch):
-    monkeypatch.setattr(cli, "_load_model", lambda model, *_: Quick.from_pretrained(model))
+    monkeypatch.setattr(codec, "_load_model", lambda model, *_: Quick.from_pretrained(model))
 
 
 def sound(path: Path, seed: int) -> Path:
