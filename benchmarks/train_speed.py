@@ -33,10 +33,11 @@ from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.training.accumulation import Batch
+from omnicodec_jax.training.accumulation import TrainBatch
+from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs, merge_gradients
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, jit_step, merged, updated
+from omnicodec_jax.training.step import apply_optimizer, jit_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -64,11 +65,11 @@ class Run:
         self.gan = Gan(dataclasses.replace(config, train=self.train), wavlm)
         rng, codec = np.random.default_rng(0), config.codec
         samples = round(self.seconds * codec.sample_rate)
-        self.batch: Batch = {"audio": jnp.asarray(0.1 * rng.standard_normal((self.clips, 1, samples), np.float32))}
+        self.batch: TrainBatch = {"audio": jnp.asarray(0.1 * rng.standard_normal((self.clips, 1, samples), np.float32))}
         if codec.semantic is not None and codec.semantic.source == "stored":
             shape = (self.clips, round(13 * self.seconds), codec.semantic.feature_dim)
             self.batch["features"] = jnp.asarray(rng.standard_normal(shape, np.float32))
-        self.frozen = Frozen(wavlm=None if wavlm is None else random_variables(WavLM(wavlm), rng))
+        self.frozen = FrozenVariables(wavlm=None if wavlm is None else random_variables(WavLM(wavlm), rng))
         discriminators = random_variables(Discriminators(config.discriminators), rng)["params"]
         self.state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
 
@@ -94,14 +95,15 @@ class Run:
         """Function and arguments of each part, with all that its gradients take; their sum is about the step."""
         gan, batch, frozen, state = self.gan, self.batch, self.frozen, self.state
         audio = batch["audio"]
-        hidden = jax.jit(gan.listen)(audio, frozen)
+        wavlm_states = jax.jit(gan.wavlm_states)(audio, frozen)
         parts: dict[str, tuple[Any, ...]] = {"codec": (self.codec, state.params, state.codebooks, batch)}
         if gan.wavlm is not None:
-            parts["WavLM"] = (self.listen, audio, frozen, hidden)
+            parts["WavLM"] = (self.wavlm, audio, frozen, wavlm_states)
         for name, config in families(gan.config.discriminators).items():
-            judge = dataclasses.replace(gan, config=dataclasses.replace(gan.config, discriminators=config))
-            parts[f"{name}: discriminator"] = (partial(discriminate, judge), state.discriminators, audio, hidden)
-            parts[f"{name}: codec's loss, with mel"] = (partial(persuade, judge), state.discriminators, audio, hidden)
+            alone = dataclasses.replace(gan, config=dataclasses.replace(gan.config, discriminators=config))
+            inputs = (state.discriminators, audio, wavlm_states)
+            parts[f"{name}: discriminator"] = (partial(discriminator_gradient, alone), *inputs)
+            parts[f"{name}: codec's loss, with mel"] = (partial(adversarial_gradient, alone), *inputs)
         for side, optimizer, params, moments in (
             ("codec", generator_optimizer, state.params, state.generator_optimizer),
             ("discriminators", discriminator_optimizer, state.discriminators, state.discriminator_optimizer),
@@ -109,17 +111,17 @@ class Run:
             parts[f"optimizer of the {side}"] = (partial(update, optimizer(gan.config)), params, moments)
         return parts
 
-    def codec(self, params: Any, codebooks: Any, batch: Batch) -> object:
+    def codec(self, params: Any, codebooks: Any, batch: TrainBatch) -> object:
         """Forward and backward of all but the frozen network."""
-        forward = dataclasses.replace(self.gan, wavlm=None).forward(
-            params, codebooks, batch, Frozen(), jax.random.key(0)
+        forward = dataclasses.replace(self.gan, wavlm=None).codec_forward(
+            params, codebooks, batch, FrozenVariables(), jax.random.key(0)
         )
-        return forward.pull_back(jnp.ones_like(forward.fake), None)
+        return forward.vjp(jnp.ones_like(forward.reconstruction), None)
 
-    def listen(self, audio: jax.Array, frozen: Frozen, gradient: Any) -> object:
-        """WavLM on the real audio, and forwards and backwards on the reconstruction."""
-        real = self.gan.listen(audio, frozen)
-        pull_back = jax.vjp(lambda audio: self.gan.listen(audio, frozen), 0.9 * audio)[1]
+    def wavlm(self, audio: jax.Array, frozen: FrozenVariables, gradient: Any) -> object:
+        """Runs WavLM forward on the real audio, and forward and backward on the reconstruction."""
+        real = self.gan.wavlm_states(audio, frozen)
+        pull_back = jax.vjp(lambda audio: self.gan.wavlm_states(audio, frozen), 0.9 * audio)[1]
         return real, pull_back(gradient)
 
 
@@ -149,27 +151,29 @@ def families(config: DiscriminatorConfig) -> dict[str, DiscriminatorConfig]:
     return {name: kind for name, kind in kinds.items() if kind != none}
 
 
-def discriminate(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
-    """A discriminator's gradient."""
-    return merged(gan.one_by_one(discriminators, given(audio, hidden), gan.teach))
+def discriminator_gradient(gan: Gan, discriminators: Any, audio: jax.Array, wavlm_states: Any) -> object:
+    """The gradient of a discriminator's loss."""
+    forward = given(audio, wavlm_states)
+    return merge_gradients(gan.for_each_discriminator(discriminators, forward, gan.discriminator_gradient))
 
 
-def persuade(gan: Gan, discriminators: Any, audio: jax.Array, hidden: Any) -> object:
-    """Gradient of what the codec minimises of the audio and of a discriminator's judgements."""
-    forward = given(audio, hidden)
-    return gan.codec_gradient(forward, gan.one_by_one(discriminators, forward, gan.persuade)).gradient
+def adversarial_gradient(gan: Gan, discriminators: Any, audio: jax.Array, wavlm_states: Any) -> object:
+    """The gradient of the mel loss, and of the losses that one family of discriminators gives the codec."""
+    forward = given(audio, wavlm_states)
+    adversarial = gan.for_each_discriminator(discriminators, forward, gan.adversarial_gradient)
+    return gan.generator_gradient(forward, adversarial).gradient
 
 
-def given(audio: jax.Array, hidden: Any) -> Forward:
-    """In place of a codec's forward."""
-    inputs = Inputs(audio, None, hidden)
-    return Forward(inputs, 0.9 * audio, hidden, jnp.zeros(()), {}, {}, lambda *gradient: {"heard": gradient})
+def given(audio: jax.Array, wavlm_states: Any) -> CodecForward:
+    """A forward that stands for the codec's, with audio that is nearly the real one."""
+    inputs = TrainInputs(audio, None, wavlm_states)
+    return CodecForward(inputs, 0.9 * audio, wavlm_states, jnp.zeros(()), {}, {}, lambda *gradient: {"codec": gradient})
 
 
 def update(optimizer: optax.GradientTransformation, params: Any, moments: Any) -> object:
     """One update, of the parameters in place of their gradient."""
     packed = pack(params)
-    moved, moments = updated(optimizer, packed, moments, packed)
+    moved, moments = apply_optimizer(optimizer, packed, moments, packed)
     return unpack(moved, params), moments
 
 

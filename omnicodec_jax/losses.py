@@ -1,8 +1,9 @@
-"""Loss terms as pure functions, float32; their weights are in `config.LossConfig`.
+"""The loss terms as pure functions in float32 (spec §3.1); their weights are in `config.LossConfig`.
 
-A training step's terms come in four groups, each a dict of named scalars: `codec_losses` of what the generator
-computes beside the audio, `audio_losses` of the audio it makes, `judged_losses` of what discriminators make of that,
-`discriminator_losses` of theirs. `weighted_sum` adds up.
+A training step has four groups of terms, each a dict of named scalars. Three of them are minimised by the generator
+(the codec): `codec_losses` needs only what the codec computes beside the audio, `reconstruction_losses` the audio that
+it makes, and `adversarial_losses` the discriminators' outputs on that audio. `weighted_sum` adds them up. The fourth,
+`discriminator_losses`, is minimised by the discriminators.
 """
 
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import LossConfig
-from omnicodec_jax.discriminators import Judgements
-from omnicodec_jax.discriminators.conv import Judgement
+from omnicodec_jax.discriminators import DiscriminatorOutputs
+from omnicodec_jax.discriminators.conv import DiscriminatorOutput
 from omnicodec_jax.dsp import mel_spectrogram
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import CodecOutput
@@ -24,31 +25,37 @@ Scalar = Float[Array, ""]
 Terms = dict[str, Scalar]
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
-"""Window and number of mel bands of each scale of the reconstruction loss."""
+"""Window length and number of mel bands of each scale of the mel loss."""
 WAVLM_FRAME_RATE = 50
+"""Hidden states of WavLM a second."""
 
 
-# -- Of what the codec computes beside the audio
+# -- Losses of what the codec computes beside the audio
 
 
 def self_guidance(output: CodecOutput, norm: Literal["l1", "l2"]) -> Scalar:
-    """Paper Eq. 2: how far the decoder's hidden state on codes is from that on the latent before quantization."""
+    """Self-guidance (paper §2.3, Eq. 2): the distance of the decoder's hidden states on codes from those on the latent.
+
+    The hidden states on the latent before quantization are the target and take no gradient. Both are computed in
+    `OmniCodec.__call__`.
+    """
     difference = output.hidden_quantized - stop_gradient(output.hidden_guide)
     return jnp.mean(jnp.abs(difference) if norm == "l1" else difference**2)
 
 
 def semantic_reconstruction(output: CodecOutput, features: Float[Array, "B S F"]) -> Scalar:
-    """Mean absolute error of the reconstructed semantic features (spec §3.1)."""
+    """Semantic reconstruction loss: mean absolute error of the reconstructed semantic features (spec §3.1)."""
     if output.semantic_features is None:
         raise ValueError("this config has no semantic branch to reconstruct features with")
     return jnp.mean(jnp.abs(output.semantic_features - features))
 
 
 def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Array, "B N W"]:
-    """WavLM's 50 states a second, averaged over windows of two frames around each frame of the codec.
+    """Averages WavLM's 50 hidden states a second over windows that are as long as two frames of the codec.
 
-    Zeros beyond the ends count. At 12.5 Hz windows of 8, 4 apart, as in the reference; at 6.25 Hz 16 and 8, where
-    the reference keeps 12.5 Hz and compares frames with states of half their time.
+    The zeros that pad the ends count in the average. At 12.5 Hz a window has 8 states and windows are 4 apart, as in
+    the reference; at 6.25 Hz it is 16 and 8. (There the reference keeps its windows of 12.5 Hz, so that it compares a
+    frame with hidden states of another time.)
     """
     stride = round(WAVLM_FRAME_RATE / frame_rate)
     window, edges = (1, 2 * stride, 1), ((0, 0), (stride - 1, stride - 1), (0, 0))
@@ -56,9 +63,10 @@ def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Ar
 
 
 def wavlm_distillation(projection: Float[Array, "B N W"], hidden: Float[Array, "B S W"], frame_rate: float) -> Scalar:
-    """-log σ of the cosine, over time, between each channel of the projection and of WavLM's last hidden state.
+    """WavLM distillation loss: -log σ(cosine) between each channel of the projection and the same channel of WavLM.
 
-    Source: SpeechTokenizer (arXiv 2308.16692 §3.3), which calls it the D-axis. The longer of both is cut.
+    The cosine is over time. Source: "D-axis" distillation of SpeechTokenizer (arXiv 2308.16692 §3.3). The longer of the
+    two sequences is cut.
     """
     target = pool_to_frames(hidden, frame_rate)
     steps = min(projection.shape[1], target.shape[1])
@@ -74,13 +82,14 @@ def wavlm_distillation(projection: Float[Array, "B N W"], hidden: Float[Array, "
 def codec_losses(
     output: CodecOutput,
     features: Float[Array, "B S F"] | None,
-    hidden: Float[Array, "B H W"] | None,
+    wavlm_state: Float[Array, "B H W"] | None,
     frame_rate: float,
     config: LossConfig,
 ) -> Terms:
-    """Terms that need no discriminator; `hidden` is WavLM's last hidden state on the real audio.
+    """The generator's terms that need neither the reconstructed audio nor a discriminator.
 
-    Semantic terms where the codec has that branch, distillation where it has the head for it.
+    `wavlm_state` is WavLM's last hidden state on the real audio. Semantic terms are left out for a codec without
+    semantic branch, and distillation for one without a WavLM head.
     """
     terms = {
         "commitment_acoustic": output.acoustic.commitment,
@@ -89,16 +98,16 @@ def codec_losses(
     if output.semantic is not None and features is not None:
         terms["commitment_semantic"] = output.semantic.commitment
         terms["semantic"] = semantic_reconstruction(output, features)
-    if output.wavlm_projection is not None and hidden is not None:
-        terms["wavlm_distillation"] = wavlm_distillation(output.wavlm_projection, hidden, frame_rate)
+    if output.wavlm_projection is not None and wavlm_state is not None:
+        terms["wavlm_distillation"] = wavlm_distillation(output.wavlm_projection, wavlm_state, frame_rate)
     return terms
 
 
-# -- Of the reconstruction
+# -- Losses of the reconstructed audio
 
 
 def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Scalar:
-    """Mean absolute difference of log10-mel magnitudes, summed over seven window lengths (spec §3.1)."""
+    """Multi-scale mel loss: mean absolute difference of log10-mel magnitudes, summed over seven scales (spec §3.1)."""
 
     def log_mel(audio: Audio, window: int, n_mels: int) -> Float[Array, "B 1 N M"]:
         mel = mel_spectrogram(audio, sample_rate, window, window // 4, n_mels)
@@ -110,57 +119,65 @@ def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Sc
     )
 
 
-def audio_losses(reconstruction: Audio, audio: Audio, sample_rate: int) -> Terms:
-    """Terms of the reconstruction alone."""
+def reconstruction_losses(reconstruction: Audio, audio: Audio, sample_rate: int) -> Terms:
+    """The generator's terms that compare the reconstructed audio with the real audio."""
     return {"mel": multi_scale_mel(reconstruction, audio, sample_rate)}
 
 
-def adversarial(fake: tuple[Judgement, ...]) -> Scalar:
-    """Least squares: how far the logits of fake audio are from 1; summed over the sub-discriminators."""
-    return sum((jnp.mean((1 - judgement.logits) ** 2) for judgement in fake), start=jnp.zeros(()))
+def adversarial(fake: tuple[DiscriminatorOutput, ...]) -> Scalar:
+    """Adversarial loss of least squares: mean (1 - logits)² on fake audio, summed over the sub-discriminators."""
+    return sum((jnp.mean((1 - output.logits) ** 2) for output in fake), start=jnp.zeros(()))
 
 
 def feature_matching(
-    real: tuple[Judgement, ...], fake: tuple[Judgement, ...], reduction: Literal["sum", "mean"]
+    real: tuple[DiscriminatorOutput, ...], fake: tuple[DiscriminatorOutput, ...], reduction: Literal["sum", "mean"]
 ) -> Scalar:
-    """Mean absolute difference of each feature map; sum or mean over a sub-discriminator's, and their sum."""
+    """Feature matching loss: mean absolute difference of the feature maps on real and on fake audio.
+
+    The differences of one sub-discriminator's feature maps are added up or averaged, as `reduction` says, and the
+    results are added up over the sub-discriminators. The feature maps on real audio take no gradient.
+    """
     total = jnp.zeros(())
-    for target, judgement in zip(real, fake, strict=True):
+    for real_output, fake_output in zip(real, fake, strict=True):
         differences = [
             jnp.mean(jnp.abs(y.astype(jnp.float32) - stop_gradient(x).astype(jnp.float32)))
-            for x, y in zip(target.feature_maps, judgement.feature_maps, strict=True)
+            for x, y in zip(real_output.feature_maps, fake_output.feature_maps, strict=True)
         ]
         total += sum(differences, start=jnp.zeros(())) / (len(differences) if reduction == "mean" else 1)
     return total
 
 
 FEATURE_MATCHING_REDUCTION: Mapping[str, Literal["sum", "mean"]] = {"stft": "sum", "waveform": "mean", "wavlm": "sum"}
-"""As the reference has it (spec §3.1)."""
+"""How `feature_matching` reduces the feature maps of each family, as the authors' code does (spec §3.1)."""
 
 
-def judged_losses(real: Judgements, fake: Judgements) -> Terms:
-    """Terms of what discriminators make of the reconstruction; `real`: what they make of the audio itself.
+def adversarial_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> Terms:
+    """The generator's terms of each family of discriminators: adversarial loss and feature matching loss.
 
-    Sums over sub-discriminators, so that some can be judged now and others later.
+    Each term is a sum over the sub-discriminators in `real` and `fake`, so that the terms of single sub-discriminators
+    can be added up.
     """
     terms = {}
-    for family, judgements in fake.items():
-        terms[f"adversarial_{family}"] = adversarial(judgements)
+    for family, fake_outputs in fake.items():
+        terms[f"adversarial_{family}"] = adversarial(fake_outputs)
         reduction = FEATURE_MATCHING_REDUCTION[family]
-        terms[f"feature_matching_{family}"] = feature_matching(real[family], judgements, reduction)
+        terms[f"feature_matching_{family}"] = feature_matching(real[family], fake_outputs, reduction)
     return terms
 
 
-# -- Of the discriminators
+# -- Losses of the discriminators
 
 
-def discriminator_losses(real: Judgements, fake: Judgements) -> Terms:
-    """Least squares: logits of real audio towards 1, of fake towards 0; summed over a family's sub-discriminators."""
+def discriminator_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> Terms:
+    """The discriminators' loss of least squares: mean (1 - logits)² on real audio plus mean logits² on fake audio.
+
+    Each family's term is a sum over its sub-discriminators.
+    """
     return {
         f"discriminator_{family}": sum(
             (
-                jnp.mean((1 - on_real.logits) ** 2) + jnp.mean(on_fake.logits**2)
-                for on_real, on_fake in zip(real[family], fake[family], strict=True)
+                jnp.mean((1 - real_output.logits) ** 2) + jnp.mean(fake_output.logits**2)
+                for real_output, fake_output in zip(real[family], fake[family], strict=True)
             ),
             start=jnp.zeros(()),
         )
@@ -169,6 +186,6 @@ def discriminator_losses(real: Judgements, fake: Judgements) -> Terms:
 
 
 def weighted_sum(terms: Terms, config: LossConfig) -> Scalar:
-    """What the generator minimises: paper Eq. 1."""
+    """The sum of the generator's terms times their weights (paper Eq. 1; spec §3.2)."""
     weights = {name: config.adversarial if name.startswith("adversarial") else getattr(config, name) for name in terms}
     return sum((weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))

@@ -15,7 +15,7 @@ from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.language_model.perplexity import Corpus
-from omnicodec_jax.training.step import Gan
+from omnicodec_jax.training.gan import Gan
 from omnicodec_jax.training.validation import Validator
 
 

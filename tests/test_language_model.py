@@ -277,7 +277,7 @@ def losses_on(mesh_config: MeshConfig, devices: int, steps: int = 4) -> list[flo
 
 
 def test_losses_do_not_depend_on_the_mesh(monkeypatch):
-    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)
     one = losses_on(MeshConfig(), 1)
     assert len(set(one)) == 4
     np.testing.assert_allclose(losses_on(MeshConfig(), 8), one, atol=1e-4)

@@ -94,8 +94,8 @@ def kernels() -> dict[str, set[P]]:
     for tree in trees():
         for path, leaf in jax.tree.leaves_with_path(tree):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            if leaf.size >= sharding.SMALLEST and name.endswith(".kernel"):
-                row = sharding.spec(mesh, name, leaf.shape)[-2:]
+            if leaf.size >= sharding.MIN_SHARDED_SIZE and name.endswith(".kernel"):
+                row = sharding.partition_spec(mesh, name, leaf.shape)[-2:]
                 label = re.sub(r"(?<!linear_)\d+", "#", name.removesuffix(".kernel"))
                 found.setdefault(label, set()).add(P(*row))
     return found

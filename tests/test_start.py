@@ -30,10 +30,10 @@ from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
 from omnicodec_jax.training import loop, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import init_state, update_ema
-from omnicodec_jax.training.step import Frozen, Gan
-from omnicodec_jax.training.validation import Validation, Validator
+from omnicodec_jax.training.validation import ValidationResult, Validator
 
 ROOT = Path(__file__).parents[1]
 SMALL = replaced(
@@ -199,7 +199,7 @@ def test_processes_without_jax_own_service_agree_on_where_to_stop(monkeypatch):
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with multihost.Interruption() as interruption:
-            assert [interruption.noticed(step) for step in range(11, 21)] == [False] * 9 + [True]
+            assert [interruption.stops_before(step) for step in range(11, 21)] == [False] * 9 + [True]
     finally:
         jax.config.update("jax_enable_preemption_service", True)
     assert asked == [0]
@@ -214,13 +214,14 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.config import MeshConfig, RunConfig
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.training.start import first_state
-from omnicodec_jax.training.step import Frozen, Gan
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 
 multihost.initialize()
 config = config_files.load(sys.argv[2])
 for axes in ({"data": 2}, {"data": 1, "fsdp": 2}):
     mesh = sharding.make_mesh(MeshConfig(**axes))
-    state = first_state(Gan(dataclasses.replace(config, run=RunConfig(start_from=sys.argv[1]))), Frozen(), mesh, None)
+    started = dataclasses.replace(config, run=RunConfig(start_from=sys.argv[1]))
+    state = first_state(Gan(started), FrozenVariables(), mesh, None)
     assert jax.tree.leaves(state.discriminators)
     print("started", axes, float(state.params["downsample"]["kernel"].addressable_data(0)[0, 0, 0]))
 """
@@ -258,7 +259,7 @@ def test_two_processes_start_from_a_model_without_discriminators(tmp_path):
 
 @pytest.mark.parametrize(("name", "heard"), [("paper_12hz", True), ("released_12hz", False), ("demo", False)])
 def test_nearly_silent_semantic_loss_is_told_of_at_the_start(name, heard):
-    assert (loop.hardly_heard(config_files.load(ROOT / f"configs/{name}.py")) is not None) == heard
+    assert (loop.weak_semantic_loss(config_files.load(ROOT / f"configs/{name}.py")) is not None) == heard
 
 
 # -- Validation
@@ -292,7 +293,7 @@ def test_validation_computes_in_float32_whatever_training_does():
     mesh = sharding.make_mesh(MeshConfig())
     variables = {"params": state.params, "codebooks": state.codebooks}
     evaluate = partial(validation._evaluate, gan=gan, mesh=mesh)
-    text = str(jax.make_jaxpr(evaluate)(variables, batch, Frozen()))
+    text = str(jax.make_jaxpr(evaluate)(variables, batch, FrozenVariables()))
     assert "f32" in text
     assert "bf16" not in text
 
@@ -302,9 +303,9 @@ def test_weights_and_their_average_are_both_validated_and_the_average_decides(
 ):
     caplog.set_level(logging.INFO)
 
-    def validator(params: Any, *_: Any) -> Validation:
+    def validator(params: Any, *_: Any) -> ValidationResult:
         """Its mel distance is a weight and 10, to which the steps above add in the average."""
-        return Validation(
+        return ValidationResult(
             10 + float(params["downsample"]["kernel"][0, 0, 0]), {}, np.zeros((0, 1, 1)), np.zeros((0, 1, 1))
         )
 

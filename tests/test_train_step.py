@@ -24,10 +24,11 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.planning import hlo
 from omnicodec_jax.training import state
+from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState
-from omnicodec_jax.training.step import Forward, Frozen, Gan, Inputs, jit_step, train_step
+from omnicodec_jax.training.step import jit_step, train_step
 
 STEPS = 5
 
@@ -59,7 +60,7 @@ def run(config: Config = TINY, steps: int = 1, first: TrainState | None = None):
     """The state after some steps, and the metrics of each."""
     now, metrics = first_state() if first is None else first, []
     for number in range(steps):
-        now, result = jitted(config)(now, batch(number), Frozen())
+        now, result = jitted(config)(now, batch(number), FrozenVariables())
         metrics.append(jax.device_get(result))
     return now, metrics
 
@@ -92,12 +93,12 @@ def test_a_step_moves_everything_that_learns():
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     bad = {**batch(), "audio": np.full_like(batch()["audio"], np.nan)}
     before = alone()[0]
-    once, metrics = jitted()(before, bad, Frozen())
-    twice, _ = jitted()(once, bad, Frozen())
+    once, metrics = jitted()(before, bad, FrozenVariables())
+    twice, _ = jitted()(once, bad, FrozenVariables())
     assert not np.isfinite(metrics["total"])
     assert (int(once.skipped), int(twice.skipped), int(twice.step)) == (1, 2, STEPS + 2)
     assert not any(changed(before, twice.replace(step=before.step, skipped=before.skipped)))
-    after, metrics = jitted()(twice, batch(), Frozen())
+    after, metrics = jitted()(twice, batch(), FrozenVariables())
     assert int(after.skipped) == metrics["skipped"] == 0
     assert any(changed(twice.params, after.params))
 
@@ -136,7 +137,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     assert sum(changed(first_state().codebooks, parts[0].codebooks)) > 0
 
 
-def test_simultaneous_update_judges_by_the_discriminators_as_they_were():
+def test_simultaneous_update_uses_the_discriminators_as_they_were():
     now = alone()[0]
     alternating, simultaneous = (
         run(replaced(TINY, train={"discriminator_update": update}), first=now)[1][0]
@@ -159,30 +160,32 @@ def test_simultaneous_update_saves_running_the_discriminators_forward():
     def flops(function, *arguments) -> float:  # as traced: nothing is left to the compiler to find
         return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
-    judge = Discriminators(TINY.discriminators).apply
-    forward = flops(judge, {"params": first.discriminators}, batch()["audio"])
+    discriminate = Discriminators(TINY.discriminators).apply
+    forward = flops(discriminate, {"params": first.discriminators}, batch()["audio"])
     steps = [
         flops(
             partial(train_step, gan=Gan(replaced(TINY, train={"discriminator_update": update}))),
             first,
             batch(),
-            Frozen(),
+            FrozenVariables(),
         )
         for update in ("alternating", "simultaneous")
     ]
     assert steps[0] - steps[1] > 1.8 * forward  # on real audio, and on reconstructed
 
 
-@pytest.mark.parametrize("use", ["teach", "persuade"])
+@pytest.mark.parametrize("use", ["discriminator_gradient", "adversarial_gradient"])
 def test_feature_maps_of_one_sub_discriminator_are_in_memory_at_a_time(use):
     def temporaries(*windows: int) -> int:
         only = DiscriminatorConfig(stft=STFTDiscriminatorConfig(filters=8, windows=windows), waveform=None, wavlm=None)
         gan = Gan(dataclasses.replace(TINY, discriminators=only))
 
         def gradients(params, audio):
-            forward = Forward(Inputs(audio, None, None), 0.9 * audio, None, jnp.zeros(()), {}, {}, lambda *_: {})
-            results = gan.one_by_one(params, forward, getattr(gan, use))
-            return results, sum(gradient[0] for gradient, _ in results) if use == "persuade" else 0
+            forward = CodecForward(
+                TrainInputs(audio, None, None), 0.9 * audio, None, jnp.zeros(()), {}, {}, lambda *_: {}
+            )
+            results = gan.for_each_discriminator(params, forward, getattr(gan, use))
+            return results, sum(gradient[0] for gradient, _ in results) if use == "adversarial_gradient" else 0
 
         params = jax.eval_shape(lambda: init_variables(Discriminators(only), jax.random.key(0)))["params"]
         audio = jax.ShapeDtypeStruct((2, 1, 24_000), np.float32)
@@ -202,7 +205,7 @@ def test_half_precision_and_rematerialisation_stay_near():
 def test_rematerialisation_takes_less_memory_on_a_cpu_too():
     def temporaries(remat: bool) -> int:
         gan, mesh = Gan(replaced(TINY, train={"remat": remat})), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        lowered = jit_step(gan, mesh, first_state(), Frozen()).lower(first_state(), batch(), Frozen())
+        lowered = jit_step(gan, mesh, first_state(), FrozenVariables()).lower(first_state(), batch(), FrozenVariables())
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(remat=True) < 0.75 * temporaries(remat=False)
@@ -214,9 +217,9 @@ def test_rematerialisation_takes_less_memory_on_a_cpu_too():
 def test_first_steps_on_eight_devices_are_those_on_one():
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     now = jax.device_put(first_state(), sharding.shardings(mesh, first_state()))
-    step = jit_step(Gan(TINY), mesh, now, Frozen())
+    step = jit_step(Gan(TINY), mesh, now, FrozenVariables())
     for number, expected in enumerate(alone()[1]):
-        now, metrics = step(now, jax.device_put(batch(number), sharding.batch_sharding(mesh)), Frozen())
+        now, metrics = step(now, jax.device_put(batch(number), sharding.batch_sharding(mesh)), FrozenVariables())
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=f"{name}, step {number}")
     held = jax.tree.map(lambda leaf: leaf.sharding.spec, now)
@@ -233,7 +236,9 @@ def test_state_is_shared_out_over_fsdp():
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(first_state()))
     assert held() == whole
     shared = sum(
-        leaf.nbytes for leaf in jax.tree.leaves(first_state()) if leaf.size >= sharding.SMALLEST and leaf.ndim > 1
+        leaf.nbytes
+        for leaf in jax.tree.leaves(first_state())
+        if leaf.size >= sharding.MIN_SHARDED_SIZE and leaf.ndim > 1
     )
     assert held(fsdp=8) == pytest.approx(whole - shared * 7 / 8, rel=0.01)
     assert shared > 0.4 * whole
@@ -251,12 +256,12 @@ def test_kernels_are_gathered_once_and_every_device_computes_its_own_clips():
         def gradient(params, x):
             whole = sharding.gather(mesh, params)
             square = jax.grad(lambda params: jnp.square(model.apply({"params": params}, x)).sum())
-            return sharding.share_out(mesh, square(whole))
+            return sharding.shard(mesh, square(whole))
 
         step = jax.jit(gradient, in_shardings=(held, sharding.batch_sharding(mesh)), out_shardings=held)
         return hlo.totals(step.lower(params, audio).compile().as_text() or "")
 
-    kernels = sum(leaf.size * 4 for leaf in jax.tree.leaves(params) if leaf.size >= sharding.SMALLEST)
+    kernels = sum(leaf.size * 4 for leaf in jax.tree.leaves(params) if leaf.size >= sharding.MIN_SHARDED_SIZE)
     one, eight = totals(1), totals(8)
     assert eight.flops == one.flops / 8
     assert eight.collectives["all-gather"] == kernels

@@ -34,9 +34,9 @@ from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import frozen, loop
+from omnicodec_jax.training import frozen, loop, metrics_queue
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import DISCRIMINATORS, first_state
-from omnicodec_jax.training.step import Frozen, Gan
 from omnicodec_jax.training.validation import Validator
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,7 @@ def test_resumed_run_on_eight_devices_is_the_undisturbed_one(whole, half, config
     ids=lambda number: number.name,
 )
 def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, monkeypatch, caplog, number):
-    log = loop.Report.log
+    log = loop.TrainingLog.write
     caplog.set_level(logging.INFO)
 
     def ask(report: Any, step: int, *books: Any):
@@ -210,7 +210,7 @@ def test_run_that_is_asked_to_stop_saves_and_goes_on(whole, config, tmp_path, mo
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Report, "log", ask)
+        patch.setattr(loop.TrainingLog, "write", ask)
         assert loop.run(config, tmp_path) == 128 + number
     assert "step 3 is saved" in caplog.messages[-1]
     assert steps(tmp_path) == [0, 2, 3]
@@ -357,8 +357,8 @@ def test_steps_that_are_not_finite_are_named_and_too_many_stop_the_run(half, con
             batch = super().__next__()
             return {**batch, "audio": batch["audio"] * np.float32(np.nan)}
 
-    assert loop.PATIENCE == 10
-    monkeypatch.setattr(loop, "PATIENCE", 3)
+    assert metrics_queue.MAX_NOT_FINITE == 10
+    monkeypatch.setattr(metrics_queue, "MAX_NOT_FINITE", 3)
     monkeypatch.setattr(loop, "Batches", Broken)
     with caplog.at_level(logging.INFO), pytest.raises(TrainingError, match="3 steps in a row were not finite"):
         loop.run(replaced(config, run={"save_every": 100, "validate_every": 100}), half)
@@ -421,7 +421,9 @@ def test_run_can_start_from_an_exported_model(exported, config):
     samples = Samples.open(config.data, 0)
 
     def start(**options: Any):
-        return first_state(Gan(replaced(config, run={"start_from": str(exported)}, **options)), Frozen(), mesh, samples)
+        return first_state(
+            Gan(replaced(config, run={"start_from": str(exported)}, **options)), FrozenVariables(), mesh, samples
+        )
 
     state, (_, variables) = start(), model_directory.load(exported)
     assert int(state.step) == 0

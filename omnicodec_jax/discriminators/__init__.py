@@ -1,4 +1,4 @@
-"""Discriminators: the three families that judge real and reconstructed audio, in one module."""
+"""The discriminators: three families (MS-STFT, waveform, WavLM) of sub-discriminators, in one module."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,58 +8,58 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from omnicodec_jax.config import DiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Judgement
+from omnicodec_jax.discriminators.conv import DiscriminatorOutput
 from omnicodec_jax.discriminators.stft import STFTDiscriminator
 from omnicodec_jax.discriminators.waveform import WaveformDiscriminator
 from omnicodec_jax.discriminators.wavlm import HiddenStates, WavLMDiscriminator
 from omnicodec_jax.models.backbone import Audio
 
-Judgements = dict[str, tuple[Judgement, ...]]
-"""By family ("stft", "waveform", "wavlm"), one of each sub-discriminator."""
+DiscriminatorOutputs = dict[str, tuple[DiscriminatorOutput, ...]]
+"""Outputs by family ("stft", "waveform", "wavlm"), one for each sub-discriminator of the family."""
 
 
-class Member(NamedTuple):
-    """One sub-discriminator."""
+class SubDiscriminator(NamedTuple):
+    """One sub-discriminator, which can run by itself: `Discriminators(config)` applied to `select(params)`."""
 
     config: DiscriminatorConfig
-    """With it alone."""
+    """A config with this sub-discriminator alone."""
     family: str
     name: str | None
-    """Of its parameters in those of the family; None: they are the family's."""
+    """The module that holds its parameters within the family's; None: the family has this sub-discriminator alone."""
 
     @property
-    def hears_wavlm(self) -> bool:
-        """Whether it judges WavLM's hidden states, rather than audio."""
+    def takes_wavlm_states(self) -> bool:
+        """Whether its input is WavLM's hidden states rather than audio."""
         return self.config.wavlm is not None
 
-    def own(self, params: Any) -> Any:
-        """Its parameters among those of all discriminators, in the same tree."""
+    def select(self, params: Any) -> Any:
+        """Selects its parameters from those of all discriminators; they keep their places in the tree."""
         family = params[self.family]
         return {self.family: family if self.name is None else {self.name: family[self.name]}}
 
 
-def members(config: DiscriminatorConfig) -> Iterator[Member]:
-    """All sub-discriminators. Judgements by one after the other are those of `Discriminators`, cut into pieces."""
+def sub_discriminators(config: DiscriminatorConfig) -> Iterator[SubDiscriminator]:
+    """Yields all sub-discriminators; their outputs, one after the other, are those of `Discriminators`."""
     none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
     if config.stft is not None:
         for window in config.stft.windows:
             alone = dataclasses.replace(config.stft, windows=(window,))
-            yield Member(dataclasses.replace(none, stft=alone), "stft", f"window_{window}")
+            yield SubDiscriminator(dataclasses.replace(none, stft=alone), "stft", f"window_{window}")
     if config.waveform is not None:
         empty = dataclasses.replace(config.waveform, periods=(), rates=(), windows=())
         for sizes, prefix in (("periods", "period"), ("rates", "rate"), ("windows", "window")):
             for size in getattr(config.waveform, sizes):
                 alone = dataclasses.replace(empty, **{sizes: (size,)})
-                yield Member(dataclasses.replace(none, waveform=alone), "waveform", f"{prefix}_{size}")
+                yield SubDiscriminator(dataclasses.replace(none, waveform=alone), "waveform", f"{prefix}_{size}")
     if config.wavlm is not None:
-        yield Member(dataclasses.replace(none, wavlm=config.wavlm), "wavlm", None)
+        yield SubDiscriminator(dataclasses.replace(none, wavlm=config.wavlm), "wavlm", None)
 
 
 class Discriminators(nn.Module):
-    """All families that the config has; `apply(variables, audio, method=lambda m, x: m.stft(x))` applies one.
+    """All discriminators of a config; `apply(variables, audio, method=lambda m, x: m.stft(x))` applies one family.
 
-    Everything that comes out has the batch as its first axis, so real and fake audio can go through as one batch.
-    `dtype` is what the convolutions compute in; parameters, spectra and logits stay float32.
+    All outputs have the batch as their first axis, so that real and fake audio can go through as one batch. The
+    convolutions compute in `dtype`; parameters, spectra and logits are float32.
     """
 
     config: DiscriminatorConfig
@@ -75,24 +75,26 @@ class Discriminators(nn.Module):
             self.wavlm = WavLMDiscriminator(config.wavlm, self.dtype)
 
     def example_inputs(self) -> tuple[Audio, HiddenStates | None]:
-        """What `init` calls the module with."""
-        windows = (8,)
+        """Returns inputs that `init` can call the module with: short, but as long as every window."""
+        windows = [8]
         for family in (self.config.stft, self.config.waveform):
-            windows += () if family is None else family.windows
-        wavlm = self.config.wavlm
-        hidden = None if wavlm is None else (jnp.zeros((1, 1, wavlm.hidden_size)),) * wavlm.hidden_states
-        return jnp.zeros((1, 1, 2 * max(windows))), hidden
+            if family is not None:
+                windows += family.windows
+        hidden_states, wavlm = None, self.config.wavlm
+        if wavlm is not None:
+            hidden_states = tuple(jnp.zeros((1, 1, wavlm.hidden_size)) for _ in range(wavlm.hidden_states))
+        return jnp.zeros((1, 1, 2 * max(windows))), hidden_states
 
-    def __call__(self, audio: Audio, hidden_states: HiddenStates | None = None) -> Judgements:
-        """Judgements of audio, and of what WavLM makes of it."""
+    def __call__(self, audio: Audio, hidden_states: HiddenStates | None = None) -> DiscriminatorOutputs:
+        """Applies all families. hidden_states: those of WavLM on this audio, for the WavLM discriminator."""
         config = self.config
-        judgements: Judgements = {}
+        outputs: DiscriminatorOutputs = {}
         if config.stft is not None:
-            judgements["stft"] = self.stft(audio)
+            outputs["stft"] = self.stft(audio)
         if config.waveform is not None:
-            judgements["waveform"] = self.waveform(audio)
+            outputs["waveform"] = self.waveform(audio)
         if config.wavlm is not None:
             if hidden_states is None:
                 raise ValueError("this config has a WavLM discriminator: hidden_states are needed")
-            judgements["wavlm"] = self.wavlm(hidden_states)
-        return judgements
+            outputs["wavlm"] = self.wavlm(hidden_states)
+        return outputs

@@ -1,4 +1,4 @@
-"""What all discriminators are made of: convolutions with weight normalisation, and what a discriminator returns."""
+"""The convolution with weight normalisation of every discriminator, and the output type of a sub-discriminator."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,20 +11,22 @@ from jaxtyping import Array, Float
 from omnicodec_jax.models.conv import add_bias, torch_uniform
 
 
-class Judgement(NamedTuple):
-    """What one sub-discriminator makes of a batch. Logits aim at 1 for real audio and at 0 for fake; float32."""
+class DiscriminatorOutput(NamedTuple):
+    """Logits and feature maps of one sub-discriminator on one batch of audio."""
 
     logits: Float[Array, "B ..."]
+    """float32. The discriminator is trained towards 1 on real audio and towards 0 on fake audio."""
     feature_maps: tuple[Float[Array, "B ..."], ...]
-    """What feature matching compares; the logits are none of them."""
+    """The activations that the feature matching loss compares. The logits are not among them."""
 
 
 class Conv(nn.Module):
-    """Convolution over one or two axes [B, *S, C] under symmetric zero padding; kernel [*k, in / groups, out].
+    """A convolution over one or two axes of [B, *S, C], with symmetric zero padding and optional weight normalisation.
 
-    Odd kernels. The stride is that of the last axis, the dilation that of the first. With weight normalisation the
-    kernel is gain · kernel / ‖kernel‖ of each output channel, and the gain starts at the norm. Computes in `dtype`;
-    the parameters, and the normalisation, are float32.
+    The kernel is [*k, in / groups, out]. Kernel sizes must be odd. `stride` applies to the last axis and `dilation` to
+    the first. With weight normalisation (arXiv 1602.07868) the kernel of each output channel is gain · kernel /
+    ‖kernel‖, and the gain starts at the norm. The convolution computes in `dtype`; the parameters and the normalisation
+    are float32.
     """
 
     features: int
@@ -50,7 +52,7 @@ class Conv(nn.Module):
 def conv(
     x: Float[Array, "B ... C"], kernel: Float[Array, "... I O"], stride: int, dilation: int, groups: int
 ) -> Float[Array, "B ... O"]:
-    """Convolution that pads k // 2 zeros on either side, dilated; channels-last."""
+    """A channels-last convolution that pads k // 2 zeros, times the dilation, on either side."""
     if groups > 1:
         return grouped_conv(x, kernel, stride, groups)
     edges = [k // 2 for k in kernel.shape[:-2]]
@@ -74,9 +76,9 @@ def conv(
 def grouped_conv(
     x: Float[Array, "B T C"], kernel: Float[Array, "k I O"], stride: int, groups: int
 ) -> Float[Array, "B N O"]:
-    """1-D convolution of each group of channels by itself, as one batched product.
+    """A 1-D grouped convolution, computed as one batched matrix product.
 
-    The gradient of XLA's own grouped convolution takes minutes on a CPU, where this takes a second.
+    On a CPU the gradient of XLA's own grouped convolution takes minutes, and the gradient of this one a second.
     """
     x = x.reshape(*x.shape[:2], groups, -1).swapaxes(1, 2)
     kernel = jnp.moveaxis(kernel.reshape(*kernel.shape[:2], groups, -1), 2, 0)
@@ -91,10 +93,12 @@ def grouped_conv(
 def stride_to_channels(
     x: Float[Array, "B N F C"], kernel: Float[Array, "kN kF C O"], stride: int
 ) -> tuple[Float[Array, "B N M SC"], Float[Array, "kN kM SC O"]]:
-    """A strided convolution as a plain one: neighbours along F become channels, zeros fill up the kernel.
+    """Rewrites input and kernel of a strided convolution so that a convolution of stride 1 gives the same result.
 
-    A tenth more to multiply for 9 taps and a stride of 2, but a strided one's gradient convolves an input of which
-    half is zeros: forwards and backwards a discriminator takes 0.6 of the time on a CPU. Pads F by kF // 2 first.
+    Each `stride` neighbours along F become channels, and zeros fill up the kernel. F is padded by kF // 2 first. For
+    9 taps and a stride of 2 this takes a tenth more multiplications. But the gradient of a strided convolution
+    convolves an input of which half is zeros, so that forward and backward a discriminator takes only 0.6 of the time
+    on a CPU.
     """
     batch, frames, bins, channels = x.shape
     taps, edge = kernel.shape[1], kernel.shape[1] // 2

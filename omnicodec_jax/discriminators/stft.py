@@ -1,4 +1,4 @@
-"""Multi-scale STFT discriminator (spec §2.1), as EnCodec's (arXiv 2210.13438 §3.4)."""
+"""The multi-scale STFT discriminator (MS-STFT) of EnCodec (arXiv 2210.13438 §3.4; spec §2.1)."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ from flax import linen as nn
 from jaxtyping import Array, Complex, Float
 
 from omnicodec_jax.config import STFTDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, Judgement
+from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
 from omnicodec_jax.dsp import hann_window, stft
 from omnicodec_jax.models.backbone import Audio
 
 
 def real_and_imaginary(spectrum: Complex[Array, "B N F"]) -> Float[Array, "B N F 2"]:
-    """A spectrum as two channels."""
+    """Real and imaginary part of a complex spectrum, as two channels."""
     return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
 
 
 class STFTScale(nn.Module):
-    """2-D convolutions over [B, frames, bins] of one window's spectrum."""
+    """The sub-discriminator of one window length: 2-D convolutions over the spectrum [B, frames, bins, 2]."""
 
     config: STFTDiscriminatorConfig
     window: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> Judgement:
+    def __call__(self, audio: Audio) -> DiscriminatorOutput:
         filters, dtype = self.config.filters, self.dtype
         energy = np.sum(hann_window(self.window) ** 2, dtype=np.float64)
         x = real_and_imaginary(stft(audio[:, 0], self.window, self.window // 2) / float(np.sqrt(energy)))
@@ -40,17 +40,17 @@ class STFTScale(nn.Module):
             x = nn.leaky_relu(layer(x), self.config.negative_slope)
             feature_maps.append(x)
         logits = Conv(1, (3, 3), dtype=dtype, name="conv_post")(x)
-        return Judgement(logits.astype(jnp.float32), tuple(feature_maps))
+        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(feature_maps))
 
 
 class STFTDiscriminator(nn.Module):
-    """One sub-discriminator a window; the logits are [B, frames, bins, 1]."""
+    """The multi-scale STFT discriminator: one sub-discriminator for each window length; logits [B, frames, bins, 1]."""
 
     config: STFTDiscriminatorConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> tuple[Judgement, ...]:
+    def __call__(self, audio: Audio) -> tuple[DiscriminatorOutput, ...]:
         return tuple(
             STFTScale(self.config, window, self.dtype, name=f"window_{window}")(audio) for window in self.config.windows
         )

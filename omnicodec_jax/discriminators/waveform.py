@@ -1,4 +1,7 @@
-"""Discriminators of the Descript Audio Codec (arXiv 2306.06546 §3.3; spec §2.2): periods, rates, resolutions."""
+"""The discriminators of the Descript Audio Codec (arXiv 2306.06546 §3.3; spec §2.2).
+
+There are three kinds: multi-period (MPD), multi-rate (named MSD, multi-scale, in the paper) and multi-resolution (MRD).
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -10,20 +13,20 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import WaveformDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, Judgement
+from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
 from omnicodec_jax.discriminators.stft import real_and_imaginary
 from omnicodec_jax.dsp import reflect_pad, resample, stft
 from omnicodec_jax.models.backbone import Audio
 
 NEGATIVE_SLOPE = 0.1
 TPU_LANES = 128
-"""Of a TPU's vector registers: what is cut into pieces of so many samples moves in whole registers."""
+"""Lanes of a TPU's vector register. Data that is cut into pieces of this many samples moves in whole registers."""
 BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Edges of the bands that a resolution is cut into, as shares of its bins."""
+"""Edges of the frequency bands that `Resolution` cuts a spectrum into, as shares of its bins."""
 
 
 def apply_layers(x: Float[Array, "..."], layers: list[Conv]) -> list[Float[Array, "..."]]:
-    """The activation after each layer."""
+    """Applies the layers one after the other and returns the activation after each of them (LeakyReLU)."""
     activations = []
     for layer in layers:
         x = nn.leaky_relu(layer(x), NEGATIVE_SLOPE)
@@ -32,11 +35,11 @@ def apply_layers(x: Float[Array, "..."], layers: list[Conv]) -> list[Float[Array
 
 
 def deinterleave(x: Float[Array, "B T"], period: int) -> Float[Array, "B p N"]:
-    """Row r: samples r, r + period, … of T = N · period."""
+    """Cuts audio of T = N · p samples into p rows; row r holds the samples r, r + p, r + 2p, …"""
     tile = TPU_LANES * period
     tiles = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile))).reshape(x.shape[0], -1, tile)
-    # A transpose within each tile, as an exact product with a permutation: rows of three samples, which is how one
-    # would put it, take libtpu eight minutes to compile, and this four seconds.
+    # Each tile is transposed by a product with a permutation matrix, which is exact. A plain reshape to rows of three
+    # samples takes libtpu eight minutes to compile; this takes four seconds.
     source = np.arange(tile).reshape(TPU_LANES, period).T.ravel()
     rows = jnp.matmul(tiles, jax.nn.one_hot(source, tile, axis=0), precision=jax.lax.Precision.HIGHEST)
     rows = rows.reshape(x.shape[0], -1, period, TPU_LANES).swapaxes(1, 2)
@@ -44,19 +47,22 @@ def deinterleave(x: Float[Array, "B T"], period: int) -> Float[Array, "B p N"]:
 
 
 class Period(nn.Module):
-    """Multi-period: every p-th sample is a row of its own; feature maps [B, p, steps, C]."""
+    """The multi-period sub-discriminator (MPD) of one period p; feature maps [B, p, N, C].
+
+    Every row of its input is every p-th sample of the audio.
+    """
 
     period: int
     channels: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> Judgement:
+    def __call__(self, audio: Audio) -> DiscriminatorOutput:
         batch, _, samples = audio.shape
-        # A whole period more where none is missing.
+        # As in the reference, audio whose length is a multiple of the period is padded by a whole period.
         padded = reflect_pad(audio[:, 0], 0, self.period - samples % self.period)
-        # The reference convolves [steps, p] with kernels of width 1. As rows of a 1-D convolution that takes a
-        # quarter of the time on a CPU.
+        # The reference runs 2-D convolutions with kernels of width 1 over [N, p]. The same as a 1-D convolution over p
+        # rows takes a quarter of the time on a CPU.
         x = deinterleave(padded, self.period).reshape(batch * self.period, -1, 1)
         widths = [self.channels // share for share in (32, 8, 2, 1, 1)]
         layers = [
@@ -69,13 +75,14 @@ class Period(nn.Module):
         def unfold(x: Float[Array, "R N C"]) -> Float[Array, "B p N C"]:
             return x.reshape(batch, self.period, *x.shape[1:])
 
-        return Judgement(unfold(logits).astype(jnp.float32), tuple(unfold(x) for x in activations))
+        return DiscriminatorOutput(unfold(logits).astype(jnp.float32), tuple(unfold(x) for x in activations))
 
 
 class Rate(nn.Module):
-    """Multi-rate: grouped 1-D convolutions over audio at 1/rate of its sample rate; feature maps [B, steps, C].
+    """The multi-rate sub-discriminator (MSD): grouped 1-D convolutions over resampled audio; feature maps [B, N, C].
 
-    The paper names this discriminator. The released code never builds it; the layers are those of its original.
+    The audio is resampled to 1 / `rate` of its sample rate. The paper names this discriminator, but the authors' code
+    never builds it; its layers are those of the Descript Audio Codec.
     """
 
     rate: int
@@ -83,7 +90,7 @@ class Rate(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> Judgement:
+    def __call__(self, audio: Audio) -> DiscriminatorOutput:
         x = resample(audio[:, 0], self.rate, 1)[..., None]
         widths = [self.channels // share for share in (64, 16, 4, 1, 1)]
         strided = [
@@ -97,22 +104,25 @@ class Rate(nn.Module):
         ]
         activations = apply_layers(x, layers)
         logits = Conv(1, (3,), dtype=self.dtype, name="conv_post")(activations[-1])
-        return Judgement(logits.astype(jnp.float32), tuple(activations))
+        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(activations))
 
 
 class Resolution(nn.Module):
-    """Multi-resolution: 2-D convolutions over each of five bands of a spectrum; feature maps [B, frames, bins, C]."""
+    """The multi-resolution sub-discriminator (MRD) of one window length; feature maps [B, frames, bins, C].
+
+    The spectrum is cut into five bands, and each has 2-D convolutions of its own.
+    """
 
     window: int
     channels: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> Judgement:
+    def __call__(self, audio: Audio) -> DiscriminatorOutput:
         hop = self.window // 4
         edge, missing = (self.window - hop) // 2, -audio.shape[2] % hop
-        # Frames that lie in the audio alone, T / hop of them: padded to that, centred, and cut. An odd `window - hop`
-        # (876) leaves one fewer.
+        # The reference pads so that T / hop frames lie inside of the audio, and drops the two frames at either end.
+        # Where `window - hop` is odd (a window of 876) there is one frame fewer.
         spectrum = stft(reflect_pad(audio[:, 0], edge, edge + missing), self.window, hop, center=True)[:, 2:-2]
         x = real_and_imaginary(spectrum)
         edges = [int(share * x.shape[2]) for share in BANDS]
@@ -127,17 +137,20 @@ class Resolution(nn.Module):
             activations += apply_layers(x[:, :, low:high], layers)
             bands.append(activations[-1])
         logits = Conv(1, (3, 3), dtype=self.dtype, name="conv_post")(jnp.concatenate(bands, axis=2))
-        return Judgement(logits.astype(jnp.float32), tuple(activations))
+        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(activations))
 
 
 class WaveformDiscriminator(nn.Module):
-    """Sub-discriminators of all periods, then rates, then windows, over audio without offset and of peak 0.8."""
+    """The waveform discriminator: sub-discriminators of all periods, then of all rates, then of all windows.
+
+    Each clip is normalised first: its mean is subtracted and its peak is scaled to 0.8.
+    """
 
     config: WaveformDiscriminatorConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Audio) -> tuple[Judgement, ...]:
+    def __call__(self, audio: Audio) -> tuple[DiscriminatorOutput, ...]:
         audio -= audio.mean(axis=2, keepdims=True)
         audio = 0.8 * audio / (jnp.abs(audio).max(axis=2, keepdims=True) + 1e-9)
         config = self.config

@@ -1,4 +1,4 @@
-"""Discriminator over the hidden states of WavLM (spec §2.3)."""
+"""The discriminator over the hidden states of WavLM (spec §2.3)."""
 
 from typing import Any
 
@@ -7,26 +7,26 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import WavLMDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, Judgement
+from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
 
 HiddenStates = tuple[Float[Array, "B S W"], ...]
-"""WavLM's embedding and every layer's output, of audio at 16 kHz."""
+"""WavLM's embedding and the outputs of all of its layers, for audio at 16 kHz."""
 
 
 class WavLMDiscriminator(nn.Module):
-    """1-D convolutions over all hidden states side by side; logits [B, S, 1].
+    """The WavLM discriminator: 1-D convolutions over all hidden states, concatenated along channels; logits [B, S, 1].
 
-    Feature matching compares the hidden states themselves, so these are its feature maps.
+    Its feature maps are the hidden states themselves, since these are what feature matching compares.
     """
 
     config: WavLMDiscriminatorConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden_states: HiddenStates) -> tuple[Judgement]:
+    def __call__(self, hidden_states: HiddenStates) -> tuple[DiscriminatorOutput]:
         width = self.config.channels
         x = Conv(width, (1,), dtype=self.dtype, name="conv_in")(jnp.concatenate(hidden_states, axis=-1))
         for i, features in enumerate((2 * width, 4 * width, 4 * width)):
             x = nn.leaky_relu(Conv(features, (5,), dtype=self.dtype, name=f"conv_{i}")(x), 0.1)
         logits = Conv(1, (3,), dtype=self.dtype, name="conv_post")(x)
-        return (Judgement(logits.astype(jnp.float32), hidden_states),)
+        return (DiscriminatorOutput(logits.astype(jnp.float32), hidden_states),)

@@ -1,4 +1,4 @@
-"""Starting and stopping: many processes as one, and runs that are asked to go away."""
+"""Starting and stopping of runs: joining the processes of a cluster, and noticing signals."""
 
 import contextlib
 import logging
@@ -18,38 +18,40 @@ from omnicodec_jax.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
 
-EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-STEPS_BETWEEN_QUESTIONS = 10
-"""Of processes among each other, where JAX's own service is off."""
+CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""Environment variables that describe a cluster which JAX does not find by itself."""
+STEPS_BETWEEN_AGREEMENTS = 10
+"""How often processes tell each other whether they got a signal, where JAX's own service for that is off."""
 
 
 def initialize() -> None:
-    """Joins the processes of a TPU pod or of a Slurm, Open MPI or Kubernetes job; elsewhere, this process is all.
+    """Joins the processes of a TPU pod or of a Slurm, Open MPI or Kubernetes job; elsewhere this process runs alone.
 
-    Clusters that JAX does not know set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    One process logs its progress, the others only what goes wrong.
+    For clusters that JAX does not find by itself, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. The main process logs its progress, the others only warnings and errors.
     """
     _join()
     if jax.distributed.is_initialized():
-        # On CPUs programs that run side by side could meet their collectives in another order on every process.
+        # On CPUs two programs may run side by side, and then each process could reach their collectives in another
+        # order.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if not is_main():
         logging.getLogger("omnicodec_jax").setLevel(logging.WARNING)
 
 
 def share_of_work() -> tuple[int, int]:
-    """Learns this process's rank and how many there are, for work that they share without talking.
+    """Returns this process's rank and the number of processes, for work that they share without communication.
 
-    They are done at different times, and whoever stayed in JAX's distributed service would wait for the others when it
-    ends, and be aborted after five minutes: so all leave it here, while they are in step. (0, 1) without a cluster, and
-    where JAX has begun already.
+    All processes leave JAX's distributed service here, while they are in step. They finish at different times, and a
+    process that ends while it is in the service waits for the others and is aborted after five minutes. Without a
+    cluster the result is (0, 1).
     """
     try:
         _join()
     except RuntimeError as error:
-        if "must be called before" not in str(error):  # JAX has begun: not as a command, but in a program
+        if "must be called before" not in str(error):
             raise
+        # This is no command of ours but a program that has used JAX already.
         return jax.process_index(), jax.process_count()
     share = jax.process_index(), jax.process_count()
     jax.distributed.shutdown()
@@ -57,90 +59,97 @@ def share_of_work() -> tuple[int, int]:
 
 
 def _join() -> None:
-    given = [os.environ.get(name) for name in EXPLICIT]
+    given = [os.environ.get(name) for name in CLUSTER_VARIABLES]
     address, count, process = given
     if address is not None and count is not None and process is not None:
         jax.distributed.initialize(address, int(count), int(process))
         return
     if any(given):
-        raise ConfigError(f"{', '.join(EXPLICIT)}: set all of them, or none")
+        raise ConfigError(f"{', '.join(CLUSTER_VARIABLES)}: set all of them, or none")
     try:
         jax.distributed.initialize()
     except ValueError as error:
-        if "coordinator_address" not in str(error):  # what it says where there is no cluster
+        if "coordinator_address" not in str(error):  # JAX's message where there is no cluster
             raise
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes the log."""
+    """Whether this is the main process, which writes the log and TensorBoard's events."""
     return jax.process_index() == 0
 
 
 class Interrupted(BaseException):
-    """A signal came while there was nothing yet to save."""
+    """Raised by a signal that comes while there is nothing to save yet."""
 
 
 class Interruption:
-    """Notices SIGTERM, which is also what a preempted machine gets, and Ctrl-C; a second Ctrl-C ends at once.
+    """Notices SIGTERM (which a preempted machine gets, too) and Ctrl-C, as a context; a second Ctrl-C ends at once.
 
-    With several processes JAX agrees on the step to stop at, after any of them had either; it takes care of SIGTERM
-    itself, and Ctrl-C is passed on to it as one. Where its service for that is off, the processes ask each other.
+    With several processes, a signal to any of them stops all of them before the same step. JAX's preemption service
+    finds that step; it handles SIGTERM itself, and Ctrl-C is passed on to it as SIGTERM. Where the service is off, the
+    processes exchange their signals every few steps.
     """
 
     def __init__(self):
         self.signal: int | None = None
-        """That all processes stop for."""
-        self._asked: int | None = None
+        """The signal that all processes stop for; None: none came."""
+        self._own_signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._raises = False
 
     def __enter__(self) -> "Interruption":
-        noticed = (signal.SIGTERM, signal.SIGINT) if not _has_service() else (signal.SIGINT,)
-        self._handlers = {number: signal.signal(number, self._notice) for number in noticed}
+        handled = (signal.SIGINT,) if _has_service() else (signal.SIGTERM, signal.SIGINT)
+        self._handlers = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if _has_service():
             signal.raise_signal(signal.SIGTERM)
             return
-        self._asked = number
+        self._own_signal = number
         if jax.process_count() == 1:
             self.signal = number
             if self._raises:
                 raise Interrupted
 
-    def noticed(self, step: int) -> bool:
-        """Whether to save and stop before this step; to be asked before every step."""
+    def stops_before(self, step: int) -> bool:
+        """Whether to save and stop before this step. All processes call it before every step."""
         if _has_service():
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
         elif jax.process_count() > 1:
-            # Seldom, since devices finish what they are at before they answer.
-            if step % STEPS_BETWEEN_QUESTIONS:
+            # Not at every step, since the exchange waits until the devices have finished what they are computing.
+            if step % STEPS_BETWEEN_AGREEMENTS:
                 return False
-            asked = multihost_utils.process_allgather(np.int32(self._asked or 0))
-            self.signal = int(np.max(asked)) or None
+            own = 0 if self._own_signal is None else self._own_signal
+            latest = int(np.max(multihost_utils.process_allgather(np.int32(own))))
+            self.signal = None if latest == 0 else latest
         return self.signal is not None
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Within it a signal raises Interrupted, unless there are several processes, which stop at a step alone."""
+        """A context in which a signal raises Interrupted; one that came before raises it at the beginning.
+
+        With several processes nothing is raised, since these can only stop together, at a step.
+        """
         self._raises = jax.process_count() == 1
         try:
+            if self._raises and self.signal is not None:
+                raise Interrupted
             yield
         finally:
             self._raises = False
 
     @contextlib.contextmanager
     def ending_the_process(self) -> Iterator[None]:
-        """Within it a signal ends this process, even while XLA compiles for minutes and lets no handler run.
+        """A context in which a signal ends this process at once, even while XLA compiles and no Python handler runs.
 
-        For work that leaves nothing half-written. With several processes it does nothing.
+        It is for work that leaves nothing half-written. With several processes it has no effect.
         """
         if jax.process_count() > 1:
             yield
@@ -169,6 +178,6 @@ class Interruption:
 
 
 def _has_service() -> bool:
-    """Whether JAX watches for SIGTERM, and finds the step at which all processes stop."""
+    """Whether JAX's preemption service handles SIGTERM and finds the step at which all processes stop."""
     config: Any = jax.config
     return jax.process_count() > 1 and config.jax_enable_preemption_service

@@ -1,12 +1,13 @@
-"""Who holds what: the mesh, and one table from names of parameters to the axes that share them out.
+"""The mesh of devices, and one table of rules that says over which of its axes each array is sharded.
 
     data      groups of devices with different clips; each group holds the whole state
-    fsdp      devices of a group, with different clips too; each holds its part of every large kernel and of its moments
-    tensor    devices with the same clips; each computes its part of the transformers' channels
+    fsdp      devices of a group, with different clips too; each holds a shard of every large kernel and of its moments
+    tensor    devices with the same clips; each computes a part of the transformers' channels
 
-A step begins by gathering what fsdp shares out, and shares out the gradients: kernels are small beside activations, and
-XLA, left to choose where the two want the same axis, shares out channels and has every device compute all clips. It
-derives all other collectives. Sums over the batch are sums over the global batch.
+A step begins by gathering the kernels that are sharded over fsdp, and ends by sharding their gradients. Both are stated
+explicitly, since kernels are small beside activations: where a kernel and the clips want the same axis, XLA by itself
+would shard channels and let every device compute all clips. XLA derives all other collectives. Sums over the batch are
+sums over the global batch.
 """
 
 import re
@@ -25,22 +26,27 @@ T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
-"""Of whatever has clips as its first axis."""
+"""The partition of every array that has clips as its first axis."""
 
-TABLE = (
+RULES = (
     (r"codebooks", P()),
     (r"(attention\.out|linear_2)\.kernel$", P("tensor", "fsdp")),
     (r"(qkv|query|key|value|linear_1)\.kernel$", P("fsdp", "tensor")),
     (r"kernel$", P("fsdp", None)),
     (r"", P()),
 )
-"""The first pattern that is found in a name decides about the last axes of the array; the others are not shared."""
-SMALLEST = 2**14
-"""Arrays of fewer elements are not shared out: gathering them would cost more than keeping them."""
+"""Pattern of a name, and partition of the last axes of the arrays with such names. The first pattern found decides.
+
+Other axes are not sharded."""
+MIN_SHARDED_SIZE = 2**14
+"""Arrays of fewer elements are not sharded, since gathering them would cost more than keeping them."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices, all by default, in the order that suits their network. Raises ConfigError if they do not fit."""
+    """Arranges the devices (by default all) in a mesh, in an order that suits the network between them.
+
+    Raises ConfigError if the mesh is not one of as many devices.
+    """
     devices = jax.devices() if devices is None else devices
     group = config.fsdp * config.tensor
     data = config.data or max(1, len(devices) // group)
@@ -52,58 +58,64 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
-    """How an array is shared out: the table's row, less the axes that do not divide it."""
-    if np.prod(shape) < SMALLEST:
+def partition_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
+    """The partition of an array by its name, from RULES, without the mesh axes that do not divide its shape."""
+    if np.prod(shape) < MIN_SHARDED_SIZE:
         return P()
-    axes = next(row for pattern, row in TABLE if re.search(pattern, name))
+    axes = next(row for pattern, row in RULES if re.search(pattern, name))
     padded = (None,) * (len(shape) - len(axes)) + tuple(axes)
     fits = (axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(padded, shape, strict=True))
     return P(*fits)
 
 
 def shardings(mesh: Mesh, tree: T, gathered: bool = False) -> T:
-    """The same tree with the sharding of each array, or of what has its shape; gathered: as `gather` returns it."""
+    """The sharding of each array in a tree of arrays or of shapes. gathered: the sharding that `gather` gives it."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        axes = spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
+        axes = partition_spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
         return NamedSharding(mesh, P(*(None if gathered and axis == "fsdp" else axis for axis in axes)))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def gather(mesh: Mesh | None, tree: T) -> T:
-    """To compute with, inside jit: kernels whole, but for their parts of `tensor`. mesh None: there is one device."""
+    """Gathers the shards over fsdp, inside jit, so that a step can compute with whole kernels.
+
+    Kernels stay sharded over tensor. With mesh None there is one device, and nothing to do.
+    """
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(mesh, tree, gathered=True))
 
 
-def share_out(mesh: Mesh | None, tree: T) -> T:
-    """The inverse of `gather`; gradients are summed whole, lest XLA share out the channels that they come from, too."""
+def shard(mesh: Mesh | None, tree: T) -> T:
+    """Shards what is whole, inside jit: the inverse of `gather`.
+
+    Gradients are first summed whole. Otherwise XLA would also shard the channels that they are computed from.
+    """
     return tree if mesh is None else jax.lax.with_sharding_constraint(gather(mesh, tree), shardings(mesh, tree))
 
 
 def template(mesh: Mesh, make: Callable[[], T]) -> T:
-    """What `make` would return, as shapes with their shardings: nothing is computed."""
+    """Shapes with shardings of what `make` would return. Nothing is computed."""
     shapes = jax.eval_shape(make)
 
-    def shared_out(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
+    def with_sharding(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held)
 
-    return jax.tree.map(shared_out, shapes, shardings(mesh, shapes))
+    return jax.tree.map(with_sharding, shapes, shardings(mesh, shapes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch: its rows over all devices but those that compute the same."""
+    """The sharding of a batch: its rows are spread over the axes data and fsdp."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of what every device holds."""
+    """The sharding of an array of which every device holds all."""
     return NamedSharding(mesh, P())
 
 
 def bytes_per_device(tree: Any) -> dict[Any, int]:
-    """What each device of this process holds of a tree of arrays."""
+    """How many bytes of a tree of arrays each device of this process holds."""
     held: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:

@@ -30,9 +30,10 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.planning import hlo
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.training.accumulation import Batch
+from omnicodec_jax.training.accumulation import TrainBatch
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
-from omnicodec_jax.training.step import Frozen, Gan, jit_step
+from omnicodec_jax.training.step import jit_step
 
 LOG = logging.getLogger(__name__)
 GIB = 2**30
@@ -186,7 +187,7 @@ def missing_memory(message: str, chip: Chip) -> float | None:
     return max(needed, default=0) - chip.memory / GIB
 
 
-def networks(config: Config, mesh: Mesh) -> tuple[Gan, Frozen]:
+def networks(config: Config, mesh: Mesh) -> tuple[Gan, FrozenVariables]:
     """The networks of a run and shapes of the frozen ones: WavLM base-plus and the released encoder."""
     wavlm = encoder = wavlm_variables = encoder_variables = None
     if config.discriminators.wavlm is not None or config.loss.wavlm_distillation:
@@ -195,7 +196,7 @@ def networks(config: Config, mesh: Mesh) -> tuple[Gan, Frozen]:
     if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
         encoder = Qwen3AuTConfig()
         encoder_variables = variables(Qwen3AuT(encoder), mesh, jnp.dtype(config.train.compute_dtype))
-    return Gan(config, wavlm, encoder), Frozen(wavlm_variables, encoder_variables)
+    return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
 
 
 def variables(module: Any, mesh: Mesh, dtype: Any = jnp.float32) -> Any:
@@ -207,7 +208,7 @@ def variables(module: Any, mesh: Mesh, dtype: Any = jnp.float32) -> Any:
     return sharding.template(mesh, cast)
 
 
-def batch(config: Config, mesh: Mesh) -> Batch:
+def batch(config: Config, mesh: Mesh) -> TrainBatch:
     """Shapes and shardings of a batch: audio, and the features if they are stored."""
     size, samples, semantic = config.data.batch_size, config.data.segment_samples, config.codec.semantic
     held: NamedSharding = sharding.batch_sharding(mesh)

@@ -1,4 +1,4 @@
-"""Gradients of a batch that is too large to run at once: the mean over its micro-batches."""
+"""Gradient accumulation: a batch that is too large to run at once is cut into micro-batches."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
@@ -9,49 +9,58 @@ from jaxtyping import Array
 
 from omnicodec_jax.training.packing import Tree
 
-Batch = dict[str, Array]
-"""What `data.pipeline.Batches` gives: audio [B, 1, T]; features [B, S, F] where they are stored; replaced [B]."""
+TrainBatch = dict[str, Array]
+"""A batch as `data.pipeline.Batches` gives it.
+
+"audio" [B, 1, T]; "features" [B, S, F] where they are stored; "replaced" [B], see `data.pipeline.Samples`."""
 
 
 class MicroBatch(NamedTuple):
-    """A part of a batch that runs by itself."""
+    """A part of a batch that runs by itself, or several of them, stacked along a new first axis."""
 
-    batch: Batch
+    batch: TrainBatch
     number: Array
 
 
-class Learnt(Protocol):
-    """What a codec's forward gives, among others."""
+class UpdatesCodebooks(Protocol):
+    """A result of the codec's forward in training, which holds the updated codebooks."""
 
     @property
     def codebooks(self) -> Tree:
-        """As they are after it."""
+        """The codebooks after their update."""
         ...
 
 
-F = TypeVar("F", bound=Learnt)
+F = TypeVar("F", bound=UpdatesCodebooks)
 T = TypeVar("T")
 
 
-def split(batch: Batch, count: int) -> MicroBatch:
-    """Micro-batches, stacked: of `count` neighbours each gets one, so that rows stay on their devices."""
+def split(batch: TrainBatch, count: int) -> MicroBatch:
+    """Splits a batch into `count` stacked micro-batches.
+
+    Of each `count` neighbouring rows every micro-batch gets one, so that rows stay on their devices.
+    """
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
     return MicroBatch(parts, jnp.arange(count))
 
 
 def first(micro_batches: MicroBatch) -> MicroBatch:
-    """Of those that are stacked."""
+    """Takes the first of stacked micro-batches."""
     return jax.tree.map(lambda x: x[0], micro_batches)
 
 
 def mean_over(
-    micro_batches: MicroBatch, forward: Callable[[Tree, MicroBatch], F], use: Callable[[F], T], codebooks: Tree
+    micro_batches: MicroBatch, run_codec: Callable[[Tree, MicroBatch], F], use: Callable[[F], T], codebooks: Tree
 ) -> tuple[Tree, T]:
-    """The codebooks as they are after one micro-batch after the other, and the mean of what is made of each forward."""
+    """Runs the micro-batches one after the other. Returns the codebooks after the last, and the mean of the results.
+
+    `run_codec` updates the codebooks, which the next micro-batch starts from. A micro-batch's result is what `use`
+    makes of its forward.
+    """
 
     def run(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, T]:
-        made = forward(codebooks, micro)
-        return made.codebooks, use(made)
+        forward = run_codec(codebooks, micro)
+        return forward.codebooks, use(forward)
 
     if (count := micro_batches.number.size) == 1:
         return run(codebooks, first(micro_batches))

@@ -1,4 +1,4 @@
-"""TensorBoard's files, written so that they can neither hold a run up nor end it."""
+"""Writes TensorBoard's event files, in a way that can neither block a run nor end it."""
 
 import logging
 import time
@@ -11,30 +11,30 @@ import numpy as np
 LOG = logging.getLogger(__name__)
 
 
-class Events:
-    """Events of a run, in a file of its own for every start."""
+class EventWriter:
+    """Writes scalars, audio and images for TensorBoard; each start of a run has an event file of its own."""
 
     def __init__(self, directory: Path, step: int):
-        # Here, since it imports PyTorch if that is installed.
+        # Imported here, since tensorboardX imports PyTorch where that is installed.
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
         self._summary, self._messages = summary, cast(Any, event_pb2)
         directory.mkdir(parents=True, exist_ok=True)
-        # Not its SummaryWriter: that hangs for ever once its thread has met a full disk.
+        # tensorboardX's SummaryWriter is not used, since it hangs for ever once its thread has met a full disk.
         self._writer: EventsWriter | None = EventsWriter(str(directory / "events"))
-        # Of an earlier start, what came after this step is no longer shown.
+        # This event makes TensorBoard hide what an earlier start wrote for later steps.
         session = self._messages.SessionLog(status=self._messages.SessionLog.START)
         self._write(self._messages.Event(step=step, session_log=session))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers by their tags."""
+        """Writes numbers by their tags."""
         for tag, value in values.items():
             self._add(step, self._summary.scalar(tag, float(value)))
 
     def clip(self, step: int, tag: str, samples: np.ndarray, sample_rate: int, image: np.ndarray) -> None:
-        """Samples [T] from -1 to 1 to hear, and an image [1, H, W] uint8 of them."""
+        """Writes audio, samples [T] from -1 to 1, and an image [1, H, W] uint8 of it."""
         self._add(step, self._summary.audio(tag, samples, sample_rate))
         self._add(step, self._summary.image(tag, image))
 

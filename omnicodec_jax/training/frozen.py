@@ -1,4 +1,4 @@
-"""The networks that training only runs: WavLM, and the audio encoder where its features are not stored."""
+"""The frozen networks of a training run: WavLM, and the audio encoder where semantic features are not stored."""
 
 import dataclasses
 import logging
@@ -11,16 +11,17 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.semantic import load_encoder
-from omnicodec_jax.training.step import Frozen, Gan, Tree
+from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.packing import Tree
 
 LOG = logging.getLogger(__name__)
 
 
-def load(config: Config) -> tuple[Gan, Frozen]:
-    """The networks of a run, and the variables of the frozen ones.
+def load(config: Config) -> tuple[Gan, FrozenVariables]:
+    """Makes the networks of a run, and loads the variables of the frozen ones.
 
-    Without WavLM the losses that need it are left out, and `Gan.config` says so. Raises ConfigError or ModelError for
-    a network that is missing or does not fit.
+    If `run.wavlm` names no WavLM, the losses that need it are left out, and so `Gan.config` is then another config than
+    the given one. Raises ConfigError or ModelError for a network that is missing or does not fit.
     """
     encoder = encoder_variables = wavlm = wavlm_variables = None
     if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
@@ -35,17 +36,21 @@ def load(config: Config) -> tuple[Gan, Frozen]:
         else:
             LOG.info("without WavLM: its discriminator, its feature matching and the distillation are left out")
             config = without_wavlm(config)
-    return Gan(config, wavlm, encoder), Frozen(wavlm_variables, encoder_variables)
+    return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
 
 
-def hashes(gan: Gan, frozen: Frozen) -> dict[str, str]:
-    """What identifies each of them, for a run to go on with the same: of its config, and of its weights as loaded."""
+def hashes(gan: Gan, frozen: FrozenVariables) -> dict[str, str]:
+    """Hashes each frozen network: its config, and its weights as loaded. A run goes on with the same networks only."""
     networks = {"wavlm": (gan.wavlm, frozen.wavlm), "encoder": (gan.encoder, frozen.encoder)}
-    return {name: model_directory.model_hash(*held) for name, held in networks.items() if held[0] is not None}
+    return {
+        name: model_directory.model_hash(config, variables)
+        for name, (config, variables) in networks.items()
+        if config is not None
+    }
 
 
 def without_wavlm(config: Config) -> Config:
-    """The same with no loss that needs WavLM."""
+    """Returns the config without the losses that need WavLM."""
     return dataclasses.replace(
         config,
         discriminators=dataclasses.replace(config.discriminators, wavlm=None),
@@ -57,11 +62,11 @@ def _load_wavlm(config: Config, directory: str) -> tuple[WavLMConfig, Tree]:
     wavlm, variables = model_directory.load(model_directory.resolve(directory))
     if not isinstance(wavlm, WavLMConfig):
         raise ConfigError(f"run.wavlm = {directory!r}: holds a {model_directory.model_type(wavlm)} model")
-    states, width, judge = wavlm.num_layers + 1, wavlm.dimension, config.discriminators.wavlm
-    if judge is not None and (judge.hidden_states, judge.hidden_size) != (states, width):
+    states, width, discriminator = wavlm.num_layers + 1, wavlm.dimension, config.discriminators.wavlm
+    if discriminator is not None and (discriminator.hidden_states, discriminator.hidden_size) != (states, width):
         raise ConfigError(
             f"run.wavlm = {directory!r}: has {states} hidden states of width {width}; discriminators.wavlm is for "
-            f"{judge.hidden_states} of {judge.hidden_size}"
+            f"{discriminator.hidden_states} of {discriminator.hidden_size}"
         )
     if config.loss.wavlm_distillation and config.codec.wavlm_dim != width:
         raise ConfigError(f"run.wavlm = {directory!r}: is {width} wide; codec.wavlm_dim = {config.codec.wavlm_dim}")

@@ -1,4 +1,4 @@
-"""What a run shows of itself: one line of progress now and then, and TensorBoard."""
+"""The log of a training run: lines of progress, and TensorBoard."""
 
 import logging
 import resource
@@ -13,13 +13,13 @@ import numpy as np
 
 from omnicodec_jax import dsp
 from omnicodec_jax.config import Config
-from omnicodec_jax.training.events import Events
-from omnicodec_jax.training.step import Tree
-from omnicodec_jax.training.validation import Validation
+from omnicodec_jax.training.events import EventWriter
+from omnicodec_jax.training.packing import Tree
+from omnicodec_jax.training.validation import ValidationResult
 
 LOG = logging.getLogger(__name__)
 
-GROUPS = {
+TAGS = {
     "grad_norm_": "gradient_norm/",
     "replaced_": "replaced/",
     "learning_rate": "learning_rate/adamw",
@@ -27,19 +27,20 @@ GROUPS = {
     "num_quantizers": "step/num_quantizers",
     "skipped": "step/skipped",
 }
-"""Where metrics go in TensorBoard by the beginning of their names; the others are losses."""
+"""TensorBoard's tags by the beginning of a metric's name. All other metrics are losses."""
 PROGRESS = ("total", "mel", "semantic", "self_guidance")
-"""Metrics of the progress line, where the run has them."""
+"""The metrics that a line of progress shows, if the run has them."""
 SPECTROGRAM = (1024, 256)
-"""Window and hop."""
+"""Window and hop of the spectrograms in TensorBoard."""
 
 
-class Report:
-    """Means over the steps since the last line. Writes nothing unless `directory` is given."""
+class TrainingLog:
+    """Writes means of metrics over the steps since the last line, as a line of progress and to TensorBoard."""
 
     def __init__(self, config: Config, directory: Path | None, step: int):
+        """directory: where TensorBoard's events go; None: no events are written. step: where this start begins."""
         self._config = config
-        self._events = None if directory is None else Events(directory, step)
+        self._events = None if directory is None else EventWriter(directory, step)
         self._start_window()
 
     def _start_window(self) -> None:
@@ -47,12 +48,12 @@ class Report:
         self._waited, self._since = 0.0, time.perf_counter()
 
     def add(self, metrics: Mapping[str, np.ndarray], waited: float) -> None:
-        """One step's metrics, and the seconds that it waited for its batch."""
+        """Adds the metrics of one step, and the seconds that it waited for its batch."""
         self._metrics.append(metrics)
         self._waited += waited
 
-    def log(self, step: int, codebooks: Tree) -> None:
-        """Writes what has come in, and begins anew."""
+    def write(self, step: int, codebooks: Tree) -> None:
+        """Writes the means over the steps that were added since the last call, and the health of the codebooks."""
         elapsed, steps = time.perf_counter() - self._since, len(self._metrics)
         means = {name: np.mean([metrics[name] for metrics in self._metrics], axis=0) for name in self._metrics[0]}
         batch = self._config.data.batch_size * self._config.data.segment_samples / self._config.codec.sample_rate
@@ -64,9 +65,7 @@ class Report:
         }
         scalars = {f"speed/{name}": value for name, value in speed.items()}
         for name, value in means.items():
-            prefix = next((prefix for prefix in GROUPS if name.startswith(prefix)), "")
-            label = GROUPS.get(prefix, "loss/") + name.removeprefix(prefix)
-            scalars |= numbered(label, value)
+            scalars |= numbered(tag(name), value)
         for name, collection in codebooks.items():
             branch = name.removesuffix("_quantizer")
             alive, perplexity = codebook_health(collection["cluster_usage"], self._config)
@@ -78,16 +77,23 @@ class Report:
         left = (total - step) / speed["steps_per_second"]
         LOG.info(
             "step %d/%d  %s  %.3g steps/s  %.4g s of audio/s  data %.0f %%  %s left",
-            *(step, total, losses, speed["steps_per_second"], speed["audio_seconds_per_second"]),
-            *(100 * speed["data_wait_share"], f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"),
+            step,
+            total,
+            losses,
+            speed["steps_per_second"],
+            speed["audio_seconds_per_second"],
+            100 * speed["data_wait_share"],
+            f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min",
         )
         self._start_window()
 
-    def validate(self, step: int, result: Validation, seconds: float, weights: Validation | None = None) -> None:
-        """Writes what held-out clips have given, with originals and reconstructions to look at and to hear.
+    def write_validation(
+        self, step: int, result: ValidationResult, seconds: float, weights: ValidationResult | None = None
+    ) -> None:
+        """Writes the result on held-out clips, with originals and reconstructions to look at and to hear.
 
-        seconds: what that took, which is no part of the steps' time. weights: where `result` is that of their moving
-        average, what they give themselves.
+        seconds: how long the validation took; that time does not count as the steps' time. weights: if `result` is that
+        of the moving average of the weights, the result of the weights themselves.
         """
         self._since += seconds
         shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
@@ -105,18 +111,26 @@ class Report:
         self._events.scalars(step, scalars)
         for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
-                tag, samples = f"validation_{row}/{name}", np.clip(audio[0], -1, 1)
-                self._events.clip(step, tag, samples, self._config.codec.sample_rate, spectrogram(samples))
+                samples, rate = np.clip(audio[0], -1, 1), self._config.codec.sample_rate
+                self._events.clip(step, f"validation_{row}/{name}", samples, rate, spectrogram(samples))
+
+
+def tag(metric: str) -> str:
+    """TensorBoard's tag of a metric, by TAGS."""
+    for prefix, replacement in TAGS.items():
+        if metric.startswith(prefix):
+            return replacement + metric.removeprefix(prefix)
+    return f"loss/{metric}"
 
 
 def numbered(name: str, value: Any) -> dict[str, float]:
-    """A scalar under its name, a vector as one scalar per codebook."""
+    """Names the values of a metric: a scalar by its name, and each value of a vector by name and codebook."""
     value = np.asarray(value)
     return {name: float(value)} if value.ndim == 0 else {f"{name}_{i:02d}": float(v) for i, v in enumerate(value)}
 
 
 def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Of each codebook, from its moving averages [Q, K]: share of the entries that are not dead, and perplexity."""
+    """Health of Q codebooks from their `cluster_usage` [Q, K]: share of entries that are not dead, and perplexity."""
     usage = np.asarray(cluster_usage)
     share = usage / usage.sum(-1, keepdims=True)
     alive = np.mean(usage > config.codec.codebook.dead_threshold * usage.mean(-1, keepdims=True), axis=-1)
@@ -124,14 +138,14 @@ def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarr
 
 
 def memory_gib() -> float:
-    """Peak memory of this process's first device; on a CPU, of the process."""
+    """Peak memory of this process's first device in GiB; on a CPU, that of the process."""
     stats = jax.local_devices()[0].memory_stats()
     used = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return used / 2**30
 
 
 def spectrogram(audio: np.ndarray) -> np.ndarray:
-    """Samples [T] → grey image [1, F, N] uint8, low frequencies at the bottom, 80 dB from black to white."""
+    """Draws samples [T] as a grey image [1, F, N] uint8: low frequencies at the bottom, 80 dB from black to white."""
     magnitude = np.abs(dsp.stft(jnp.asarray(audio), *SPECTROGRAM, center=True)).T[::-1]
     decibels = 20 * np.log10(np.maximum(magnitude, 1e-5) / SPECTROGRAM[0] ** 0.5)
     return (255 * np.clip((decibels + 60) / 80, 0, 1)).astype(np.uint8)[None]

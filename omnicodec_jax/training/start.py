@@ -1,4 +1,4 @@
-"""How a run's first state comes about: weights at random or from a model, codebooks fitted to the data."""
+"""The first state of a run: random weights or those of a model, and codebooks that k-means fits to the data."""
 
 import contextlib
 import logging
@@ -18,25 +18,26 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.models.initialize import COMPILE_QUICKLY, Batch, initialize_codebooks
+from omnicodec_jax.models.initialize import COMPILE_QUICKLY, initialize_codebooks
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training import state
-from omnicodec_jax.training.state import TrainState, Tree
-from omnicodec_jax.training.step import Frozen, Gan
+from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.packing import Tree
+from omnicodec_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 VECTORS_PER_ENTRY = 10
-"""k-means sees at least this many vectors for each entry of a codebook (spec §8.4)."""
+"""k-means is given at least this many vectors for each entry of a codebook (spec §8.4)."""
 DISCRIMINATORS = "discriminators"
-"""Folder of a model directory: a model directory itself, of the discriminators."""
+"""Name of the folder within a model directory that holds the discriminators, as a model directory of its own."""
 
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Logs a part of a start as it begins, and how long it took."""
+    """A context that logs a part of a run's start: what begins, and at its end how long it took."""
     LOG.info("start: %s …", what)
     began = time.perf_counter()
     yield
@@ -44,12 +45,12 @@ def stage(what: str) -> Iterator[None]:
 
 
 def state_template(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of a run's state."""
+    """Shapes and shardings of a run's state. Nothing is computed."""
     return sharding.template(mesh, lambda: state.init_state(config, jax.random.key(0)))
 
 
-def place(tree: T, mesh: Mesh) -> T:
-    """Arrays of this host as global ones; all hosts hold the same. Each device gets its part alone."""
+def to_global(tree: T, mesh: Mesh) -> T:
+    """Makes global arrays, sharded over the mesh, of host arrays that every host has whole and alike."""
 
     def put(leaf: Any, held: Any) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, held, lambda part: leaf[part])
@@ -57,11 +58,14 @@ def place(tree: T, mesh: Mesh) -> T:
     return jax.tree.map(put, tree, sharding.shardings(mesh, tree))
 
 
-def first_state(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> TrainState:
-    """The state before the first step. Raises ConfigError or ModelError for a `run.start_from` that does not fit."""
+def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples) -> TrainState:
+    """Makes the state before the first step.
+
+    Raises ConfigError or ModelError for a `run.start_from` that does not fit the config.
+    """
     config = gan.config
     held = jax.tree.map(lambda leaf: leaf.sharding, state_template(config, mesh))
-    # Not the key of any step: those are folded from its number.
+    # This number is that of no step, so that these keys are no step's keys.
     weights_key, codebooks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1))
     fresh = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
     with stage("weights at random"):
@@ -69,10 +73,10 @@ def first_state(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> Train
     if config.run.start_from is not None:
         with stage(f"weights of {config.run.start_from}"):
             variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
-            # Those at random lie where they belong already, on all processes.
-            judges = first.discriminators if discriminators is None else place(discriminators, mesh)
+            # The random discriminators are global arrays already; those that are loaded are arrays of this host.
+            discriminators = first.discriminators if discriminators is None else to_global(discriminators, mesh)
             start = jax.jit(partial(state.start_state, config), out_shardings=held)
-            first = jax.block_until_ready(start(place(variables, mesh), judges))
+            first = jax.block_until_ready(start(to_global(variables, mesh), discriminators))
     if all(collection["initialized"].all() for collection in first.codebooks.values()):
         return first
     count, size = config.codec.num_quantizers, max(config.codec.codebook_sizes)
@@ -93,12 +97,14 @@ def _frames_per_batch(config: Config) -> int:
 
 
 def _num_batches(config: Config) -> int:
-    """That k-means needs."""
+    """How many batches k-means needs."""
     return math.ceil(VECTORS_PER_ENTRY * max(config.codec.codebook_sizes) / _frames_per_batch(config))
 
 
-def _first_batches(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> Iterator[Batch]:
-    """Audio and features of the run's first batches, as many as k-means needs."""
+def _first_batches(
+    gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples
+) -> Iterator[tuple[jax.Array, jax.Array | None]]:
+    """Yields audio and semantic features of the run's first batches, as many as k-means needs."""
     features = jax.jit(lambda batch, frozen: gan.inputs(batch, frozen).features)
     with contextlib.closing(Batches(samples, gan.config.data, sharding.batch_sharding(mesh))) as batches:
         for _ in range(_num_batches(gan.config)):
@@ -107,13 +113,16 @@ def _first_batches(gan: Gan, frozen: Frozen, mesh: Mesh, samples: Samples) -> It
 
 
 def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
-    """Variables of a codec, and its discriminators if they lie with it and are those of the config."""
+    """Loads the variables of a codec, and those of its discriminators if the directory has them (else None).
+
+    Raises ConfigError if either is not what the config describes.
+    """
     codec, variables = model_directory.load(directory)
     if codec != config.codec:
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
     if not (directory / DISCRIMINATORS / model_directory.CONFIG).is_file():
         return variables, None
-    judges, weights = model_directory.load(directory / DISCRIMINATORS)
-    if judges != config.discriminators:
+    discriminators, weights = model_directory.load(directory / DISCRIMINATORS)
+    if discriminators != config.discriminators:
         raise ConfigError(f"run.start_from = {str(directory)!r}: has other discriminators than the config describes")
     return variables, weights["params"]

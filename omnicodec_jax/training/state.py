@@ -1,4 +1,4 @@
-"""What a run carries from step to step: a pytree and nothing else."""
+"""The state of a training run, its optimizers, and its first values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,30 +18,32 @@ from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 
 
 class TrainState(struct.PyTreeNode):
-    """Random numbers are folded from the seed and the step, so there is no generator to carry.
+    """Everything that a training run carries from one step to the next.
 
-    A tree of arrays, or of what stands for them: shapes, shardings.
+    There is no state of a random number generator, since each step folds its keys from the seed and its number. The
+    leaves are arrays, or what stands for arrays: shapes or shardings.
     """
 
     step: Any
-    """int32: steps done."""
+    """int32: the number of steps done."""
     params: Tree
     codebooks: Tree
     discriminators: Tree
     generator_optimizer: optax.OptState
-    """Moments of the packed parameters."""
+    """Moments of the codec's parameters, packed."""
     discriminator_optimizer: optax.OptState
+    """Moments of the discriminators' parameters, packed."""
     ema_params: Tree | None
-    """Moving average of the parameters; None: not kept."""
+    """Moving average of the codec's parameters; None: none is kept."""
     skipped: Any
-    """int32: steps in a row that were not finite and changed nothing."""
+    """int32: the number of steps in a row, up to now, that were not finite and so changed nothing."""
 
     def packed(self) -> "TrainState":
-        """With its networks as the optimizers take them."""
+        """The same state with packed networks, which is how the optimizers take them."""
         return self.replace(**{name: pack(network) for name, network in self._networks()})
 
     def unpacked(self, like: "TrainState") -> "TrainState":
-        """With its networks as those of `like`."""
+        """The inverse of `packed`; `like` is a state of the same names and shapes."""
         return self.replace(**{name: unpack(getattr(self, name), network) for name, network in like._networks()})
 
     def _networks(self) -> Iterator[tuple[str, Tree]]:
@@ -50,7 +52,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine of `cosine_cycles` cycles (spec §4)."""
+    """The learning rate by step: linear warm-up from 0, then a cosine of `cosine_cycles` cycles (spec §4)."""
 
     def schedule(count: ArrayLike) -> jax.Array:
         step = jnp.asarray(count, jnp.float32)
@@ -62,35 +64,37 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig, decayed: tuple[str, ...]) -> optax.GradientTransformation:
-    """AdamW after clipping by value; `decayed`: the top-level modules whose parameters decay."""
+    """AdamW after clipping by value. Weight decay applies to the parameters of the top-level modules in `decayed`."""
 
     def mask(params: Tree) -> Tree:
-        return {name: jax.tree.map(lambda _, decays=name in decayed: decays, tree) for name, tree in params.items()}
+        def same(tree: Tree, value: bool) -> Tree:
+            return jax.tree.map(lambda _: value, tree)
 
-    adamw = optax.adamw(
-        learning_rate(config), *config.betas, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask
-    )
+        return {name: same(tree, name in decayed) for name, tree in params.items()}
+
+    b1, b2 = config.betas
+    adamw = optax.adamw(learning_rate(config), b1, b2, eps=config.epsilon, weight_decay=config.weight_decay, mask=mask)
     chain = optax.chain(optax.clip(config.clip_value), adamw)
 
     def update(updates: Tree, state: optax.OptState, params: Tree | None = None) -> tuple[Tree, optax.OptState]:
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole numbers
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
 
 
 def generator_optimizer(config: Config) -> optax.GradientTransformation:
-    """Of the codec."""
+    """The codec's optimizer; weight decay applies to `optimizer.weight_decay_modules` (spec §4)."""
     return optimizer(config.optimizer, config.optimizer.weight_decay_modules)
 
 
 def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
-    """Of all discriminators; nothing decays (spec §4)."""
+    """The optimizer of all discriminators, without weight decay (spec §4)."""
     return optimizer(config.optimizer, ())
 
 
 def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
-    """The state before the first step: PyTorch's initial distributions, empty codebooks. Jit it."""
+    """Draws the state before the first step: PyTorch's initial distributions, empty codebooks. Call it under jit."""
     codec_key, discriminator_key = jax.random.split(key)
     variables = init_variables(OmniCodec(config.codec), codec_key)
     discriminators = init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})
@@ -98,7 +102,7 @@ def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
 
 
 def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree) -> TrainState:
-    """The state before the first step, from given weights."""
+    """Makes the state before the first step from given weights."""
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -113,10 +117,10 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
 
 
 def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed, step: ArrayLike) -> Packed | None:
-    """The moving average after a step, of which `step` came before it.
+    """Updates the moving average of the parameters after the step of number `step`.
 
-    At first it spans a tenth of the steps there were: with a decay of 0.999 from the beginning, a third of it would
-    still be random weights after a thousand steps.
+    The decay is lower at first, so that the average spans a tenth of the steps that there were. With a decay of 0.999
+    from the beginning, a third of the average would still be random weights after a thousand steps.
     """
     if config.ema_decay is None:
         return None

@@ -1,4 +1,4 @@
-"""How well the codec does on held-out clips: always the same crops, all codebooks."""
+"""Validation: the mel distance of the codec on held-out clips, always the same crops, with all codebooks."""
 
 import contextlib
 import dataclasses
@@ -18,29 +18,31 @@ from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.quantize import CODEBOOKS
-from omnicodec_jax.training.accumulation import Batch
-from omnicodec_jax.training.step import Frozen, Gan, Tree
+from omnicodec_jax.training.accumulation import TrainBatch
+from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.packing import Tree
 
 LOG = logging.getLogger(__name__)
 
-SHOWN = 4
-"""Clips whose audio is kept."""
+CLIPS_SHOWN = 4
+"""How many clips TensorBoard shows, with their reconstructions."""
 
 
-class Validation(NamedTuple):
-    """What a model makes of the held-out clips."""
+class ValidationResult(NamedTuple):
+    """How well one set of weights does on the held-out clips."""
 
     mel_distance: float
-    """`losses.multi_scale_mel`, mean."""
+    """Mean of `losses.multi_scale_mel`."""
     usage: dict[str, np.ndarray]
-    """Of each codebook of a branch, the share of its entries that these clips need."""
+    """For each branch and each of its codebooks: the share of entries that occur in the codes of these clips."""
     originals: np.ndarray
+    """[CLIPS_SHOWN, 1, T]"""
     reconstructions: np.ndarray
-    """[SHOWN, 1, T]"""
+    """[CLIPS_SHOWN, 1, T]"""
 
 
 class Validator:
-    """Evaluates one state after another on the same clips."""
+    """Evaluates weights on the held-out clips, every time on the same crops of them."""
 
     def __init__(self, gan: Gan, mesh: Mesh, samples: Samples):
         self._gan, self._mesh, self._samples = gan, mesh, samples
@@ -48,7 +50,7 @@ class Validator:
 
     @classmethod
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
-        """Of the domains that have held-out clips; None: no domain of the config has any."""
+        """Opens the held-out clips of the domains that have some; None: no domain of the config has any."""
         data, seed = gan.config.data, gan.config.seed
         shards = records.read_index(Path(data.prepared))
         held_out = {shard.domain for shard in shards if shard.split == "validation" and shard.clips}
@@ -64,10 +66,10 @@ class Validator:
         if not domains:
             return None
         here = dataclasses.replace(data, domains=domains, num_workers=0)
-        return cls(gan, mesh, Samples.open(here, seed, "validation", needs_features(gan.config)))
+        return cls(gan, mesh, Samples.open(here, seed, "validation", reads_features(gan.config)))
 
-    def __call__(self, params: Tree, codebooks: Tree, frozen: Frozen) -> Validation:
-        """All processes take part, and all get the result."""
+    def __call__(self, params: Tree, codebooks: Tree, frozen: FrozenVariables) -> ValidationResult:
+        """Evaluates a codec's parameters and codebooks. All processes must call it, and all get the same result."""
         config = self._gan.config
         data = dataclasses.replace(config.data, num_workers=0)
         results = []
@@ -78,31 +80,32 @@ class Validator:
         usage = {}
         for branch in results[0].codes:
             codes = np.concatenate([result.codes[branch] for result in results], axis=2)
-            size = config.codec.codebook_sizes[0 if branch == "semantic" else -1]
+            sizes = config.codec.codebook_sizes
+            size = sizes[0] if branch == "semantic" else sizes[-1]
             usage[branch] = np.array([np.unique(codes[:, k]).size / size for k in range(codes.shape[1])])
         distance = float(np.mean([result.mel_distance for result in results]))
-        return Validation(distance, usage, results[0].original, results[0].reconstruction)
+        return ValidationResult(distance, usage, results[0].originals, results[0].reconstructions)
 
 
-def needs_features(config: Config) -> bool:
-    """Whether features are read with the audio."""
+def reads_features(config: Config) -> bool:
+    """Whether stored semantic features are read together with the audio."""
     return config.codec.semantic is not None and config.codec.semantic.source == "stored"
 
 
-class _Evaluated(NamedTuple):
+class _BatchResult(NamedTuple):
     mel_distance: jax.Array
     codes: dict[str, jax.Array]
-    original: jax.Array
-    reconstruction: jax.Array
+    originals: jax.Array
+    reconstructions: jax.Array
 
 
-def _evaluate(variables: Tree, batch: Batch, frozen: Frozen, gan: Gan, mesh: Mesh) -> _Evaluated:
+def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh) -> _BatchResult:
     variables, frozen = sharding.gather(mesh, (variables, frozen))
-    # float32 whatever training computes in: what a tokenizer will make of these weights.
+    # In float32, whatever training computes in, since that is what a tokenizer will do with these weights.
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
-    audio, features, _ = gan.inputs(batch, frozen)
-    output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, audio, features)
-    distance = losses.multi_scale_mel(output.audio, audio, gan.config.codec.sample_rate)
+    inputs = gan.inputs(batch, frozen)
+    output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, inputs.audio, inputs.features)
+    distance = losses.multi_scale_mel(output.audio, inputs.audio, gan.config.codec.sample_rate)
     branches = {"semantic": output.semantic, "acoustic": output.acoustic}
     codes = {name: branch.codes for name, branch in branches.items() if branch is not None}
-    return _Evaluated(distance, codes, audio[:SHOWN], output.audio[:SHOWN])
+    return _BatchResult(distance, codes, inputs.audio[:CLIPS_SHOWN], output.audio[:CLIPS_SHOWN])

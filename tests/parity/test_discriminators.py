@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from omnicodec_jax import config, model_directory
 from omnicodec_jax.converters import discriminators as convert_discriminators
 from omnicodec_jax.converters.tensors import ConversionError
-from omnicodec_jax.discriminators import Discriminators, Judgements, members
+from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators, sub_discriminators
 from omnicodec_jax.discriminators.conv import Conv
 from omnicodec_jax.dsp import resample
 
@@ -82,7 +82,7 @@ def tiny_inputs() -> tuple[jax.Array, tuple[jax.Array, ...]]:
 
 
 @cache
-def golden_judgements(audio: str) -> Judgements:
+def golden_outputs(audio: str) -> DiscriminatorOutputs:
     arrays = golden.load().arrays
     hidden_states = tuple(jnp.asarray(arrays[f"wavlm.hidden.{i}"]) for i in range(3))
     return jax.jit(Discriminators(GOLDEN).apply)(golden_variables(), jnp.asarray(arrays[audio]), hidden_states)
@@ -93,19 +93,18 @@ def golden_judgements(audio: str) -> Judgements:
 @pytest.mark.parametrize(("family", "network", "count"), [("stft", "msstftd", 6), ("waveform", "dacd", 4)])
 def test_logits_are_those_of_the_reference(family, network, count, kind, audio):
     """50 001 samples: one too many for a period of 2, and no remainder for one of 3."""
-    judgements = golden_judgements(audio)[family]
-    assert len(judgements) == count
-    for i, judgement in enumerate(judgements):
+    outputs = golden_outputs(audio)[family]
+    assert len(outputs) == count
+    for i, output in enumerate(outputs):
         theirs = golden.load().arrays[f"disc.{network}.{kind}.{i}"][:, 0]
         period = family == "waveform" and i < 2
-        assert relative_error(judgement.logits[..., 0], theirs.swapaxes(1, 2) if period else theirs) < 1e-4
+        assert relative_error(output.logits[..., 0], theirs.swapaxes(1, 2) if period else theirs) < 1e-4
 
 
 @needs_golden
 def test_feature_maps_are_as_many_as_the_reference_has():
     counts = {
-        family: [len(judgement.feature_maps) for judgement in judgements]
-        for family, judgements in golden_judgements("audio").items()
+        family: [len(output.feature_maps) for output in outputs] for family, outputs in golden_outputs("audio").items()
     }
     assert counts == {"stft": [5] * 6, "waveform": [5, 5, 25, 25], "wavlm": [3]}
 
@@ -135,8 +134,8 @@ def test_resolution_has_the_frames_of_the_reference(window, frames):
     """10 s; 876 - 219 is odd, which costs a frame."""
     waveform = config.WaveformDiscriminatorConfig(periods=(), windows=(window,), channels=64)
     model = Discriminators(config.DiscriminatorConfig(stft=None, waveform=waveform, wavlm=None))
-    judgements = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 1, 240_000)))[0]
-    assert judgements["waveform"][0].logits.shape[:2] == (1, frames)
+    outputs = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 1, 240_000)))[0]
+    assert outputs["waveform"][0].logits.shape[:2] == (1, frames)
 
 
 # -- PyTorch
@@ -181,10 +180,10 @@ def test_rate_is_the_multi_scale_discriminator_in_torch():
     ours = config.DiscriminatorConfig(stft=None, waveform=waveform, wavlm=None)
     variables = convert_discriminators.from_state_dict(state_dict, ours)
     x = normal(2, 1, 700) + 0.5
-    (judgement,) = jax.jit(Discriminators(ours).apply)(variables, jnp.asarray(x))["waveform"]
+    (output,) = jax.jit(Discriminators(ours).apply)(variables, jnp.asarray(x))["waveform"]
     with torch.no_grad():
         maps = theirs(torch.from_numpy(x))
-    for mine, other in zip([*judgement.feature_maps, judgement.logits], maps, strict=True):
+    for mine, other in zip([*output.feature_maps, output.logits], maps, strict=True):
         assert relative_error(mine.swapaxes(1, 2), other.numpy()) < 1e-5
 
 
@@ -232,7 +231,7 @@ def test_initial_weights_are_those_of_torch():
 
 
 @cache
-def tiny_judgements() -> Judgements:
+def tiny_outputs() -> DiscriminatorOutputs:
     return jax.jit(Discriminators(TINY).apply)(random_variables(), *tiny_inputs())
 
 
@@ -241,27 +240,27 @@ def assert_close(ours: Any, theirs: Any) -> None:
         assert relative_error(mine, np.asarray(other)) < 1e-5
 
 
-def test_members_judge_as_the_whole_does():
+def test_sub_discriminators_one_by_one_give_what_they_give_together():
     """By their own parameters, in the same order."""
     params, pieces = random_variables()["params"], []
-    for member in members(TINY):
-        judge = jax.jit(Discriminators(member.config).apply)
-        (judgements,) = judge({"params": member.own(params)}, *tiny_inputs()).values()
-        pieces += judgements
-    assert_close(pieces, [judgement for family in tiny_judgements().values() for judgement in family])
+    for sub in sub_discriminators(TINY):
+        discriminate = jax.jit(Discriminators(sub.config).apply)
+        (outputs,) = discriminate({"params": sub.select(params)}, *tiny_inputs()).values()
+        pieces += outputs
+    assert_close(pieces, [output for family in tiny_outputs().values() for output in family])
 
 
 def test_bfloat16_convolutions_leave_parameters_and_logits_in_float32():
     model = Discriminators(TINY, dtype=jnp.bfloat16)
-    judgements, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *tiny_inputs())
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *tiny_inputs())
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    for judgement in [judgement for family in judgements.values() for judgement in family]:
-        assert judgement.logits.dtype == jnp.float32
-    for judgement in judgements["stft"] + judgements["waveform"]:
-        assert {leaf.dtype for leaf in judgement.feature_maps} == {jnp.dtype(jnp.bfloat16)}
+    for output in [output for family in outputs.values() for output in family]:
+        assert output.logits.dtype == jnp.float32
+    for output in outputs["stft"] + outputs["waveform"]:
+        assert {leaf.dtype for leaf in output.feature_maps} == {jnp.dtype(jnp.bfloat16)}
     small = config.DiscriminatorConfig(stft=TINY.stft, waveform=None, wavlm=None)
     (rounded,) = jax.jit(Discriminators(small, dtype=jnp.bfloat16).apply)(random_variables(), *tiny_inputs())["stft"]
-    assert 0 < relative_error(rounded.logits, np.asarray(tiny_judgements()["stft"][0].logits)) < 0.1
+    assert 0 < relative_error(rounded.logits, np.asarray(tiny_outputs()["stft"][0].logits)) < 0.1
 
 
 def test_gradient_of_a_bias_is_no_sum_of_bfloat16_numbers():
@@ -276,9 +275,9 @@ def test_gradient_of_a_bias_is_no_sum_of_bfloat16_numbers():
 def test_family_can_be_left_out_and_be_applied_alone(family):
     families = {"stft": None, "waveform": None, "wavlm": None, family: getattr(TINY, family)}
     variables = {"params": {family: random_variables()["params"][family]}}
-    judgements = jax.jit(Discriminators(config.DiscriminatorConfig(**families)).apply)(variables, *tiny_inputs())
-    assert list(judgements) == [family]
-    assert_close(judgements[family], tiny_judgements()[family])
+    outputs = jax.jit(Discriminators(config.DiscriminatorConfig(**families)).apply)(variables, *tiny_inputs())
+    assert list(outputs) == [family]
+    assert_close(outputs[family], tiny_outputs()[family])
 
 
 def test_wavlm_discriminator_without_hidden_states_is_refused():

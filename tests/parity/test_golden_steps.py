@@ -20,6 +20,7 @@ from omnicodec_jax.converters import discriminators as convert_discriminators
 from omnicodec_jax.converters import reference
 from omnicodec_jax.training import state as states
 from omnicodec_jax.training import step as steps
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.packing import unpack
 
 TERMS = {
@@ -95,14 +96,14 @@ def run() -> Run:
             kept = keeping_gradients(getattr(states, name)(config))
             patch.setattr(states, name, lambda config, kept=kept: kept)
             patch.setattr(steps, name, lambda config, kept=kept: kept)
-        patch.setattr(steps, "draw_num_quantizers", drawn_by_the_reference)
+        patch.setattr("omnicodec_jax.training.gan.draw_num_quantizers", drawn_by_the_reference)
         wavlm_config, wavlm = golden_wavlm()
         state = states.start_state(config, data.variables(), golden_variables()["params"])
         audio, features = data.inputs()
-        step = jax.jit(partial(steps.train_step, gan=steps.Gan(config, wavlm=wavlm_config)))
+        step = jax.jit(partial(steps.train_step, gan=Gan(config, wavlm=wavlm_config)))
         result = Run([], [], [], state)
         for _ in range(3):
-            state, metrics = step(state, {"audio": audio, "features": features}, steps.Frozen(wavlm=wavlm))
+            state, metrics = step(state, {"audio": audio, "features": features}, FrozenVariables(wavlm=wavlm))
             gradient = {"params": unpack(state.generator_optimizer[1], state.params), "codebooks": state.codebooks}
             result.metrics.append(jax.tree.map(np.asarray, metrics))
             result.generator.append(reference.to_state_dict(gradient, config.codec))

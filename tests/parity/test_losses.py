@@ -20,8 +20,8 @@ from omnicodec_jax import dsp, losses
 from omnicodec_jax.config import LossConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import wavlm as convert_wavlm
-from omnicodec_jax.discriminators import Discriminators, Judgements
-from omnicodec_jax.discriminators.conv import Judgement
+from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators
+from omnicodec_jax.discriminators.conv import DiscriminatorOutput
 from omnicodec_jax.pretrained.wavlm import WavLM
 
 
@@ -70,20 +70,20 @@ def test_mel_loss_has_finite_gradients_in_silence():
 # -- Forms
 
 
-def judgements(seed: int, dtype: Any = jnp.float32) -> Judgements:
+def outputs(seed: int, dtype: Any = jnp.float32) -> DiscriminatorOutputs:
     """Two sub-discriminators of three and one feature maps."""
 
-    def judge(seed: int, maps: int) -> Judgement:
+    def output(seed: int, maps: int) -> DiscriminatorOutput:
         shapes = [(2, 5, 3), (2, 4), (2, 3, 2, 2)]
         feature_maps = tuple(jnp.asarray(normal(*shapes[i], seed=seed + i), dtype) for i in range(maps))
-        return Judgement(jnp.asarray(normal(2, 7, seed=seed + 9)), feature_maps)
+        return DiscriminatorOutput(jnp.asarray(normal(2, 7, seed=seed + 9)), feature_maps)
 
-    return {family: (judge(seed, 3), judge(seed + 20, 1)) for family in ("stft", "waveform", "wavlm")}
+    return {family: (output(seed, 3), output(seed + 20, 1)) for family in ("stft", "waveform", "wavlm")}
 
 
 def test_adversarial_terms_are_least_squares_and_sums_over_the_sub_discriminators():
-    real, fake = judgements(0), judgements(50)
-    terms = losses.judged_losses(real, fake)
+    real, fake = outputs(0), outputs(50)
+    terms = losses.adversarial_losses(real, fake)
     discriminator = losses.discriminator_losses(real, fake)
     assert terms.keys() == {f"{term}_{f}" for term in ("adversarial", "feature_matching") for f in fake}
     for family in fake:
@@ -102,12 +102,12 @@ def test_adversarial_terms_are_least_squares_and_sums_over_the_sub_discriminator
 
 
 def test_losses_of_bfloat16_feature_maps_are_float32_and_pull_on_the_fake_ones_only():
-    real, fake = judgements(0, jnp.bfloat16)["stft"], judgements(50, jnp.bfloat16)["stft"]
+    real, fake = outputs(0, jnp.bfloat16)["stft"], outputs(50, jnp.bfloat16)["stft"]
     matching = partial(losses.feature_matching, reduction="sum")
     assert matching(real, fake).dtype == jnp.float32
     on_real, on_fake = jax.grad(matching, argnums=(0, 1))(real, fake)
     assert not any(bool(leaf.any()) for leaf in jax.tree.leaves(on_real))
-    assert all(bool(leaf.any()) for judgement in on_fake for leaf in judgement.feature_maps)
+    assert all(bool(leaf.any()) for output in on_fake for leaf in output.feature_maps)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def generator_terms() -> dict[str, float]:
         audio, hidden = inputs
         codec = losses.codec_losses(output, data.inputs()[1], hidden[-1][:2], data.config.frame_rate, released)
         real, fake = (
-            (Judgement(jnp.zeros((2, 1)), tuple(x[part] for x in hidden)),) for part in (np.s_[:2], np.s_[2:])
+            (DiscriminatorOutput(jnp.zeros((2, 1)), tuple(x[part] for x in hidden)),) for part in (np.s_[:2], np.s_[2:])
         )
         matching = losses.feature_matching(real, fake, losses.FEATURE_MATCHING_REDUCTION["wavlm"])
         mel = losses.multi_scale_mel(audio[2:], audio[:2], data.config.sample_rate)

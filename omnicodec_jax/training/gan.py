@@ -1,0 +1,278 @@
+"""The networks of a training run, and the gradient of each side of the GAN.
+
+The generator is the codec. It runs forward once a step (`Gan.codec_forward`), and that forward holds decoupling and
+self-guidance (models/codec.py) and the update of the codebooks (models/quantize.py). The sub-discriminators run one
+after the other, each forward and at once backward: their feature maps are most of what a step computes, and so only
+one of them has its feature maps in memory at a time.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from omnicodec_jax import losses
+from omnicodec_jax.config import Config
+from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators, SubDiscriminator, sub_discriminators
+from omnicodec_jax.discriminators.wavlm import HiddenStates
+from omnicodec_jax.dsp import resample
+from omnicodec_jax.losses import Scalar, Terms
+from omnicodec_jax.models.backbone import Audio
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.quantize import CODEBOOKS, draw_num_quantizers
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
+from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
+from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.semantic import semantic_features
+from omnicodec_jax.training.accumulation import TrainBatch
+from omnicodec_jax.training.packing import Tree, pack
+
+T = TypeVar("T")
+
+Metrics = dict[str, Array]
+"""float32 scalars by name. The metrics whose names begin with "replaced" are vectors, one value for each codebook."""
+
+
+class FrozenVariables(NamedTuple):
+    """Variables of the networks that run in training but are not trained. None: the run has no such network."""
+
+    wavlm: Tree | None = None
+    encoder: Tree | None = None
+    """The audio encoder of Qwen3-Omni, which computes semantic features."""
+
+
+class TrainInputs(NamedTuple):
+    """A batch of real audio, and what the frozen networks compute from it. Nothing here takes a gradient."""
+
+    audio: Audio
+    features: Float[Array, "B S F"] | None
+    """Semantic features."""
+    wavlm_states: HiddenStates | None
+
+
+class CodecForward(NamedTuple):
+    """The result of running the codec forward on one micro-batch, from which its gradient can be computed."""
+
+    inputs: TrainInputs
+    reconstruction: Audio
+    wavlm_states: HiddenStates | None
+    """WavLM's hidden states of the reconstruction."""
+    codec_loss: Scalar
+    """Weighted sum of `losses.codec_losses`."""
+    metrics: Metrics
+    codebooks: Tree
+    """The codebooks after their update."""
+    vjp: Callable[[Audio, HiddenStates | None], Tree]
+    """Maps the gradients of the reconstruction and of `wavlm_states` to the gradient of the codec's parameters.
+
+    The gradient of `codec_loss` is included."""
+
+    def after(self, computed: Tree) -> "CodecForward":
+        """The same forward, with audio that XLA cannot use before every array of `computed` has been computed.
+
+        XLA would run the sub-discriminators side by side, since they do not depend on each other, with the feature maps
+        of all of them in memory; and on a CPU it ignores `optimization_barrier`. So a zero that depends on `computed`
+        is added to the audio. XLA does not find out that it is always zero.
+        """
+        zero = 0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(computed))
+        inputs = self.inputs._replace(audio=self.inputs.audio + zero)
+        return self._replace(inputs=inputs, reconstruction=self.reconstruction + zero)
+
+
+class DiscriminatorForward(NamedTuple):
+    """The result of running a sub-discriminator on real and on fake audio, from which gradients can be computed."""
+
+    real: DiscriminatorOutputs
+    fake: DiscriminatorOutputs
+    """Outputs on the codec's reconstruction."""
+    vjp_real: Callable[[DiscriminatorOutputs], tuple[Tree]]
+    """Maps the gradient of `real` to that of the sub-discriminator's parameters."""
+    vjp_fake: Callable[[DiscriminatorOutputs], tuple[Tree, Audio, HiddenStates | None]]
+    """Maps the gradient of `fake` to those of the parameters, of the reconstruction, and of WavLM's states of it."""
+
+
+class LossGradient(NamedTuple):
+    """The gradient of a loss, with the loss terms and other metrics of the same forward."""
+
+    gradient: Tree
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """The networks of a training run as pure functions: codec, discriminators and frozen networks."""
+
+    config: Config
+    wavlm: WavLMConfig | None = None
+    encoder: Qwen3AuTConfig | None = None
+
+    @property
+    def codec(self) -> OmniCodec:
+        """The generator."""
+        return OmniCodec(self.config.codec, jnp.dtype(self.config.train.compute_dtype), self.config.train.remat)
+
+    # -- Frozen networks
+
+    def inputs(self, batch: TrainBatch, frozen: FrozenVariables) -> TrainInputs:
+        """Computes semantic features, unless the batch has them, and WavLM's hidden states of the real audio."""
+        audio, features = batch["audio"], batch.get("features")
+        if features is not None:
+            features = features.astype(jnp.float32)
+        elif self.config.codec.semantic is not None:
+            encoder = None if self.encoder is None else (self.encoder, frozen.encoder)
+            features = semantic_features(audio, self.config.codec.sample_rate, encoder)
+        return TrainInputs(audio, features, stop_gradient(self.wavlm_states(audio, frozen)))
+
+    def wavlm_states(self, audio: Audio, frozen: FrozenVariables) -> HiddenStates | None:
+        """Computes WavLM's hidden states of audio at the codec's sample rate; None without WavLM.
+
+        WavLM's parameters are frozen, but gradients pass through it to the audio.
+        """
+        if self.wavlm is None:
+            return None
+        train = self.config.train
+        resampled = resample(audio[:, 0], self.config.codec.sample_rate, WAVLM_SAMPLE_RATE)
+        variables: Any = frozen.wavlm
+        states: Any = WavLM(self.wavlm, jnp.dtype(train.compute_dtype), train.remat).apply(variables, resampled)
+        return states
+
+    # -- Generator
+
+    def codec_forward(
+        self, params: Tree, codebooks: Tree, batch: TrainBatch, frozen: FrozenVariables, key: PRNGKeyArray
+    ) -> CodecForward:
+        """Runs the codec forward on a batch. Self-guidance and the update of the codebooks are part of it."""
+        inputs = self.inputs(batch, frozen)
+        dropout_key, codebooks_key = jax.random.split(key)
+        num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
+
+        def reconstruct(params: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
+            output, updated = self.codec.apply(
+                {"params": params, CODEBOOKS: codebooks},
+                inputs.audio,
+                inputs.features,
+                num_quantizers,
+                mutable=[CODEBOOKS],
+                rngs={CODEBOOKS: codebooks_key},
+            )
+            last = None if inputs.wavlm_states is None else inputs.wavlm_states[-1]
+            terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
+            metrics = {
+                "num_quantizers": num_quantizers.astype(jnp.float32),
+                "replaced_acoustic": output.acoustic.replaced,
+            }
+            if output.semantic is not None:
+                metrics["replaced_semantic"] = output.semantic.replaced
+            loss = losses.weighted_sum(terms, self.config.loss)
+            return (output.audio, loss), (updated[CODEBOOKS], {**terms, **metrics})
+
+        (reconstruction, loss), codec_vjp, (codebooks, metrics) = jax.vjp(reconstruct, params, has_aux=True)
+        wavlm_states, wavlm_vjp = jax.vjp(lambda audio: self.wavlm_states(audio, frozen), reconstruction)
+
+        def vjp(d_reconstruction: Audio, d_wavlm_states: HiddenStates | None) -> Tree:
+            if d_wavlm_states is not None:
+                d_reconstruction += wavlm_vjp(d_wavlm_states)[0]
+            return codec_vjp((d_reconstruction, jnp.ones(())))[0]
+
+        return CodecForward(inputs, reconstruction, wavlm_states, loss, metrics, codebooks, vjp)
+
+    def generator_gradient(self, forward: CodecForward, adversarial: Sequence[LossGradient]) -> LossGradient:
+        """The gradient of everything that the codec minimises, by its parameters, packed.
+
+        adversarial: `adversarial_gradient` of each sub-discriminator.
+        """
+
+        def loss(audio: Audio) -> tuple[Scalar, Terms]:
+            terms = losses.reconstruction_losses(audio, forward.inputs.audio, self.config.codec.sample_rate)
+            return losses.weighted_sum(terms, self.config.loss), terms
+
+        d_reconstruction, terms = jax.grad(loss, has_aux=True)(forward.reconstruction)
+        d_wavlm_states = None
+        for (d_audio, d_states), adversarial_terms in adversarial:
+            d_reconstruction += d_audio
+            d_wavlm_states = d_wavlm_states if d_states is None else d_states
+            terms = add_terms(terms, adversarial_terms)
+        total = forward.codec_loss + losses.weighted_sum(terms, self.config.loss)
+        gradient = pack(forward.vjp(d_reconstruction, d_wavlm_states))
+        return LossGradient(gradient, {**forward.metrics, **terms, "total": total})
+
+    # -- Discriminators
+
+    def discriminate(
+        self, sub: SubDiscriminator, params: Tree, audio: Audio, wavlm_states: HiddenStates | None
+    ) -> DiscriminatorOutputs:
+        """Applies one sub-discriminator, with its own parameters, to real or to fake audio."""
+        module = Discriminators(sub.config, jnp.dtype(self.config.train.compute_dtype))
+        outputs: Any = module.apply({"params": params}, audio, wavlm_states)
+        return outputs
+
+    def discriminator_forward(
+        self, sub: SubDiscriminator, discriminators: Tree, forward: CodecForward
+    ) -> DiscriminatorForward:
+        """Runs a sub-discriminator once on the real audio and once on the reconstruction."""
+        audio, params = forward.inputs.audio, sub.select(discriminators)
+        real_states = fake_states = None
+        if sub.takes_wavlm_states:
+            real_states, fake_states = forward.inputs.wavlm_states, forward.wavlm_states
+        real, vjp_real = jax.vjp(lambda params: self.discriminate(sub, params, audio, real_states), params)
+        fake, vjp_fake = jax.vjp(partial(self.discriminate, sub), params, forward.reconstruction, fake_states)
+        return DiscriminatorForward(real, fake, vjp_real, vjp_fake)
+
+    def discriminator_gradient(self, forward: DiscriminatorForward) -> LossGradient:
+        """The gradient of a sub-discriminator's loss by its parameters. No gradient goes to the reconstruction."""
+
+        def loss(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> tuple[Scalar, Terms]:
+            terms = losses.discriminator_losses(real, fake)
+            return sum(terms.values(), start=jnp.zeros(())), terms
+
+        (d_real, d_fake), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(forward.real, forward.fake)
+        gradient = jax.tree.map(jnp.add, forward.vjp_real(d_real)[0], forward.vjp_fake(d_fake)[0])
+        return LossGradient(gradient, terms)
+
+    def adversarial_gradient(self, forward: DiscriminatorForward) -> LossGradient:
+        """The gradient of the adversarial and the feature matching loss that one sub-discriminator gives the codec.
+
+        It is a pair: the gradient by the reconstruction, and that by WavLM's states of it (None: they are not used).
+        """
+
+        def loss(fake: DiscriminatorOutputs) -> tuple[Scalar, Terms]:
+            terms = losses.adversarial_losses(forward.real, fake)
+            return losses.weighted_sum(terms, self.config.loss), terms
+
+        d_fake, terms = jax.grad(loss, has_aux=True)(forward.fake)
+        _, d_audio, d_wavlm_states = forward.vjp_fake(d_fake)
+        return LossGradient((d_audio, d_wavlm_states), terms)
+
+    def for_each_discriminator(
+        self, discriminators: Tree, forward: CodecForward, use: Callable[[DiscriminatorForward], T]
+    ) -> list[T]:
+        """Runs the sub-discriminators one after the other, and returns what `use` makes of each one's forward.
+
+        What `use` does not return, such as feature maps, is out of memory before the next sub-discriminator runs.
+        """
+        results: list[T] = []
+        for sub in sub_discriminators(self.config.discriminators):
+            if results:
+                forward = forward.after(results[-1])
+            results.append(use(self.discriminator_forward(sub, discriminators, forward)))
+        return results
+
+
+def merge_gradients(gradients: Sequence[LossGradient]) -> LossGradient:
+    """Merges the `discriminator_gradient` of all sub-discriminators into one gradient of all discriminators, packed."""
+    merged: Tree = {}
+    terms: Terms = {}
+    for gradient, own_terms in gradients:
+        merged |= {family: merged.get(family, {}) | tree for family, tree in gradient.items()}
+        terms = add_terms(terms, own_terms)
+    return LossGradient(pack(merged), terms)
+
+
+def add_terms(total: Terms, terms: Terms) -> Terms:
+    """Adds loss terms to a total by name. Each sub-discriminator adds to the terms of its family."""
+    return total | {name: total[name] + term if name in total else term for name, term in terms.items()}
