@@ -54,8 +54,8 @@ def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Ar
     """Averages WavLM's 50 hidden states a second over windows that are as long as two frames of the codec.
 
     The zeros that pad the ends count in the average. At 12.5 Hz a window has 8 states and windows are 4 apart, as in
-    the reference; at 6.25 Hz it is 16 and 8. (There the reference keeps its windows of 12.5 Hz, so that it compares a
-    frame with hidden states of another time.)
+    the reference. At 6.25 Hz it is 16 and 8, where the reference keeps its windows of 12.5 Hz and so compares a frame
+    with hidden states of another time.
     """
     stride = round(WAVLM_FRAME_RATE / frame_rate)
     window, edges = (1, 2 * stride, 1), ((0, 0), (stride - 1, stride - 1), (0, 0))

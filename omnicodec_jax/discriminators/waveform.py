@@ -35,7 +35,7 @@ def apply_layers(x: Float[Array, "..."], layers: list[Conv]) -> list[Float[Array
 
 
 def deinterleave(x: Float[Array, "B T"], period: int) -> Float[Array, "B p N"]:
-    """Cuts audio of T = N · p samples into p rows; row r holds the samples r, r + p, r + 2p, …"""
+    """Cuts audio of T = N · p samples into p rows; row r holds the samples r, r + p, r + 2p and so on."""
     tile = TPU_LANES * period
     tiles = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile))).reshape(x.shape[0], -1, tile)
     # Each tile is transposed by a product with a permutation matrix, which is exact. A plain reshape to rows of three

@@ -49,7 +49,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     group = config.fsdp * config.tensor
-    data = config.data or max(1, len(devices) // group)
+    data = max(1, len(devices) // group) if config.data is None else config.data
     if data * group != len(devices):
         raise ConfigError(
             f"run.mesh: data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} = {data * group}, but there "

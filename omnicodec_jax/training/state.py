@@ -1,6 +1,5 @@
 """The state of a training run, its optimizers, and its first values."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,15 +39,19 @@ class TrainState(struct.PyTreeNode):
 
     def packed(self) -> "TrainState":
         """The same state with packed networks, which is how the optimizers take them."""
-        return self.replace(**{name: pack(network) for name, network in self._networks()})
+        return self.replace(
+            params=pack(self.params),
+            discriminators=pack(self.discriminators),
+            ema_params=None if self.ema_params is None else pack(self.ema_params),
+        )
 
     def unpacked(self, like: "TrainState") -> "TrainState":
         """The inverse of `packed`; `like` is a state of the same names and shapes."""
-        return self.replace(**{name: unpack(getattr(self, name), network) for name, network in like._networks()})
-
-    def _networks(self) -> Iterator[tuple[str, Tree]]:
-        names = ("params", "discriminators", "ema_params")
-        return ((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
+        return self.replace(
+            params=unpack(self.params, like.params),
+            discriminators=unpack(self.discriminators, like.discriminators),
+            ema_params=None if self.ema_params is None else unpack(self.ema_params, like.ema_params),
+        )
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:

@@ -1,0 +1,54 @@
+"""A name of the package stands for one thing, and what it says on hover makes sense by itself."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "omnicodec_jax"
+ROOMS = ("training", "discriminators", "distributed", "losses.py")
+NOT_YET_READ = {Path("training/checkpoint.py"), Path("training/export.py")}
+"""Files whose docstrings are not held to it yet."""
+FRAGMENTS = ("Of ", "From ", "That ", "After ", "By ", "To ", "Those ", "With ", "As ", "Else ", "Here, ")
+
+
+def types(tree: ast.Module) -> Iterator[str]:
+    """Public classes of a module, and aliases such as `Metrics = dict[str, Array]`."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Those of the module, its classes and functions, and the strings that stand below a field or a constant."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            for child in node.body:
+                value = child.value if isinstance(child, ast.Expr) else None
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield value.value.strip()
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[Path, ast.Module]:
+    return {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_type_has_a_name_of_its_own_in_the_whole_package(modules, room):
+    counts = Counter(name for tree in modules.values() for name in types(tree) if not name.startswith("_"))
+    own = {name for path, tree in modules.items() if path.parts[0] == room for name in types(tree)}
+    assert sorted(name for name in own if counts[name] > 1) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_docstring_names_its_subject_and_ends_its_sentence(modules, room):
+    read = [tree for path, tree in modules.items() if path.parts[0] == room and path not in NOT_YET_READ]
+    said = [text for tree in read for text in docstrings(tree)]
+    assert len(said) > 10
+    assert [text for text in said if text.startswith(FRAGMENTS)] == []
+    assert [text for text in said if text[-1] not in ".]" and "→" not in text] == []
