@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config
@@ -59,36 +60,52 @@ def to_global(tree: T, mesh: Mesh) -> T:
 
 
 def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples) -> TrainState:
-    """Makes the state before the first step.
+    """Makes the state before the first step: weights, and codebooks that k-means fits to the first batches.
 
-    Raises ConfigError or ModelError for a `run.start_from` that does not fit the config.
+    Codebooks that come with the weights of a model stay as they are. Raises ConfigError or ModelError for a
+    `run.start_from` that does not fit the config.
     """
-    config = gan.config
-    held = jax.tree.map(lambda leaf: leaf.sharding, state_template(config, mesh))
-    # This number is that of no step, so that these keys are no step's keys.
-    weights_key, codebooks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1))
-    fresh = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
-    with stage("weights at random"):
-        first: TrainState = jax.block_until_ready(fresh(weights_key))
-    if config.run.start_from is not None:
-        with stage(f"weights of {config.run.start_from}"):
-            variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
-            # The random discriminators are global arrays already; those that are loaded are arrays of this host.
-            discriminators = first.discriminators if discriminators is None else to_global(discriminators, mesh)
-            start = jax.jit(partial(state.start_state, config), out_shardings=held)
-            first = jax.block_until_ready(start(to_global(variables, mesh), discriminators))
+    # The keys of a step are folded from its number. No step has this one.
+    key = jax.random.fold_in(jax.random.key(gan.config.seed), 2**32 - 1)
+    weights_key, codebooks_key = jax.random.split(key)
+    first = _first_weights(gan.config, mesh, weights_key)
     if all(collection["initialized"].all() for collection in first.codebooks.values()):
         return first
+    return _fit_codebooks(first, gan, frozen, mesh, samples, codebooks_key)
+
+
+def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
+    """Draws random weights, or takes those of the model that `run.start_from` names."""
+    held = jax.tree.map(lambda leaf: leaf.sharding, state_template(config, mesh))
+    draw = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
+    with stage("weights at random"):
+        drawn: TrainState = jax.block_until_ready(draw(key))
+    if config.run.start_from is None:
+        return drawn
+    with stage(f"weights of {config.run.start_from}"):
+        variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+        # The random discriminators are global arrays already; those that are loaded are arrays of this host.
+        discriminators = drawn.discriminators if discriminators is None else to_global(discriminators, mesh)
+        start = jax.jit(partial(state.start_state, config), out_shardings=held)
+        return jax.block_until_ready(start(to_global(variables, mesh), discriminators))
+
+
+def _fit_codebooks(
+    first: TrainState, gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples, key: PRNGKeyArray
+) -> TrainState:
+    """Fits the codebooks of a state to the run's first batches by k-means."""
+    config = gan.config
     count, size = config.codec.num_quantizers, max(config.codec.codebook_sizes)
     vectors = _num_batches(config) * _frames_per_batch(config)
+    held = jax.tree.map(lambda leaf: leaf.sharding, first.codebooks)
     with stage(f"k-means of {count} codebooks of up to {size} entries on {vectors} vectors"):
         variables = initialize_codebooks(
             gan.codec.clone(dtype=jnp.float32),
             {"params": first.params, CODEBOOKS: first.codebooks},
             _first_batches(gan, frozen, mesh, samples),
-            codebooks_key,
+            key,
         )
-        codebooks = jax.jit(lambda tree: tree, out_shardings=held.codebooks)(variables[CODEBOOKS])
+        codebooks = jax.jit(lambda tree: tree, out_shardings=held)(variables[CODEBOOKS])
     return first.replace(codebooks=codebooks)
 
 
