@@ -429,8 +429,8 @@ def test_run_can_start_from_an_exported_model(exported, config):
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
     jax.tree.map(np.testing.assert_array_equal, state.codebooks, variables["codebooks"])
-    _, judges = model_directory.load(exported / "discriminators")
-    jax.tree.map(np.testing.assert_array_equal, state.discriminators, judges["params"])
+    _, discriminators = model_directory.load(exported / "discriminators")
+    jax.tree.map(np.testing.assert_array_equal, state.discriminators, discriminators["params"])
     with pytest.raises(ConfigError, match="another codec"):
         start(codec={"dimension": 32})
 
@@ -461,12 +461,12 @@ def with_frozen_networks(config, tmp_path) -> Config:
         shapes = model_directory.expected_tensors(model_directory.build(network))
         tensors = {key: rng.normal(0, 0.1, shape).astype(np.float32) for key, shape in shapes.items()}
         model_directory.save(tmp_path / name, network, model_directory.unflatten(tensors))
-    judges = dataclasses.replace(
+    discriminators = dataclasses.replace(
         config.discriminators, wavlm=WavLMDiscriminatorConfig(channels=4, hidden_size=16, hidden_states=3)
     )
     semantic = dataclasses.replace(config.codec.semantic, source="qwen3_aut", feature_dim=10)
     return replaced(
-        dataclasses.replace(config, discriminators=judges),
+        dataclasses.replace(config, discriminators=discriminators),
         codec={"semantic": semantic, "wavlm_dim": 16},
         loss={"wavlm_distillation": 1.0},
         optimizer={"total_steps": 3, "warmup_steps": 1},
@@ -482,8 +482,8 @@ def test_frozen_networks_are_read_and_take_part(with_frozen_networks, tmp_path):
         assert seen[3, tag] > 0
     assert seen[3, "gradient_norm/wavlm"] > 0
     assert cli.export_model(workdir=tmp_path / "run", out=tmp_path / "model") == 0
-    judges, weights = model_directory.load(tmp_path / "model" / "discriminators")
-    assert judges == with_frozen_networks.discriminators
+    discriminators, weights = model_directory.load(tmp_path / "model" / "discriminators")
+    assert discriminators == with_frozen_networks.discriminators
     assert set(weights["params"]) == {"stft", "waveform", "wavlm"}
 
 
