@@ -28,7 +28,7 @@ def ours(batch: int) -> Cases:
     from omnicodec_jax import model_directory
     from omnicodec_jax.config import files as config_files
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
     codec = config_files.load(CONFIG).codec
     initialize = partial(init_variables, model_directory.build(codec))
@@ -44,7 +44,7 @@ def ours(batch: int) -> Cases:
     return {
         "decode": lambda: tokenizer.decode(codes),
         "encode, acoustic path": lambda: dict(
-            tokenizer._encode.run(tokenizer._encode_work(row, audio[row, 0], hidden[row]) for row in range(batch))
+            tokenizer._encode_frames(((row, PreparedClip(audio[row, 0])), hidden[row]) for row in range(batch))
         ),
         "encode, from features": lambda: tokenizer.encode(audio, RATE, semantic_features=features),
     }

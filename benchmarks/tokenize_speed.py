@@ -68,7 +68,7 @@ def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Calla
     worker = Worker(job)
     tokenizer, total = worker.tokenizer, sum(entry["duration"] for entry in map(json.loads, manifest.open()))
     clip = np.random.default_rng(0).normal(0, 0.1, 10 * RATE).astype(np.float32)
-    heard = tokenizer.hear(clip)
+    prepared = tokenizer.prepare(clip)
 
     def corpus() -> object:
         tokenizer.warm_up()
@@ -77,7 +77,7 @@ def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Calla
         return worker.use
 
     def resident() -> object:
-        return sum(1 for _ in tokenizer.encode_each((n, heard) for n in range(round(total / 10))))
+        return sum(1 for _ in tokenizer.encode_each((n, prepared) for n in range(round(total / 10))))
 
     return corpus, resident
 

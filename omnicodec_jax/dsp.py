@@ -205,16 +205,55 @@ def resample_as_soxr(samples: Float[Array, "*B T"], source: int, target: int) ->
     return jnp.pad(resampled[..., :given], [(0, 0)] * (samples.ndim - 1) + [(0, resampled.shape[-1] - given)])
 
 
-def interpolate(x: ArrayT, size: int, places: range | None = None) -> ArrayT:
-    """Linear interpolation along time, [B, S, C] → [B, size, C], with the samples at the centres of equal cells.
+def interpolation_cells(places: np.ndarray, steps: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the two steps between which each place of an interpolated sequence lies.
 
-    As torch's `interpolate(mode="linear", align_corners=False)`; the positions are exact integer fractions, so
-    that a clip of any length is met to the sample. Works on numpy and jax arrays. places: which of the `size` steps to
-    give; None: all.
+    Both sequences divide the same time into equal cells, and their samples lie at the centres of the cells. Positions
+    are exact integer fractions, so that every place of a sequence of any length is met to the sample.
+
+    Args:
+        places: Numbers of the wanted samples of the interpolated sequence, int64.
+        steps: Number of samples of the given sequence in some length of time.
+        size: Number of samples of the interpolated sequence in the same length of time.
+
+    Returns:
+        The number of the step before each place, int64, and the weight of the step after it, float32.
     """
-    steps, cell, wanted = x.shape[1], 2 * size, np.arange(size, dtype=np.int64) if places is None else np.array(places)
-    position = np.maximum((2 * wanted + 1) * steps - size, 0)
-    left = np.minimum(position // cell, steps - 1)
-    right = np.minimum(left + 1, steps - 1)
-    weight = ((position % cell) / cell).astype(np.float32)[None, :, None]
-    return x[:, left] * (1 - weight) + x[:, right] * weight
+    position, cell = np.maximum((2 * places + 1) * steps - size, 0), 2 * size
+    return position // cell, ((position % cell) / cell).astype(np.float32)
+
+
+def interpolate_part(x: ArrayT, first: int, places: np.ndarray, steps: int, size: int) -> ArrayT:
+    """Interpolates linearly at some places of a long sequence of which only a part is at hand.
+
+    Args:
+        x: The part [B, S, C]. Its last step stands for those after it.
+        first: Number of the first step of the part.
+        places: Numbers of the wanted samples; see `interpolation_cells`, also for `steps` and `size`.
+
+    Returns:
+        float32 [B, len(places), C].
+    """
+    left, weight = interpolation_cells(places, steps, size)
+    last = first + x.shape[1] - 1
+    before, after = np.minimum(left, last) - first, np.minimum(left + 1, last) - first
+    weight = weight[None, :, None]
+    return x[:, before] * (1 - weight) + x[:, after] * weight
+
+
+def interpolate(x: ArrayT, size: int, places: range | None = None) -> ArrayT:
+    """Interpolates linearly along time, [B, S, C] → [B, size, C], with the samples at the centres of equal cells.
+
+    It gives what torch's `interpolate(mode="linear", align_corners=False)` gives, for numpy and for jax arrays.
+
+    Args:
+        x: float32 [B, S, C].
+        size: Number of steps of the whole result.
+        places: Which of those steps to compute; None: all.
+
+    Examples:
+        >>> interpolate(np.array([[[0.0], [1.0]]], np.float32), 4)[0, :, 0].tolist()
+        [0.0, 0.25, 0.75, 1.0]
+    """
+    wanted = np.arange(size, dtype=np.int64) if places is None else np.array(places, np.int64)
+    return interpolate_part(x, 0, wanted, x.shape[1], size)

@@ -1,14 +1,14 @@
 """Continuous batching: a few compiled programs for sequences of any length and any number.
 
-A step of a causal model has a fixed shape, rows x block. Each row is a lane that works through its own sequence, block
-after block, and takes the next sequence when that one ends:
+A step of a causal model has a fixed shape, rows x block. Each row of the batch is a lane: it feeds one sequence to the
+model, block after block, and takes the next sequence when that one ends:
 
     row 0   ├─ clip a ─┼─ clip a ─┼ clip a ┼ clip d ┼─ …
     row 1   ├─ clip b ─┼─ clip c ─┼─ clip c ─┼ clip c ┼─ …
 
-Where a sequence is cut depends on its length alone: into long blocks, and the rest into shorter ones, so that little
-is padded. What a row gives depends on its own sequence alone. A compiler may round differently for every shape; so
-there are but these shapes on every device, and more devices run more of the same.
+Where a sequence is cut depends on its length alone: into long blocks first, and the rest into shorter ones, so that
+little is padded. What a row gives depends on its own sequence alone. A compiler may round differently for every shape.
+Therefore every device runs the same few shapes, and more devices run more copies of them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,45 +29,63 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnicodec_jax.models.conv import STREAM
 
 ACCELERATOR_ROWS = 64
-"""Lanes of a GPU or TPU. A CPU has one: that fills the cores, and more would only spill the caches."""
+"""Number of lanes on each GPU or TPU. A CPU has one lane: one fills the cores, and more would only spill the caches."""
 CPU_BLOCKS = (120, 30, 6)
-"""Frames of a block. A step costs a CPU as much as twelve frames do, since it reads all weights."""
+"""Frames of a block on a CPU. A step reads all weights, which costs a CPU as much as computing twelve frames."""
 ACCELERATOR_BLOCKS = (16,)
-"""Many rows share that cost."""
+"""Frames of a block on a GPU or TPU, where many rows share the cost of reading the weights."""
 STEPS_AHEAD = 2
-"""Steps that are under way before the result of the first of them is fetched."""
+"""Number of steps that are handed to the devices before the result of the first of them is fetched."""
 
 Variables = dict[str, Any]
 State = dict[str, Any]
 Inputs = tuple[np.ndarray | np.generic, ...]
+Key = TypeVar("Key")
 
 
-class Work(NamedTuple):
-    """A sequence."""
+class InputSequence(Protocol):
+    """Gives the inputs of a model for one clip of any length, block by block."""
 
-    key: Any
-    """Comes back with the result."""
-    frames: int
-    """What it is cut along."""
-    block: Callable[[int, int], Inputs]
-    """A row's inputs of `size` frames from `start` on; beyond the end, padding."""
-    steps: int
-    """Valid steps of the result."""
-    valid: float
-    """Frames that are no padding, to the fraction."""
+    @property
+    def num_frames(self) -> int:
+        """Length of the sequence, in the frames that blocks are measured in."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Length of the result along its time axis; what the model gives beyond that comes from padding."""
+        ...
+
+    @property
+    def num_valid(self) -> float:
+        """Number of frames that hold input rather than padding; the last one may count in part."""
+        ...
+
+    def block(self, start: int, size: int) -> Inputs:
+        """Cuts out the inputs of one row for `size` frames from frame `start` on, padded beyond the end."""
+        ...
 
 
 class Lane(NamedTuple):
-    """A row at one of its blocks."""
+    """A row of the batch, and the block of its sequence that comes next."""
 
-    work: Work
+    key: Any
+    """The caller's name of the sequence."""
+    sequence: InputSequence
     start: int
+    """First frame of the block."""
     size: int
+    """Number of frames of the block."""
     outputs: list[np.ndarray]
-    """Of the blocks before."""
+    """Results of the blocks before this one."""
+
+    @property
+    def num_valid(self) -> float:
+        """Number of frames of the block that hold input rather than padding."""
+        return float(min(max(self.sequence.num_valid - self.start, 0.0), self.size))
 
 
-def advance(
+def stream_step(
     model: nn.Module,
     method: Any,
     variables: Variables,
@@ -76,10 +94,20 @@ def advance(
     held: jax.Array | None,
     *inputs: jax.Array,
 ) -> tuple[jax.Array, State]:
-    """One block of each row: the outputs, and the state for the next.
+    """Computes one block of each row of a batch of streams.
 
-    fresh [B]: rows that begin anew. held [B]: rows whose state stays as it is, and whose output says nothing. None: no
-    row; to look at the state takes its time.
+    Args:
+        model: A causal model.
+        method: The method of the model to apply.
+        variables: Parameters and codebooks of the model.
+        state: What the streams carry from block to block, one row each; empty for streams that begin.
+        fresh: Booleans [B] that mark rows whose stream begins with this block; None if there are none.
+        held: Booleans [B] that mark rows whose state is to stay as it is and whose output is not used; None if there
+            are none. To look at `fresh` and `held` takes time, so None is faster than an array without a mark.
+        inputs: Inputs of the method, [B, …] each.
+
+    Returns:
+        The output of the method, [B, …], and the state for the next block.
     """
 
     def choose(rows: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
@@ -97,37 +125,38 @@ def _mesh(devices: Sequence[Any]) -> Mesh:
     return Mesh(np.array(devices), ("rows",))
 
 
-def replicated(variables: Variables, devices: Sequence[Any]) -> Variables:
-    """Puts weights on every device; those that are there already are not copied, so that several `Lanes` share them."""
+def replicate(variables: Variables, devices: Sequence[Any]) -> Variables:
+    """Puts weights on every device. Weights that are there already are not copied, so that batchers can share them."""
     return jax.device_put(variables, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
-class Program(NamedTuple):
-    """What all `Lanes` of one model over the same devices share, so that it is traced and compiled once."""
+class BatchStep(NamedTuple):
+    """The step of one method of a model, which all batchers over the same devices share: it is compiled once."""
 
-    advance: Callable[..., Any]
-    """`advance` of the model, of one device's rows."""
-    step: Callable[..., tuple[jax.Array, State]]
-    """The same, jitted, over the rows of all devices: (variables, state, fresh, held, *inputs) → (output, state). The
-    state that goes in is given away."""
+    on_one_device: Callable[..., tuple[jax.Array, State]]
+    """`stream_step` over the rows of one device, not jitted."""
+    on_all_devices: Callable[..., tuple[jax.Array, State]]
+    """The same over the rows of all devices, jitted: (variables, state, fresh, held, *inputs) → (output, state). The
+    state that goes in is donated."""
 
 
 @lru_cache(maxsize=32)
-def program(model: nn.Module, method: Any, mesh: Mesh) -> Program:
-    """The program of a model's method over a mesh of one axis, `rows`; nothing is compiled before its first step."""
+def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
+    """Makes the step of a model's method over a mesh of one axis, `rows`. Its first call compiles it."""
     everywhere, rows = PartitionSpec(), PartitionSpec("rows")
-    advance_rows = partial(advance, model, method)
+    on_one_device = partial(stream_step, model, method)
 
-    def step(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
+    def on_all_devices(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
         specs = (everywhere, rows, *(rows for _ in rest))
-        run = jax.shard_map(advance_rows, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-        return run(variables, state, *rest)
+        sharded = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return sharded(variables, state, *rest)
 
-    return Program(advance_rows, jax.jit(step, donate_argnums=1, out_shardings=NamedSharding(mesh, rows)))
+    out_shardings = NamedSharding(mesh, rows)
+    return BatchStep(on_one_device, jax.jit(on_all_devices, donate_argnums=1, out_shardings=out_shardings))
 
 
-class Lanes:
-    """Runs sequences through `advance`, on all rows of all devices at once."""
+class ContinuousBatcher:
+    """Applies a causal method of a model to any number of sequences, on all rows of all devices at once."""
 
     def __init__(
         self,
@@ -139,107 +168,128 @@ class Lanes:
         clock: "Clock | None" = None,
         blocks: tuple[int, ...] | None = None,
     ):
-        """axis: time axis of a row's output. blocks: sizes, the largest first, each a multiple of the next."""
+        """Takes a model and the devices to run it on; nothing is compiled before the first sequence.
+
+        Args:
+            model: A causal model.
+            method: The method of the model to apply.
+            variables: Parameters and codebooks of the model.
+            axis: Time axis of the method's output for one row.
+            devices: Devices of this process, all of one kind.
+            clock: Measures how long the devices have nothing to do.
+            blocks: Possible lengths of a block in frames, the longest first, each a multiple of the next. By default
+                `CPU_BLOCKS` or `ACCELERATOR_BLOCKS`.
+        """
         self._axis, self._clock = axis, clock
         on_cpu = devices[0].platform == "cpu"
         self.rows = len(devices) * (1 if on_cpu else ACCELERATOR_ROWS)
         self._blocks = blocks or (CPU_BLOCKS if on_cpu else ACCELERATOR_BLOCKS)
         mesh = _mesh(devices)
-        self._variables = replicated(variables, devices)
+        self._variables = replicate(variables, devices)
         self._sharding = NamedSharding(mesh, PartitionSpec("rows"))
-        self._advance, self.step = program(model, method, mesh)
-        self._shapes: Any = None
-        """Of a state. Tracing the model for them takes longer than a short clip does, so it is done once."""
+        self._step_on_one_device, self.step = batch_step(model, method, mesh)
+        self._state_shapes: Any = None
+        """Shapes of a state. To trace the model for them takes longer than a short clip, so it is done once."""
         self.forget()
 
     def forget(self) -> None:
-        """Counts from here on."""
-        self.frames, self.valid = 0, 0.0
-        """Frames computed, those of idle rows too; how many of them were no padding."""
+        """Sets the counts of frames back to zero."""
+        self.frames = 0
+        """Number of frames that were computed, those of idle rows included."""
+        self.valid = 0.0
+        """Number of those frames that held input rather than padding."""
 
-    def run(self, works: Iterable[Work]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Keys and results [… steps …], as they end; `works` is read no further than there are free rows."""
-        source, lanes = iter(works), [None] * self.rows
+    def run(self, sequences: Iterable[tuple[Key, InputSequence]]) -> Iterator[tuple[Key, np.ndarray]]:
+        """Runs sequences through the model.
+
+        Args:
+            sequences: Keys of the caller's choice and sequences. The next one is asked for only when a row is free.
+
+        Yields:
+            Each key with the output of its sequence, as sequences end: not in the order in which they came.
+        """
+        source = iter(sequences)
+        lanes: list[Lane | None] = [None] * self.rows
         state: State | None = None
         under_way: deque[tuple[jax.Array, list[Lane | None]]] = deque()
         while True:
-            lanes = [lane or self._next(source) for lane in lanes]
+            lanes = [lane or self._begin(source) for lane in lanes]
             sizes = [lane.size for lane in lanes if lane is not None]
             if sizes:
                 size = max(sizes, key=sizes.count)
                 running = [lane if lane is not None and lane.size == size else None for lane in lanes]
-                fresh = np.array([lane is None or lane.start == 0 for lane in running])
-                held = np.array([lane is None for lane in running])
-                inputs = self._inputs(running)
-                state = self._zeros(inputs) if state is None else state
-                arguments = jax.device_put((fresh, held, *inputs), self._sharding)
-                output, state = self.step(self._variables, state, *arguments)
-                if self._clock is not None:
-                    self._clock.started(output)
-                self.frames += self.rows * size
-                self.valid += sum(_valid(lane) for lane in running if lane is not None)
+                output, state = self._step(state, running, size)
                 under_way.append((output, running))
-                lanes = [lane if ran is None else self._after(ran) for lane, ran in zip(lanes, running, strict=True)]
+                lanes = [lane if ran is None else self._go_on(ran) for lane, ran in zip(lanes, running, strict=True)]
             if len(under_way) > STEPS_AHEAD or not sizes:
                 if not under_way:
                     return
                 yield from self._finished(*under_way.popleft())
 
-    def _next(self, source: Iterator[Work]) -> Lane | None:
-        """The first block of the next sequence."""
-        work = next(source, None)
-        return None if work is None else Lane(work, 0, self._size(work.frames), [])
+    def _begin(self, source: Iterator[tuple[Any, InputSequence]]) -> Lane | None:
+        """Takes the next sequence, at its first block; None if there is none left."""
+        item = next(source, None)
+        return None if item is None else Lane(*item, start=0, size=self._block_size(item[1].num_frames), outputs=[])
 
-    def _after(self, lane: Lane) -> Lane | None:
-        """The next block of the same sequence."""
+    def _go_on(self, lane: Lane) -> Lane | None:
+        """Moves a lane to the next block of its sequence; None if that has ended."""
         start = lane.start + lane.size
-        left = lane.work.frames - start
-        return lane._replace(start=start, size=self._size(left)) if left > 0 else None
+        left = lane.sequence.num_frames - start
+        return lane._replace(start=start, size=self._block_size(left)) if left > 0 else None
 
-    def _size(self, left: int) -> int:
-        """Of the next block: the largest that pads no more than the smallest would."""
+    def _block_size(self, left: int) -> int:
+        """Chooses the longest block that pads the frames that are left no more than the shortest block would."""
         padded = -(-left // self._blocks[-1]) * self._blocks[-1]
         return next(size for size in self._blocks if size <= padded)
 
+    def _step(self, state: State | None, lanes: Sequence[Lane | None], size: int) -> tuple[jax.Array, State]:
+        """Hands one block of `size` frames of each lane to the devices. Rows without a lane are held."""
+        inputs = self._inputs(lanes)
+        fresh = np.array([lane is None or lane.start == 0 for lane in lanes])
+        held = np.array([lane is None for lane in lanes])
+        arguments = jax.device_put((fresh, held, *inputs), self._sharding)
+        state = self._zeros(inputs) if state is None else state
+        output, state = self.step(self._variables, state, *arguments)
+        if self._clock is not None:
+            self._clock.started(output)
+        self.frames += self.rows * size
+        self.valid += sum(lane.num_valid for lane in lanes if lane is not None)
+        return output, state
+
     def _inputs(self, lanes: Sequence[Lane | None]) -> Inputs:
-        rows = [None if lane is None else lane.work.block(lane.start, lane.size) for lane in lanes]
+        rows = [None if lane is None else lane.sequence.block(lane.start, lane.size) for lane in lanes]
         idle = tuple(np.zeros_like(part) for part in next(row for row in rows if row is not None))
         return tuple(np.stack(parts) for parts in zip(*(row or idle for row in rows), strict=True))
 
     def _zeros(self, inputs: Inputs) -> State:
-        if self._shapes is None:
+        if self._state_shapes is None:
             rows = np.ones(self.rows, np.bool_)
-            self._shapes = jax.eval_shape(self._advance, self._variables, {}, rows, rows, *inputs)[1]
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=self._sharding), self._shapes)
+            self._state_shapes = jax.eval_shape(self._step_on_one_device, self._variables, {}, rows, rows, *inputs)[1]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=self._sharding), self._state_shapes)
 
     def _finished(self, output: jax.Array, lanes: list[Lane | None]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Fetches a step's output, and gives the results of the sequences that ended with it."""
+        """Fetches the output of a step, and yields the results of the sequences that ended with it."""
         for lane, row in zip(lanes, np.asarray(output), strict=True):
             if lane is None:
                 continue
             lane.outputs.append(row)
-            if lane.start + lane.size >= lane.work.frames:
+            if lane.start + lane.size >= lane.sequence.num_frames:
                 whole = np.concatenate(lane.outputs, axis=self._axis)
                 lane.outputs.clear()
-                yield lane.work.key, whole[(slice(None),) * self._axis + (slice(lane.work.steps),)]
-
-
-def _valid(lane: Lane) -> float:
-    """Frames of a lane's block that are no padding."""
-    return float(min(max(lane.work.valid - lane.start, 0.0), lane.size))
+                yield lane.key, whole[(slice(None),) * self._axis + (slice(lane.sequence.num_outputs),)]
 
 
 class Use(NamedTuple):
-    """What the devices did."""
+    """Counts what the devices computed, and how long they had nothing to do."""
 
     frames: int = 0
-    """Computed, those of idle rows too."""
+    """Number of frames that were computed, those of idle rows included."""
     valid: float = 0.0
-    """How many of them were no padding."""
+    """Number of those frames that held input rather than padding."""
     idle: float = 0.0
-    """Seconds without anything to do,"""
+    """Seconds during which the devices had nothing to do."""
     seconds: float = 0.0
-    """of these, from the first step to the last."""
+    """Seconds from the start of the first step to the end of the last step."""
 
     def __add__(self, other: "Use") -> "Use":
         return Use(
@@ -255,7 +305,7 @@ class Use(NamedTuple):
 
 
 class Clock:
-    """Measures how long devices had nothing to do, from the first step to the last that has ended."""
+    """Measures how long devices have nothing to do between the first step and the last step that has ended."""
 
     def __init__(self):
         self._steps: queue.SimpleQueue[tuple[float, jax.Array, _Times]] = queue.SimpleQueue()
@@ -263,11 +313,11 @@ class Clock:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def forget(self) -> None:
-        """Begins anew with the next step; steps that are still under way do not count."""
+        """Sets the times back to zero; steps that are under way do not count any more."""
         self._times = _Times()
 
     def started(self, output: jax.Array) -> None:
-        """Takes note of a step that has been handed to the devices."""
+        """Notes that a step has been handed to the devices."""
         self._steps.put((time.perf_counter(), output, self._times))
 
     def _watch(self) -> None:
@@ -280,12 +330,12 @@ class Clock:
 
     @property
     def times(self) -> tuple[float, float]:
-        """Seconds without anything to do; seconds between the first step's start and the end of the last."""
+        """Seconds without anything to do, and seconds from the start of the first step to the end of the last."""
         return self._times.seen
 
 
 class _Times:
-    """Steps since a clock began. `seen` is replaced as a whole, as another thread reads it."""
+    """Adds up the times of steps. `seen` is replaced as a whole, since another thread reads it."""
 
     def __init__(self):
         self._first: float | None = None
@@ -293,7 +343,7 @@ class _Times:
         self.seen = (0.0, 0.0)
 
     def add(self, start: float, end: float) -> None:
-        """Counts a step that has ended; the idle time before it counts no sooner than it does."""
+        """Counts a step that has ended, together with the idle time before it."""
         if self._first is None:
             self._first = self._last = start
         idle = self.seen[0] + max(0.0, start - self._last)

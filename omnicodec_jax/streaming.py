@@ -1,8 +1,8 @@
-"""Live streams: audio out a frame at a time, tokens out as soon as what they depend on has been heard.
+"""Live streams: audio comes out a frame at a time, and codes as soon as the audio that they depend on is there.
 
-Many sessions run side by side as rows of one batch. Offline, `OmniCodecTokenizer` runs the same models in longer
-blocks; audio and acoustic codes are the same up to rounding. Semantic features are not: offline they see the whole
-clip, here windows by themselves.
+Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer
+blocks; audio and acoustic codes are the same up to rounding. Semantic features are not: offline they are normalised
+over the whole clip, here over windows.
 
 A session may go on for ever: what is held of it, and what a chunk costs, do not depend on how long it has lasted.
 """
@@ -18,35 +18,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnicodec_jax import dsp, model_directory
+from omnicodec_jax.blocks import encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.data.audio import fit_length
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError
-from omnicodec_jax.lanes import advance
+from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.tokenizer import OmniCodecTokenizer, encode_block
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 Array = np.ndarray | jax.Array
 
 NOT_YET = -1
-"""In place of codes that a session does not have yet, where another has more."""
+"""Stands in the place of codes that a session does not have yet, where another session has more."""
 
 
 @lru_cache
-def program(config: CodecConfig | MimiConfig, method: Any) -> Any:
-    """A step of a causal method of a model, compiled once for all streams."""
-    return jax.jit(partial(advance, model_directory.build(config), method), donate_argnums=1)
+def session_step(config: CodecConfig | MimiConfig, method: Any) -> Any:
+    """Makes the jitted `stream_step` of a causal method of a model; all streams of that model share it."""
+    return jax.jit(partial(stream_step, model_directory.build(config), method), donate_argnums=1)
 
 
 class Stream:
-    """A causal method of a model, applied to one block after the other of many rows."""
+    """Applies a causal method of a model to one block after the other of a batch of sessions."""
 
     def __init__(self, tokenizer: OmniCodecTokenizer, method: Any):
-        self._step = program(tokenizer.config, method)
+        """Takes the codec, and the method of its model to apply."""
+        self._step = session_step(tokenizer.config, method)
         self._variables, self._state = tokenizer.variables, None
 
     def __call__(self, fresh: np.ndarray | None, held: np.ndarray | None, *inputs: Array) -> jax.Array:
-        """fresh [B]: rows that begin anew. held [B]: rows that stay as they are. None: no row."""
+        """Applies the method to the next block of every session.
+
+        Args:
+            fresh: Booleans [B] that mark the sessions that begin with this block; None if there are none.
+            held: Booleans [B] that mark the sessions that stay as they are; None if there are none.
+            inputs: Inputs of the method, [B, …] each.
+
+        Returns:
+            Output of the method, [B, …]; that of held sessions is not to be used.
+        """
         if self._state is None:
             rows = np.zeros(len(inputs[0]), np.bool_)
             shapes = jax.eval_shape(self._step, self._variables, {}, rows, None, *inputs)[1]
@@ -55,8 +66,8 @@ class Stream:
         return output
 
 
-def chosen(sessions: Iterable[int], count: int) -> list[int]:
-    """Numbers of sessions, each once. Raises ModelError for one that there is not."""
+def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
+    """Sorts numbers of sessions, each once. Raises ModelError for a number that is not one of `count` sessions."""
     numbers = sorted({int(number) for number in sessions})
     if wrong := [number for number in numbers if not 0 <= number < count]:
         raise ModelError(f"session {wrong[0]}: there are {count}, counted from 0")
@@ -78,11 +89,11 @@ class StreamingDecoder:
     """
 
     def __init__(self, tokenizer: OmniCodecTokenizer, sessions: int = 1):
-        """Begins so many streams.
+        """Begins one stream for each session.
 
         Args:
             tokenizer: The codec.
-            sessions: Streams side by side, rows of one batch.
+            sessions: Number of streams side by side; they are rows of one batch.
         """
         self._tokenizer, self._sessions = tokenizer, sessions
         self._stream = Stream(tokenizer, type(model_directory.build(tokenizer.config)).decode)
@@ -91,58 +102,60 @@ class StreamingDecoder:
         """Decodes the next frames of all sessions.
 
         Args:
-            codes: Integers [sessions, k, n] of the first k ≤ K codebooks; every k and n is compiled once.
+            codes: Integers [sessions, k, n] of the first k ≤ K codebooks. Each pair of k and n is compiled once.
             reset: Numbers of the sessions that begin anew with these frames.
 
         Returns:
             Audio float32 [sessions, 1, n · hop] at the model's rate.
 
         Raises:
-            TokenError: If these are no codes of this model.
-            ModelError: If they are of another number of sessions, or one is reset that there is not.
+            TokenError: If the codes cannot be of this model.
+            ModelError: If the number of sessions is another, or `reset` names a session that does not exist.
         """
         codes = np.asarray(codes)
         self._tokenizer.check_codes(codes)
         if codes.shape[0] != self._sessions:
             raise ModelError(f"codes of {codes.shape[0]} sessions: this decoder has {self._sessions}")
         fresh = np.zeros(self._sessions, np.bool_)
-        fresh[chosen(reset, self._sessions)] = True
+        fresh[check_sessions(reset, self._sessions)] = True
         return np.asarray(self._stream(fresh if fresh.any() else None, None, codes.astype(np.int32)))
 
 
 @dataclasses.dataclass
 class Session:
-    """What of one stream of audio may still be needed, and how far it has come."""
+    """Holds what later codes of one stream may depend on, and how far the stream has come."""
 
     audio: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
-    """Samples from `start` of the stream on."""
+    """Samples of the stream from sample number `start` on."""
     start: int = 0
-    heard: int = 0
-    """Samples that windows have covered."""
+    """Number of the first sample that is held."""
+    windowed: int = 0
+    """Number of samples whose semantic features have been computed, window by window."""
     hidden: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """Semantic branch [n, D] at the vectors from number `first` on."""
+    """Vectors [n, D] of the semantic branch, from vector number `first` on."""
     first: int = 0
+    """Number of the first vector that is held."""
     loudest: float = -math.inf
-    """log10 of the loudest mel bin so far."""
+    """log10 of the loudest bin of the log-mel so far."""
     frames: int = 0
-    """Whose codes are out."""
+    """Number of frames whose codes have been given out."""
 
     @property
     def end(self) -> int:
-        """Samples of the stream so far."""
+        """Number of samples that the stream has had so far."""
         return self.start + self.audio.size
 
     @property
     def vectors(self) -> int:
-        """Of the semantic branch, so far."""
+        """Number of vectors of the semantic branch that have been computed so far."""
         return self.first + len(self.hidden)
 
     def add(self, hidden: np.ndarray) -> None:
-        """The next vectors [n, D] of the semantic branch."""
+        """Appends the next vectors [n, D] of the semantic branch."""
         self.hidden = np.concatenate([self.hidden.reshape(-1, hidden.shape[1]), hidden])
 
     def forget(self, sample: int, vector: int) -> None:
-        """What comes before these is needed no more. Of what is kept, a copy: a view would keep the rest, too."""
+        """Drops what comes before a sample and a vector. The rest is copied, since a view would keep all in memory."""
         dropped = min(max(0, sample - self.start), self.audio.size)
         self.audio, self.start = self.audio[dropped:].copy(), self.start + dropped
         dropped = min(max(0, vector - self.first), max(0, len(self.hidden) - 1))  # the last stands for those after it
@@ -150,11 +163,11 @@ class Session:
 
 
 class StreamingEncoder:
-    """Encodes live streams: codes come out as soon as the audio that they depend on has been heard.
+    """Encodes live streams: codes come out as soon as the audio that they depend on is there.
 
-    That is `look_ahead` seconds after a frame's end, at most. Semantic features are computed in windows, each as a clip
-    of its own but for its loudness, which is measured by the loudest so far; without a semantic branch there are no
-    windows and no look-ahead.
+    The codes of a frame come out at most `look_ahead` seconds after the end of the frame. Semantic features are
+    computed in windows. Each window is a clip of its own, but its log-mel is normalised by the loudest bin of the
+    stream so far. Without a semantic branch there are no windows and no look-ahead.
 
     Examples:
         >>> import numpy as np
@@ -166,17 +179,17 @@ class StreamingEncoder:
         (1, 9, 13)
 
     A session may begin anew while the others go on: `encode.flush([3])` gives the rest of session 3, and
-    `encode(chunk, reset=[3])` begins it with this chunk. From then on one session may have more frames by now than
-    another. The missing codes are `NOT_YET`, -1, at the end of its row: `codes[3][:, codes[3, 0] >= 0]` are those that
-    there are.
+    `encode(chunk, reset=[3])` begins it with this chunk. From then on, one session may have more frames by now than
+    another. Codes that are missing are `NOT_YET`, which is -1, at the end of the session's row. So
+    `codes[3][:, codes[3, 0] >= 0]` are the codes of session 3.
     """
 
     def __init__(self, tokenizer: OmniCodecTokenizer, sessions: int = 1):
-        """Begins so many streams.
+        """Begins one stream for each session.
 
         Args:
-            tokenizer: The codec; one that computes its semantic features, if it needs them.
-            sessions: Streams side by side, rows of one batch.
+            tokenizer: The codec. If its model needs semantic features, it must be one that computes them.
+            sessions: Number of streams side by side; they are rows of one batch.
 
         Raises:
             ModelError: If semantic features would have to be given.
@@ -185,79 +198,81 @@ class StreamingEncoder:
             raise ModelError("this model needs semantic features: load it with the encoder that computes them")
         self._tokenizer, self._sessions = tokenizer, [Session() for _ in range(sessions)]
         source = None if tokenizer.semantic is None else tokenizer.semantic.source
-        # As many vectors as fill whole seconds: stacked log-mel frames are 80 ms apart.
+        # A window lasts whole seconds and holds whole vectors: stacked log-mel frames are 80 ms apart.
         seconds, self._vectors = {None: (0, 0), "log_mel": (2, 25)}.get(source, (1, 13))
         self._window = seconds * tokenizer.sample_rate
-        self._encode = Stream(tokenizer, encode_block)
-        self._hide = Stream(tokenizer, OmniCodec.semantic_hidden) if seconds else None
+        self._encoder_stream = Stream(tokenizer, encode_block)
+        self._semantic_stream = Stream(tokenizer, OmniCodec.semantic_hidden) if seconds else None
 
     @property
     def look_ahead(self) -> float:
-        """Seconds after a frame's end that its codes may depend on: the rest of a window, and the next vector's."""
+        """Seconds after the end of a frame that its codes may depend on: the rest of a window, and the next vector."""
         if not self._window:
             return 0.0
         seconds = self._window / self._tokenizer.sample_rate
         return seconds + seconds / self._vectors
 
     def __call__(self, audio: Array, reset: Iterable[int] = ()) -> np.ndarray:
-        """Encodes the next samples of all sessions, as far as they are certain.
+        """Encodes the next samples of all sessions, as far as their codes are certain.
 
         Args:
             audio: float32 [sessions, 1, any], full scale ±1, at the model's rate.
-            reset: Numbers of the sessions that begin anew with these samples; what they still owe is lost.
+            reset: Numbers of the sessions that begin anew with these samples; codes that they still owe are lost.
 
         Returns:
-            Codes int32 [sessions, K, n] of the n ≥ 0 frames that have become certain, `NOT_YET` where a session has
-            fewer than another.
+            Codes int32 [sessions, K, n] of the n ≥ 0 frames that have become certain; `NOT_YET` where a session has
+            fewer frames than another.
 
         Raises:
             AudioError: If the shape is another, or samples are NaN, infinite or out of range.
-            ModelError: If a session is reset that there is not.
+            ModelError: If `reset` names a session that does not exist.
         """
         audio = as_float(audio)
         if audio.ndim != 3 or audio.shape[:2] != (len(self._sessions), 1):
             raise AudioError(f"audio of shape {list(audio.shape)}: must be [{len(self._sessions)}, 1, T]")
         check_range(audio)
-        for row in chosen(reset, len(self._sessions)):
+        for row in check_sessions(reset, len(self._sessions)):
             self._sessions[row] = Session()
         for session, samples in zip(self._sessions, audio[:, 0], strict=True):
             session.audio = np.concatenate([session.audio, samples])
-        while self._window and (rows := [row for row, session in enumerate(self._sessions) if self._whole(session)]):
-            self._listen(rows)
-        return self._emit([self._certain(session) for session in self._sessions])
+        while self._window and (
+            rows := [row for row, session in enumerate(self._sessions) if self._has_window(session)]
+        ):
+            self._compute_hidden(rows)
+        return self._encode_frames([self._certain_frames(session) for session in self._sessions])
 
     def flush(self, sessions: Iterable[int] | None = None) -> np.ndarray:
-        """Encodes what is left, the last frame filled up with silence. The next samples begin new streams.
+        """Encodes what is left of sessions that end, the last frame filled up with silence. New streams may follow.
 
         Args:
-            sessions: Numbers of the sessions that end; None: all of them.
+            sessions: Numbers of the sessions that end; None: all.
 
         Returns:
-            Codes int32 [sessions, K, n] of the frames that were not certain yet, `NOT_YET` where a session has fewer
-            than another.
+            Codes int32 [sessions, K, n] of the frames that were not certain yet; `NOT_YET` where a session has fewer
+            frames than another.
 
         Raises:
-            ModelError: If one ends that there is not.
+            ModelError: If `sessions` names a session that does not exist.
         """
         count = len(self._sessions)
-        ending = list(range(count)) if sessions is None else chosen(sessions, count)
-        behind = [row for row in ending if self._sessions[row].heard < self._sessions[row].end]
+        ending = list(range(count)) if sessions is None else check_sessions(sessions, count)
+        behind = [row for row in ending if self._sessions[row].windowed < self._sessions[row].end]
         if self._window and behind:
-            self._listen(behind)
+            self._compute_hidden(behind)
         wanted = [session.frames for session in self._sessions]
         for row in ending:
             wanted[row] = self._tokenizer.num_frames(self._sessions[row].end)
-        codes = self._emit(wanted)
+        codes = self._encode_frames(wanted)
         for row in ending:
             self._sessions[row] = Session()
         return codes
 
-    def _whole(self, session: Session) -> bool:
-        """Whether the next window is there."""
-        return session.heard + self._window <= session.end
+    def _has_window(self, session: Session) -> bool:
+        """Whether all samples of the next window are there."""
+        return session.windowed + self._window <= session.end
 
-    def _certain(self, session: Session) -> int:
-        """Frames whose samples, and the vectors around them, are there."""
+    def _certain_frames(self, session: Session) -> int:
+        """Number of frames whose samples, and the vectors of the semantic branch around them, are there."""
         hop = self._tokenizer.hop_length
         whole = session.end // hop
         if not self._window:
@@ -266,30 +281,30 @@ class StreamingEncoder:
         reach = (2 * session.vectors - 1) * self._window - hop * self._vectors
         return min(whole, max(0, reach // (2 * hop * self._vectors) + 1))
 
-    def _listen(self, rows: list[int]) -> None:
-        """The next window's vectors of some sessions; where samples are missing, it is filled up with silence."""
+    def _compute_hidden(self, rows: list[int]) -> None:
+        """Computes the semantic branch of the next window of some sessions; a short one is filled up with silence."""
         extract = self._tokenizer.extract
         assert extract is not None
-        assert self._hide is not None
+        assert self._semantic_stream is not None
         mels = []
         for session in map(self._sessions.__getitem__, rows):
-            window = fit_length(session.audio[session.heard - session.start :], self._window)
+            window = fit_length(session.audio[session.windowed - session.start :], self._window)
             mel = extract.log10_mel(window, self._tokenizer.sample_rate)
             session.loudest = max(session.loudest, float(mel.max()))
             mels.append(dsp.normalize_log_mel(mel, np.float32(session.loudest)))
         features = dict(extract.features(zip(rows, mels, strict=True)))
         silent = np.zeros_like(features[rows[0]])
         stacked = np.stack([features.get(row, silent) for row in range(len(self._sessions))])
-        hidden = np.asarray(self._hide(*self._states(rows, lambda session: session.heard == 0), stacked))
+        hidden = np.asarray(self._semantic_stream(*self._marks(rows, lambda session: session.windowed == 0), stacked))
         for row in rows:
             self._sessions[row].add(hidden[row])
-            self._sessions[row].heard += self._window
+            self._sessions[row].windowed += self._window
 
-    def _states(self, rows: list[int], begins: Callable[[Session], bool]) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows begin anew and which are held, when some take a step.
+    def _marks(self, rows: list[int], begins: Callable[[Session], bool]) -> tuple[np.ndarray, np.ndarray]:
+        """Marks the sessions that begin and those that are held, [B] each, when some sessions take a step.
 
-        Given always, even where they name no row: with or without them a compiler may round differently, and a
-        session's codes must not tell what the others do.
+        Both arrays are given even where they mark no row. A compiler may round differently with them and without them,
+        and the codes of a session must not depend on what the others do.
         """
         fresh, held = np.zeros((2, len(self._sessions)), np.bool_)
         held[:] = True
@@ -297,8 +312,8 @@ class StreamingEncoder:
             fresh[row], held[row] = begins(self._sessions[row]), False
         return fresh, held
 
-    def _emit(self, wanted: list[int]) -> np.ndarray:
-        """Codes up to so many frames of each session."""
+    def _encode_frames(self, wanted: list[int]) -> np.ndarray:
+        """Computes the codes of each session up to the wanted number of frames, and drops what no later code needs."""
         hop, count = self._tokenizer.hop_length, len(self._sessions)
         missing = [max(0, frames - session.frames) for frames, session in zip(wanted, self._sessions, strict=True)]
         codes = np.full((count, self._tokenizer.num_quantizers, max(missing)), NOT_YET, np.int32)
@@ -311,28 +326,29 @@ class StreamingEncoder:
                 samples = session.audio[session.frames * hop - session.start :][:hop]
                 blocks[row, 0, : samples.size], lengths[row] = samples, samples.size
                 if self._window:
-                    hidden[row, 0] = self._between(session)
+                    hidden[row, 0] = self._hidden_at_next_frame(session)
             inputs = (blocks, lengths, hidden) if self._window else (blocks, lengths)
-            output = np.asarray(self._encode(*self._states(rows, lambda session: session.frames == 0), *inputs))
+            output = np.asarray(self._encoder_stream(*self._marks(rows, lambda session: session.frames == 0), *inputs))
             for row in rows:
                 codes[row, :, step] = output[row, :, 0]
                 self._sessions[row].frames += 1
         for session in self._sessions:
             start = session.frames * hop
             if self._window:
-                session.forget(min(start, session.heard), self._place(session.frames)[0])
+                session.forget(
+                    min(start, session.windowed),
+                    int(dsp.interpolation_cells(np.array(session.frames), *self._ratio)[0]),
+                )
             else:
                 session.forget(start, 0)
         return codes
 
-    def _place(self, frame: int) -> tuple[int, np.float32]:
-        """Where a frame lies between vectors: the number of the one before it, and the weight of the one after."""
-        cell = 2 * self._window
-        position = max(0, (2 * frame + 1) * self._tokenizer.hop_length * self._vectors - self._window)
-        return position // cell, np.float32(position % cell / cell)
+    @property
+    def _ratio(self) -> tuple[int, int]:
+        """Rate of the semantic branch's vectors to that of frames, as two integers."""
+        return self._tokenizer.hop_length * self._vectors, self._window
 
-    def _between(self, session: Session) -> np.ndarray:
-        """Semantic branch [D] at a session's next frame, interpolated between the vectors around it."""
-        left, weight = self._place(session.frames)
-        before, after = (min(number, session.vectors - 1) - session.first for number in (left, left + 1))
-        return session.hidden[before] * (1 - weight) + session.hidden[after] * weight
+    def _hidden_at_next_frame(self, session: Session) -> np.ndarray:
+        """Interpolates the semantic branch at the next frame of a session: [D]."""
+        place = np.array([session.frames])
+        return dsp.interpolate_part(session.hidden[None], session.first, place, *self._ratio)[0, 0]

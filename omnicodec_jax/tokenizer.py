@@ -1,8 +1,15 @@
-"""The public face: audio in, tokens out, and back.
+"""The public face of the package: audio in, tokens out, and back.
 
-Audio of any length runs through one compiled program, in blocks with the stream's state carried from block to
-block (lanes.py). So the model's memory does not grow with length, no length is compiled for, and blocks meet without a
-seam: the causal model gives on blocks what it gives on the whole.
+Audio of any length runs through one compiled program, in blocks, with the state of the stream carried from block to
+block (lanes.py). The model's memory does not grow with length, no length is compiled for, and blocks meet without a
+seam, since a causal model gives on blocks what it gives on the whole.
+
+Encoding goes through these stages; `encode_each` calls them one after the other:
+
+    samples ── check ──> PreparedClip ──> semantic features [S, F] ──> semantic hidden [S, D] ──> codes [K, N]
+            `prepare`           `_semantic_features`       `_semantic_hidden`     `_encode_frames`
+
+The last stage interpolates the semantic hidden at the frames, and encodes audio and semantic branch (blocks.py).
 """
 
 import itertools
@@ -14,36 +21,47 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from omnicodec_jax import dsp, model_directory
+from omnicodec_jax import model_directory
+from omnicodec_jax.blocks import AudioBlocks, CodeBlocks, FeatureBlocks, check_codes, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
-from omnicodec_jax.lanes import Clock, Inputs, Lanes, Use, Work, replicated
+from omnicodec_jax.lanes import Clock, ContinuousBatcher, Key, Use, replicate
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.semantic import Encoder, FeatureExtractor, load_encoder
-
-SEMANTIC_RATE = 12.75
-"""Feature vectors a second, between 12.5 (log-mel) and 13 (Qwen3-Omni); to tell another clip's apart."""
+from omnicodec_jax.semantic import Encoder, FeatureExtractor, check_features, load_encoder
 
 Array = np.ndarray | jax.Array
 
 
-class Heard(NamedTuple):
-    """A clip that is ready to encode: what of it can be computed in any thread, by itself."""
+class PreparedClip(NamedTuple):
+    """A checked clip, with what can be computed of it by itself and in any thread; `prepare` makes it."""
 
     samples: np.ndarray
-    """float32 [T] at the model's rate."""
-    semantic: np.ndarray
-    """Semantic features [S, F] if they were given, else the log-mel [M, 128] that they are computed of."""
-    given: bool = False
+    """Audio float32 [T] at the model's rate."""
+    features: np.ndarray | None = None
+    """Semantic features float32 [S, F], if they were given."""
+    log_mel: np.ndarray | None = None
+    """Log-mel float32 [M, 128], if semantic features are to be computed from it."""
+
+
+Clip = tuple[Key, PreparedClip]
+"""A clip under the caller's key."""
 
 
 def load_codec(
     name: str | os.PathLike[str], revision: str | None = None
 ) -> tuple[CodecConfig | MimiConfig, model_directory.Variables]:
-    """Reads config and variables (numpy) of a codec, by directory or hub id. Raises ModelError, ConfigError."""
+    """Reads config and variables of a codec, as numpy arrays.
+
+    Args:
+        name: Model directory, or hub id such as `you/your-codec`.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        ModelError: If there is no such model, it is incomplete, or it is no codec.
+        ConfigError: If its config.json is not one.
+    """
     config, variables = model_directory.load(model_directory.resolve(name, revision))
     if not isinstance(config, CodecConfig | MimiConfig):
         raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
@@ -53,7 +71,8 @@ def load_codec(
 class OmniCodecTokenizer:
     """Turns audio into tokens and back: a codec with its weights.
 
-    `encode` and `decode` take batches; `encode_each` and `decode_each` take any number of clips as they come.
+    `encode` and `decode` take batches. `encode_each` and `decode_each` take any number of clips as they come, and keep
+    an accelerator busy with many of them at once.
 
     Examples:
         >>> import numpy as np
@@ -75,24 +94,25 @@ class OmniCodecTokenizer:
         """Takes a config and the weights that belong to it; `from_pretrained` reads both from a directory.
 
         Args:
-            config: What the model is.
+            config: The codec's config.
             variables: Its parameters and codebooks, as `model_directory.load` gives them.
-            encoder: Qwen3-Omni's audio encoder, to compute semantic features with that would have to be given
-                otherwise.
-            devices: Of this process, all of one kind; one by default, all of them to tokenize a corpus.
+            encoder: Qwen3-Omni's audio encoder, to compute semantic features that would have to be given otherwise.
+            devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
         """
         self.config = config
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._clock = Clock()
         devices = jax.local_devices()[:1] if devices is None else devices
-        model, weights = model_directory.build(config), replicated(self.variables, devices)  # once, for all lanes
-        self._encode = Lanes(model, encode_block, weights, 1, devices, self._clock)
-        self._decode = Lanes(model, type(model).decode, weights, 1, devices, self._clock)
+        model, weights = model_directory.build(config), replicate(self.variables, devices)
+        self._encoder_batcher = ContinuousBatcher(model, encode_block, weights, 1, devices, self._clock)
+        self._decoder_batcher = ContinuousBatcher(model, type(model).decode, weights, 1, devices, self._clock)
         self._encoder = encoder
         self.extract: FeatureExtractor | None = None
-        """Computes semantic features, if the model has them computed."""
+        """Computes semantic features; None if the model needs none, or if they must be given."""
         if self.semantic is not None:
-            self._hide = Lanes(model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock)
+            self._semantic_batcher = ContinuousBatcher(
+                model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock
+            )
             if encoder is not None or self.semantic.source == "log_mel":
                 self.extract = FeatureExtractor(encoder, devices, self._clock)
 
@@ -110,8 +130,8 @@ class OmniCodecTokenizer:
             name: Model directory, or hub id such as `you/your-codec`.
             revision: Branch, tag or commit of a hub model.
             encoder: Directory of Qwen3-Omni's audio encoder (`omnicodec convert qwen3-aut`), to compute semantic
-                features with that would have to be given otherwise.
-            devices: Of this process, all of one kind; one by default.
+                features that would have to be given otherwise.
+            devices: Devices of this process, all of one kind. Default: one.
 
         Returns:
             The codec, ready to encode and decode.
@@ -128,13 +148,13 @@ class OmniCodecTokenizer:
         """Writes the model as config.json and model.safetensors, each whole or not at all.
 
         Args:
-            directory: Where to; it is made if it is not there.
+            directory: Directory to write to; it is made if it is not there.
         """
         model_directory.save(directory, self.config, self.variables)
 
     @cached_property
     def model_hash(self) -> str:
-        """Identifies config and weights; token files carry it."""
+        """16 hex digits that identify config and weights; token files carry them."""
         return model_directory.model_hash(self.config, self.variables)
 
     @property
@@ -144,7 +164,7 @@ class OmniCodecTokenizer:
 
     @property
     def hop_length(self) -> int:
-        """Samples per frame."""
+        """Number of samples in a frame."""
         return self.config.hop_length
 
     @property
@@ -154,12 +174,12 @@ class OmniCodecTokenizer:
 
     @property
     def num_quantizers(self) -> int:
-        """K, the semantic codebook included."""
+        """Number of codebooks, K, the semantic one included."""
         return len(self.config.codebook_sizes)
 
     @property
     def codebook_size(self) -> int:
-        """Entries of the largest codebook."""
+        """Number of entries of the largest codebook."""
         return max(self.config.codebook_sizes)
 
     @property
@@ -169,7 +189,7 @@ class OmniCodecTokenizer:
 
     @property
     def semantic(self) -> SemanticConfig | None:
-        """The semantic branch that features are computed for; None: the model needs none."""
+        """Config of the semantic branch; None if the model takes audio alone."""
         return getattr(self.config, "semantic", None)
 
     @property
@@ -179,14 +199,14 @@ class OmniCodecTokenizer:
 
     @cached_property
     def encoder_hash(self) -> str | None:
-        """Identifies the encoder that semantic features are computed with, if there is one."""
+        """16 hex digits that identify the encoder of semantic features; None if there is none."""
         return None if self._encoder is None else model_directory.model_hash(*self._encoder)
 
     def num_frames(self, num_samples: int) -> int:
         """Counts the frames of a clip.
 
         Args:
-            num_samples: Its length at the model's rate.
+            num_samples: Length of the clip at the model's rate.
 
         Returns:
             ceil(num_samples / hop_length), by integer arithmetic.
@@ -202,35 +222,29 @@ class OmniCodecTokenizer:
     ) -> np.ndarray:
         """Turns a batch of audio into codes.
 
-        Floats are taken as they are, integers by their full scale: files are scaled to `config.input_peak` by
-        `data.audio.load`. A row's codes depend on its own samples alone.
+        Floats are taken as they are, and integers are divided by their full scale. Files are scaled to
+        `config.input_peak` before that, by `data.audio.load`. A row's codes depend on its own samples alone.
 
         Args:
             audio: [B, 1, T] at the model's rate: floats of full scale ±1, or integers.
-            sample_rate: The audio's, Hz; another one than the model's is refused.
-            lengths: Samples of each row, if some are shorter than T.
+            sample_rate: Sample rate of the audio, Hz; another one than the model's is refused.
+            lengths: Number of samples of each row, if some rows are shorter than T.
             semantic_features: One array [S, F] per row, for models that do not compute them.
 
         Returns:
-            Codes int32 [B, K, ceil(T / hop)], k = 0 the semantic one; 0 past the last frame of a row.
+            Codes int32 [B, K, ceil(T / hop)], of which k = 0 is the semantic codebook; 0 past the last frame of a row.
 
         Raises:
             AudioError: If the audio has another rate or shape, is out of range, or lacks its semantic features.
         """
-        audio = as_float(audio)
-        if sample_rate != self.sample_rate:
-            raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
-        if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
-            raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
-        sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
-        if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
-            raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
-        given = [None] * len(sizes) if semantic_features is None else semantic_features
-        if len(given) != len(sizes):
-            raise AudioError(f"{len(given)} arrays of semantic features for {len(sizes)} clips")
-        heard = [self.hear(row[0, :size], f) for row, size, f in zip(audio, sizes, given, strict=True)]
-        result = np.zeros((len(sizes), self.num_quantizers, self.num_frames(max(sizes))), np.int32)
-        for row, codes in self.encode_each(enumerate(heard)):
+        rows = self._check_batch(as_float(audio), sample_rate, lengths)
+        given = [None] * len(rows) if semantic_features is None else semantic_features
+        if len(given) != len(rows):
+            raise AudioError(f"{len(given)} arrays of semantic features for {len(rows)} clips")
+        clips = [self.prepare(samples, features) for samples, features in zip(rows, given, strict=True)]
+        frames = max(self.num_frames(samples.size) for samples in rows)
+        result = np.zeros((len(rows), self.num_quantizers, frames), np.int32)
+        for row, codes in self.encode_each(enumerate(clips)):
             result[row, :, : codes.shape[1]] = codes
         return result
 
@@ -244,7 +258,7 @@ class OmniCodecTokenizer:
             Audio float32 [B, 1, N · hop] at the model's rate.
 
         Raises:
-            TokenError: If these are no codes of this model.
+            TokenError: If the codes cannot be of this model.
         """
         codes = np.asarray(codes)
         self.check_codes(codes)
@@ -253,169 +267,134 @@ class OmniCodecTokenizer:
             result[row] = audio
         return result
 
-    # -- Of any number of clips, as they come
+    # -- Any number of clips, as they come
 
-    def hear(self, samples: np.ndarray, features: Array | None = None) -> Heard:
-        """Makes a clip ready for `encode_each`; may run in any thread.
+    def prepare(self, samples: np.ndarray, features: Array | None = None) -> PreparedClip:
+        """Checks a clip and makes it ready for `encode_each`; may run in any thread.
 
         Args:
             samples: float32 [T] at the model's rate.
-            features: Its semantic features [S, F], for models that do not compute them.
-
-        Returns:
-            What `encode_each` takes.
+            features: Semantic features [S, F] of the clip, for models that do not compute them.
 
         Raises:
             AudioError: If samples or features cannot be encoded, or features are missing.
         """
         check_range(samples)
         if self.semantic is None:
-            return Heard(samples, np.zeros((0, 0), np.float32))
+            return PreparedClip(samples)
         if features is not None:
-            return Heard(samples, self._checked(np.asarray(features, np.float32), samples.size), given=True)
+            features = np.asarray(features, np.float32)
+            check_features(features, self.semantic, samples.size / self.sample_rate)
+            return PreparedClip(samples, features=features)
         if self.extract is not None:
-            return Heard(samples, self.extract.log_mel(samples, self.sample_rate))
+            return PreparedClip(samples, log_mel=self.extract.log_mel(samples, self.sample_rate))
         raise AudioError(
             "this model needs the semantic features [S, F] of each clip: pass semantic_features, or load it with "
             "the encoder that computes them"
         )
 
-    def encode_each(self, clips: Iterable[tuple[Any, Heard]]) -> Iterator[tuple[Any, np.ndarray]]:
+    def encode_each(self, clips: Iterable[tuple[Key, PreparedClip]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Encodes any number of clips, of any lengths, through one compiled program.
 
         Args:
-            clips: Keys of yours and what `hear` has made of the clips; asked for when there is room for them. All of
-                them have features, or none has.
+            clips: Keys of the caller's choice, and clips that `prepare` has made ready. The next clip is asked for
+                only when there is room for it.
 
         Yields:
             Keys and codes int32 [K, N], as they get ready: not in the order of the clips.
+
+        Examples:
+            >>> import numpy as np
+            >>> tokenizer = OmniCodecTokenizer.from_pretrained("models/untrained")
+            >>> noise = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
+            >>> clips = {"short": noise[:24_000], "long": noise}
+            >>> prepared = ((name, tokenizer.prepare(samples)) for name, samples in clips.items())
+            >>> sorted((name, codes.shape) for name, codes in tokenizer.encode_each(prepared))
+            [('long', (9, 25)), ('short', (9, 13))]
         """
         if self.semantic is None:
-            return self._encode.run(self._encode_work(key, heard.samples, None) for key, heard in clips)
-        hidden = self._hide.run(self._hide_work(key, features) for key, features in self._features(clips))
-        return self._encode.run(self._encode_work(key, heard.samples, h) for (key, heard), h in hidden)
+            return self._encode_frames((keyed, None) for keyed in clips)
+        features = self._semantic_features(clips)
+        hidden = self._semantic_hidden(features)
+        return self._encode_frames(hidden)
 
-    def decode_each(self, tokens: Iterable[tuple[Any, Array]]) -> Iterator[tuple[Any, np.ndarray]]:
+    def _semantic_features(self, clips: Iterable[Clip[Key]]) -> Iterator[tuple[Clip[Key], np.ndarray]]:
+        """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
+        for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
+            if is_given:
+                yield from ((keyed, keyed[1].features) for keyed in group)
+            else:
+                yield from self.extract.features((keyed, keyed[1].log_mel) for keyed in group)
+
+    def _semantic_hidden(self, clips: Iterable[tuple[Clip[Key], np.ndarray]]) -> Iterator[tuple[Clip[Key], np.ndarray]]:
+        """Yields each clip with its semantic branch before the quantizer, [S, D], at the rate of the features."""
+        return self._semantic_batcher.run((keyed, FeatureBlocks(features)) for keyed, features in clips)
+
+    def _encode_frames(self, clips: Iterable[tuple[Clip[Key], np.ndarray | None]]) -> Iterator[tuple[Key, np.ndarray]]:
+        """Yields the key of each clip with its codes [K, N], computed of its audio and its semantic branch."""
+        hop = self.hop_length
+        return self._encoder_batcher.run((key, AudioBlocks(clip.samples, hidden, hop)) for (key, clip), hidden in clips)
+
+    def decode_each(self, tokens: Iterable[tuple[Key, Array]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Decodes any number of clips, of any lengths, through one compiled program.
 
         Args:
-            tokens: Keys of yours and codes [k, N], all of the same k ≤ K.
+            tokens: Keys of the caller's choice, and codes [k, N] with k ≤ K. Where k changes from one clip to the
+                next, the clips before it are finished first, and another program is compiled.
 
         Yields:
-            Keys and audio float32 [1, N · hop], as they get ready.
+            Keys and audio float32 [1, N · hop], as they get ready: not in the order of the clips.
         """
-        return self._decode.run(self._decode_work(key, np.asarray(codes, np.int32)) for key, codes in tokens)
+        for _, group in itertools.groupby(tokens, lambda keyed: len(keyed[1])):
+            blocks = ((key, CodeBlocks(np.asarray(codes, np.int32), self.hop_length)) for key, codes in group)
+            yield from self._decoder_batcher.run(blocks)
 
     def warm_up(self) -> None:
-        """Compiles what `encode_each` needs. `use` begins anew, so that it tells nothing of that."""
+        """Compiles what `encode_each` needs, and begins to count `use` after that."""
         second = np.sin(np.arange(self.sample_rate, dtype=np.float32))
-        for _ in self.encode_each([(None, self.hear(second))]):
+        for _ in self.encode_each([(None, self.prepare(second))]):
             pass
-        self._encode.forget()
+        self._encoder_batcher.forget()
         self._clock.forget()
 
     @property
     def use(self) -> Use:
-        """What `encode_each` and `decode_each` have made the devices do so far."""
-        lanes = (self._encode, self._decode)
-        frames, valid = sum(lane.frames for lane in lanes), sum(lane.valid for lane in lanes)
-        return Use(frames, valid, *self._clock.times)
+        """Counts what `encode_each` and `decode_each` have made the devices do so far."""
+        encoder, decoder = self._encoder_batcher, self._decoder_batcher
+        return Use(encoder.frames + decoder.frames, encoder.valid + decoder.valid, *self._clock.times)
+
+    # -- Checks
+
+    def _check_batch(self, audio: np.ndarray, sample_rate: int, lengths: Sequence[int] | None) -> list[np.ndarray]:
+        """Cuts a batch [B, 1, T] into the samples of its rows. Raises AudioError if it is none that can be encoded."""
+        if sample_rate != self.sample_rate:
+            raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
+        if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
+            raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
+        sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
+        if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
+            raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
+        return [row[0, :size] for row, size in zip(audio, sizes, strict=True)]
 
     def check_num_quantizers(self, count: int | None) -> None:
         """Refuses a number of codebooks that this model cannot decode from.
 
         Args:
-            count: How many of the first codebooks; None: all.
+            count: Number of codebooks to decode from, the first ones; None: all.
 
         Raises:
-            TokenError: If it is below 1, or above K.
+            TokenError: If the number is below 1, or above K.
         """
         if count is not None and not 1 <= count <= self.num_quantizers:
             raise TokenError(f"--num-quantizers {count}: this model has 1 to {self.num_quantizers}")
 
     def check_codes(self, codes: np.ndarray) -> None:
-        """Refuses what are no codes of this model.
+        """Refuses codes that this model cannot have made.
 
         Args:
             codes: Integers [B, k, N], k ≤ K.
 
         Raises:
-            TokenError: If the type, the shape or a value is none of this model's.
+            TokenError: If the type, the shape or a value is one that this model's codes cannot have.
         """
-        if codes.ndim != 3 or 0 in codes.shape or not np.issubdtype(codes.dtype, np.integer):
-            raise TokenError(f"codes of type {codes.dtype} and shape {list(codes.shape)}: must be integers [B, k, N]")
-        if codes.shape[1] > self.num_quantizers:
-            raise TokenError(f"{codes.shape[1]} codebooks: this model has {self.num_quantizers}")
-        sizes = np.array(self.config.codebook_sizes[: codes.shape[1]])[None, :, None]
-        if (bad := np.argwhere((codes < 0) | (codes >= sizes))).size:
-            row, k, n = bad[0]
-            raise TokenError(
-                f"code {codes[row, k, n]} in codebook {k}, frame {n}: must be between 0 and {sizes[0, k, 0] - 1}"
-                f" ({len(bad)} out of range)"
-            )
-
-    def _checked(self, features: np.ndarray, num_samples: int) -> np.ndarray:
-        """Semantic features that were given."""
-        assert self.semantic is not None
-        width = self.semantic.feature_dim
-        if features.ndim != 2 or features.shape[1] != width or not len(features):
-            raise AudioError(f"semantic features of shape {list(features.shape)}: must be [S, {width}]")
-        if not np.isfinite(features).all():
-            raise AudioError("semantic features hold values that are NaN or infinite")
-        seconds, implied = num_samples / self.sample_rate, len(features) / SEMANTIC_RATE
-        if abs(implied - seconds) > 0.1 * seconds + 0.2:
-            raise AudioError(f"{len(features)} semantic feature vectors for {seconds:.2f} s: another clip's?")
-        return features
-
-    def _features(self, clips: Iterable[tuple[Any, Heard]]) -> Iterator[tuple[tuple[Any, Heard], np.ndarray]]:
-        """Each clip, as the key of its semantic features [S, F]."""
-        clips = iter(clips)
-        for first in clips:
-            pairs = ((clip, clip[1].semantic) for clip in itertools.chain([first], clips))
-            yield from pairs if first[1].given or self.extract is None else self.extract.features(pairs)
-
-    def _hide_work(self, key: Any, features: np.ndarray) -> Work:
-        """Semantic branch before its quantizer, [S, D]."""
-
-        def block(start: int, size: int) -> Inputs:
-            return (_slice(features, 0, start, size),)
-
-        return Work(key, len(features), block, len(features), len(features))
-
-    def _encode_work(self, key: Any, samples: np.ndarray, hidden: np.ndarray | None) -> Work:
-        """Codes [K, N]."""
-        frames, hop = self.num_frames(samples.size), self.hop_length
-
-        def block(start: int, size: int) -> Inputs:
-            length = np.int32(min(samples.size - start * hop, size * hop))
-            audio = _slice(samples[None], 1, start * hop, size * hop)
-            if hidden is None:
-                return audio, length
-            # By its place in the whole clip, wherever a block begins.
-            places = range(start, min(frames, start + size))
-            return audio, length, _slice(dsp.interpolate(hidden[None], frames, places)[0], 0, 0, size)
-
-        return Work(key, frames, block, frames, samples.size / hop)
-
-    def _decode_work(self, key: Any, codes: np.ndarray) -> Work:
-        """Audio [1, N·hop]."""
-        frames = codes.shape[1]
-
-        def block(start: int, size: int) -> Inputs:
-            return (_slice(codes, 1, start, size),)
-
-        return Work(key, frames, block, frames * self.hop_length, frames)
-
-
-def encode_block(model: nn.Module, audio: Array, lengths: Array, hidden: Array | None = None) -> Array:
-    """A block of a stream: audio [B, 1, n·hop], its valid samples [B], semantic branch at its frames → [B, K, n]."""
-    semantic = None if hidden is None else model.encode_semantic(hidden)
-    return model.encode_frames(audio, semantic, lengths)
-
-
-def _slice(x: np.ndarray, axis: int, start: int, size: int) -> np.ndarray:
-    """`size` steps from `start`, filled up with zeros past the end."""
-    x = x[(slice(None),) * axis + (slice(start, start + size),)]
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, size - x.shape[axis])
-    return np.pad(x, padding)
+        check_codes(codes, self.config.codebook_sizes)

@@ -109,8 +109,8 @@ def test_tokens_do_not_depend_on_neighbours_order_or_devices(clips, demo_model):
         tokenizer = OmniCodecTokenizer.from_pretrained(demo_model, devices=jax.local_devices()[:devices])
         for _ in range(2):
             order = cut.sample(range(12), 12)
-            heard = ((number, tokenizer.hear(pieces[number])) for number in order)
-            results.append(dict(tokenizer.encode_each(heard)))
+            prepared = ((number, tokenizer.prepare(pieces[number])) for number in order)
+            results.append(dict(tokenizer.encode_each(prepared)))
     for result in results[1:]:
         assert result.keys() == results[0].keys()
         for number, codes in result.items():

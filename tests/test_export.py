@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.export import export
 from omnicodec_jax.model_directory import build
+from omnicodec_jax.stablehlo import export_stablehlo
 from omnicodec_jax.streaming import StreamingDecoder
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -51,7 +51,7 @@ def inputs_of(what: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("what", ["decoder", "decoder-step", "encoder"])
 def test_a_stranger_runs_it(tokenizer, tmp_path, what):
     inputs = inputs_of(what)
-    export(tokenizer, what, 0.5, tmp_path / f"{what}.stablehlo")
+    export_stablehlo(tokenizer, what, 0.5, tmp_path / f"{what}.stablehlo")
     np.savez(tmp_path / "in.npz", **inputs)
     command = [sys.executable, "-c", STRANGER, f"{what}.stablehlo", "in.npz", "out.npy"]
     subprocess.run(command, check=True, cwd=tmp_path)
@@ -72,4 +72,4 @@ def test_a_stranger_runs_it(tokenizer, tmp_path, what):
 
 def test_other_suffixes_are_refused(tokenizer, tmp_path):
     with pytest.raises(ModelError, match="must end in .stablehlo"):
-        export(tokenizer, "decoder", 1.0, tmp_path / "decoder.bin")
+        export_stablehlo(tokenizer, "decoder", 1.0, tmp_path / "decoder.bin")

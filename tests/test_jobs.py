@@ -31,7 +31,7 @@ from omnicodec_jax.data.units import Seen, Task
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
 from omnicodec_jax.evaluation import run as evaluation
-from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 NAMES = ("a.wav", "b.wav", "c.wav", "d.wav")
@@ -45,14 +45,14 @@ class Quick(OmniCodecTokenizer):
     def warm_up(self) -> None:
         pass
 
-    def hear(self, samples, features=None):
-        return Heard(samples, np.zeros((0, 0), np.float32))
+    def prepare(self, samples, features=None):
+        return PreparedClip(samples)
 
     def encode_each(self, clips):
-        for key, heard in clips:
+        for key, clip in clips:
             Quick.encoded += 1
-            code = int(np.abs(heard.samples).sum()) % 256
-            yield key, np.full((self.num_quantizers, self.num_frames(heard.samples.size)), code, np.int32)
+            code = int(np.abs(clip.samples).sum()) % 256
+            yield key, np.full((self.num_quantizers, self.num_frames(clip.samples.size)), code, np.int32)
 
 
 def sound(path: Path, seed: int, seconds: float = 0.3) -> Path:

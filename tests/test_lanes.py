@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import tiny
 
-from omnicodec_jax.lanes import Clock, Lanes, Use, Work
-from omnicodec_jax.tokenizer import OmniCodecTokenizer, encode_block
+from omnicodec_jax.blocks import AudioBlocks, encode_block
+from omnicodec_jax.lanes import Clock, ContinuousBatcher, Use
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 CODEC = tiny.MIMI
 
 
 def test_weights_lie_once_on_every_device():
     tokenizer = OmniCodecTokenizer(tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC), devices=jax.local_devices()[:3])
-    lanes = (tokenizer._encode, tokenizer._decode, tokenizer._hide)
+    batchers = tokenizer._semantic_batcher, tokenizer._encoder_batcher, tokenizer._decoder_batcher
     copies = Counter()
-    for held in lanes:
-        for leaf in jax.tree.leaves(held._variables):
+    for batcher in batchers:
+        for leaf in jax.tree.leaves(batcher._variables):
             copies.update({(shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in leaf.addressable_shards})
     leaves = len(jax.tree.leaves(tokenizer.variables))
     assert Counter(device for device, _ in copies) == dict.fromkeys((0, 1, 2), leaves)
@@ -30,15 +31,15 @@ def test_weights_lie_once_on_every_device():
 def test_padding_is_never_negative_while_a_long_clip_is_under_way(monkeypatch):
     tokenizer = OmniCodecTokenizer(CODEC, tiny.variables(CODEC))
     seen = []
-    real = tokenizer._encode.step
+    real = tokenizer._encoder_batcher.step
 
     def step(*arguments):
         seen.append(tokenizer.use)
         return real(*arguments)
 
-    monkeypatch.setattr(tokenizer._encode, "step", step)
+    monkeypatch.setattr(tokenizer._encoder_batcher, "step", step)
     samples = np.ones(400 * tiny.HOP - 5, np.float32)
-    for _ in tokenizer.encode_each([(None, tokenizer.hear(samples))]):
+    for _ in tokenizer.encode_each([(None, tokenizer.prepare(samples))]):
         pass
     assert all(use.valid <= use.frames for use in seen)
     assert len(seen) > 3
@@ -109,11 +110,10 @@ def test_a_clock_survives_a_device_that_fails():
 
 
 def test_lanes_tell_what_was_padding_to_the_fraction():
-    lanes = Lanes(tiny.build(CODEC), encode_block, tiny.variables(CODEC), 1, jax.local_devices()[:1])
-
-    def block(start: int, size: int):
-        return np.zeros((1, size * tiny.HOP), np.float32), np.int32(size * tiny.HOP)
-
-    for _ in lanes.run([Work(None, 7, block, 7, 6.5)]):
-        pass
-    assert (lanes.frames, lanes.valid) == (12, 6.5)
+    batcher = ContinuousBatcher(
+        tiny.build(CODEC), encode_block, tiny.variables(CODEC), axis=1, devices=jax.local_devices()[:1]
+    )
+    samples = np.zeros(round(6.5 * tiny.HOP), np.float32)
+    ((key, codes),) = batcher.run([("a clip", AudioBlocks(samples, None, tiny.HOP))])
+    assert (key, codes.shape) == ("a clip", (4, 7))
+    assert (batcher.frames, batcher.valid) == (12, 6.5)

@@ -232,16 +232,22 @@ def numbers(x: object) -> int:
 def live_for_twelve_seconds(source: str, rate: float, monkeypatch, skip: int = 0) -> tuple[list[np.ndarray], list]:
     """Codes of each second; numbers held after it, and in what went into its steps. skip: seconds, after the eighth."""
     stream, passed = StreamingEncoder(live_tokenizer(source, rate)), []
-    for name in ("_hide", "_encode"):
-        step = getattr(stream, name)
-        counted = lambda *inputs, step=step: (passed.append(numbers(inputs)), step(*inputs))[1]  # noqa: E731
-        monkeypatch.setattr(stream, name, counted)
+
+    def counting(step):
+        def counted(*inputs):
+            passed.append(numbers(inputs))
+            return step(*inputs)
+
+        return counted
+
+    for name in ("_semantic_stream", "_encoder_stream"):
+        monkeypatch.setattr(stream, name, counting(getattr(stream, name)))
     audio, codes, counts = sound(1, 12 * 24_000), [], []
     for second in range(12):
         if second == 8:
             (session,) = stream._sessions
             session.start += skip * 24_000
-            session.heard += skip * 24_000
+            session.windowed += skip * 24_000
             session.frames += round(skip * rate)
             session.first += round(skip * (12.5 if source == "log_mel" else 13))
         passed.clear()

@@ -51,7 +51,8 @@ def test_audio_of_any_length_compiles_no_more_than_three_blocks(tokenizer, audio
         codes = tokenizer.encode(audio[None, None, :length], 24_000)
         assert codes.shape == (1, 9, -(-length // 1920))
         tokenizer.decode(codes)
-    steps = [lanes.step for lanes in (tokenizer._hide, tokenizer._encode, tokenizer._decode)]
+    batchers = tokenizer._semantic_batcher, tokenizer._encoder_batcher, tokenizer._decoder_batcher
+    steps = [batcher.step for batcher in batchers]
     for step in (*steps, tokenizer.extract._log10_mel):
         assert step._cache_size() <= 3
 

@@ -88,9 +88,9 @@ def export(
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         seconds: Length of the clips.
     """
-    from omnicodec_jax import export as exporting
+    from omnicodec_jax.stablehlo import export_stablehlo
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    signature = exporting.export(OmniCodecTokenizer.from_pretrained(model_name(model)), what, seconds, out)
+    signature = export_stablehlo(OmniCodecTokenizer.from_pretrained(model_name(model)), what, seconds, out)
     print(f"{out}: {signature}")
     return 0

@@ -32,7 +32,7 @@ from omnicodec_jax.errors import DataError, ModelError, UnreadableError
 from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
 from omnicodec_jax.semantic import read_encoder
-from omnicodec_jax.tokenizer import Heard, OmniCodecTokenizer, load_codec
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip, load_codec
 
 PROMISE = (
     "A clip's tokens depend on its own samples, the model and the kind of device, and on nothing else: not on padding, "
@@ -162,21 +162,21 @@ class Worker:
                     known = None if kept is None else kept.source
                     yield (name, number), Request(unit.folder / entry.path, entry, rate, peak, known, existing.older)
 
-        def hear(result: Read) -> Heard | None:
-            return None if result.clip is None or result in existing else self.tokenizer.hear(result.clip.samples)
+        def prepare(result: Read) -> PreparedClip | None:
+            return None if result.clip is None or result in existing else self.tokenizer.prepare(result.clip.samples)
 
         with Readers(self.job.num_readers) as readers:
 
-            def clips() -> Iterator[tuple[tuple[str, int, Read], Heard]]:
-                for (name, number), result, heard in readers.map(requests(), hear):
+            def clips() -> Iterator[tuple[tuple[str, int, Read], PreparedClip]]:
+                for (name, number), result, prepared in readers.map(requests(), prepare):
                     if result is None:
-                        opened[name].refuse(number, heard)
+                        opened[name].refuse(number, prepared)
                     elif result.clip is None:
                         opened[name].keep(number, result)
-                    elif heard is None:
+                    elif prepared is None:
                         opened[name].settle(number)
                     else:
-                        yield (name, number, result), heard
+                        yield (name, number, result), prepared
 
             for (name, number, result), codes in self.tokenizer.encode_each(clips()):
                 opened[name].add(number, result, codes)

@@ -1,13 +1,13 @@
-"""`omnicodec export`: StableHLO programs that run without this package, their weights beside them.
+"""StableHLO programs that run without this package, with their weights beside them: `omnicodec export`.
 
-What such a program takes and gives; docs/export.md runs them:
+The programs take and give the following; docs/export.md runs them:
 
     decoder        weights, codes int32 [B, K, N]                          → audio [B, 1, N·hop]
     decoder-step   weights, state, fresh bool [B], codes int32 [B, K, 1]   → audio [B, 1, hop], state
     encoder        weights, audio [B, 1, T] (, features [B, S, F])         → codes int32 [B, K, N]
 
-`fresh` marks the rows that begin anew, whatever their state was: the first state may hold zeros, of the shapes that
-the program names.
+`fresh` marks the rows that begin anew, whatever their state was. The first state may therefore hold zeros, of the
+shapes that the program names.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -28,38 +27,40 @@ from omnicodec_jax.data.features import num_vectors
 from omnicodec_jax.dsp import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import rewriting
-from omnicodec_jax.lanes import advance
+from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 What = Literal["decoder-step", "decoder", "encoder"]
+"""Which part of a codec a program computes."""
 PLATFORMS = ("cpu", "cuda", "tpu")
+"""Platforms that every program runs on."""
 SUFFIX = ".stablehlo"
 MODEL = "model"
-"""What the metadata of the weights says: the hash of the model."""
+"""Key of the model's hash in the metadata of the weights."""
 
 Flat = dict[str, Any]
 """Arrays under dotted names."""
 
 
-def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path) -> str:
+def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path) -> str:
     """Writes a StableHLO program, and its weights beside it as safetensors.
 
     Args:
-        tokenizer: The model.
+        tokenizer: The codec.
         what: "decoder", "encoder", or "decoder-step" for one frame of a live stream.
-        seconds: Length of the clips that the encoder takes and the decoder gives; the batch may have any size.
-        out: The program; it must end in .stablehlo.
+        seconds: Length of the clips that the encoder takes and the decoder gives. The batch may have any size.
+        out: File to write the program to; it must end in .stablehlo.
 
     Returns:
-        The program's signature, to be read by people.
+        The signature of the program, to be read by people.
 
     Raises:
-        ModelError: If `out` ends in something else, or something else would lose its name to the weights.
+        ModelError: If `out` does not end in .stablehlo, or the weights would replace another file.
 
     Examples:
         >>> from omnicodec_jax.tokenizer import OmniCodecTokenizer
         >>> tokenizer = OmniCodecTokenizer.from_pretrained("models/untrained")
-        >>> export(tokenizer, "decoder", 1.0, Path("decoder.stablehlo"))
+        >>> export_stablehlo(tokenizer, "decoder", 1.0, Path("decoder.stablehlo"))
         '(weights, … [batch, 9, 13] int32) → [batch, 1, 24960]'
     """
     if out.suffix != SUFFIX:
@@ -67,7 +68,7 @@ def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path)
     beside = out.with_suffix(".safetensors")
     if beside.is_file() and not _is_export(beside):
         raise ModelError(f"{beside}: is there already, and no exported program's weights; give --out another name")
-    weights = {name: np.asarray(leaf) for name, leaf in _flatten(tokenizer.variables).items()}
+    weights = {name: np.asarray(leaf) for name, leaf in model_directory.flatten(tokenizer.variables).items()}
     function, arguments = _program(tokenizer, what, seconds)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
     program = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *arguments)
@@ -80,7 +81,7 @@ def export(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path)
 
 
 def _is_export(path: Path) -> bool:
-    """Whether a file holds weights that `export` has written."""
+    """Says whether a file holds weights that `export_stablehlo` has written."""
     try:
         with safe_open(path, "np") as file:
             return (file.metadata() or {}).keys() == {MODEL}
@@ -89,7 +90,7 @@ def _is_export(path: Path) -> bool:
 
 
 def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function of the weights and other arguments, and the shapes of these."""
+    """Makes a function of the weights and of other arguments, and the shapes of these other arguments."""
     model, config = model_directory.build(tokenizer.config), tokenizer.config
     batch = jax_export.symbolic_shape("batch")[0]
     samples = round(seconds * config.sample_rate)
@@ -97,23 +98,31 @@ def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple
     codes = jax.ShapeDtypeStruct((batch, tokenizer.num_quantizers, frames), jnp.int32)
 
     def decode(weights: Flat, codes: jax.Array) -> jax.Array:
-        return model.apply(_unflatten(weights), codes, method="decode")
+        return model.apply(model_directory.unflatten(weights), codes, method="decode")
 
     def step(weights: Flat, state: Flat, fresh: jax.Array, codes: jax.Array) -> tuple[jax.Array, Flat]:
-        audio, after = advance(model, type(model).decode, _unflatten(weights), _unflatten(state), fresh, None, codes)
-        return audio, _flatten(after)
+        audio, after = stream_step(
+            model,
+            type(model).decode,
+            model_directory.unflatten(weights),
+            model_directory.unflatten(state),
+            fresh,
+            None,
+            codes,
+        )
+        return audio, model_directory.flatten(after)
 
     def encode(weights: Flat, audio: jax.Array, *features: jax.Array) -> jax.Array:
-        return model.apply(_unflatten(weights), audio, *features, method="encode")
+        return model.apply(model_directory.unflatten(weights), audio, *features, method="encode")
 
     if what == "decoder":
         return decode, (codes,)
     if what == "decoder-step":
         fresh = jax.ShapeDtypeStruct((batch,), jnp.bool_)
         variables = jax.eval_shape(lambda: tokenizer.variables)
-        run = partial(advance, model, type(model).decode)
+        run = partial(stream_step, model, type(model).decode)
         state = jax.eval_shape(run, variables, {}, fresh, None, codes)[1]
-        return step, (_flatten(state), fresh, codes)
+        return step, (model_directory.flatten(state), fresh, codes)
     audio = jax.ShapeDtypeStruct((batch, 1, samples), jnp.float32)
     if tokenizer.semantic is None:
         return encode, (audio,)
@@ -121,11 +130,3 @@ def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple
     if tokenizer.semantic.source == "log_mel":
         vectors = -(-(samples * MEL_SAMPLE_RATE // config.sample_rate // MEL_HOP) // FRAMES_PER_FEATURE)
     return encode, (audio, jax.ShapeDtypeStruct((batch, vectors, tokenizer.semantic.feature_dim), jnp.float32))
-
-
-def _flatten(tree: Any) -> Flat:
-    return flatten_dict(tree, sep=".")
-
-
-def _unflatten(flat: Flat) -> Any:
-    return unflatten_dict(flat, sep=".")
