@@ -18,24 +18,25 @@ from omnicodec_jax.errors import DataError, ModelError, OmniCodecError
 from omnicodec_jax.evaluation import reconstruct
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
-from omnicodec_jax.export import export
 from omnicodec_jax.origin import Origin
+from omnicodec_jax.stablehlo import export_stablehlo
 from omnicodec_jax.token_file import TokenFile
-from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
 
 class Quick(OmniCodecTokenizer):
     """Compiles nothing: codes are zeros, and decode to a tone."""
 
-    def encode(self, audio, sample_rate, **_):
-        return np.zeros((len(audio), self.num_quantizers, self.num_frames(audio.shape[2])), np.int32)
+    def prepare(self, samples, features=None):
+        return PreparedClip(samples)
 
-    def decode(self, codes, **_):
-        return 0.1 * np.sin(np.arange(codes.shape[2] * self.hop_length, dtype=np.float32))[None, None]
+    def encode_each(self, clips):
+        for key, clip in clips:
+            yield key, np.zeros((self.num_quantizers, self.num_frames(clip.samples.size)), np.int32)
 
-    def decode_each(self, clips):
-        for key, codes in clips:
-            yield key, self.decode(codes[None])[0]
+    def decode_each(self, tokens):
+        for key, codes in tokens:
+            yield key, 0.1 * np.sin(np.arange(codes.shape[1] * self.hop_length, dtype=np.float32))[None]
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +168,7 @@ def test_an_exported_program_does_not_replace_tokens(tmp_path, demo_model):
     fields = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 5000, "gain": 1.0}
     TokenFile(codes=np.zeros((9, 3)), model=codec.model_hash, **fields).save(tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=r"a\.safetensors: is there already, and no exported .*--out another name"):
-        export(codec, "decoder", 1.0, tmp_path / "a.stablehlo")
+        export_stablehlo(codec, "decoder", 1.0, tmp_path / "a.stablehlo")
 
 
 def test_an_evaluation_does_not_replace_clips_of_the_same_name(tmp_path):

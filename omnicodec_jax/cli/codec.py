@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from omnicodec_jax import names, targets
+from omnicodec_jax.cli.many_files import Done, ManyFiles
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
-from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError, told
+from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.origin import Origin
 from omnicodec_jax.token_file import SUFFIX, TokenFile
@@ -53,13 +53,17 @@ def encode(
 
     features_of = None if features is None else _features_of(features, input)
 
-    def encode_file(source: Path, target: Path) -> tuple[float, str]:
+    def read(source: Path, target: Path) -> tuple[tuple[audio_files.Clip, Origin], Any]:
+        origin = Origin.of(source, target)
         clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
-        given = None if features_of is None else [_load_features(features_of(source), source)]
+        given = None if features_of is None else _load_features(features_of(source), source)
         try:
-            codes = tokenizer.encode(clip.samples[None, None], tokenizer.sample_rate, semantic_features=given)[0]
+            return (clip, origin), tokenizer.prepare(clip.samples, given)
         except AudioError as error:
             raise AudioError(f"{source}: {error}") from None
+
+    def write(target: Path, known: tuple[audio_files.Clip, Origin], codes: np.ndarray) -> Done:
+        clip, origin = known
         TokenFile(
             codes=codes.astype(np.uint16),
             model=tokenizer.model_hash,
@@ -67,9 +71,9 @@ def encode(
             sample_rate=clip.sample_rate,
             num_samples=clip.num_samples,
             gain=clip.gain,
-            source=Origin.of(source, target),
+            source=origin,
         ).save(target)
-        return clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
+        return Done(clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames")
 
     files = targets.choose(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
     makers = _makers([target for _, target in files if target.exists()])
@@ -77,7 +81,7 @@ def encode(
         _check_model(makers, tokenizer.model_hash)
         targets.check_replaced(files, lambda target: makers[target][1])
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
-    return _each_file("encode", files, encode_file, rate)
+    return ManyFiles("encode", files, read, write).run(tokenizer.encode_each, rate)
 
 
 def decode(
@@ -102,27 +106,34 @@ def decode(
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
 
-    def decode_file(source: Path, target: Path) -> tuple[float, str]:
+    def read(source: Path, target: Path) -> tuple[tuple[TokenFile, Origin], np.ndarray]:
+        origin = Origin.of(source, target)
         tokens = _tokens_of(tokenizer, source)
         held, frames = tokens.codes.shape
         _check_held(source, held, num_quantizers)
+        codes = tokens.codes[:num_quantizers]
         try:
-            audio = tokenizer.decode(tokens.codes[None, :num_quantizers])[0, 0]
+            tokenizer.check_codes(codes[None])
         except TokenError as error:
             raise TokenError(f"{source}: {error}") from None
-        if tokens.codes.shape[1] != tokens.num_frames(tokenizer.sample_rate, tokenizer.hop_length):
+        if frames != tokens.num_frames(tokenizer.sample_rate, tokenizer.hop_length):
             raise TokenError(
                 f"{source}: damaged: {frames} frames do not fit {tokens.num_samples} samples; encode the audio again"
             )
-        audio = audio_files.resample(audio / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
-        fitted, origin = audio_files.fit_length(audio, tokens.num_samples), Origin.of(source, target)
+        return (tokens, origin), codes
+
+    def write(target: Path, known: tuple[TokenFile, Origin], audio: np.ndarray) -> Done:
+        tokens, origin = known
+        held, frames = tokens.codes.shape
+        restored = audio_files.resample(audio[0] / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
+        fitted = audio_files.fit_length(restored, tokens.num_samples)
         audio_files.save(target, fitted, tokens.sample_rate, origin.to_json())
-        return tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
+        return Done(tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames")
 
     files = targets.choose(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
     if not overwrite:
         targets.check_replaced(files, lambda target: Origin.from_json(audio_files.comment(target)))
-    return _each_file("decode", files, decode_file, f"{tokenizer.frame_rate:g} Hz")
+    return ManyFiles("decode", files, read, write).run(tokenizer.decode_each, f"{tokenizer.frame_rate:g} Hz")
 
 
 def stream_decode(
@@ -148,7 +159,7 @@ def stream_decode(
     """
     from omnicodec_jax.streaming import StreamingDecoder
 
-    if output is not None and output.is_file() and not overwrite:  # raw samples cannot say what they were made of
+    if output is not None and output.is_file() and not overwrite:  # raw samples cannot say of what they were made
         raise OmniCodecError(f"{output}: is there already; choose another output, or replace with --overwrite")
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
@@ -176,7 +187,7 @@ def stream_decode(
 
 @contextlib.contextmanager
 def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, a pipe or a device, which get samples as they come, or a file, which is whole or not there."""
+    """Opens what raw samples go to: a file that is whole or not there, or a pipe or device that gets them at once."""
     if path is None:
         yield sys.stdout.buffer
     elif path.exists() and not path.is_file():
@@ -188,13 +199,13 @@ def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
 
 
 def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
-    """Raises TokenError for more codebooks than a token file has."""
+    """Refuses to decode from more codebooks than a token file has. Raises TokenError."""
     if num_quantizers is not None and num_quantizers > held:
         raise TokenError(f"{path}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
 
 
 def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
-    """Raises TokenError for those of another model."""
+    """Reads a token file of this model. Raises TokenError, also for tokens of another model."""
     tokens = TokenFile.load(path)
     if tokens.model != tokenizer.model_hash:
         raise TokenError(
@@ -204,7 +215,7 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
 
 
 def _makers(files: list[Path]) -> dict[Path, tuple[str, Origin | None]]:
-    """Which model has made each token file, and of what. Raises TokenError for what is none: it is never replaced."""
+    """Reads which model has made each token file, and of what. Raises TokenError for a file that is no token file."""
     try:
         return {path: TokenFile.made_by(path) for path in files}
     except TokenError as error:
@@ -212,7 +223,7 @@ def _makers(files: list[Path]) -> dict[Path, tuple[str, Origin | None]]:
 
 
 def _check_model(makers: dict[Path, tuple[str, Origin | None]], model: str) -> None:
-    """Raises TokenError, before any work, if encoding would replace tokens of another model."""
+    """Refuses to replace tokens of another model. Raises TokenError."""
     others = [(path, maker) for path, (maker, _) in makers.items() if maker != model]
     if others:
         path, maker = others[0]
@@ -230,7 +241,7 @@ def _load_model(model: Path | str | None, revision: str | None, encoder: Path | 
 
 
 def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
-    """The .npy file of each audio file. Raises AudioError where one file is given for a directory."""
+    """Finds the .npy file of each audio file. Raises AudioError where one file is given for a directory."""
     if not input.is_dir():
         return lambda source: features / names.fit(source.stem, ".npy") if features.is_dir() else features
     if not features.is_dir():
@@ -241,33 +252,8 @@ def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
 
 
 def _load_features(path: Path, source: Path) -> np.ndarray:
-    """The array that belongs to an audio file."""
+    """Loads the semantic features of an audio file. Raises AudioError."""
     try:
         return np.asarray(np.load(path, allow_pickle=False), np.float32)
     except (OSError, ValueError, TypeError) as error:
         raise AudioError(f"{source}: no semantic features in {path}: {error}") from None
-
-
-def _each_file(
-    verb: str, files: list[tuple[Path, Path]], work: Callable[[Path, Path], tuple[float, str]], summary: str
-) -> int:
-    """Does every file that can be done; the others are named with the reason, and make the exit code 1."""
-    seconds, failed, start = 0.0, 0, time.perf_counter()
-    for source, target in tqdm(files, verb, unit="file", disable=not sys.stderr.isatty() or len(files) == 1):
-        try:
-            length, what = work(source, target)
-        except Exception as error:  # whatever is wrong with one file, the others are done
-            known = isinstance(error, (OmniCodecError, OSError))
-            message = told(error) if known else f"{source}: {type(error).__name__}: {error}"
-            tqdm.write(f"error: {message}", file=sys.stderr)
-            failed += 1
-        else:
-            seconds += length
-            tqdm.write(names.text(f"{target}: {what}"))
-    elapsed = time.perf_counter() - start
-    done = len(files) - failed
-    print(
-        f"{verb}: {done} of {len(files)} files, {seconds:.1f} s of audio, {summary}, "
-        f"{seconds / elapsed:.1f} x real time"
-    )
-    return int(failed > 0)
