@@ -1,4 +1,4 @@
-"""What OmniCodec and Mimi share: SEANet and transformer on either side of the quantizers."""
+"""The backbone that OmniCodec and Mimi share: SEANet and a transformer on either side of the quantizers."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,10 +16,10 @@ Codes = Int[Array, "B K N"]
 
 
 class Backbone(nn.Module):
-    """Encoder and decoder; a codec puts its quantizers between them.
+    """Encoder and decoder of a codec, which puts its quantizers between them (Mimi, arXiv 2410.00037 §3.1).
 
-    `dtype` is that of convolutions and matrix products; parameters, latents and audio are float32. `remat` saves the
-    memory that a gradient takes: activations inside stages and layers are computed anew instead of kept.
+    Convolutions and matrix products compute in `dtype`; parameters, latents and audio are float32. `remat` saves
+    memory in training: for the gradient, activations inside stages and layers are computed again instead of kept.
     """
 
     config: BackboneConfig
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         self.encoder = SEANetEncoder(config.seanet, config.dimension, dtype, self.remat)
         self.encoder_transformer = self._transformer()
         self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True, dtype=dtype)
-        # Depthwise, so no matrix product: float32.
+        # It is depthwise and makes no matrix product, so it computes in float32.
         self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
         self.decoder_transformer = self._transformer()
         self.decoder = SEANetDecoder(config.seanet, dtype, self.remat)
@@ -40,18 +40,26 @@ class Backbone(nn.Module):
         return Transformer(self.config.transformer, self.dtype, self.remat)
 
     def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
-        """What `init` calls the module with."""
+        """Makes inputs of the smallest shape, for `init` to call the module with."""
         return (jnp.zeros((1, 1, self.config.hop_length)),)
 
     def acoustic_latent(self, audio: Audio, lengths: Lengths | None = None) -> Latent:
-        """Before the quantizers: [B, 1, T] → [B, ceil(T / hop), D]; lengths: valid samples of each row."""
+        """Encodes audio into the latent before the quantizers.
+
+        Args:
+            audio: float32 [B, 1, T].
+            lengths: Number of valid samples of each row, int32 [B]; None: all rows are T long.
+
+        Returns:
+            Latent float32 [B, ceil(T / hop), D].
+        """
         x, lengths = self.encoder(jnp.swapaxes(audio, 1, 2), lengths)
         return self.downsample(self.encoder_transformer(x), lengths).astype(jnp.float32)
 
     def synthesize(self, hidden: Float[Array, "B M D"]) -> Audio:
-        """Output of the decoder transformer, two steps a frame → audio."""
+        """Makes audio from the output of the decoder transformer [B, M, D], which has two steps a frame."""
         return jnp.swapaxes(self.decoder(hidden), 1, 2)
 
     def decode_latent(self, latent: Latent) -> Audio:
-        """After the quantizers: [B, N, D] → audio [B, 1, N·hop]."""
+        """Decodes the latent after the quantizers, [B, N, D], into audio [B, 1, N·hop]."""
         return self.synthesize(self.decoder_transformer(self.upsample(latent)))

@@ -18,31 +18,39 @@ Features = Float[Array, "B S F"]
 
 
 class CodecOutput(NamedTuple):
-    """A training forward: everything that the losses are made of. None: the config has no such part."""
+    """The result of a training forward: everything that the losses are computed from.
+
+    Fields are None where the config has no such part.
+    """
 
     audio: Audio
+    """Reconstruction of the audio."""
     acoustic: Quantized
+    """Result of the acoustic codebooks."""
     semantic: Quantized | None
+    """Result of the semantic codebook."""
     semantic_features: Float[Array, "B S F"] | None
     """Reconstruction of the semantic features."""
     wavlm_projection: Float[Array, "B N W"] | None
+    """Projection of the quantized semantic vectors to the width of WavLM's hidden states."""
     hidden_quantized: Float[Array, "B M D"]
-    """Decoder transformer on the quantized latent, two steps a frame."""
+    """Output of the decoder transformer for the quantized latent, two steps a frame."""
     hidden_guide: Float[Array, "B M D"]
-    """The same on the latent before quantization: the target of self-guidance, no gradient."""
+    """Output of the decoder transformer for the latent before quantization: the target of self-guidance, without
+    gradient."""
 
     @property
     def codes(self) -> Codes:
-        """k = 0 is the semantic codebook."""
+        """Codes of all codebooks, of which k = 0 is the semantic one."""
         acoustic = self.acoustic.codes
         return acoustic if self.semantic is None else jnp.concatenate([self.semantic.codes, acoustic], axis=1)
 
 
 class OmniCodec(Backbone):
-    """The codec as pure functions of `variables = {"params", "codebooks"}`.
+    """The OmniCodec model, as pure functions of `variables = {"params", "codebooks"}`.
 
-    `apply(variables, audio, features, method="encode")` and `apply(variables, codes, method="decode")` see whole
-    clips; with `mutable=["stream"]`, `encode_frames` and `decode` see the next block of a stream.
+    `apply(variables, audio, features, method="encode")` and `apply(variables, codes, method="decode")` take whole
+    clips. With `mutable=["stream"]`, `encode_frames` and `decode` take the next block of a stream.
     """
 
     config: CodecConfig
@@ -79,31 +87,31 @@ class OmniCodec(Backbone):
                 self.wavlm_head = dense(config.wavlm_dim)
 
     def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
-        """What `init` calls the module with."""
+        """Makes inputs of the smallest shape, for `init` to call the module with."""
         semantic = self.config.semantic
         return super().example_inputs() + (() if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),))
 
-    # -- Semantic-acoustic decoupling (paper §2.2): what the semantic code tells is taken out of the acoustic latent
-    # before its quantizer and put back after it. `semantic` is the quantized semantic vector.
+    # -- Semantic-acoustic decoupling (paper §2.2): what the semantic codes say is subtracted from the acoustic latent
+    # before its quantizer, and added again after it. `semantic` are the quantized semantic vectors.
 
     def decouple(self, latent: Latent, semantic: Latent | None) -> Latent:
-        """Adapter-1: what the acoustic codebooks have to tell."""
+        """Subtracts what the semantic codes say from the latent (adapter 1), for the acoustic codebooks."""
         if semantic is None or not self.config.adapter_1:
             return latent
         return latent - self.adapter_1(semantic).astype(jnp.float32)
 
     def recombine(self, acoustic: Latent, semantic: Latent | None) -> Latent:
-        """Adapter-2: what the decoder hears."""
+        """Adds what the semantic codes say to the quantized acoustic latent (adapter 2); the decoder takes the sum."""
         return acoustic if semantic is None else acoustic + self.adapter_2(semantic).astype(jnp.float32)
 
     # -- Encode
 
     def semantic_hidden(self, features: Features) -> Float[Array, "B S D"]:
-        """Semantic branch before its quantizer, at the features' own rate."""
+        """Computes the semantic branch before its quantizer, at the rate of the features."""
         return self.semantic_encoder(self.semantic_in(features))
 
     def semantic_frames(self, features: Features | None, frames: int) -> Latent | None:
-        """`semantic_hidden`, interpolated to the codec's frames; None without a semantic branch."""
+        """Interpolates `semantic_hidden` at the codec's frames, [B, N, D]; None without a semantic branch."""
         if self.config.semantic is None:
             return None
         if features is None:
@@ -111,15 +119,21 @@ class OmniCodec(Backbone):
         return interpolate(self.semantic_hidden(features), frames)
 
     def encode_semantic(self, hidden: Latent) -> Int[Array, "B 1 N"]:
-        """Semantic codes of `semantic_frames`."""
+        """Quantizes the result of `semantic_frames` to the codes of the semantic codebook."""
         return self.semantic_quantizer.encode(hidden)
 
     def encode_frames(
         self, audio: Audio, semantic_codes: Int[Array, "B 1 N"] | None, lengths: Lengths | None = None
     ) -> Codes:
-        """All K codes of the audio, the semantic ones as given (None: the config has no semantic branch).
+        """Encodes audio into the codes of all K codebooks, given those of the semantic one.
 
-        lengths: valid samples of each row of a ragged batch; codes of the first ceil(length / hop) frames are valid.
+        Args:
+            audio: float32 [B, 1, T].
+            semantic_codes: int32 [B, 1, N]; None if the config has no semantic branch.
+            lengths: Number of valid samples of each row of a ragged batch, int32 [B]; None: all rows are T long.
+
+        Returns:
+            Codes int32 [B, K, N], N = ceil(T / hop), of which the first ceil(length / hop) of each row are valid.
         """
         latent = self.acoustic_latent(audio, lengths)
         if semantic_codes is None:
@@ -129,14 +143,14 @@ class OmniCodec(Backbone):
         return jnp.concatenate([semantic_codes, acoustic_codes], axis=1)
 
     def encode(self, audio: Audio, semantic_features: Features | None = None) -> Codes:
-        """Audio and the semantic features of the same clip → codes [B, K, ceil(T / hop)]."""
+        """Encodes audio [B, 1, T] and the semantic features of the same clips into codes [B, K, ceil(T / hop)]."""
         hidden = self.semantic_frames(semantic_features, -(-audio.shape[2] // self.config.hop_length))
         return self.encode_frames(audio, None if hidden is None else self.encode_semantic(hidden))
 
     # -- Decode
 
     def dequantize(self, codes: Codes) -> Latent:
-        """Latent of any prefix of the K codebooks, the first alone included."""
+        """Sums the vectors of codes [B, k, N] of the first k ≥ 1 codebooks into a latent [B, N, D]."""
         if self.config.semantic is None:
             return self.acoustic_quantizer.decode(codes)
         # No acoustic codes decode to zeros, since the acoustic quantizer's output projection has no bias.
@@ -144,7 +158,7 @@ class OmniCodec(Backbone):
         return self.recombine(self.acoustic_quantizer.decode(codes[:, 1:]), semantic)
 
     def decode(self, codes: Codes) -> Audio:
-        """Codes [B, k, N] of the first k codebooks → audio [B, 1, N·hop]."""
+        """Decodes codes [B, k, N] of the first k codebooks into audio [B, 1, N·hop]."""
         return self.decode_latent(self.dequantize(codes))
 
     # -- Train
@@ -155,10 +169,14 @@ class OmniCodec(Backbone):
         semantic_features: Features | None = None,
         num_quantizers: int | Int[Array, ""] | None = None,
     ) -> CodecOutput:
-        """Reconstruction and the ingredients of the losses.
+        """Encodes and decodes a batch of crops, and computes what the losses need.
 
-        num_quantizers: acoustic layers that quantizer dropout leaves on. Apply with mutable=["codebooks"] and
-        rngs={"codebooks": key} to let the codebooks learn from the batch.
+        Apply it with `mutable=["codebooks"]` and `rngs={"codebooks": key}` to let the codebooks learn from the batch.
+
+        Args:
+            audio: float32 [B, 1, T].
+            semantic_features: float32 [B, S, F]; None if the config has no semantic branch.
+            num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
         """
         if is_streaming(self):
             raise ValueError('a training forward is no stream: apply it with mutable=["codebooks"]')
@@ -172,8 +190,8 @@ class OmniCodec(Backbone):
         acoustic = self.acoustic_quantizer(self.decouple(latent, vector), num_quantizers)
         upsampled = self.upsample(self.recombine(acoustic.output, vector))
 
-        # -- Self-guidance (paper §2.3): the decoder's transformer should make of the quantized latent what it makes
-        # of the latent before quantization. That target takes no gradient, nor keeps anything for one.
+        # -- Self-guidance (paper §2.3): the output of the decoder transformer for the quantized latent should be what
+        # it is for the latent before quantization. No gradient passes through that target, and nothing is kept for one.
         hidden_quantized = self.decoder_transformer(upsampled)
         forward_only = nn.map_variables(lambda module, x: module(x), "params", stop_gradient)
         hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
@@ -196,10 +214,10 @@ class OmniCodec(Backbone):
     # -- Codebook initialisation
 
     def semantic_vectors(self, hidden: Latent) -> Float[Array, "M V"]:
-        """What the semantic codebook quantizes, of `semantic_frames`."""
+        """Projects the result of `semantic_frames` to the vectors that the semantic codebook quantizes."""
         return self.semantic_quantizer.vectors(hidden)
 
     def acoustic_vectors(self, latent: Latent, semantic_codes: Int[Array, "B 1 N"] | None) -> Float[Array, "M V"]:
-        """What the acoustic codebooks quantize, of `acoustic_latent`."""
+        """Projects the result of `acoustic_latent` to the vectors that the acoustic codebooks quantize."""
         semantic = None if semantic_codes is None else self.semantic_quantizer.decode(semantic_codes)
         return self.acoustic_quantizer.vectors(self.decouple(latent, semantic))

@@ -1,12 +1,12 @@
-"""Causal convolutions over [B, T, C], and what they carry when streaming.
+"""Causal convolutions over [B, T, C], for whole sequences and for streams.
 
-A module runs in one of two ways over the same parameters. Called plainly, it sees the whole sequence. Applied with
-`mutable=["stream"]`, it sees the next chunk: it takes the last inputs before it from the collection "stream" (all
-zeros at the start) and leaves there those before the next chunk. The collection is the whole state of a stream, one
-row per batch entry; a row is restarted by zeroing it.
+A module runs in one of two ways over the same parameters. Called plainly, it takes the whole sequence. Applied with
+`mutable=["stream"]`, it takes the next chunk of a stream. It reads the last inputs before the chunk from the collection
+"stream", where they are zeros at the start, and stores there the last inputs before the next chunk. The collection is
+the whole state of a stream, with one row for each row of the batch; a row begins anew when its state is set to zero.
 
-Layers compute in their `dtype`, which is that of what they return and of what a stream carries, whatever the type of
-the input and of the parameters.
+Layers compute in their `dtype`, whatever the types of the input and of the parameters. Their outputs and the state of
+a stream have that type, too.
 
     whole   ├── zeros ──┤ x0 x1 x2 x3 x4 x5 x6 x7 …
     stream  ├── zeros ──┤ x0 x1 x2 x3 │         ├─ last inputs ─┤ x4 x5 x6 x7 │ …
@@ -22,22 +22,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 STREAM = "stream"
+"""Name of the collection that holds the state of a stream."""
 SHORT = 32
-"""Steps of a block up to which moving the kernel costs more than moving the block."""
+"""Number of steps up to which a block is short: to move the kernel would cost more than to move the block."""
 
-Sequence = Float[Array, "B T C"]
+Activations = Float[Array, "B T C"]
 Past = Float[Array, "B P C"]
 Output = Float[Array, "B N O"]
 Lengths = Int[Array, " B"]
 
 
 def is_streaming(module: nn.Module) -> bool:
-    """Whether this call sees the next chunk of a stream rather than a whole sequence."""
+    """Says whether a module is applied to the next chunk of a stream rather than to a whole sequence."""
     return module.is_mutable_collection(STREAM) and not module.is_initializing()
 
 
-def take_past(module: nn.Module, x: Sequence, size: int) -> Past | None:
-    """The `size` steps before x, None for zeros; leaves the stream those before the next chunk."""
+def take_past(module: nn.Module, x: Activations, size: int) -> Past | None:
+    """Returns the `size` steps before x, or None for zeros, and stores those before the next chunk in the stream."""
     if size == 0 or not is_streaming(module):
         return None
     stored = module.variable(STREAM, "past", jnp.zeros, (x.shape[0], size, x.shape[2]), x.dtype)
@@ -48,13 +49,13 @@ def take_past(module: nn.Module, x: Sequence, size: int) -> Past | None:
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """U(±1/√fan_in): PyTorch's default for weights and biases of linear and convolution layers."""
+    """Makes the initializer U(±1/√fan_in), PyTorch's default for linear and convolution layers."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def add_bias(module: nn.Module, y: Float[Array, "*B O"], init: nn.initializers.Initializer) -> Float[Array, "*B O"]:
-    """y plus the module's parameter "bias"; float32 inside, so that its gradient is no sum of bfloat16 numbers."""
+    """Adds the module's parameter "bias" to y, in float32, so that its gradient is no sum of bfloat16 numbers."""
     bias = module.param("bias", init, y.shape[-1:]).astype(jnp.float32)
     return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
 
@@ -68,6 +69,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """Multiplies the last axis of x by the kernel, and adds the bias."""
         init = torch_uniform(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
@@ -75,11 +77,11 @@ class Dense(nn.Module):
 
 
 class CausalConv1d(nn.Module):
-    """Convolution that sees only the past; T steps in, ceil(T / stride) out; kernel [k, in, out].
+    """Convolution whose outputs depend on the past alone: [B, T, in] → [B, ceil(T / stride), out]; kernel [k, in, out].
 
-    The input is padded with (k - 1)·dilation + 1 - stride steps on the left. Where T is no multiple of the stride,
-    the last window is filled up on the right: with zeros, or with the last step if `replicate`, which also fills
-    the left with the first step.
+    The input is padded with (k - 1)·dilation + 1 - stride steps on the left. If T is no multiple of the stride, the
+    last window is filled up on the right. Both are filled with zeros; with `replicate`, the left is filled with the
+    first step and the right with the last step.
     """
 
     features: int
@@ -91,8 +93,8 @@ class CausalConv1d(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Sequence, lengths: Lengths | None = None) -> Output:
-        """lengths: valid steps of each row, if some rows end before the others; what follows them is not looked at."""
+    def __call__(self, x: Activations, lengths: Lengths | None = None) -> Output:
+        """Convolves x; `lengths` are the valid steps of each row, and what follows them is ignored."""
         fan_in = self.kernel_size * x.shape[2]
         kernel = self.param("kernel", torch_uniform(fan_in), (self.kernel_size, x.shape[2], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -105,7 +107,7 @@ class CausalConv1d(nn.Module):
         y = causal_conv1d(x, kernel, self.stride, self.dilation, past)
         return add_bias(self, y, torch_uniform(fan_in)) if self.use_bias else y
 
-    def _fill_last_window(self, x: Sequence, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
+    def _fill_last_window(self, x: Activations, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
         steps, missing = x.shape[1], -x.shape[1] % self.stride
         if missing and is_streaming(self):
             raise ValueError("a stream's block must hold whole frames; give the end of the audio by `lengths`")
@@ -116,8 +118,8 @@ class CausalConv1d(nn.Module):
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         return jnp.where(valid, x, jnp.take_along_axis(x, last, axis=1) if self.replicate else 0)
 
-    def _from_first_step(self, x: Sequence, left: int, past: Past | None) -> Past:
-        """The past, or where nothing came before, the first step over and over."""
+    def _from_first_step(self, x: Activations, left: int, past: Past | None) -> Past:
+        """Returns the past of each row, or the first step repeated in rows that have no past yet."""
         repeated = jnp.repeat(x[:, :1], left, axis=1)
         if past is None:
             return repeated
@@ -128,10 +130,11 @@ class CausalConv1d(nn.Module):
 
 
 class CausalConvTranspose1d(nn.Module):
-    """Transposed convolution of kernel 2·stride that sees only the past; T steps in, T·stride out.
+    """Transposed convolution of kernel 2·stride whose outputs depend on the past alone.
 
-    The last `stride` steps of the full result, which would need the next input, are cut off. `depthwise` keeps
-    the channels apart. Kernel [2·stride, in, out], depthwise [2·stride, 1, C].
+    It maps [B, T, in] to [B, T·stride, out]. The last `stride` steps of the full result, which would need the next
+    input, are cut off. With `depthwise`, each channel is convolved by itself. The kernel is [2·stride, in, out], or
+    [2·stride, 1, C] if depthwise.
     """
 
     features: int
@@ -141,7 +144,8 @@ class CausalConvTranspose1d(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Output:
+    def __call__(self, x: Activations) -> Output:
+        """Upsamples x by the stride."""
         inputs, outputs = (1, x.shape[2]) if self.depthwise else (x.shape[2], self.features)
         # PyTorch counts a transposed convolution's fan-in over its output channels per group.
         init = torch_uniform(2 * self.stride * (1 if self.depthwise else outputs))
@@ -154,11 +158,12 @@ class CausalConvTranspose1d(nn.Module):
 
 @jax.custom_vjp
 def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """ELU with exp(x) - 1 for expm1: equal to 1e-7 and half the time, which counts at 240 000 steps of 64 channels.
+    """Computes the ELU as exp(x) - 1, which is equal to expm1 to 1e-7 and takes half of the time.
 
-    Its gradient is made of its result, which the convolution after it keeps anyway: so nothing else is kept.
+    Its time counts, since it is applied to 240 000 steps of 64 channels. Its gradient is computed from its result,
+    which the convolution after it keeps anyway, so that nothing else is kept.
     """
-    y = x.astype(jnp.float32)  # exp(x) - 1 of a small x is lost in bfloat16
+    y = x.astype(jnp.float32)  # in bfloat16, exp(x) - 1 of a small x would be zero
     return jnp.where(y > 0, y, jnp.exp(jnp.where(y > 0, 0, y)) - 1).astype(x.dtype)
 
 
@@ -174,11 +179,13 @@ def _elu_backward(y: Float[Array, "..."], gradient: Float[Array, "..."]) -> tupl
 elu.defvjp(_elu_forward, _elu_backward)
 
 
-def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None) -> Output:
-    """Convolution of x after `past` (None: zeros), of (k - 1)·dilation + 1 - stride steps.
+def causal_conv1d(
+    x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None
+) -> Output:
+    """Convolves x as what follows `past`, which holds (k - 1)·dilation + 1 - stride steps; None: zeros.
 
-    A convolution is linear: x is convolved after zeros, and what the past adds to the first outputs is convolved by
-    itself, so that x is never copied to stand behind its past, unless it is short.
+    A convolution is linear. So x is convolved after zeros, what the past adds to the first outputs is convolved by
+    itself, and both are added. Only a short x is copied to stand behind its past.
     """
     reach = (kernel.shape[0] - 1) * dilation + 1
     if past is not None and x.shape[1] <= SHORT:
@@ -188,15 +195,17 @@ def causal_conv1d(x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilat
         return y
     touched = -(-past.shape[1] // stride)
     added = conv1d(past, kernel, stride, dilation, 0, (touched - 1) * stride + reach - past.shape[1])[:, : y.shape[1]]
-    # In place; `y.at[].add` is a scatter, which makes the whole decoder a sixth slower on a CPU.
+    # This happens in place. `y.at[].add` would be a scatter, which makes the whole decoder a sixth slower on a CPU.
     return jax.lax.dynamic_update_slice_in_dim(y, y[:, : added.shape[1]] + added, 0, axis=1)
 
 
 def conv1d(
-    x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int = 0, right: int = 0
+    x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int = 0, right: int = 0
 ) -> Output:
-    """Convolution after and before so many zeros."""
-    if x.shape[2] == stride == dilation == 1:  # audio in: sums of shifted copies, where a matrix unit would starve
+    """Convolves x with `left` zeros before it and `right` zeros after it."""
+    if (
+        x.shape[2] == stride == dilation == 1
+    ):  # one channel of audio would leave a matrix unit idle: sums of shifted copies
         x = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
         taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
         return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
@@ -208,38 +217,39 @@ def conv1d(
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
     multiply = partial(conv1d_as_product, stride=stride, dilation=dilation, left=left, right=right)
-    # A gradient needs x and the kernel, and nothing of what either way has in between.
+    # The gradient needs x and the kernel; without the checkpoint, intermediate arrays of both branches would be kept.
     run = jax.checkpoint(partial(jax.lax.platform_dependent, tpu=multiply, default=convolve), prevent_cse=False)
     return run(x, kernel)
 
 
 def conv1d_as_product(
-    x: Sequence, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int, right: int
+    x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int, right: int
 ) -> Output:
-    """`conv1d` as a matrix product with shifted copies side by side. k, T and what is padded: multiples of the stride.
+    """Computes `conv1d` as a matrix product of shifted copies side by side, for TPUs.
 
-    XLA cuts a convolution along a long time axis into pieces, to have more rows: for a TPU that takes 2.5 times the
-    memory traffic of this, at 64 channels, and 30 times as long to compile.
+    Kernel size, T and padding must be multiples of the stride. XLA cuts a convolution along a long time axis into
+    pieces, to have more rows. On a TPU that takes 2.5 times the memory traffic of this product, at 64 channels, and 30
+    times as long to compile.
     """
     batch, _, channels = x.shape
     cells, outputs = kernel.shape[0] // stride, kernel.shape[2]
-    # Of a stride's width, so that the convolution has stride 1.
+    # `stride` steps become one step of `stride` times as many channels, so that the convolution has stride 1.
     x = x.reshape(batch, -1, stride * channels)
     x = jnp.pad(x, ((0, 0), (left // stride, right // stride), (0, 0)))
     kernel = kernel.reshape(cells, stride * channels, outputs)
     steps = x.shape[1] - (cells - 1) * dilation
-    if outputs == 1:  # audio out: shifted copies of products are narrower than products of shifted copies
+    if outputs == 1:  # audio comes out: shifted copies of products are narrower than products of shifted copies
         y = jnp.einsum("btc,kco->kbto", x, kernel, precision=jax.lax.Precision.HIGHEST)
         return sum((y[i, :, i * dilation :][:, :steps] for i in range(1, cells)), y[0, :, :steps])
     shifted = [x[:, i * dilation :][:, :steps] for i in range(cells)]
     return jnp.concatenate(shifted, axis=2) @ kernel.reshape(-1, outputs)
 
 
-def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
-    """Output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s]: a convolution of two taps to S·O channels.
+def conv_transpose1d(x: Activations, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
+    """Computes a transposed convolution, whose output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s].
 
-    A stream's short x is multiplied by each tap by itself: to bring the kernel into that form would take most of the
-    time.
+    That is a convolution with two taps to S·O channels. A short x of a stream is multiplied by each tap by itself,
+    since to bring the kernel into the form of two taps would take most of the time.
     """
     taps, inputs, outputs = kernel.shape
     stride = taps // 2
@@ -251,8 +261,8 @@ def conv_transpose1d(x: Sequence, kernel: Float[Array, "S2 C O"], past: Past | N
     return causal_conv1d(x, two_taps, 1, 1, past).reshape(x.shape[0], -1, outputs)
 
 
-def depthwise_transpose(x: Sequence, kernel: Float[Array, "S2 1 C"], past: Past | None) -> Float[Array, "B N C"]:
-    """As `conv_transpose1d`, each channel by itself."""
+def depthwise_transpose(x: Activations, kernel: Float[Array, "S2 1 C"], past: Past | None) -> Float[Array, "B N C"]:
+    """Computes `conv_transpose1d` of each channel by itself."""
     past = jnp.zeros_like(x[:, :1]) if past is None else past
     before = jnp.concatenate([past, x[:, :-1]], axis=1)
     first, second = jnp.split(kernel[:, 0], 2)

@@ -1,4 +1,4 @@
-"""First values of a model: random parameters, and codebooks that k-means fits to real batches."""
+"""The initial values of a model: random parameters, and codebooks that k-means fits to real batches."""
 
 import logging
 import time
@@ -17,25 +17,37 @@ from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_code
 LOG = logging.getLogger(__name__)
 
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiler options for what runs once: hundreds of random draws compile in a third of the time."""
+"""Compiler options for programs that run once: hundreds of random draws compile in a third of the time."""
 
 SECONDS_BETWEEN_LINES = 10
+"""Shortest time between two lines of the log about the fit."""
 
 Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
+"""Audio, and its semantic features if the model has a semantic branch."""
 
 
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
-    """{"params", "codebooks"} of a module: PyTorch's initial distributions, empty codebooks. Jit it."""
+    """Draws the variables {"params", "codebooks"} of a module: PyTorch's initial distributions, and empty codebooks.
+
+    It is to be jitted: as single operations, the draws take minutes.
+    """
     return dict(model.init(key, *model.example_inputs()))  # type: ignore[attr-defined]
 
 
 def initialize_codebooks(
     model: OmniCodec, variables: dict[str, Any], batches: Iterable[Batch], key: PRNGKeyArray
 ) -> dict[str, Any]:
-    """Fits the semantic codebook, then layer after layer the acoustic ones, each to what is left (spec §8.4).
+    """Fits the semantic codebook, and then one acoustic codebook after the other, each to what is left (spec §8.4).
 
-    The batches together should hold ten times as many frames as a codebook has entries. They may be sharded: the
-    fit is over all of them.
+    Args:
+        model: The codec.
+        variables: Its parameters, and codebooks of the right shapes.
+        batches: Audio and semantic features. Together they should hold ten times as many frames as a codebook has
+            entries. They may be sharded: the fit is over all of them.
+        key: Random key of k-means.
+
+    Returns:
+        The variables with fitted codebooks.
     """
 
     def call(method: str) -> Callable[..., Any]:
@@ -65,8 +77,9 @@ def initialize_codebooks(
         variables = {**variables, CODEBOOKS: held}
         codes = call("encode_semantic")(variables, hidden)
     fit("acoustic_quantizer", acoustic_key, call("acoustic_vectors")(variables, latent, codes))
-    # The same entries as if one batch had been seen: with the counts of many, the moving averages would hardly follow
-    # the encoder for hundreds of steps, nor would any entry count as dead.
+    # Counts and sums are scaled to those of one batch, which leaves the entries as they are. With the counts of many
+    # batches, the moving averages would hardly follow the encoder for hundreds of steps, and no entry would count as
+    # dead.
     for statistics in held.values():
         statistics.update({name: statistics[name] / len(parts) for name in ("embedding_sum", "cluster_usage")})
     return {**variables, CODEBOOKS: held}
@@ -80,7 +93,7 @@ class Progress:
         self._began = self._shown = time.perf_counter()
 
     def one_more(self) -> None:
-        """To be called after each of them."""
+        """Counts a codebook that has been fitted."""
         self._done, now = self._done + 1, time.perf_counter()
         if now - self._shown > SECONDS_BETWEEN_LINES and self._done < self._total:
             left = (now - self._began) / self._done * (self._total - self._done)

@@ -1,8 +1,8 @@
-"""Residual vector quantization with EMA codebooks (spec §1.8–1.9, §8.3–8.4).
+"""Residual vector quantization (RVQ) with codebooks that follow moving averages (spec §1.8–1.9, §8.3–8.4).
 
-The codebooks are no parameters: they live in the mutable collection "codebooks", float32, stacked over the layers.
-Applied with `mutable=["codebooks"]`, a quantizer learns from the batch; otherwise it only looks up. Sums over the
-batch are sums over the global batch when the batch is sharded under jit.
+The codebooks are no parameters. They are kept in the mutable collection "codebooks", in float32, stacked over the
+layers. Applied with `mutable=["codebooks"]`, a quantizer learns from the batch; otherwise it only looks up entries.
+Under jit, sums over a sharded batch are sums over the global batch.
 """
 
 from collections.abc import Callable
@@ -20,49 +20,65 @@ from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.conv import Dense
 
 CODEBOOKS = "codebooks"
+"""Name of the collection that holds the codebooks."""
 ENOUGH = 0.01
-"""Relative gain of an iteration of k-means below which it ends: training goes on moving the entries."""
+"""Share of the error by which an iteration of k-means must lower it for another one to follow. More would not help:
+training goes on moving the entries."""
 
 Vectors = Float[Array, "M D"]
 
 
 class Codebook(NamedTuple):
-    """Statistics of one codebook, or of Q stacked ones. An entry is embedding_sum / cluster_usage."""
+    """Statistics of one codebook, or of Q stacked codebooks. An entry is embedding_sum / cluster_usage."""
 
     embedding_sum: Float[Array, "*Q K D"]
+    """Moving average of the sum of the vectors that each entry was nearest to in a batch."""
     cluster_usage: Float[Array, "*Q K"]
+    """Moving average of the number of these vectors."""
     initialized: Float[Array, "*Q"]
+    """1 once the codebook has been fitted, 0 before that."""
     steps_until_check: Float[Array, "*Q"]
+    """Number of training steps until entries of little usage are replaced the next time."""
 
     def embedding(self, config: CodebookConfig) -> Float[Array, "*Q K D"]:
-        """The entries themselves."""
+        """Computes the entries of the codebook."""
         return self.embedding_sum / jnp.maximum(self.cluster_usage, config.epsilon)[..., None]
 
 
 def nearest(x: Vectors, embedding: Float[Array, "K D"]) -> Int[Array, " M"]:
-    """Index of the entry with the least Euclidean distance to each vector."""
+    """Finds the index of the entry with the least Euclidean distance to each vector."""
     products = jnp.matmul(x, embedding.T, precision=Precision.HIGHEST)
     return jnp.argmin(jnp.sum(embedding**2, axis=-1)[None] - 2 * products, axis=-1)
 
 
 def cluster_sums(x: Vectors, codes: Int[Array, " M"], size: int) -> tuple[Float[Array, " K"], Float[Array, "K D"]]:
-    """How many vectors each code got, and their sum."""
+    """Counts the vectors that each code got, and sums them."""
     assigned = jax.nn.one_hot(codes, size)
     return assigned.sum(0), jnp.matmul(assigned.T, x, precision=Precision.HIGHEST)
 
 
 def sample(key: PRNGKeyArray, x: Vectors, count: int) -> Float[Array, "K D"]:
-    """`count` of the vectors; without repetition while there are enough."""
+    """Draws `count` of the vectors; none is drawn twice if there are enough."""
     return jax.random.choice(key, x, (count,), replace=x.shape[0] < count)
 
 
 def ema_update(
     codebook: Codebook, x: Vectors, codes: Int[Array, " M"], key: PRNGKeyArray, config: CodebookConfig
 ) -> tuple[Codebook, Float[Array, ""]]:
-    """One training step of a codebook on the batch `x`, which `codes` assigns to its entries.
+    """Updates a codebook in a training step on a batch of vectors.
 
-    Every `check_every` steps, entries of little usage move to random vectors of the batch with the mean usage; then
-    usage and sums decay towards those of the batch. Also returns the share of entries that moved.
+    Every `check_every` steps, entries of little usage are replaced by random vectors of the batch, with the mean usage.
+    Then usage and sums decay towards those of the batch.
+
+    Args:
+        codebook: One codebook, not stacked.
+        x: Vectors of the batch, [M, D].
+        codes: Entry that each vector is assigned to, [M].
+        key: Random key of the replacements.
+        config: Decay, threshold and interval.
+
+    Returns:
+        The updated codebook, and the share of entries that were replaced.
     """
     size = codebook.cluster_usage.shape[0]
     counts, sums = cluster_sums(x, codes, size)
@@ -86,17 +102,27 @@ def ema_update(
 def kmeans(
     key: PRNGKeyArray, x: Vectors, size: int, iterations: int, enough: float = 0.0
 ) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
-    """Lloyd's k-means from random vectors; a cluster left empty restarts at a random vector. Means and counts.
+    """Clusters vectors by Lloyd's k-means, which starts from random vectors.
 
-    It ends when an iteration lowers the error by no more than `enough`, a share of it, or after `iterations` of them.
+    A cluster that is left empty starts again from a random vector.
+
+    Args:
+        key: Random key.
+        x: Vectors [M, D].
+        size: Number of clusters, K.
+        iterations: Largest number of iterations.
+        enough: Share of the error by which an iteration must lower it for another one to follow.
+
+    Returns:
+        Means [K, D], and the number of vectors in each cluster [K].
     """
 
     def scattered(x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`cluster_sums`, a hundred times faster on a CPU; on a GPU its order of summation is not always the same."""
+        """Computes `cluster_sums` a hundred times faster on a CPU. On a GPU its order of summation would vary."""
         return jax.ops.segment_sum(jnp.ones(x.shape[0]), codes, size), jax.ops.segment_sum(x, codes, size)
 
     def settle(means: jax.Array, key: PRNGKeyArray | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Means of what is nearest to each, counts, and the error of the given ones."""
+        """Computes the means and counts of the vectors nearest to the given means, and the error of the given means."""
         codes = nearest(x, means)
         counts, sums = jax.lax.platform_dependent(x, codes, cpu=scattered, default=partial(cluster_sums, size=size))
         empty = means if key is None else sample(key, x, size)
@@ -122,10 +148,15 @@ def kmeans(
 def fit_residual_codebooks(
     key: PRNGKeyArray, x: Vectors, codebooks: Codebook, config: CodebookConfig, fitted: Callable[[], None] | None = None
 ) -> Codebook:
-    """k-means layer by layer, each on what the layers before it leave of `x`.
+    """Fits stacked codebooks by k-means, one after the other, each to what those before it leave of `x`.
 
-    M should be some ten times the number of entries: fewer vectors are memorised and leave nothing for the next
-    layer to learn from. fitted: called after each layer; what it raises ends the work between two of them.
+    Args:
+        key: Random key.
+        x: Vectors [M, D]. M should be some ten times the number of entries: fewer vectors are memorised, and leave
+            nothing for the next codebook to learn from.
+        codebooks: Codebooks of the wanted shape.
+        config: Options of the fit.
+        fitted: Called after each codebook; an exception that it raises ends the work between two of them.
     """
     layers: list[Codebook] = []
     for layer_key in jax.random.split(key, codebooks.initialized.shape[0]):
@@ -138,7 +169,7 @@ def fit_residual_codebooks(
 
 @partial(jax.jit, static_argnames=("size", "config"))
 def _fit_codebook(key: PRNGKeyArray, x: Vectors, size: int, config: CodebookConfig) -> tuple[Codebook, Vectors]:
-    """A codebook, and what it leaves of the vectors."""
+    """Fits one codebook, and computes what it leaves of the vectors."""
     means, counts = kmeans(key, x, size, config.kmeans_iterations, ENOUGH)
     usage = jnp.maximum(counts, 1)
     layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), config.check_every, jnp.float32))
@@ -146,27 +177,27 @@ def _fit_codebook(key: PRNGKeyArray, x: Vectors, size: int, config: CodebookConf
 
 
 def draw_num_quantizers(key: PRNGKeyArray, config: AcousticConfig) -> Int[Array, ""]:
-    """Quantizer dropout: how many layers run in one step, for the whole batch; uniform over the config's range."""
+    """Draws the number of codebooks that quantizer dropout leaves on in a step, uniformly over the config's range."""
     return jax.random.randint(key, (), config.min_quantizers, config.num_quantizers + 1)
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns in training."""
+    """The result of a quantizer in training."""
 
     output: Float[Array, "B N D"]
-    """Quantized vectors; gradients pass straight through the quantization."""
+    """Quantized vectors, with straight-through gradients."""
     codes: Int[Array, "B Q N"]
-    """-1 in layers that quantizer dropout left out."""
+    """Codes of all codebooks; -1 for those that quantizer dropout left out."""
     commitment: Float[Array, ""]
-    """Mean over active layers of the mean squared distance to the quantized vector so far."""
+    """Commitment loss: the mean, over the codebooks that are on, of the mean squared distance to the sum up to each."""
     usage_entropy: Float[Array, " Q"]
-    """Entropy of the usage of each codebook over that of uniform usage: 1 is perfect, 0 is collapse."""
+    """Entropy of the usage of each codebook, divided by that of uniform usage: 1 is uniform, 0 is collapse."""
     replaced: Float[Array, " Q"]
     """Share of each codebook's entries that were dead and replaced in this step."""
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """Projection in, Q codebooks each of which quantizes what those before it left, projection out.
+    """Residual vector quantizer: Q codebooks between two projections, each of which quantizes what is left so far.
 
     With Q = 1 it is a plain vector quantizer. The projections compute in `dtype`, everything else in float32.
     """
@@ -199,15 +230,15 @@ class ResidualVectorQuantizer(nn.Module):
             getattr(self, name).value = value
 
     def encode(self, x: Float[Array, "B N D"]) -> Int[Array, "B Q N"]:
-        """Codes of all layers."""
+        """Quantizes vectors to the codes of all Q codebooks."""
         return self._quantize(self.project_in(x).astype(jnp.float32), None, None)[0]
 
     def decode(self, codes: Int[Array, "B k N"]) -> Float[Array, "B N D"]:
-        """Vectors of the first k codebooks' codes."""
+        """Sums the vectors of codes of the first k codebooks, and projects the sum."""
         count = codes.shape[1]
         usage = jnp.maximum(self.cluster_usage.value, self.config.epsilon)
 
-        # Layer by layer: one gather over all of them runs twenty times slower on a CPU.
+        # Codebooks are added one after the other: one gather over all of them is twenty times slower on a CPU.
         def add(total: jax.Array, layer: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             chosen, sums, usage = layer
             return total + sums[chosen] / usage[chosen][..., None], None
@@ -217,11 +248,16 @@ class ResidualVectorQuantizer(nn.Module):
         return self.project_out(jax.lax.scan(add, zeros, layers)[0]).astype(jnp.float32)
 
     def vectors(self, x: Float[Array, "B N D"]) -> Float[Array, "M V"]:
-        """What the codebooks quantize, one after the other: for `fit_residual_codebooks`."""
+        """Projects x to the vectors that the codebooks quantize, as rows, for `fit_residual_codebooks`."""
         return self.project_in(x).astype(jnp.float32).reshape(-1, self.codebook_dim)
 
     def __call__(self, x: Float[Array, "B N D"], num_quantizers: int | Int[Array, ""] | None = None) -> Quantized:
-        """num_quantizers: layers to run, the others are left out (quantizer dropout); may be traced."""
+        """Quantizes vectors in training.
+
+        Args:
+            x: float32 [B, N, D].
+            num_quantizers: Number of codebooks that are on (quantizer dropout), which may be traced; None: all.
+        """
         active = self.num_quantizers if num_quantizers is None else num_quantizers
         if isinstance(active, int) and not 1 <= active <= self.num_quantizers:
             raise ValueError(f"num_quantizers = {active}: must be between 1 and {self.num_quantizers}")
@@ -231,8 +267,8 @@ class ResidualVectorQuantizer(nn.Module):
         codes, quantized, loss, mean_quantized, replaced = self._quantize(
             stop_gradient(x), active, self.make_rng(CODEBOOKS) if learning else None
         )
-        # The loss is mean_i mean((x - Q_i)²) over the cumulative Q_i, whose gradient needs only their mean. So the
-        # loop above is never differentiated, and layers that are left out cost nothing.
+        # The loss is mean_i mean((x - Q_i)²), where Q_i is the sum up to codebook i. Its gradient needs only the mean
+        # of the Q_i. So the loop above is never differentiated, and codebooks that are left out cost nothing.
         gradient = 2 / x.size * (stop_gradient(x) - mean_quantized)
         commitment = loss + jnp.sum(gradient * (x - stop_gradient(x)))
 
@@ -242,7 +278,11 @@ class ResidualVectorQuantizer(nn.Module):
         return Quantized(output, codes, commitment, entropy, replaced)
 
     def _quantize(self, x: Float[Array, "B N D"], active: int | jax.Array | None, key: PRNGKeyArray | None):
-        """Codes, quantized vectors, commitment loss, mean cumulative vectors, share replaced. Learns if given a key."""
+        """Runs the codebooks that are on, and lets them learn if a key is given.
+
+        Returns:
+            Codes, quantized vectors, commitment loss, mean of the sums up to each codebook, share of entries replaced.
+        """
         batch, frames, width = x.shape
         active = self.num_quantizers if active is None else active
         vectors = x.reshape(-1, width)

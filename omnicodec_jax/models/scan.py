@@ -1,4 +1,4 @@
-"""Layers of one shape as one program that runs once for each: less to compile, and memory for one layer at a time."""
+"""Layers of one shape as a loop over one program, which compiles faster and holds the memory of one layer at a time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,9 +13,16 @@ from jaxtyping import Array, Float
 def scan_layers(
     layer: nn.Module, params: Sequence[Any], x: Float[Array, "B T C"], *inputs: Array
 ) -> Float[Array, "L B T C"]:
-    """What leaves each layer, as if `layer` were applied with one set of parameters after the other.
+    """Applies a layer with one set of parameters after the other. For the gradient, only inputs of layers are kept.
 
-    inputs: the same for all layers. The gradient keeps only what goes into each layer, and computes the rest anew.
+    Args:
+        layer: The layer.
+        params: Its parameters, one set for each time that it is applied.
+        x: Input of the first layer, [B, T, C].
+        inputs: Further inputs, the same for all layers.
+
+    Returns:
+        The output of each layer, [L, B, T, C].
     """
 
     @partial(jax.checkpoint, prevent_cse=False)  # a loop prevents it

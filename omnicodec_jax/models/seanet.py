@@ -1,10 +1,10 @@
 """SEANet encoder and decoder (SoundStream; spec §1.1–1.2), causal, channels-last, ELU, no normalisation.
 
-Activations are of the compute type `dtype`, the residual stream too: the time goes into moving them. The convolutions
-from and to audio compute in float32.
+Activations have the compute type `dtype`, the residual stream included, since most of the time goes into moving them.
+The convolutions from and to audio compute in float32.
 
-With `remat`, the gradient keeps only what goes from stage to stage, and computes each stage anew. The stages are cut
-where tensors are narrow: those at full rate begin and end with the audio, so no 64 channels of it are kept.
+With `remat`, only what goes from stage to stage is kept for the gradient, and each stage is computed again. Stages are
+cut where tensors are narrow: those at the full rate begin or end with the audio, so that its 64 channels are not kept.
 """
 
 import jax.numpy as jnp
@@ -13,18 +13,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import SEANetConfig
-from omnicodec_jax.models.conv import CausalConv1d, CausalConvTranspose1d, Lengths, Output, Sequence, elu
+from omnicodec_jax.models.conv import Activations, CausalConv1d, CausalConvTranspose1d, Lengths, Output, elu
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1(ELU(conv_k,dilated(ELU(x)))), the inner convolution at 1/compress of the channels."""
+    """Residual block x + conv_1(ELU(conv_k(ELU(x)))); the inner, dilated convolution has 1/compress of the channels."""
 
     config: SEANetConfig
     dilation: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Activations) -> Activations:
+        """Applies the block to x [B, T, C]."""
         channels, config = x.shape[2], self.config
         y = elu(x)
         y = CausalConv1d(
@@ -37,15 +38,15 @@ class ResidualBlock(nn.Module):
         return x + CausalConv1d(channels, 1, dtype=self.dtype, name="conv_2")(elu(y))
 
 
-def residual_blocks(config: SEANetConfig, dtype: DTypeLike, stage: int, x: Sequence) -> Sequence:
-    """The residual blocks of one stage, dilations 1, 2, 4, …; called inside a compact module."""
+def residual_blocks(config: SEANetConfig, dtype: DTypeLike, stage: int, x: Activations) -> Activations:
+    """Applies the residual blocks of one stage, with dilations 1, 2, 4, …, inside a compact module."""
     for j in range(config.n_residual_layers):
         x = ResidualBlock(config, config.dilation_base**j, dtype, name=f"stage_{stage}_residual_{j}")(x)
     return x
 
 
 class SEANetEncoder(nn.Module):
-    """Audio [B, T, 1] → latent [B, ceil(T / hop), dimension]."""
+    """Encoder from audio [B, T, 1] to a latent [B, ceil(T / hop), dimension]."""
 
     config: SEANetConfig
     dimension: int
@@ -56,10 +57,18 @@ class SEANetEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B T 1"], lengths: Lengths | None = None
     ) -> tuple[Float[Array, "B N D"], Lengths | None]:
-        """Also returns how many of the N steps are valid in each row, if `lengths` says so of the samples."""
+        """Encodes audio.
+
+        Args:
+            x: Audio float32 [B, T, 1].
+            lengths: Number of valid samples of each row, int32 [B]; None: all.
+
+        Returns:
+            The latent, and the number of valid steps of each row if `lengths` was given.
+        """
         config, dtype = self.config, self.dtype
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Sequence, lengths: Lengths | None) -> Output:
+        def stage(_: nn.Module, i: int, ratio: int, x: Activations, lengths: Lengths | None) -> Output:
             if i == 0:
                 x = CausalConv1d(config.n_filters, config.kernel_size, name="conv_in")(x).astype(dtype)
             x = elu(residual_blocks(config, dtype, i, x))
@@ -76,7 +85,7 @@ class SEANetEncoder(nn.Module):
 
 
 class SEANetDecoder(nn.Module):
-    """Latent [B, N, dimension] → audio [B, N·hop, 1], float32, unbounded."""
+    """Decoder from a latent [B, N, dimension] to audio [B, N·hop, 1], float32, which is not bounded to ±1."""
 
     config: SEANetConfig
     dtype: DTypeLike = jnp.float32
@@ -84,10 +93,11 @@ class SEANetDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B T 1"]:
+        """Decodes a latent."""
         config, dtype = self.config, self.dtype
         stages = len(config.ratios)
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Sequence) -> Output:
+        def stage(_: nn.Module, i: int, ratio: int, x: Activations) -> Output:
             x = CausalConvTranspose1d(x.shape[2] // 2, ratio, dtype=dtype, name=f"stage_{i}_up")(elu(x))
             x = residual_blocks(config, dtype, i, x)
             return CausalConv1d(1, config.last_kernel_size, name="conv_out")(elu(x)) if i == stages - 1 else x

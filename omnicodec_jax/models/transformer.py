@@ -1,6 +1,6 @@
-"""Causal, windowed transformer with interleaved RoPE and LayerScale (spec §1.4), whole or streaming.
+"""Causal transformer with windowed attention, interleaved RoPE and LayerScale (spec §1.4), for clips and streams.
 
-Matrix products are in `dtype`; the residual stream, norms, rotations and softmax are float32.
+Matrix products compute in `dtype`; the residual stream, norms, rotations and softmax are float32.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import TransformerConfig
-from omnicodec_jax.models.conv import STREAM, Dense, Sequence, is_streaming
+from omnicodec_jax.models.conv import STREAM, Activations, Dense, is_streaming
 from omnicodec_jax.models.scan import scan_layers
 
 Heads = Float[Array, "B H T D"]
@@ -23,8 +23,9 @@ Positions = Int[Array, "B T"]
 def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
     """Rotates the channel pairs (2i, 2i + 1) by position · max_period^(-2i / D), in float32.
 
-    As precise in a stream's second day as in its first second: angles are whole multiples of 2^-32 turns, which
-    integers that overflow keep within one turn; as float32 they would be off by 0.1 after a day of 25 steps a second.
+    It is as precise in the second day of a stream as in its first second. Angles are integer multiples of 2^-32 turns,
+    and integers that overflow stay within one turn. Computed in float32, angles would be wrong by 0.1 after a day of
+    25 steps a second.
     """
     half = x.shape[-1] // 2
     turns = max_period ** (-np.arange(half) / half) / (2 * np.pi)
@@ -38,16 +39,17 @@ def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; a query sees the keys of the last `context` steps, its own included.
+    """Multi-head self-attention of each step to the last `context` steps, itself included.
 
-    When streaming, the last `context` keys and values are carried.
+    A stream carries the last `context` keys and values.
     """
 
     config: TransformerConfig
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Sequence, positions: Positions) -> Sequence:
+    def __call__(self, x: Activations, positions: Positions) -> Activations:
+        """Applies attention to x [B, T, C], whose steps have these positions in their clips or streams."""
         batch, steps, width = x.shape
         config = self.config
         packed = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)
@@ -67,6 +69,7 @@ class Attention(nn.Module):
     def _with_past(
         self, k: Heads, v: Heads, positions: Positions
     ) -> tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Int[Array, "B L"]]:
+        """Puts the keys and values that a stream carries before those of this block; also returns all positions."""
         if not is_streaming(self):
             return k, v, positions
         batch, heads, steps, width = k.shape
@@ -79,22 +82,24 @@ class Attention(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, in float32 whatever the type of input and parameters."""
+    """Layer normalisation over the last axis, in float32 whatever the types of input and parameters."""
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Activations) -> Activations:
+        """Normalises x [B, T, C]."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
         return jax.nn.standardize(x, epsilon=1e-5) * scale[None, None] + bias[None, None]
 
 
 class LayerScale(nn.Module):
-    """One learnt factor per channel; float32 out."""
+    """One learnt factor per channel (arXiv 2103.17239); the result is float32."""
 
     initial: float
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Activations) -> Activations:
+        """Scales the channels of x [B, T, C]."""
         scale = self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],))
         return x.astype(jnp.float32) * scale.astype(jnp.float32)[None, None]
 
@@ -106,7 +111,8 @@ class TransformerLayer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Sequence, positions: Positions) -> Sequence:
+    def __call__(self, x: Activations, positions: Positions) -> Activations:
+        """Applies the layer to x [B, T, C]; see `Attention` for `positions`."""
         config, dense = self.config, partial(Dense, use_bias=False, dtype=self.dtype)
         y = Attention(config, self.dtype, name="attention")(LayerNorm(name="norm_1")(x), positions)
         x = x + LayerScale(config.layer_scale, name="layer_scale_1")(y)
@@ -116,9 +122,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of layers without a final norm; [B, T, C] → [B, T, C] float32. A stream carries how many steps it has seen.
+    """Stack of layers without a final norm: [B, T, C] → [B, T, C] float32.
 
-    `remat` keeps only what goes into each layer for the gradient, and computes the rest anew; not for streams.
+    A stream carries the number of steps that it has had. With `remat`, only the input of each layer is kept for the
+    gradient, and the rest is computed again; streams cannot use it.
     """
 
     config: TransformerConfig
@@ -126,7 +133,8 @@ class Transformer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Activations) -> Activations:
+        """Applies all layers to x [B, T, C]."""
         batch, steps, _ = x.shape
         positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
         if is_streaming(self):

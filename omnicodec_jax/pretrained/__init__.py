@@ -1,1 +1,1 @@
-"""Frozen networks that are run, never trained: their configs stand beside them."""
+"""Frozen networks, which are run and never trained, and their configs."""

@@ -22,9 +22,11 @@ from omnicodec_jax.models.conv import Lengths
 from omnicodec_jax.models.transformer import LayerNorm
 
 CHUNK_FRAMES = 100
-"""Log-mel frames that are convolved together: 1 s."""
+"""Number of log-mel frames that are convolved together: 1 s."""
 TOKENS_PER_CHUNK = 13
+"""Number of tokens of a whole chunk."""
 FRAMES_PER_TOKEN = 8
+"""Number of log-mel frames of a token; the last token of a chunk has four."""
 
 Count = TypeVar("Count", int, np.ndarray, jax.Array)
 Tokens = Float[Array, "B S D"]
@@ -32,7 +34,7 @@ Tokens = Float[Array, "B S D"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3AuTConfig:
-    """The released encoder, of 648 M parameters."""
+    """Config of the encoder. The defaults are those of the released one, which has 648 M parameters."""
 
     num_mel_bins: int = 128
     conv_channels: int = 480
@@ -41,7 +43,7 @@ class Qwen3AuTConfig:
     num_layers: int = 32
     dim_feedforward: int = 5120
     window_chunks: int = 8
-    """Chunks of 1 s that an attention window spans."""
+    """Number of chunks of 1 s in an attention window."""
     output_dim: int = 2048
 
     def __post_init__(self):
@@ -51,26 +53,26 @@ class Qwen3AuTConfig:
 
 
 def num_tokens(frames: Count) -> Count:
-    """Features of a clip of so many log-mel frames: 13 of each whole chunk, the tail's share of the last one."""
+    """Counts the features of a clip of so many log-mel frames: 13 for each whole chunk, and fewer for the tail."""
     return frames // CHUNK_FRAMES * TOKENS_PER_CHUNK + -(-(frames % CHUNK_FRAMES) // FRAMES_PER_TOKEN)
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
-    """Position embedding, float32 [length, channels]: the sines, then the cosines."""
+    """Computes the position embedding, float32 [length, channels]: first the sines, then the cosines."""
     half = channels // 2
     angles = np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / (half - 1)))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 class ConvFrontEnd(nn.Module):
-    """Three convolutions over time and frequency, each of which halves both; one token per 8 frames."""
+    """Front end of three convolutions, each of which halves time and frequency: one token for 8 log-mel frames."""
 
     config: Qwen3AuTConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, chunks: Float[Array, "N 100 F"], ends: Int[Array, " N"]) -> Float[Array, "N 13 D"]:
-        """ends: frames of each chunk beyond which there is nothing, not even what a layer makes of zeros."""
+        """Convolves chunks. Beyond `ends`, their numbers of valid frames, every layer gives zeros."""
         x = chunks[..., None]
         for i in (1, 2, 3):
             x = nn.Conv(self.config.conv_channels, (3, 3), 2, padding=1, dtype=self.dtype, name=f"conv_{i}")(x)
@@ -90,7 +92,7 @@ class WindowedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, lengths: Lengths) -> Tokens:
-        """lengths: valid tokens of each row."""
+        """Applies attention to x [B, S, D]; `lengths` are the valid tokens of each row."""
         batch, steps, width = x.shape
         size = min(self.config.window_chunks * TOKENS_PER_CHUNK, steps)
         count = -(-steps // size)
@@ -110,14 +112,14 @@ class WindowedAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm block; the residual stream is float32."""
+    """Pre-norm transformer layer with a float32 residual stream."""
 
     config: Qwen3AuTConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Tokens, lengths: Lengths) -> tuple[Tokens, None]:
-        """lengths: valid tokens of each row. Beside the result stands the nothing that `nn.scan` asks for."""
+        """Applies the layer; `lengths` are the valid tokens of each row. `nn.scan` needs the None."""
         config, dtype = self.config, self.dtype
         y = WindowedAttention(config, dtype, name="attention")(LayerNorm(name="norm_1")(x), lengths)
         x = x + y.astype(jnp.float32)
@@ -127,17 +129,17 @@ class EncoderLayer(nn.Module):
 
 
 class Qwen3AuT(nn.Module):
-    """Log-mel [B, M, num_mel_bins] (`signal.log_mel` of 16 kHz audio) → features [B, num_tokens(M), output_dim].
+    """Encoder from log-mel [B, M, num_mel_bins] of 16 kHz audio (`dsp.log_mel`) to features [B, S, output_dim].
 
-    `dtype` is that of matrix products and convolutions; the parameters may have either type, the features are
-    float32. The convolutions take 6 MB per second of audio in float32.
+    S is num_tokens(M). Matrix products and convolutions compute in `dtype`. The parameters may be float32 or
+    `dtype`, and the features are float32. The convolutions take 6 MB per second of audio in float32.
     """
 
     config: Qwen3AuTConfig
     dtype: DTypeLike = jnp.float32
 
     def example_inputs(self) -> tuple[Float[Array, "..."], ...]:
-        """What `init` calls the module with."""
+        """Makes inputs of the smallest shape, for `init` to call the module with."""
         return (jnp.zeros((1, CHUNK_FRAMES, self.config.num_mel_bins)),)
 
     @nn.compact
@@ -147,10 +149,16 @@ class Qwen3AuT(nn.Module):
         lengths: Lengths | None = None,
         continued: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B S O"]:
-        """lengths: valid frames of each row (all, if None); a row's first num_tokens(length) features are valid.
+        """Encodes clips, each by itself, whatever stands behind it or in other rows.
 
-        These are the features of the clip by itself, whatever stands behind it or in other rows. A long clip may be
-        cut into rows between its windows; `continued` are the rows that do not begin it (none, if None).
+        Args:
+            mel: Log-mel float32 [B, M, num_mel_bins].
+            lengths: Number of valid frames of each row, [B]; None: all.
+            continued: Booleans [B] that mark rows that continue a clip; None: no row does. A long clip may be cut
+                into rows between its windows.
+
+        Returns:
+            Features float32 [B, num_tokens(M), output_dim]; the first num_tokens(length) of each row are valid.
         """
         config, dtype = self.config, self.dtype
         batch, frames, bins = mel.shape
@@ -159,8 +167,8 @@ class Qwen3AuT(nn.Module):
 
         valid = (jnp.arange(frames)[None] < lengths[:, None])[..., None]
         mel = jnp.pad(jnp.where(valid, mel, 0), ((0, 0), (0, chunks * CHUNK_FRAMES - frames), (0, 0)))
-        # A clip's only chunk ends with the clip. The tail of a longer clip is filled up with zeros, and its last
-        # tokens do depend on what the convolutions make of these.
+        # A clip of one chunk ends where its frames end. The last chunk of a longer clip is filled up with zeros, and
+        # its last tokens depend on what the convolutions compute from these zeros, as in transformers.
         ends = jnp.minimum(lengths, CHUNK_FRAMES)
         ends = ends if continued is None else jnp.where(continued, CHUNK_FRAMES, ends)
         mel = mel.reshape(-1, CHUNK_FRAMES, bins)

@@ -1,6 +1,6 @@
-"""WavLM (arXiv 2110.13900), frozen: 16 kHz audio → the hidden states of every layer.
+"""WavLM (arXiv 2110.13900), frozen: the hidden states of every layer for 16 kHz audio.
 
-Source: transformers' WavLMModel in evaluation mode, whose numbers it gives; no padding is masked.
+Source: transformers' WavLMModel in evaluation mode. The numbers are the same; no padding is masked.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ Hidden = Float[Array, "B N D"]
 PositionBias = Float[Array, "H N N"]
 
 SAMPLE_RATE = 16_000
+"""Sample rate of the audio that WavLM takes, Hz."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WavLMConfig:
-    """Defaults: base and base-plus, of 94.4 M parameters."""
+    """Config of WavLM. The defaults are those of base and base-plus, which have 94.4 M parameters."""
 
     dimension: int = 768
     num_layers: int = 12
@@ -35,15 +36,17 @@ class WavLMConfig:
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
-    """`group`: each channel over time, after the first convolution only; `layer`: LayerNorm after each (large)."""
+    """`group`: each channel is normalised over time, after the first convolution only. `layer`: LayerNorm follows each
+    convolution (large)."""
     position_kernel: int = 128
     position_groups: int = 16
     num_buckets: int = 320
-    """Rows of the relative position table."""
+    """Number of rows of the relative position table."""
     max_bucket_distance: int = 800
-    """All keys further away share a row."""
+    """Distance from which on all keys share a row."""
     stable_layer_norm: bool = False
-    """Norms before attention and feed-forward, and one after the last layer (large), instead of after each."""
+    """Whether norms stand before attention and feed-forward, and after the last layer (large). Otherwise they stand
+    after attention and feed-forward."""
     norm_epsilon: float = 1e-5
 
     def __post_init__(self):
@@ -61,7 +64,7 @@ class WavLMConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one step sees: the shortest audio."""
+        """Number of samples that one step depends on: the length of the shortest audio."""
         samples = 1
         for kernel, stride in zip(reversed(self.conv_kernels), reversed(self.conv_strides), strict=True):
             samples = (samples - 1) * stride + kernel
@@ -69,10 +72,11 @@ class WavLMConfig:
 
 
 def relative_buckets(steps: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Row of the position table for each query and key, int [steps, steps].
+    """Computes the row of the position table for each query and key, int [steps, steps].
 
-    Half of the rows are for keys after the query. Of each half, a half is for one distance each, and the rest for
-    distances that grow by equal ratios up to `max_distance`; all beyond share the last row. In float32, as there.
+    Half of the rows are for keys after the query. In each half, the first half of the rows are for one distance each.
+    The others are for distances that grow by equal ratios up to `max_distance`, and all longer distances share the last
+    row. It is computed in float32, as in transformers.
     """
     offset = np.arange(steps)[None] - np.arange(steps)[:, None]
     half, exact = num_buckets // 2, num_buckets // 4
@@ -83,19 +87,19 @@ def relative_buckets(steps: int, num_buckets: int, max_distance: int) -> np.ndar
 
 
 def gelu(x: Hidden) -> Hidden:
-    """The exact one; jax's default is an approximation."""
+    """Computes the exact GELU; jax's default is an approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
 class FeatureEncoder(nn.Module):
-    """Strided convolutions without padding."""
+    """Front end of strided convolutions without padding."""
 
     config: WavLMConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, audio: Float[Array, "B T"]) -> Float[Array, "B N C"]:
-        """Each layer makes (T - kernel) // stride + 1 steps of T."""
+        """Convolves audio; each layer makes (T - kernel) // stride + 1 steps of T steps."""
         config, x = self.config, audio[..., None]
         for i, (channels, kernel, stride) in enumerate(
             zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
@@ -119,7 +123,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden, position_bias: PositionBias) -> Hidden:
-        """float32 in and out; the bias is the same for all layers."""
+        """Applies attention to x, float32 in and out. The position bias is the same for all layers."""
         batch, steps, width = x.shape
 
         def heads(y: Hidden) -> Float[Array, "B H N C"]:
@@ -133,9 +137,9 @@ class Attention(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name="out")(mixed).astype(jnp.float32)
 
     def _gate(self, x: Float[Array, "B H N C"]) -> Float[Array, "B H N 1"]:
-        """a·(b·scale - 1) + 2, with a and b between 0 and 1 by what stands in the query's own step."""
+        """Computes the gate a·(b·scale - 1) + 2; a and b are between 0 and 1 and depend on the query's own step."""
         scale = self.param("gate_scale", nn.initializers.ones, (1, x.shape[1], 1, 1))
-        # Eight features in two sums of four.
+        # The eight features are added up in two groups of four.
         sums = nn.Dense(8, name="gate")(x).reshape(*x.shape[:3], 2, 4).sum(-1)
         a, b = jnp.split(nn.sigmoid(sums), 2, axis=-1)
         return a * (b * scale - 1) + 2
@@ -149,20 +153,20 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
-        """float32 in and out."""
+        """Applies the layers to x, float32 in and out."""
         y = gelu(nn.Dense(self.config.dim_feedforward, dtype=self.dtype, name="linear_1")(x))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="linear_2")(y).astype(jnp.float32)
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward."""
+    """Transformer layer of attention and feed-forward."""
 
     config: WavLMConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Hidden, position_bias: PositionBias) -> Hidden:
-        """The residual stream is float32; it is normed after each of the two, or its branches before."""
+        """Applies the layer, float32 in and out; `stable_layer_norm` says where its norms stand."""
         attention = Attention(self.config, self.dtype, name="attention")
         feed_forward = FeedForward(self.config, self.dtype, name="feed_forward")
         norm_1, norm_2 = (nn.LayerNorm(self.config.norm_epsilon, name=name) for name in ("norm_1", "norm_2"))
@@ -174,10 +178,10 @@ class EncoderLayer(nn.Module):
 
 
 class WavLM(nn.Module):
-    """Hidden states of 16 kHz audio at 50 a second, float32; differentiable with respect to the audio.
+    """The WavLM model: float32 hidden states of 16 kHz audio, 50 per second, differentiable in the audio.
 
-    dtype: of matrix products and convolutions, float32 or bfloat16; norms, softmax and the residual stream are
-    float32. remat: layers keep only their input for the backward pass, and compute the rest anew.
+    Matrix products and convolutions compute in `dtype`, float32 or bfloat16; norms, softmax and the residual stream
+    are float32. With `remat`, only the input of each layer is kept for the gradient, and the rest is computed again.
     """
 
     config: WavLMConfig
@@ -185,14 +189,17 @@ class WavLM(nn.Module):
     remat: bool = False
 
     def example_inputs(self) -> tuple[Float[Array, "1 T"]]:
-        """What `init` calls the module with."""
+        """Makes inputs of the smallest shape, for `init` to call the module with."""
         return (jnp.zeros((1, self.config.receptive_field)),)
 
     @nn.compact
     def __call__(self, audio: Float[Array, "B T"]) -> tuple[Hidden, ...]:
-        """Audio [B, T] as it is, its amplitude not normalised → what enters the first layer and leaves each layer.
+        """Computes the hidden states: the input of the first layer, and the output of each layer.
 
-        With `stable_layer_norm` the last one is normed, and so is transformers' `last_hidden_state`.
+        With `stable_layer_norm` the last one is normed, as transformers' `last_hidden_state` is.
+
+        Args:
+            audio: float32 [B, T]; its amplitude is not normalised.
         """
         config = self.config
         x = FeatureEncoder(config, self.dtype, name="feature_encoder")(audio)
