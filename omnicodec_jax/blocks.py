@@ -9,13 +9,13 @@ from flax import linen as nn
 
 from omnicodec_jax import dsp
 from omnicodec_jax.errors import TokenError
-from omnicodec_jax.lanes import Inputs
+from omnicodec_jax.lanes import Inputs, InputSequence
 
 Array = np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureBlocks:
+class FeatureBlocks(InputSequence):
     """Gives the semantic features of a clip to `OmniCodec.semantic_hidden`, block by block."""
 
     features: np.ndarray
@@ -34,7 +34,7 @@ class FeatureBlocks:
     @property
     def num_valid(self) -> float:
         """Number of feature vectors that are no padding, S."""
-        return len(self.features)
+        return float(len(self.features))
 
     def block(self, start: int, size: int) -> Inputs:
         """Cuts out `size` feature vectors from `start` on."""
@@ -42,7 +42,7 @@ class FeatureBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioBlocks:
+class AudioBlocks(InputSequence):
     """Gives the audio of a clip and its semantic branch to `encode_block`, block by block."""
 
     samples: np.ndarray
@@ -83,7 +83,7 @@ class AudioBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class CodeBlocks:
+class CodeBlocks(InputSequence):
     """Gives the codes of a clip to a model's `decode`, block by block."""
 
     codes: np.ndarray
@@ -104,7 +104,7 @@ class CodeBlocks:
     @property
     def num_valid(self) -> float:
         """Number of frames that are no padding, N."""
-        return self.num_frames
+        return float(self.num_frames)
 
     def block(self, start: int, size: int) -> Inputs:
         """Cuts out codes [k, size] from frame `start` on."""

@@ -1,7 +1,7 @@
-"""Signal processing as pure functions: STFT, mel, resampling, linear interpolation. All of it float32.
+"""Signal processing as pure functions of float32 arrays: STFT, mel, resampling, linear interpolation.
 
-Nothing here holds state; spectral matmuls run at HIGHEST precision, since float32 matmuls are bf16 on TPUs and
-TF32 on recent GPUs by default.
+Spectral matrix products run at HIGHEST precision, since by default float32 products are computed in bfloat16 on TPUs
+and in TF32 on recent GPUs.
 """
 
 import math
@@ -19,28 +19,30 @@ ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 MEL_SAMPLE_RATE = 16_000
 """Sample rate that the log-mel front end expects."""
 MEL_WINDOW = 400
+"""Number of samples in the window of a log-mel frame: 25 ms."""
 MEL_HOP = 160
-"""100 frames per second."""
+"""Number of samples between two log-mel frames, of which there are 100 per second."""
 MEL_BINS = 128
+"""Number of mel bins of a log-mel frame."""
 FRAMES_PER_FEATURE = 8
-"""Log-mel frames stacked into one feature vector of the `log_mel` semantic source: 12.5 Hz."""
+"""Number of log-mel frames that the semantic source `log_mel` stacks into one feature vector: 12.5 per second."""
 
 SOXR_REACH = 96
-"""Samples at the lower of two rates, after which an impulse through soxr at high quality has died away."""
+"""Number of samples at the lower of two rates after which soxr's impulse response at high quality has died away."""
 
 
 @lru_cache
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmax: float | None = None) -> np.ndarray:
-    """Slaney-normalised mel filters on the Slaney scale, float32 [n_fft // 2 + 1, n_mels]."""
+    """Computes Slaney-normalised mel filters on the Slaney scale, float32 [n_fft // 2 + 1, n_mels]."""
     from librosa.filters import mel  # takes longer to import than the rest of the package
 
     return mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmax=fmax).T.astype(np.float32)
 
 
 def frame(x: Float[Array, "*B T"], length: int, hop: int) -> Float[Array, "*B N length"]:
-    """Overlapping frames; N = (T - length) // hop + 1, so nothing is padded."""
+    """Cuts x into overlapping frames without padding: N = (T - length) // hop + 1."""
     count, pieces = (x.shape[-1] - length) // hop + 1, -(-length // hop)
-    # The signal cut into hops, side by side with its own next hops: the gradient of a gather would be a scatter.
+    # Hops are put side by side with the hops after them. A gather would do the same, but its gradient is a scatter.
     end = (count + pieces - 1) * hop
     hops = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 1) + [(0, end - x.shape[-1], 0)])
     hops = hops.reshape(*x.shape[:-1], -1, hop)
@@ -48,27 +50,34 @@ def frame(x: Float[Array, "*B T"], length: int, hop: int) -> Float[Array, "*B N 
 
 
 def hann_window(length: int) -> np.ndarray:
-    """Periodic Hann window, float32 [length]."""
+    """Computes the periodic Hann window, float32 [length]."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
 def stft(x: Float[Array, "*B T"], window: int, hop: int, center: bool = False) -> Complex[Array, "*B N F"]:
-    """Spectrum of frames under a periodic Hann window; F = window // 2 + 1 bins, unnormalised, complex64.
+    """Computes the spectrum of frames under a periodic Hann window, unnormalised.
 
-    center: frame n is centred at sample n·hop, over reflected edges of window // 2 samples (N = T // hop + 1 for an
-    even window); otherwise it starts there and nothing is padded.
+    Args:
+        x: float32 [*B, T].
+        window: Number of samples in a frame.
+        hop: Number of samples from one frame to the next.
+        center: Whether frame n is centred at sample n·hop, over edges of window // 2 samples that are reflected, so
+            that N = T // hop + 1 for an even window. Otherwise frame n starts there, and nothing is padded.
+
+    Returns:
+        complex64 [*B, N, window // 2 + 1].
     """
     if center:
         x = reflect_pad(x, window // 2, window // 2)
     frames = frame(x, window, hop) * hann_window(window).reshape((1,) * x.ndim + (-1,))
-    # On a CPU an FFT is ten times as fast as the product, at windows of 2000 samples; on a TPU the product moves a
-    # fifth of its bytes, and windows such as 2296 compile in seconds. Rematerialised, lest its matrix be kept.
+    # With windows of 2000 samples, an FFT is ten times as fast on a CPU as the product. On a TPU the product moves a
+    # fifth of the bytes, and windows such as 2296 compile in seconds. The checkpoint keeps its matrix out of memory.
     transform = partial(jax.lax.platform_dependent, tpu=dft, default=jnp.fft.rfft)
     return jax.checkpoint(transform, prevent_cse=False)(frames)
 
 
 def dft(x: Float[Array, "*B W"]) -> Complex[Array, "*B F"]:
-    """Spectrum of real rows, as `rfft` gives it, as a product with a matrix of cosines and sines."""
+    """Computes what `rfft` gives for real rows, as a product with a matrix of cosines and sines."""
     window, bins = x.shape[-1], x.shape[-1] // 2 + 1
     turns = jax.lax.iota(jnp.int32, window)[:, None] * jax.lax.iota(jnp.int32, bins)[None] % window
     angle = turns.astype(jnp.float32) * (2 * math.pi / window)
@@ -79,21 +88,21 @@ def dft(x: Float[Array, "*B W"]) -> Complex[Array, "*B F"]:
 
 
 def reflect_pad(x: Float[Array, "*B T"], left: int, right: int) -> Float[Array, "*B N"]:
-    """x after and before its mirror images; the edge sample itself is not repeated."""
+    """Pads x with its mirror images. The sample at the edge is not repeated."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(left, right)], mode="reflect")
 
 
 def mel_spectrogram(
     audio: Float[Array, "*B T"], sample_rate: int, window: int, hop: int, n_mels: int
 ) -> Float[Array, "*B N M"]:
-    """Mel magnitudes from 0 Hz to half the sample rate, of centred frames; N = T // hop + 1."""
+    """Computes mel magnitudes of centred frames, from 0 Hz to half of the sample rate; N = T // hop + 1."""
     magnitude = jnp.abs(stft(audio, window, hop, center=True))
     filters = mel_filterbank(sample_rate, window, n_mels)
     return jnp.matmul(magnitude, filters, precision=jax.lax.Precision.HIGHEST)
 
 
 def log10_mel(samples: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
-    """log10 of the mel power of unpadded frames of 16 kHz audio: `log_mel` before its clip-wide normalisation."""
+    """Computes log10 of the mel power of 16 kHz audio in frames without padding: `log_mel` before its normalisation."""
     spectrum = stft(samples, MEL_WINDOW, MEL_HOP)
     power = spectrum.real**2 + spectrum.imag**2
     filters = mel_filterbank(MEL_SAMPLE_RATE, MEL_WINDOW, MEL_BINS)
@@ -102,18 +111,21 @@ def log10_mel(samples: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
 
 
 def normalize_log_mel(log10_mel: ArrayT, loudest: np.float32 | None = None) -> ArrayT:
-    """Whisper's dynamic range: 8 decades below the loudest bin of each clip [*B, N, 128], then scaled near ±1.
+    """Limits a log-mel to Whisper's dynamic range, 8 decades below the loudest bin, and scales it to about ±1.
 
-    loudest: another bin's value in place of that.
+    Args:
+        log10_mel: The log-mel of each clip, [*B, N, 128].
+        loudest: log10 of the loudest bin; None: that of each clip.
     """
     ceiling = log10_mel.max(axis=(-2, -1), keepdims=True) if loudest is None else loudest
     return (log10_mel.clip(ceiling - 8.0) + 4.0) / 4.0
 
 
 def log_mel(audio: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
-    """Log-mel spectrogram of 16 kHz audio as Whisper and Qwen3-Omni compute it; N = T // 160, T > 200.
+    """Computes the log-mel spectrogram of 16 kHz audio as Whisper and Qwen3-Omni do; N = T // 160, T > 200.
 
-    Centred frames over reflected edges, the last one dropped. Source: transformers' WhisperFeatureExtractor.
+    Frames are centred over reflected edges, and the last one is dropped. Source: transformers'
+    WhisperFeatureExtractor.
     """
     edge = MEL_WINDOW // 2
     padded = reflect_pad(audio, edge, edge)
@@ -121,24 +133,29 @@ def log_mel(audio: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
 
 
 def stack_frames(mel: ArrayT) -> ArrayT:
-    """Eight neighbouring log-mel frames side by side: [*B, N, 128] → [*B, ceil(N / 8), 1024]; the last is repeated."""
+    """Puts eight neighbouring log-mel frames side by side: [*B, N, 128] → [*B, ceil(N / 8), 1024].
+
+    The last frame is repeated where N is no multiple of eight.
+    """
     count = -(-mel.shape[-2] // FRAMES_PER_FEATURE)
     index = np.minimum(np.arange(count * FRAMES_PER_FEATURE), mel.shape[-2] - 1)
     return mel[..., index, :].reshape(*mel.shape[:-2], count, -1)
 
 
 Filters = Callable[[int, int], tuple[np.ndarray, int]]
-"""Low-pass filters of a resampler, one for each output phase, and how many samples they reach back.
+"""Computes the low-pass filters of a resampler, one for each output phase, and how many samples they reach back.
 
-`source` samples make `target` phases; float32 [2·reach + source, 1, target].
+It takes the two rates. `source` samples make `target` phases, and the filters are float32
+[2·reach + source, 1, target].
 """
 
 
 @lru_cache
 def sinc_filters(source: int, target: int) -> tuple[np.ndarray, int]:
-    """Windowed-sinc filters of torchaudio's `Resample` with its defaults, as WavLM's input is resampled (spec §2.3).
+    """Computes the filters of torchaudio's `Resample` with its defaults, as for the input of WavLM (spec §2.3).
 
-    Cut-off at 0.99 of the lower Nyquist frequency, six zero crossings on either side, Hann window.
+    They are sincs under a Hann window, cut off at 0.99 of the lower Nyquist frequency, with six zero crossings on
+    either side.
     """
     crossings, cutoff = 6, 0.99 * min(source, target)
     reach = math.ceil(crossings * source / cutoff)
@@ -150,15 +167,15 @@ def sinc_filters(source: int, target: int) -> tuple[np.ndarray, int]:
 
 @lru_cache
 def soxr_filters(source: int, target: int) -> tuple[np.ndarray, int]:
-    """The filters of soxr at high quality, which files are resampled with: its own answers to impulses.
+    """Measures the filters of soxr at high quality, which files are resampled with, as its answers to impulses.
 
-    So a jitted step hears what the tokenizer hears; up to 7.4 of 8 kHz any good filter does, above that only the same.
+    With them, a jitted step gets the samples that the tokenizer gets. Up to 7.4 of 8 kHz any good filter would do, but
+    above that only the same filter gives the same.
     """
     import soxr
 
     reach = math.ceil(SOXR_REACH * source / min(source, target))
-    before = -(-reach // source)
-    """Periods."""
+    before = -(-reach // source)  # in periods of `source` samples
     filters = np.zeros((2 * reach + source, 1, target), np.float32)
     for phase in range(source):
         impulse = np.zeros((2 * before + 2) * source, np.float32)
@@ -173,14 +190,21 @@ def soxr_filters(source: int, target: int) -> tuple[np.ndarray, int]:
 def resample(
     samples: Float[Array, "*B T"], source: int, target: int, filters: Filters = sinc_filters
 ) -> Float[Array, "*B N"]:
-    """Audio at another integer sample rate, N = ceil(T · target / source).
+    """Resamples audio to another integer sample rate, N = ceil(T · target / source).
 
-    One strided convolution, each step of which makes all phases of a whole number of periods.
+    It is one strided convolution, each step of which makes all phases of a whole number of periods.
+
+    Args:
+        samples: float32 [*B, T].
+        source: Sample rate of the samples, Hz.
+        target: Sample rate wanted, Hz.
+        filters: Which low-pass filters to use.
     """
     if source == target:
         return samples
     divisor = math.gcd(source, target)
-    # Several periods a step, about 32 phases: mostly zeros, yet ten times as fast as two or three phases.
+    # A step makes several periods, about 32 phases. The kernel is mostly zeros then, yet ten times as fast as one of
+    # two or three phases.
     periods = max(1, 32 * divisor // target)
     source, target = periods * source // divisor, periods * target // divisor
     kernel, reach = filters(source, target)
@@ -196,9 +220,9 @@ def resample(
 
 
 def resample_as_soxr(samples: Float[Array, "*B T"], source: int, target: int) -> Float[Array, "*B N"]:
-    """`resample` with soxr's filters; equal to `data.audio.resample`, and so to what librosa makes of a clip.
+    """Resamples audio with soxr's filters, which gives what `data.audio.resample` and librosa give for a clip.
 
-    soxr rounds the length where N is rounded up: the sample that may be missing is zero there.
+    soxr rounds the length to the nearest integer, while N is rounded up. The sample that soxr may lack is zero.
     """
     resampled = resample(samples, source, target, soxr_filters)
     given = (2 * samples.shape[-1] * target + source) // (2 * source)

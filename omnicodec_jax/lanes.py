@@ -11,6 +11,7 @@ little is padded. What a row gives depends on its own sequence alone. A compiler
 Therefore every device runs the same few shapes, and more devices run more copies of them.
 """
 
+import abc
 import contextlib
 import queue
 import threading
@@ -18,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,27 +44,27 @@ Inputs = tuple[np.ndarray | np.generic, ...]
 Key = TypeVar("Key")
 
 
-class InputSequence(Protocol):
+class InputSequence(abc.ABC):
     """Gives the inputs of a model for one clip of any length, block by block."""
 
     @property
+    @abc.abstractmethod
     def num_frames(self) -> int:
         """Length of the sequence, in the frames that blocks are measured in."""
-        ...
 
     @property
+    @abc.abstractmethod
     def num_outputs(self) -> int:
         """Length of the result along its time axis; what the model gives beyond that comes from padding."""
-        ...
 
     @property
+    @abc.abstractmethod
     def num_valid(self) -> float:
         """Number of frames that hold input rather than padding; the last one may count in part."""
-        ...
 
+    @abc.abstractmethod
     def block(self, start: int, size: int) -> Inputs:
         """Cuts out the inputs of one row for `size` frames from frame `start` on, padded beyond the end."""
-        ...
 
 
 class Lane(NamedTuple):

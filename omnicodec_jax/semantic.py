@@ -14,7 +14,7 @@ from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
-from omnicodec_jax.lanes import Clock, ContinuousBatcher, Inputs, Key
+from omnicodec_jax.lanes import Clock, ContinuousBatcher, Inputs, InputSequence, Key
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuT, Qwen3AuTConfig, num_tokens
 
 Encoder = tuple[Qwen3AuTConfig, Any]
@@ -92,7 +92,7 @@ def check_features(features: np.ndarray, semantic: SemanticConfig, seconds: floa
 
 
 @dataclasses.dataclass(frozen=True)
-class MelWindows:
+class MelWindows(InputSequence):
     """Gives the log-mel of a clip to `Qwen3AuT`, one attention window after the other."""
 
     mel: np.ndarray

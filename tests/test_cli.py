@@ -69,8 +69,10 @@ def test_encode_and_decode_a_tree_with_bad_files_in_it(folder, tmp_path, demo_mo
 def test_an_unforeseen_fault_costs_its_file_only(folder, tmp_path, demo_model, monkeypatch, capsys):
     from omnicodec_jax.data import audio
 
-    def fault(path, *options, load=audio.load):
-        return 1 / 0 if path.name == "good.flac" else load(path, *options)
+    real = audio.load
+
+    def fault(path, *options):
+        return 1 / 0 if path.name == "good.flac" else real(path, *options)
 
     monkeypatch.setattr(audio, "load", fault)
     assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1

@@ -61,3 +61,14 @@ def test_product_with_cosines_and_sines_is_the_fourier_transform(window):
     frames = np.random.default_rng(0).normal(size=(2, 5, window)).astype(np.float32)
     expected = np.fft.rfft(frames.astype(np.float64))
     np.testing.assert_allclose(dsp.dft(jnp.asarray(frames)), expected, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("steps", "size"), [(13, 25), (25, 13), (12, 12), (13, 1)])
+def test_a_part_of_a_sequence_is_interpolated_as_in_the_whole(steps, size):
+    """A live stream holds a part of the semantic branch; offline all of it is there."""
+    seconds, first = 5, 2 * steps
+    whole = np.random.default_rng(0).standard_normal((1, seconds * steps, 3), np.float32)
+    expected = dsp.interpolate(whole, seconds * size)
+    places = np.arange(3 * size, seconds * size)
+    part = dsp.interpolate_part(whole[:, first:], first, places, steps, size)
+    np.testing.assert_array_equal(part, expected[:, places])

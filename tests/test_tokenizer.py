@@ -98,6 +98,28 @@ def test_given_features_are_used(tokenizer, audio):
     assert (codes[:, 0] != tokenizer.encode(clip, 24_000)[:, 0]).any()
 
 
+def test_clips_with_and_without_features_of_their_own_are_encoded_together(tokenizer, audio):
+    rng, clips = np.random.default_rng(0), {}
+    for name in "abcde":
+        samples = audio[: int(rng.integers(10_000, 60_000))]
+        vectors = round(13 * samples.size / 24_000)
+        given = rng.standard_normal((vectors, 1024)).astype(np.float32) if name in "bce" else None
+        clips[name] = samples, given
+    together = dict(tokenizer.encode_each((name, tokenizer.prepare(*clip)) for name, clip in clips.items()))
+    for name, (samples, given) in clips.items():
+        features = None if given is None else given[None]
+        alone = tokenizer.encode(samples[None, None], 24_000, semantic_features=features)
+        np.testing.assert_array_equal(together[name], alone[0])
+
+
+def test_clips_of_other_numbers_of_codebooks_are_decoded_together(tokenizer):
+    rng = np.random.default_rng(0)
+    clips = {name: rng.integers(0, 256, (k, n)) for name, k, n in (("a", 9, 5), ("b", 4, 3), ("c", 4, 7), ("d", 9, 2))}
+    together = dict(tokenizer.decode_each(clips.items()))
+    for name, codes in clips.items():
+        np.testing.assert_array_equal(together[name], tokenizer.decode(codes[None])[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
