@@ -1,4 +1,4 @@
-"""One clip's tokens on disk: a safetensors file with uint16 codes and JSON metadata. No pickle."""
+"""The codes of one clip on disk: a safetensors file with uint16 codes and JSON metadata, without pickle."""
 
 import dataclasses
 import json
@@ -35,29 +35,29 @@ class TokenFile:
     """
 
     codes: np.ndarray
-    """uint16 [K, N], k = 0 the semantic codebook."""
+    """Codes uint16 [K, N], of which k = 0 is the semantic codebook."""
     model: str
-    """Hash of the model that made them."""
+    """Hash of the model that made the codes."""
     frame_rate: float
-    """Frames a second."""
+    """Number of frames per second."""
     sample_rate: int
-    """The original's, Hz."""
+    """Sample rate of the original, Hz."""
     num_samples: int
-    """Length of the original, at its own rate."""
+    """Number of samples of the original, at its own rate."""
     gain: float
-    """What the original was multiplied by before encoding."""
+    """Factor that the original was multiplied by before encoding."""
     source: Origin | None = None
-    """The original; None: not known."""
+    """The original file; None if it is not known."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
         """Counts the frames that the original has for a model.
 
         Args:
             model_rate: The model's sample rate, Hz.
-            hop_length: Samples of its frames.
+            hop_length: Number of samples in one of its frames.
 
         Returns:
-            The number of frames, the last of which may be filled up.
+            The number of frames. The last one may be filled up with silence.
         """
         samples = -(-self.num_samples * model_rate // self.sample_rate)
         return -(-samples // hop_length)
@@ -66,7 +66,7 @@ class TokenFile:
         """Writes the file, whole or not at all.
 
         Args:
-            path: Where to; it should end in .safetensors.
+            path: File to write to; it should end in .safetensors.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
         if self.source is not None:
@@ -76,7 +76,7 @@ class TokenFile:
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple[str, Origin | None]:
-        """Reads only which model has made a file, and of what.
+        """Reads which model has made a file, and of what, and not the codes.
 
         Args:
             path: A token file.
@@ -102,7 +102,7 @@ class TokenFile:
             path: A file that `omnicodec encode` or `save` has written.
 
         Returns:
-            What it holds.
+            The codes, and what the metadata says.
 
         Raises:
             TokenError: If it is no token file, or is damaged.
@@ -127,6 +127,6 @@ class TokenFile:
 
 
 def _read_fields(file: Any) -> dict[str, Any]:
-    """All but the codes. Raises one of `_DAMAGED`."""
+    """Reads the metadata. Raises one of `_DAMAGED`."""
     fields = json.loads((file.metadata() or {})[_KEY])
     return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}

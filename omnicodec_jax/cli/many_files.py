@@ -37,8 +37,8 @@ class ManyFiles:
         Args:
             verb: Name of the command, for the progress bar and the last line.
             files: Pairs of a file to read and a file to write.
-            read: Reads a file, given both paths. It returns what `write` needs to know of the file, and the input of the
-                model.
+            read: Reads a file, given both paths. It returns what `write` needs to know of the file, and the input of
+                the model.
             write: Writes an output of the model, given the path to write to and what `read` has returned.
         """
         self._verb, self._total, self._read, self._write = verb, len(files), read, write
