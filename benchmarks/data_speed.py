@@ -26,7 +26,7 @@ from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.pretrained.qwen3_aut import EncoderLayer, Qwen3AuT, Qwen3AuTConfig
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig, Qwen3AuTLayer
 
 SECONDS, BATCH, WIDTH, STEPS = 10, 24, 2048, 20
 LONG_SECONDS = 180
@@ -132,7 +132,7 @@ def measure_pipeline(directory: Path) -> None:
 def encoder_flops() -> float:
     """Counts, as XLA does, what the features of one 10 s clip take; nothing is run."""
     config = Qwen3AuTConfig()
-    model, layer = Qwen3AuT(config), EncoderLayer(config, jnp.float32)
+    model, layer = Qwen3AuT(config), Qwen3AuTLayer(config, jnp.float32)
     mel = jax.ShapeDtypeStruct((1, 100 * SECONDS, config.num_mel_bins), jnp.float32)
     states = jax.ShapeDtypeStruct((1, features.PER_SECOND * SECONDS, config.d_model), jnp.float32)
 

@@ -1,4 +1,4 @@
-"""What goes into a codec, block by block: semantic features, audio, and codes of clips of any length."""
+"""Inputs of a codec, cut into blocks: semantic features, audio, and codes of clips of any length."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from omnicodec_jax import dsp
 from omnicodec_jax.errors import TokenError
-from omnicodec_jax.lanes import Inputs, InputSequence
+from omnicodec_jax.lanes import BlockInputs, InputSequence
 
 Array = np.ndarray | jax.Array
+"""An array on the host or on a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class FeatureBlocks(InputSequence):
         """Number of feature vectors that are no padding, S."""
         return float(len(self.features))
 
-    def block(self, start: int, size: int) -> Inputs:
+    def block(self, start: int, size: int) -> BlockInputs:
         """Cuts out `size` feature vectors from `start` on."""
         return (padded_slice(self.features, 0, start, size),)
 
@@ -67,7 +68,7 @@ class AudioBlocks(InputSequence):
         """Length of the audio in frames, T / hop."""
         return self.samples.size / self.hop_length
 
-    def block(self, start: int, size: int) -> Inputs:
+    def block(self, start: int, size: int) -> BlockInputs:
         """Cuts out audio [1, size·hop], its number of valid samples, and the semantic branch [size, D] if there is one.
 
         The semantic branch is interpolated at the frames' places in the whole clip, wherever a block begins.
@@ -106,7 +107,7 @@ class CodeBlocks(InputSequence):
         """Number of frames that are no padding, N."""
         return float(self.num_frames)
 
-    def block(self, start: int, size: int) -> Inputs:
+    def block(self, start: int, size: int) -> BlockInputs:
         """Cuts out codes [k, size] from frame `start` on."""
         return (padded_slice(self.codes, 1, start, size),)
 

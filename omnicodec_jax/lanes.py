@@ -27,6 +27,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omnicodec_jax.model_directory import Variables
 from omnicodec_jax.models.conv import STREAM
 
 ACCELERATOR_ROWS = 64
@@ -38,9 +39,10 @@ ACCELERATOR_BLOCKS = (16,)
 STEPS_AHEAD = 2
 """Number of steps that are handed to the devices before the result of the first of them is fetched."""
 
-Variables = dict[str, Any]
-State = dict[str, Any]
-Inputs = tuple[np.ndarray | np.generic, ...]
+StreamState = dict[str, Any]
+"""State that a batch of streams carries from block to block: the collection `STREAM` of a model."""
+BlockInputs = tuple[np.ndarray | np.generic, ...]
+"""Inputs of a method for one row, or for all rows of the batch."""
 Key = TypeVar("Key")
 
 
@@ -63,7 +65,7 @@ class InputSequence(abc.ABC):
         """Number of frames that hold input rather than padding; the last one may count in part."""
 
     @abc.abstractmethod
-    def block(self, start: int, size: int) -> Inputs:
+    def block(self, start: int, size: int) -> BlockInputs:
         """Cuts out the inputs of one row for `size` frames from frame `start` on, padded beyond the end."""
 
 
@@ -90,11 +92,11 @@ def stream_step(
     model: nn.Module,
     method: Any,
     variables: Variables,
-    state: State,
+    state: StreamState,
     fresh: jax.Array | None,
     held: jax.Array | None,
     *inputs: jax.Array,
-) -> tuple[jax.Array, State]:
+) -> tuple[jax.Array, StreamState]:
     """Computes one block of each row of a batch of streams.
 
     Args:
@@ -105,7 +107,7 @@ def stream_step(
         fresh: Booleans [B] that mark rows whose stream begins with this block; None if there are none.
         held: Booleans [B] that mark rows whose state is to stay as it is and whose output is not used; None if there
             are none. To look at `fresh` and `held` takes time, so None is faster than an array without a mark.
-        inputs: Inputs of the method, [B, …] each.
+        inputs: BlockInputs of the method, [B, …] each.
 
     Returns:
         The output of the method, [B, …], and the state for the next block.
@@ -134,11 +136,11 @@ def replicate(variables: Variables, devices: Sequence[Any]) -> Variables:
 class BatchStep(NamedTuple):
     """The step of one method of a model, which all batchers over the same devices share: it is compiled once."""
 
-    on_one_device: Callable[..., tuple[jax.Array, State]]
+    on_one_device: Callable[..., tuple[jax.Array, StreamState]]
     """`stream_step` over the rows of one device, not jitted."""
-    on_all_devices: Callable[..., tuple[jax.Array, State]]
-    """The same over the rows of all devices, jitted: (variables, state, fresh, held, *inputs) → (output, state). The
-    state that goes in is donated."""
+    on_all_devices: Callable[..., tuple[jax.Array, StreamState]]
+    """`stream_step` over the rows of all devices, jitted: (variables, state, fresh, held, *inputs) → (output, state).
+    The state that goes in is donated."""
 
 
 @lru_cache(maxsize=32)
@@ -147,7 +149,7 @@ def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
     everywhere, rows = PartitionSpec(), PartitionSpec("rows")
     on_one_device = partial(stream_step, model, method)
 
-    def on_all_devices(variables: Variables, state: State, *rest: jax.Array) -> tuple[jax.Array, State]:
+    def on_all_devices(variables: Variables, state: StreamState, *rest: jax.Array) -> tuple[jax.Array, StreamState]:
         specs = (everywhere, rows, *(rows for _ in rest))
         sharded = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         return sharded(variables, state, *rest)
@@ -211,7 +213,7 @@ class ContinuousBatcher:
         """
         source = iter(sequences)
         lanes: list[Lane | None] = [None] * self.rows
-        state: State | None = None
+        state: StreamState | None = None
         under_way: deque[tuple[jax.Array, list[Lane | None]]] = deque()
         while True:
             lanes = [lane or self._begin(source) for lane in lanes]
@@ -243,7 +245,9 @@ class ContinuousBatcher:
         padded = -(-left // self._blocks[-1]) * self._blocks[-1]
         return next(size for size in self._blocks if size <= padded)
 
-    def _step(self, state: State | None, lanes: Sequence[Lane | None], size: int) -> tuple[jax.Array, State]:
+    def _step(
+        self, state: StreamState | None, lanes: Sequence[Lane | None], size: int
+    ) -> tuple[jax.Array, StreamState]:
         """Hands one block of `size` frames of each lane to the devices. Rows without a lane are held."""
         inputs = self._inputs(lanes)
         fresh = np.array([lane is None or lane.start == 0 for lane in lanes])
@@ -257,12 +261,12 @@ class ContinuousBatcher:
         self.valid += sum(lane.num_valid for lane in lanes if lane is not None)
         return output, state
 
-    def _inputs(self, lanes: Sequence[Lane | None]) -> Inputs:
+    def _inputs(self, lanes: Sequence[Lane | None]) -> BlockInputs:
         rows = [None if lane is None else lane.sequence.block(lane.start, lane.size) for lane in lanes]
         idle = tuple(np.zeros_like(part) for part in next(row for row in rows if row is not None))
         return tuple(np.stack(parts) for parts in zip(*(row or idle for row in rows), strict=True))
 
-    def _zeros(self, inputs: Inputs) -> State:
+    def _zeros(self, inputs: BlockInputs) -> StreamState:
         if self._state_shapes is None:
             rows = np.ones(self.rows, np.bool_)
             self._state_shapes = jax.eval_shape(self._step_on_one_device, self._variables, {}, rows, rows, *inputs)[1]

@@ -14,10 +14,10 @@ from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
-from omnicodec_jax.lanes import Clock, ContinuousBatcher, Inputs, InputSequence, Key
+from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuT, Qwen3AuTConfig, num_tokens
 
-Encoder = tuple[Qwen3AuTConfig, Any]
+FrozenEncoder = tuple[Qwen3AuTConfig, Any]
 """Config and variables of the frozen encoder. It computes in the dtype of its parameters."""
 
 SEMANTIC_RATE = 12.75
@@ -26,7 +26,9 @@ MEL_BLOCK = 1000
 """Number of log-mel frames that are computed at once: ten seconds."""
 
 
-def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: Encoder | None) -> Float[Array, "B S F"]:
+def semantic_features(
+    audio: Float[Array, "B 1 T"], sample_rate: int, encoder: FrozenEncoder | None
+) -> Float[Array, "B S F"]:
     """Computes the semantic features of a batch of crops, each as a clip of its own, inside a jitted step.
 
     Args:
@@ -45,7 +47,7 @@ def semantic_features(audio: Float[Array, "B 1 T"], sample_rate: int, encoder: E
     return jax.lax.stop_gradient(features)
 
 
-def read_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> Encoder:
+def read_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:
     """Reads the frozen encoder of a codec's semantic branch from a model directory, as numpy arrays.
 
     Args:
@@ -65,7 +67,7 @@ def read_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | N
     return config, variables
 
 
-def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> Encoder:
+def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:
     """Loads the frozen encoder of a codec's semantic branch onto the default device; see `read_encoder`."""
     config, variables = read_encoder(directory, semantic)
     return config, jax.tree.map(jnp.asarray, variables)
@@ -115,7 +117,7 @@ class MelWindows(InputSequence):
         """Length of the log-mel in windows."""
         return len(self.mel) / self.size
 
-    def block(self, start: int, size: int) -> Inputs:
+    def block(self, start: int, size: int) -> BlockInputs:
         """Cuts out window number `start`, its number of valid frames, and whether it continues a clip. size is 1."""
         part = self.mel[start * self.size :][: self.size]
         padded = np.pad(part, ((0, self.size - len(part)), (0, 0)))
@@ -129,7 +131,7 @@ class FeatureExtractor:
     a row of its own. So the features are those of the clip in one piece.
     """
 
-    def __init__(self, encoder: Encoder | None, devices: Sequence[Any], clock: Clock | None = None):
+    def __init__(self, encoder: FrozenEncoder | None, devices: Sequence[Any], clock: Clock | None = None):
         """Takes the encoder, or None for stacked log-mel frames, and the devices that it runs on."""
         self._log10_mel = jax.jit(dsp.log10_mel)
         self._batcher = None

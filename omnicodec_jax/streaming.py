@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnicodec_jax import dsp, model_directory
-from omnicodec_jax.blocks import encode_block
+from omnicodec_jax.blocks import Array, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.data.audio import fit_length
 from omnicodec_jax.data.levels import as_float, check_range
@@ -26,8 +26,6 @@ from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-
-Array = np.ndarray | jax.Array
 
 NOT_YET = -1
 """Stands in the place of codes that a session does not have yet, where another session has more."""
@@ -268,7 +266,7 @@ class StreamingEncoder:
         return codes
 
     def _has_window(self, session: Session) -> bool:
-        """Whether all samples of the next window are there."""
+        """Says whether all samples of the next window are there."""
         return session.windowed + self._window <= session.end
 
     def _certain_frames(self, session: Session) -> int:

@@ -23,15 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.blocks import AudioBlocks, CodeBlocks, FeatureBlocks, check_codes, encode_block
+from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, check_codes, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.lanes import Clock, ContinuousBatcher, Key, Use, replicate
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.semantic import Encoder, FeatureExtractor, check_features, load_encoder
-
-Array = np.ndarray | jax.Array
+from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, load_encoder
 
 
 class PreparedClip(NamedTuple):
@@ -45,7 +43,7 @@ class PreparedClip(NamedTuple):
     """Log-mel float32 [M, 128], if semantic features are to be computed from it."""
 
 
-Clip = tuple[Key, PreparedClip]
+KeyedClip = tuple[Any, PreparedClip]
 """A clip under the caller's key."""
 
 
@@ -88,7 +86,7 @@ class OmniCodecTokenizer:
         self,
         config: CodecConfig | MimiConfig,
         variables: model_directory.Variables,
-        encoder: Encoder | None = None,
+        encoder: FrozenEncoder | None = None,
         devices: Sequence[Any] | None = None,
     ):
         """Takes a config and the weights that belong to it; `from_pretrained` reads both from a directory.
@@ -194,7 +192,7 @@ class OmniCodecTokenizer:
 
     @property
     def computes_features(self) -> bool:
-        """Whether audio is all that `encode` needs."""
+        """True if `encode` needs nothing but audio."""
         return self.semantic is None or self.extract is not None
 
     @cached_property
@@ -318,7 +316,7 @@ class OmniCodecTokenizer:
         hidden = self._semantic_hidden(features)
         return self._encode_frames(hidden)
 
-    def _semantic_features(self, clips: Iterable[Clip[Key]]) -> Iterator[tuple[Clip[Key], np.ndarray]]:
+    def _semantic_features(self, clips: Iterable[KeyedClip]) -> Iterator[tuple[KeyedClip, np.ndarray]]:
         """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
         for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
             if is_given:
@@ -326,12 +324,12 @@ class OmniCodecTokenizer:
             else:
                 yield from self.extract.features((keyed, keyed[1].log_mel) for keyed in group)
 
-    def _semantic_hidden(self, clips: Iterable[tuple[Clip[Key], np.ndarray]]) -> Iterator[tuple[Clip[Key], np.ndarray]]:
+    def _semantic_hidden(self, clips: Iterable[tuple[KeyedClip, np.ndarray]]) -> Iterator[tuple[KeyedClip, np.ndarray]]:
         """Yields each clip with its semantic branch before the quantizer, [S, D], at the rate of the features."""
         return self._semantic_batcher.run((keyed, FeatureBlocks(features)) for keyed, features in clips)
 
-    def _encode_frames(self, clips: Iterable[tuple[Clip[Key], np.ndarray | None]]) -> Iterator[tuple[Key, np.ndarray]]:
-        """Yields the key of each clip with its codes [K, N], computed of its audio and its semantic branch."""
+    def _encode_frames(self, clips: Iterable[tuple[KeyedClip, np.ndarray | None]]) -> Iterator[tuple[Key, np.ndarray]]:
+        """Yields the key of each clip with its codes [K, N], computed from its audio and its semantic branch."""
         hop = self.hop_length
         return self._encoder_batcher.run((key, AudioBlocks(clip.samples, hidden, hop)) for (key, clip), hidden in clips)
 

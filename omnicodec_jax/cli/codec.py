@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from omnicodec_jax import names, targets
-from omnicodec_jax.cli.many_files import Done, ManyFiles
+from omnicodec_jax.cli.many_files import ManyFiles, WrittenFile
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
@@ -62,7 +62,7 @@ def encode(
         except AudioError as error:
             raise AudioError(f"{source}: {error}") from None
 
-    def write(target: Path, known: tuple[audio_files.Clip, Origin], codes: np.ndarray) -> Done:
+    def write(target: Path, known: tuple[audio_files.Clip, Origin], codes: np.ndarray) -> WrittenFile:
         clip, origin = known
         TokenFile(
             codes=codes.astype(np.uint16),
@@ -73,7 +73,9 @@ def encode(
             gain=clip.gain,
             source=origin,
         ).save(target)
-        return Done(clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames")
+        return WrittenFile(
+            clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
+        )
 
     files = targets.choose(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
     makers = _makers([target for _, target in files if target.exists()])
@@ -122,13 +124,15 @@ def decode(
             )
         return (tokens, origin), codes
 
-    def write(target: Path, known: tuple[TokenFile, Origin], audio: np.ndarray) -> Done:
+    def write(target: Path, known: tuple[TokenFile, Origin], audio: np.ndarray) -> WrittenFile:
         tokens, origin = known
         held, frames = tokens.codes.shape
         restored = audio_files.resample(audio[0] / np.float32(tokens.gain), tokenizer.sample_rate, tokens.sample_rate)
         fitted = audio_files.fit_length(restored, tokens.num_samples)
         audio_files.save(target, fitted, tokens.sample_rate, origin.to_json())
-        return Done(tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames")
+        return WrittenFile(
+            tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
+        )
 
     files = targets.choose(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
     if not overwrite:

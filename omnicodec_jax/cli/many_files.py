@@ -13,13 +13,13 @@ from omnicodec_jax import names
 from omnicodec_jax.errors import OmniCodecError, told
 
 
-class Done(NamedTuple):
-    """Describes a file that has been written."""
+class WrittenFile(NamedTuple):
+    """A file that has been written, as the command reports it."""
 
     seconds: float
     """Length of its audio."""
     what: str
-    """What it holds, to be printed after its path."""
+    """Description of its contents, to be printed after its path."""
 
 
 class ManyFiles:
@@ -30,7 +30,7 @@ class ManyFiles:
         verb: str,
         files: Sequence[tuple[Path, Path]],
         read: Callable[[Path, Path], tuple[Any, Any]],
-        write: Callable[[Path, Any, np.ndarray], Done],
+        write: Callable[[Path, Any, np.ndarray], WrittenFile],
     ):
         """Takes the files, and how they are read and written.
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from omnicodec_jax.config import LanguageModelConfig
 from omnicodec_jax.config.language_model import LayoutName
 from omnicodec_jax.corpus import delayed, flat
-from omnicodec_jax.models.conv import Dense, Sequence
+from omnicodec_jax.models.conv import Activations, Dense
 from omnicodec_jax.models.transformer import rotary
 
 EMBEDDING_DEVIATION = 0.02
@@ -85,7 +85,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Activations) -> Activations:
         """A step sees itself and all before it."""
         batch, steps, width = x.shape
         config = self.config
@@ -115,7 +115,7 @@ class Layer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Sequence) -> tuple[Sequence, None]:
+    def __call__(self, x: Activations) -> tuple[Activations, None]:
         """The second result is what `nn.scan` would collect: nothing."""
         config, dense = self.config, partial(Dense, use_bias=False, dtype=self.dtype)
         norm = partial(nn.RMSNorm, epsilon=config.norm_epsilon)

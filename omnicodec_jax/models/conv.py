@@ -28,7 +28,7 @@ SHORT = 32
 
 Activations = Float[Array, "B T C"]
 Past = Float[Array, "B P C"]
-Output = Float[Array, "B N O"]
+ConvOutput = Float[Array, "B N O"]
 Lengths = Int[Array, " B"]
 
 
@@ -93,7 +93,7 @@ class CausalConv1d(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Activations, lengths: Lengths | None = None) -> Output:
+    def __call__(self, x: Activations, lengths: Lengths | None = None) -> ConvOutput:
         """Convolves x; `lengths` are the valid steps of each row, and what follows them is ignored."""
         fan_in = self.kernel_size * x.shape[2]
         kernel = self.param("kernel", torch_uniform(fan_in), (self.kernel_size, x.shape[2], self.features))
@@ -144,7 +144,7 @@ class CausalConvTranspose1d(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Activations) -> Output:
+    def __call__(self, x: Activations) -> ConvOutput:
         """Upsamples x by the stride."""
         inputs, outputs = (1, x.shape[2]) if self.depthwise else (x.shape[2], self.features)
         # PyTorch counts a transposed convolution's fan-in over its output channels per group.
@@ -181,7 +181,7 @@ elu.defvjp(_elu_forward, _elu_backward)
 
 def causal_conv1d(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None
-) -> Output:
+) -> ConvOutput:
     """Convolves x as what follows `past`, which holds (k - 1)·dilation + 1 - stride steps; None: zeros.
 
     A convolution is linear. So x is convolved after zeros, what the past adds to the first outputs is convolved by
@@ -201,7 +201,7 @@ def causal_conv1d(
 
 def conv1d(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int = 0, right: int = 0
-) -> Output:
+) -> ConvOutput:
     """Convolves x with `left` zeros before it and `right` zeros after it."""
     if (
         x.shape[2] == stride == dilation == 1
@@ -224,7 +224,7 @@ def conv1d(
 
 def conv1d_as_product(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int, right: int
-) -> Output:
+) -> ConvOutput:
     """Computes `conv1d` as a matrix product of shifted copies side by side, for TPUs.
 
     Kernel size, T and padding must be multiples of the stride. XLA cuts a convolution along a long time axis into
@@ -245,7 +245,7 @@ def conv1d_as_product(
     return jnp.concatenate(shifted, axis=2) @ kernel.reshape(-1, outputs)
 
 
-def conv_transpose1d(x: Activations, kernel: Float[Array, "S2 C O"], past: Past | None) -> Output:
+def conv_transpose1d(x: Activations, kernel: Float[Array, "S2 C O"], past: Past | None) -> ConvOutput:
     """Computes a transposed convolution, whose output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s].
 
     That is a convolution with two taps to S·O channels. A short x of a stream is multiplied by each tap by itself,

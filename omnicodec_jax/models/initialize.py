@@ -64,7 +64,7 @@ def initialize_codebooks(
     parts = [branches(variables, *batch) for batch in batches]
     latent, hidden = jax.tree.map(lambda *leaves: jnp.concatenate([_one_row(leaf) for leaf in leaves], axis=1), *parts)
     semantic_key, acoustic_key = jax.random.split(key)
-    progress = Progress(model.config.num_quantizers)
+    progress = FitProgress(model.config.num_quantizers)
     held = dict(variables[CODEBOOKS])
 
     def fit(name: str, key: PRNGKeyArray, vectors: jax.Array) -> None:
@@ -85,7 +85,7 @@ def initialize_codebooks(
     return {**variables, CODEBOOKS: held}
 
 
-class Progress:
+class FitProgress:
     """Logs how many codebooks are fitted, and how long the others will take."""
 
     def __init__(self, total: int):

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import SEANetConfig
-from omnicodec_jax.models.conv import Activations, CausalConv1d, CausalConvTranspose1d, Lengths, Output, elu
+from omnicodec_jax.models.conv import Activations, CausalConv1d, CausalConvTranspose1d, ConvOutput, Lengths, elu
 
 
 class ResidualBlock(nn.Module):
@@ -68,7 +68,7 @@ class SEANetEncoder(nn.Module):
         """
         config, dtype = self.config, self.dtype
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Activations, lengths: Lengths | None) -> Output:
+        def stage(_: nn.Module, i: int, ratio: int, x: Activations, lengths: Lengths | None) -> ConvOutput:
             if i == 0:
                 x = CausalConv1d(config.n_filters, config.kernel_size, name="conv_in")(x).astype(dtype)
             x = elu(residual_blocks(config, dtype, i, x))
@@ -97,7 +97,7 @@ class SEANetDecoder(nn.Module):
         config, dtype = self.config, self.dtype
         stages = len(config.ratios)
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Activations) -> Output:
+        def stage(_: nn.Module, i: int, ratio: int, x: Activations) -> ConvOutput:
             x = CausalConvTranspose1d(x.shape[2] // 2, ratio, dtype=dtype, name=f"stage_{i}_up")(elu(x))
             x = residual_blocks(config, dtype, i, x)
             return CausalConv1d(1, config.last_kernel_size, name="conv_out")(elu(x)) if i == stages - 1 else x

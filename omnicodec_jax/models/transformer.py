@@ -38,7 +38,7 @@ def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
-class Attention(nn.Module):
+class CausalAttention(nn.Module):
     """Multi-head self-attention of each step to the last `context` steps, itself included.
 
     A stream carries the last `context` keys and values.
@@ -112,9 +112,9 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations, positions: Positions) -> Activations:
-        """Applies the layer to x [B, T, C]; see `Attention` for `positions`."""
+        """Applies the layer to x [B, T, C]; see `CausalAttention` for `positions`."""
         config, dense = self.config, partial(Dense, use_bias=False, dtype=self.dtype)
-        y = Attention(config, self.dtype, name="attention")(LayerNorm(name="norm_1")(x), positions)
+        y = CausalAttention(config, self.dtype, name="attention")(LayerNorm(name="norm_1")(x), positions)
         x = x + LayerScale(config.layer_scale, name="layer_scale_1")(y)
         y = dense(config.dim_feedforward, name="linear_1")(LayerNorm(name="norm_2")(x))
         y = dense(x.shape[-1], name="linear_2")(jax.nn.gelu(y, approximate=False))

@@ -111,7 +111,7 @@ class WindowedAttention(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
-class EncoderLayer(nn.Module):
+class Qwen3AuTLayer(nn.Module):
     """Pre-norm transformer layer with a float32 residual stream."""
 
     config: Qwen3AuTConfig
@@ -176,7 +176,7 @@ class Qwen3AuT(nn.Module):
         x = x.reshape(batch, -1, config.d_model)[:, : num_tokens(frames)]
 
         layers = nn.scan(
-            EncoderLayer,
+            Qwen3AuTLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # type: ignore[arg-type]

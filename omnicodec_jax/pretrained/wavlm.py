@@ -45,7 +45,7 @@ class WavLMConfig:
     max_bucket_distance: int = 800
     """Distance from which on all keys share a row."""
     stable_layer_norm: bool = False
-    """Whether norms stand before attention and feed-forward, and after the last layer (large). Otherwise they stand
+    """If true, norms stand before attention and feed-forward, and after the last layer (large). Otherwise they stand
     after attention and feed-forward."""
     norm_epsilon: float = 1e-5
 
@@ -115,7 +115,7 @@ class FeatureEncoder(nn.Module):
         return x
 
 
-class Attention(nn.Module):
+class GatedAttention(nn.Module):
     """Self-attention with a relative position bias that each query scales by a gate of its own."""
 
     config: WavLMConfig
@@ -158,7 +158,7 @@ class FeedForward(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="linear_2")(y).astype(jnp.float32)
 
 
-class EncoderLayer(nn.Module):
+class WavLMLayer(nn.Module):
     """Transformer layer of attention and feed-forward."""
 
     config: WavLMConfig
@@ -167,7 +167,7 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Hidden, position_bias: PositionBias) -> Hidden:
         """Applies the layer, float32 in and out; `stable_layer_norm` says where its norms stand."""
-        attention = Attention(self.config, self.dtype, name="attention")
+        attention = GatedAttention(self.config, self.dtype, name="attention")
         feed_forward = FeedForward(self.config, self.dtype, name="feed_forward")
         norm_1, norm_2 = (nn.LayerNorm(self.config.norm_epsilon, name=name) for name in ("norm_1", "norm_2"))
         if self.config.stable_layer_norm:
@@ -224,12 +224,12 @@ class WavLM(nn.Module):
         position_bias = table.T[:, buckets]
         names = [f"layer_{i}" for i in range(config.num_layers)]
         if self.remat and not self.is_initializing():
-            layer = EncoderLayer(config, self.dtype, parent=None)
+            layer = WavLMLayer(config, self.dtype, parent=None)
             params = [self.variables["params"][name] for name in names]
             hidden_states += [*scan_layers(layer, params, hidden_states[0], position_bias)]
         else:
             for name in names:
-                hidden_states.append(EncoderLayer(config, self.dtype, name=name)(hidden_states[-1], position_bias))
+                hidden_states.append(WavLMLayer(config, self.dtype, name=name)(hidden_states[-1], position_bias))
         if config.stable_layer_norm:
             hidden_states[-1] = norm(hidden_states[-1])
         return tuple(hidden_states)
