@@ -51,7 +51,7 @@ class ManyFiles:
 
         Args:
             model: `encode_each` or `decode_each` of a tokenizer. It asks for the next input only when a lane is free,
-                so that no more files are in memory than the devices work on.
+                so that memory depends on the number of lanes and not on that of files.
             what: What the last line says of the model.
 
         Returns:
