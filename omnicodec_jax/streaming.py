@@ -333,17 +333,15 @@ class StreamingEncoder:
         for session in self._sessions:
             start = session.frames * hop
             if self._window:
-                session.forget(
-                    min(start, session.windowed),
-                    int(dsp.interpolation_cells(np.array(session.frames), *self._ratio)[0]),
-                )
+                left, _ = dsp.interpolation_cells(np.array([session.frames]), *self._ratio)
+                session.forget(min(start, session.windowed), int(left[0]))
             else:
                 session.forget(start, 0)
         return codes
 
     @property
     def _ratio(self) -> tuple[int, int]:
-        """Rate of the semantic branch's vectors to that of frames, as two integers."""
+        """Ratio of the rate of the semantic branch's vectors to that of frames, as two integers."""
         return self._tokenizer.hop_length * self._vectors, self._window
 
     def _hidden_at_next_frame(self, session: Session) -> np.ndarray:
