@@ -320,15 +320,16 @@ class OmniCodecTokenizer:
         """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
         for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
             if is_given:
-                yield from ((keyed, keyed[1].features) for keyed in group)
+                yield from ((keyed, np.asarray(keyed[1].features)) for keyed in group)
             else:
-                yield from self.extract.features((keyed, keyed[1].log_mel) for keyed in group)
+                assert self.extract is not None  # `prepare` refuses clips without features otherwise
+                yield from self.extract.features((keyed, np.asarray(keyed[1].log_mel)) for keyed in group)
 
     def _semantic_hidden(self, clips: Iterable[tuple[KeyedClip, np.ndarray]]) -> Iterator[tuple[KeyedClip, np.ndarray]]:
         """Yields each clip with its semantic branch before the quantizer, [S, D], at the rate of the features."""
         return self._semantic_batcher.run((keyed, FeatureBlocks(features)) for keyed, features in clips)
 
-    def _encode_frames(self, clips: Iterable[tuple[KeyedClip, np.ndarray | None]]) -> Iterator[tuple[Key, np.ndarray]]:
+    def _encode_frames(self, clips: Iterable[tuple[KeyedClip, np.ndarray | None]]) -> Iterator[tuple[Any, np.ndarray]]:
         """Yields the key of each clip with its codes [K, N], computed from its audio and its semantic branch."""
         hop = self.hop_length
         return self._encoder_batcher.run((key, AudioBlocks(clip.samples, hidden, hop)) for (key, clip), hidden in clips)
