@@ -14,7 +14,7 @@ from omnicodec_jax.data import prepare, records
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import DataError
-from omnicodec_jax.language_model.perplexity import Corpus
+from omnicodec_jax.language_model.windows import TokenCorpus
 from omnicodec_jax.training.gan import Gan
 from omnicodec_jax.training.validation import Validator
 
@@ -80,9 +80,9 @@ def test_perplexity_names_the_share_that_holds_out_one_of_few_clips(tmp_path):
     folder = token_shards.write(tmp_path / "tokens", {"speech": 8})
     config = PerplexityConfig(num_codebooks=1, held_out=1e-6)
     with pytest.raises(DataError, match=r"of its 8 clips none is held out .* would hold out one") as caught:
-        Corpus.open(folder, config)
+        TokenCorpus.open(folder, config)
     share = float(re.findall(r"--held-out ([\d.]+)", str(caught.value))[0])
-    corpus = Corpus.open(folder, dataclasses.replace(config, held_out=share))
+    corpus = TokenCorpus.open(folder, dataclasses.replace(config, held_out=share))
     assert (len(corpus.held_out), len(corpus.train)) == (1, 7)
     with pytest.raises(DataError, match="two clips or more are needed"):
-        Corpus.open(token_shards.write(tmp_path / "one", {"speech": 1}), config)
+        TokenCorpus.open(token_shards.write(tmp_path / "one", {"speech": 1}), config)

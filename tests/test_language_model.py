@@ -14,16 +14,18 @@ import pytest
 
 from omnicodec_jax import cli, compilation_cache
 from omnicodec_jax.cli import command
-from omnicodec_jax.cli.perplexity import NOTE
 from omnicodec_jax.config import LanguageModelConfig, MeshConfig, OptimizerConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import read_tokens, shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.distributed import multihost, sharding
-from omnicodec_jax.errors import ConfigError, DataError, TrainingError
-from omnicodec_jax.language_model import perplexity
-from omnicodec_jax.language_model.model import LanguageModel, Layout
-from omnicodec_jax.language_model.perplexity import Corpus, Perplexity, Task, measure
+from omnicodec_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from omnicodec_jax.language_model import perplexity, training
+from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.model import LanguageModel
+from omnicodec_jax.language_model.perplexity import NOTE, Perplexity, measure
+from omnicodec_jax.language_model.training import Trainer
+from omnicodec_jax.language_model.windows import TokenCorpus, batches
 
 LAYOUTS = ("flat", "delayed", "parallel")
 TINY = PerplexityConfig(
@@ -106,9 +108,9 @@ def tokens(tmp_path_factory) -> Path:
 
 def measured(tokens: Path, config: PerplexityConfig) -> Perplexity:
     """`measure` on one device, which is quicker than eight that are not there."""
-    corpus, mesh = Corpus.open(tokens, config), sharding.make_mesh(config.mesh, jax.devices()[:1])
-    task = Task(config, corpus.layout)
-    return perplexity.evaluate(task, perplexity.train(task, corpus, mesh), corpus, mesh)
+    corpus, mesh = TokenCorpus.open(tokens, config), sharding.make_mesh(config.mesh, jax.devices()[:1])
+    trainer = Trainer(config, corpus.layout)
+    return perplexity.evaluate(trainer, training.train(trainer, corpus, mesh), corpus, mesh)
 
 
 # -- Where the answer is known
@@ -168,7 +170,7 @@ def test_cross_entropy_is_that_of_the_softmax_and_padding_does_not_count(name):
 def test_windows_hold_every_frame_of_their_side_once(tmp_path):
     frames = np.random.default_rng(0).integers(0, 60, 40)
     clips = {f"a/{i}": markov(1, max(1, n), i)[0][:n] for i, n in enumerate(frames)}
-    corpus = Corpus.open(write(tmp_path, clips), dataclasses.replace(TINY, layout="parallel"))
+    corpus = TokenCorpus.open(write(tmp_path, clips), dataclasses.replace(TINY, layout="parallel"))
     seen: dict[str, list] = {"train": [], "held_out": []}
     for side, rows in seen.items():
         windows = getattr(corpus, side)
@@ -184,8 +186,8 @@ def test_windows_hold_every_frame_of_their_side_once(tmp_path):
 
 def test_a_clip_stays_on_its_side_whatever_is_added(tmp_path):
     clips = {f"a/{i}": np.zeros((3, 2)) for i in range(60)}
-    few = Corpus.open(write(tmp_path / "few", dict(list(clips.items())[:30])), TINY)
-    many = Corpus.open(write(tmp_path / "many", clips), TINY)
+    few = TokenCorpus.open(write(tmp_path / "few", dict(list(clips.items())[:30])), TINY)
+    many = TokenCorpus.open(write(tmp_path / "many", clips), TINY)
     held_out = set(many.held_out.clips.tolist())
     assert {i for i in held_out if i < 30} == set(few.held_out.clips.tolist())
     assert 2 <= len(held_out) <= 25
@@ -194,9 +196,9 @@ def test_a_clip_stays_on_its_side_whatever_is_added(tmp_path):
 
 def test_batches_depend_on_seed_and_step_alone(tokens):
     def rows(config: PerplexityConfig, count: int) -> np.ndarray:
-        corpus, mesh = Corpus.open(tokens, config), sharding.make_mesh(MeshConfig())
-        with closing(corpus.batches(corpus.training_order(config.seed), config, mesh)) as batches:
-            return np.concatenate([next(batches)["tokens"] for _ in range(count)])
+        corpus, mesh = TokenCorpus.open(tokens, config), sharding.make_mesh(MeshConfig())
+        with closing(batches(corpus.training_order(config.seed), config, mesh)) as windows:
+            return np.concatenate([next(windows)["tokens"] for _ in range(count)])
 
     first = rows(TINY, 4)
     np.testing.assert_array_equal(rows(dataclasses.replace(TINY, batch_size=32), 2), first)
@@ -205,7 +207,7 @@ def test_batches_depend_on_seed_and_step_alone(tokens):
 
 def test_perplexity_weighs_codes_and_not_windows():
     nats, counts = np.log([[2.0, 4.0], [8.0, 4.0]]) * [[3], [1]], np.array([[3, 3], [1, 1]])
-    result = Perplexity.of("flat", nats, counts, np.array(["music", "speech"]))
+    result = Perplexity.from_sums("flat", nats, counts, np.array(["music", "speech"]))
     np.testing.assert_allclose(result.ppl, [2 ** (6 / 4), 4])
     np.testing.assert_allclose(result.domains["music"].ppl, [2, 4])
     assert (result.tokens, result.domains["speech"].tokens) == (8, 2)
@@ -213,7 +215,7 @@ def test_perplexity_weighs_codes_and_not_windows():
 
 
 def test_domains_without_a_name_are_not_shown():
-    assert Perplexity.of("flat", np.zeros((2, 1)), np.ones((2, 1)), np.array(["", ""])).domains == {}
+    assert Perplexity.from_sums("flat", np.zeros((2, 1)), np.ones((2, 1)), np.array(["", ""])).domains == {}
 
 
 # -- The model
@@ -237,8 +239,8 @@ def test_the_full_size_has_the_papers_parameters(layout, tied, total):
     path = Path(__file__).parents[1] / "configs" / "language_model.py"
     config = config_files.load_as((PerplexityConfig,), path)
     model = dataclasses.replace(config.model, tie_embeddings=tied)
-    task = Task(dataclasses.replace(config, model=model), Layout(layout, (2048,) * 8))
-    shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+    trainer = Trainer(dataclasses.replace(config, model=model), Layout(layout, (2048,) * 8))
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0)).params
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
     if not tied:
         assert total == pytest.approx(100e6, rel=0.1)
@@ -249,9 +251,9 @@ def test_rounding_of_the_layers_changes_little():
     config = dataclasses.replace(TINY, compute_dtype="bfloat16", remat=True)
     layout, batch = Layout("flat", SIZES), markov(16, 16)
     tokens = jnp.asarray(np.stack([Layout("flat", SIZES).steps(codes.astype(np.uint16), 16) for codes in batch]))
-    state = jax.jit(Task(TINY, layout).init)(jax.random.key(0))
-    nats, counts = jax.jit(Task(TINY, layout).evaluate)(state.params, {"tokens": tokens})
-    rounded, loss = jax.jit(Task(config, layout).train_step)(state, {"tokens": tokens})
+    state = jax.jit(Trainer(TINY, layout).init)(jax.random.key(0))
+    nats, counts = jax.jit(Trainer(TINY, layout).evaluate)(state.params, {"tokens": tokens})
+    rounded, loss = jax.jit(Trainer(config, layout).train_step)(state, {"tokens": tokens})
     exact = float(nats.sum() / counts.sum())
     assert float(loss) == pytest.approx(exact, rel=1e-2)
     assert loss != exact
@@ -263,14 +265,14 @@ def test_rounding_of_the_layers_changes_little():
 
 def losses_on(mesh_config: MeshConfig, devices: int, steps: int = 4) -> list[float]:
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
-    task = Task(TINY, Layout("flat", SIZES))
-    step: Any = perplexity.lower_step(TINY, mesh, SIZES).compile()
-    held = jax.tree.map(lambda leaf: leaf.sharding, task.template(mesh))
-    state = jax.device_put(jax.jit(task.init)(jax.random.key(0)), held)
+    trainer = Trainer(TINY, Layout("flat", SIZES))
+    step: Any = training.lower_step(TINY, mesh, SIZES).compile()
+    held = jax.tree.map(lambda leaf: leaf.sharding, trainer.template(mesh))
+    state = jax.device_put(jax.jit(trainer.init)(jax.random.key(0)), held)
     losses = []
     for number in range(steps):
         codes = markov(16, 16, number).astype(np.uint16)
-        rows = np.stack([task.layout.steps(clip, 16) for clip in codes])
+        rows = np.stack([trainer.layout.steps(clip, 16) for clip in codes])
         state, loss = step(state, {"tokens": jax.device_put(rows, sharding.batch_sharding(mesh))})
         losses.append(float(loss))
     return losses
@@ -287,7 +289,7 @@ def test_losses_do_not_depend_on_the_mesh(monkeypatch):
 def test_layers_are_shared_out_over_fsdp_and_tensor():
     config = dataclasses.replace(TINY, model=LanguageModelConfig(num_layers=2))
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    params = Task(config, Layout("flat", (2048,) * 8)).template(mesh).params
+    params = Trainer(config, Layout("flat", (2048,) * 8)).template(mesh).params
     for name, shares in (("gate_linear_1", (1, 2, 2)), ("linear_1", (1, 2, 2)), ("linear_2", (1, 2, 2))):
         leaf = params["layers"][name]["kernel"]
         assert tuple(np.divide(leaf.shape, leaf.sharding.shard_shape(leaf.shape))) == shares
@@ -321,7 +323,7 @@ def test_command_prints_a_table_and_writes_json(tokens, tmp_path, capsys, monkey
 
 def test_what_cannot_be_measured_is_named(tokens, tmp_path):
     with pytest.raises(DataError, match=r"of its 500 clips none is held out with held_out = 1e-09"):
-        Corpus.open(tokens, dataclasses.replace(TINY, held_out=1e-9))
+        TokenCorpus.open(tokens, dataclasses.replace(TINY, held_out=1e-9))
     with pytest.raises(DataError, match="holds no finished token shards"):
         measure(tmp_path, TINY)
     with pytest.raises(ConfigError, match="accumulation = 2: must be 1"):
@@ -336,13 +338,46 @@ def test_what_cannot_be_measured_is_named(tokens, tmp_path):
 
 
 def test_training_that_diverges_stops(tokens, monkeypatch):
-    monkeypatch.setattr(perplexity, "jit_step", lambda task, mesh: lambda state, batch: (state, jnp.nan))
+    monkeypatch.setattr(training, "jit_step", lambda trainer, mesh: lambda state, batch: (state, jnp.nan))
     with pytest.raises(TrainingError, match="step 3: the loss is not finite"):
         measured(tokens, TINY)
 
 
+# -- Runs that go on
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+
+def test_interrupted_perplexity_goes_on_and_ends_where_an_undisturbed_one_does(tokens, tmp_path, one_device):
+    short = dataclasses.replace(TINY.optimizer, total_steps=24)
+    config = dataclasses.replace(TINY, optimizer=short, save_every=7)
+    undisturbed = measure(tokens, config)
+    with pytest.raises(multihost.Interrupted):
+        measure(tokens, config, tmp_path, stop=lambda step: step == 11)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["11", "7"]
+    asked: list[int] = []
+    assert measure(tokens, config, tmp_path, stop=lambda step: bool(asked.append(step))) == undisturbed
+    assert asked == list(range(11, 24))
+    # What was finished stays finished: no step is done again.
+    assert measure(tokens, config, tmp_path, stop=lambda step: True) == undisturbed
+
+
+def test_checkpoints_of_other_tokens_or_another_model_are_refused(tokens, tmp_path, one_device):
+    with pytest.raises(multihost.Interrupted):
+        measure(tokens, TINY, tmp_path / "run", stop=lambda step: True)
+    with pytest.raises(CheckpointError, match=r"config.window_frames: 16 in the checkpoint, 8 now"):
+        measure(tokens, dataclasses.replace(TINY, window_frames=8), tmp_path / "run")
+    others = write(tmp_path / "others", {f"a/{i}": codes for i, codes in enumerate(markov(30, 16))})
+    with pytest.raises(CheckpointError, match=r"data: .* in the checkpoint"):
+        measure(others, TINY, tmp_path / "run")
+
+
 def test_tokens_with_fewer_codebooks_are_taken_whole(tmp_path):
     clips = {f"a/{i}": codes[:, :1] for i, codes in enumerate(markov(30, 16))}
-    corpus = Corpus.open(write(tmp_path, clips, (4,)), dataclasses.replace(TINY, num_codebooks=8))
+    corpus = TokenCorpus.open(write(tmp_path, clips, (4,)), dataclasses.replace(TINY, num_codebooks=8))
     assert corpus.layout == Layout("flat", (4,))
     assert len(list(read_tokens(tmp_path))) == 30

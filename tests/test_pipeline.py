@@ -297,7 +297,7 @@ def sharding_of(name):
 def test_batches_are_global_arrays(directory, name):
     sharding, config = sharding_of(name), data_config(directory)
     samples = Samples.open(config, 1, stored_features=True)
-    batches = Batches(samples, config, sharding, step=2)
+    batches = Batches(samples, config.batch_size, config.num_workers, sharding, step=2)
     assert batches.rows == tuple(range(8))
     for step in (2, 3):
         assert batches.step == step
@@ -320,7 +320,7 @@ class OneProcess(NamedSharding):
 def test_a_process_reads_its_own_rows_only(directory):
     config = data_config(directory)
     samples = Samples.open(config, 1)
-    batches = Batches(samples, config, OneProcess(mesh(data=8), PartitionSpec("data")))
+    batches = Batches(samples, config.batch_size, config.num_workers, OneProcess(mesh(data=8), PartitionSpec("data")))
     assert batches.rows == (5, 6, 7)
     batches.close()
 
@@ -333,7 +333,7 @@ def mapped_shared_memory():
 def test_worker_processes_change_nothing_and_leave_nothing(directory, num_workers):
     config = data_config(directory, num_workers=num_workers)
     samples = Samples.open(config, 1, stored_features=True)
-    batches = Batches(samples, config, sharding_of("one axis"), step=1)
+    batches = Batches(samples, config.batch_size, config.num_workers, sharding_of("one axis"), step=1)
     held = [next(batches) for _ in range(3)]
     assert batches.step == 4
     batches.close()

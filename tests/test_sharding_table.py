@@ -15,7 +15,8 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.config import MeshConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.distributed import sharding
-from omnicodec_jax.language_model.model import LanguageModel, Layout
+from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig

@@ -1,13 +1,16 @@
 """`omnicodec perplexity`: how well a language model predicts tokens."""
 
+import contextlib
 import json
+import logging
 from pathlib import Path
 
 from omnicodec_jax.cli.arguments import WithConfig
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.files import rewriting
 
-NOTE = "numbers of different layouts do not compare"
+LOG = logging.getLogger(__name__)
+
 MOST_USED = {
     "layout": "What the model knows when it predicts a code. Numbers of different layouts do not compare.",
     "num_codebooks": "Codebooks that are predicted: the first ones.",
@@ -22,28 +25,45 @@ MOST_USED = {
 }
 
 
-def perplexity(*, tokens: Path, config: str, out: Path | None = None, settings: PerplexityConfig) -> None:
+def perplexity(
+    *, tokens: Path, config: str, out: Path | None = None, workdir: Path | None = None, settings: PerplexityConfig
+) -> int:
     """Train a language model on token shards and print the perplexity of held-out clips.
 
     Args:
         tokens: Directory that `omnicodec tokenize` has written.
         config: Recipe, such as language_model, or a file of your own.
         out: JSON file to write the result to, with the hash of the codec's model.
+        workdir: Directory of checkpoints. The same command goes on from there after an interruption. Default: none are
+            written.
         settings: All that the config says.
     """
     from omnicodec_jax.corpus import shards
+    from omnicodec_jax.data.claim import claim
     from omnicodec_jax.distributed import multihost
-    from omnicodec_jax.language_model.perplexity import measure
+    from omnicodec_jax.language_model.perplexity import NOTE, measure
 
     multihost.initialize()
-    result = measure(tokens, settings)
+    with contextlib.ExitStack() as held:
+        if workdir is None:
+            result = measure(tokens, settings)
+        else:
+            if multihost.is_main():
+                held.enter_context(claim(workdir))
+            interruption = held.enter_context(multihost.Interruption())
+            try:
+                result = measure(tokens, settings, workdir, interruption.noticed)
+            except multihost.Interrupted:
+                LOG.info("interrupted: the last step is saved, and the same command goes on from there")
+                return 128 + (interruption.signal or 0)
     if not multihost.is_main():
-        return
+        return 0
     if out is not None:
         about = {"note": NOTE, "codec": shards.contract(tokens)["model"]}
         with rewriting(out) as temporary:
             temporary.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
     print(result)
+    return 0
 
 
 PERPLEXITY = WithConfig(perplexity, {PerplexityConfig: MOST_USED})

@@ -62,10 +62,12 @@ class PerplexityConfig:
     """Processes on each host that read; 0: the training process itself."""
     log_every: int = 50
     """Steps between two lines of the log."""
+    save_every: int = 1000
+    """Steps between two checkpoints, where a directory for them is given."""
     seed: int = 0
 
     def __post_init__(self):
-        require_positive(self, "num_codebooks", "window_frames", "batch_size", "log_every")
+        require_positive(self, "num_codebooks", "window_frames", "batch_size", "log_every", "save_every")
         layouts = get_args(LayoutName)
         require(self.layout in layouts, self, "layout", f"one of {', '.join(layouts)}")
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")

@@ -1,7 +1,7 @@
-"""From shards to batches on the devices (Grain).
+"""The data pipeline of training: from shards of prepared audio to batches on the devices (Grain).
 
-The sample with index i = step · batch_size + row depends on (seed, i) alone: not on hosts, worker processes or
-restarts. So the state of the iterator is the step.
+The sample with index i = step · batch_size + row depends on (seed, i) alone, and not on the number of hosts, worker
+processes or restarts. Therefore the step is all the state that the iterator has.
 
     clip number ─ shuffled anew in every epoch ─┐
     clip number ─ of the next domain ───────────┼─ mixed by weight ─ random crop ─ rows of this host ─ batch ─ devices
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import grain.experimental
@@ -33,24 +33,40 @@ from omnicodec_jax.errors import DataError
 LOG = logging.getLogger(__name__)
 
 SUBSTITUTES = 100
-"""Clips tried in place of one that cannot be read."""
+"""How many other clips are tried in place of one that cannot be read."""
+ENDLESS = sys.maxsize // 2
+"""The length of a dataset that is never read to its end."""
 BATCHES_AHEAD = 2
+"""How many batches are read before they are asked for."""
 
 Sample = dict[str, np.ndarray]
 
 
+@runtime_checkable
+class Dataset(Protocol):
+    """A sequence of samples that `Batches` can read. It must have a sample for every index that is asked for."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Returns a sample: a dict of numpy arrays, which have the same names and shapes in all samples."""
+        ...
+
+
 class Place(NamedTuple):
-    """Where a clip's segments are."""
+    """The place of a clip's segments in the shards."""
 
     shard: Shard
     record: int
-    """Its first segment."""
+    """The number of the record that holds the clip's first segment."""
     samples: int
-    """Length of the whole clip, at 24 kHz."""
+    """Length of the whole clip in samples at 24 kHz."""
 
 
-class Clips:
-    """The clips of one domain, by number: each once, or once per second of it (sample_by="hours")."""
+class DomainClips:
+    """The places of the clips of one domain, by number.
+
+    Every clip has one number, or with sample_by="hours" one number for each of its seconds, so that long clips are
+    drawn more often.
+    """
 
     def __init__(self, shards: Sequence[Shard], segment_seconds: int, by_hours: bool):
         self.segment_seconds = segment_seconds
@@ -74,16 +90,28 @@ class Clips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Crop:
-    """A random crop of a random clip: the sample itself."""
+class RandomCrop:
+    """The function that makes a sample: it draws a random crop of a clip and reads it."""
 
     directory: Path
-    clips: tuple[Clips, ...]
+    clips: tuple[DomainClips, ...]
     store: FeatureStore | None
     crop_samples: int
 
     def __call__(self, chosen: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """audio float32 [1, T]; features bfloat16 [S, F] if stored; replaced: how many clips could not be read."""
+        """Returns a random crop of a clip. Where the clip cannot be read, another clip of its domain is taken.
+
+        Args:
+            chosen: Numbers of the domain and of the clip in it.
+            rng: Draws the crop.
+
+        Returns:
+            audio: float32 [1, T]; features: bfloat16 [S, F], where they are stored; replaced: how many clips could not
+            be read.
+
+        Raises:
+            DataError: If `SUBSTITUTES` clips in a row cannot be read.
+        """
         domain, number = chosen
         clips = self.clips[domain]
         for replaced in range(SUBSTITUTES):
@@ -95,7 +123,7 @@ class Crop:
         raise DataError(f"{self.directory}: {SUBSTITUTES} clips in a row cannot be read; see the log")
 
     def _crop(self, place: Place, rng: np.random.Generator) -> Sample:
-        """One of the clip's segments, by length; then one of its crops."""
+        """Returns a crop of a segment. A segment is drawn with a probability in proportion to its length."""
         pieces = records.segments(place.samples, self.clips[0].segment_seconds)
         moment = rng.integers(place.samples)
         index = bisect.bisect_right([start for start, _ in pieces], moment) - 1
@@ -116,7 +144,7 @@ class Crop:
     def _crop_at_seconds(
         self, place: Place, number: int, record: bytes, length: int, rng: np.random.Generator
     ) -> Sample:
-        """With features of an older directory: what is cropped or repeated begins anew at whole seconds."""
+        """Returns a crop with features of an older directory. Such a crop begins at a whole second of its segment."""
         assert self.store is not None
         wanted = self.crop_samples
         count = features.num_vectors(wanted)
@@ -140,10 +168,10 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Holds all samples of a run: an endless sequence, any of which can be had by its index.
+    """The samples of a run: an endless sequence in which every sample can be read by its index.
 
-    `samples[i]` has `audio`, float32 [1, T], `features`, bfloat16 [S, F], if they are stored, and `replaced`: how many
-    clips could not be read before this one.
+    `samples[i]` has `audio`, float32 [1, T], `features`, bfloat16 [S, F], where they are stored, and `replaced`, the
+    number of clips that could not be read before this one.
 
     Examples:
         >>> from omnicodec_jax.config import DataConfig
@@ -153,20 +181,23 @@ class Samples:
     """
 
     choices: grain.MapDataset
-    """(domain, clip number)"""
+    """The number of the domain and the number of the clip of every sample."""
     crops: grain.MapDataset
-    clips: tuple[Clips, ...]
+    """The samples themselves."""
+    clips: tuple[DomainClips, ...]
+    """The clips of every domain, in the order of the config."""
     directory: Path
+    """The directory of the prepared audio."""
     fingerprint: str
-    """Identifies the prepared data; a run that is resumed on other data sees other samples."""
+    """A hash of the list of shards. It tells a run that goes on whether the prepared data is still the same."""
 
     @classmethod
     def open(cls, config: DataConfig, seed: int, split: Split = "train", stored_features: bool = False) -> "Samples":
         """Opens prepared audio.
 
         Args:
-            config: Where it is, which domains in which shares, how long a sample is.
-            seed: Of the order of the clips and of the crops.
+            config: Where the audio is, which domains are mixed in which shares, how long a sample is.
+            seed: The seed of the order of the clips and of the crops.
             split: "train", or "validation" for the clips that `omnicodec prepare` has held out.
             stored_features: Whether semantic features are read, too.
 
@@ -174,7 +205,7 @@ class Samples:
             The samples. What sample i is depends on the prepared audio, `config`, `seed` and i alone.
 
         Raises:
-            DataError: If something is not there, with the command that makes it.
+            DataError: If something is missing; the message names the command that makes it.
         """
         directory = Path(config.prepared)
         shards = [shard for shard in records.read_index(directory) if shard.split == split and shard.clips]
@@ -194,8 +225,9 @@ class Samples:
                 f"data.segment_samples = {config.segment_samples} must be at most {longest}, or prepare with longer "
                 "--segment-seconds"
             )
+        by_hours = config.sample_by == "hours"
         clips = tuple(
-            Clips([shard for shard in shards if shard.domain == domain.name], seconds, config.sample_by == "hours")
+            DomainClips([shard for shard in shards if shard.domain == domain.name], seconds, by_hours)
             for domain in config.domains
         )
         numbers = [
@@ -203,14 +235,14 @@ class Samples:
             for i, own in enumerate(clips)
         ]
         choices = grain.MapDataset.mix(numbers, [domain.weight for domain in config.domains])
-        crops = choices.seed(seed).random_map(Crop(directory, clips, store, config.segment_samples))
+        crops = choices.seed(seed).random_map(RandomCrop(directory, clips, store, config.segment_samples))
         return cls(choices, crops, clips, directory, records.fingerprint(shards))
 
     def __getitem__(self, index: int) -> Sample:
         return _element(self.crops, index)
 
     def id(self, index: int) -> str:
-        """Names the clip that a sample is a crop of, for messages.
+        """Returns the name of the clip that a sample is a crop of, for messages.
 
         Args:
             index: The sample's number.
@@ -226,7 +258,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class _Tagged:
-    """A clip's number with its domain's."""
+    """A function that puts the number of the domain before the number of a clip."""
 
     domain: int
 
@@ -236,28 +268,36 @@ class _Tagged:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """This host's samples one after the other: those of its rows of each batch."""
+    """A function that returns the samples of some rows of each batch, one after the other."""
 
-    crops: grain.MapDataset
+    dataset: Dataset
     batch_size: int
     rows: tuple[int, ...]
 
     def __call__(self, position: int) -> Sample:
         step, row = divmod(position, len(self.rows))
-        return _element(self.crops, step * self.batch_size + self.rows[row])
+        return self.dataset[step * self.batch_size + self.rows[row]]
 
 
 def _element(dataset: grain.MapDataset, index: int) -> Any:
-    """An element; Grain's own signature admits that filters leave none, of which there are none here."""
+    """Returns an element. Grain's own signature says that it may be None, as it is where a filter leaves none."""
     return dataset[index]
 
 
 def host_batches(
-    samples: Samples, batch_size: int, rows: Sequence[int], step: int = 0, num_workers: int = 0
+    dataset: Dataset, batch_size: int, rows: Sequence[int], step: int = 0, num_workers: int = 0
 ) -> grain.IterDataset:
-    """Batches of the given rows of the global batch, from a step on, as numpy arrays."""
-    positions = grain.MapDataset.range(step * len(rows), sys.maxsize // 2)
-    batches = positions.map(_Rows(samples.crops, batch_size, tuple(rows))).batch(len(rows))
+    """Returns the batches of one host, which hold some rows of each global batch, as numpy arrays.
+
+    Args:
+        dataset: The samples.
+        batch_size: How many rows the global batch has.
+        rows: The rows of this host.
+        step: The number of the first batch.
+        num_workers: Processes that read; 0: this process reads.
+    """
+    positions = grain.MapDataset.range(step * len(rows), ENDLESS)
+    batches = positions.map(_Rows(dataset, batch_size, tuple(rows))).batch(len(rows))
     # Grain's own buffer of 500 elements is meant for small ones; these are batches.
     reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCHES_AHEAD)
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
@@ -265,31 +305,40 @@ def host_batches(
 
 
 class Batches(Iterator[dict[str, jax.Array]]):
-    """Gives batches as global arrays, their rows sharded over the devices; each process reads its own rows only.
+    """An endless iterator of batches as global arrays, whose rows are sharded over the devices.
 
-    Two batches are on their way to the devices while one is used. `step` is all there is to save.
+    Each process reads its own rows only. Two batches are on their way to the devices while one is used. To go on later
+    from the same place, save `step`.
 
     Examples:
         >>> from jax.sharding import NamedSharding, PartitionSpec
         >>> data = DataConfig(prepared="data/prepared", batch_size=8, num_workers=0)
         >>> sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("data",)), PartitionSpec("data"))
-        >>> batches = Batches(Samples.open(data, seed=0), data, sharding, step=100)
+        >>> batches = Batches(Samples.open(data, seed=0), data.batch_size, data.num_workers, sharding, step=100)
         >>> next(batches)["audio"].shape, batches.step
         ((8, 1, 240000), 101)
         >>> batches.close()
     """
 
-    def __init__(self, samples: Samples, config: DataConfig, sharding: jax.sharding.NamedSharding, step: int = 0):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int,
+        sharding: jax.sharding.NamedSharding,
+        step: int = 0,
+    ):
         """Starts the processes that read.
 
         Args:
-            samples: What to read.
-            config: Clips of a batch, worker processes.
-            sharding: Who holds which rows.
-            step: The first batch: where a run that goes on stands.
+            dataset: The samples: `Samples`, or any other `Dataset`.
+            batch_size: Samples in a batch, over all devices.
+            num_workers: Processes that read on each host; 0: this process reads.
+            sharding: Which devices hold which rows.
+            step: The number of the first batch. A run that goes on gives the number of steps that it has done.
         """
-        self.samples, self.step, self._sharding, self._size = samples, step, sharding, config.batch_size
-        local = host_batches(samples, config.batch_size, self.rows, step, config.num_workers)
+        self.step, self._sharding, self._size = step, sharding, batch_size
+        local = host_batches(dataset, batch_size, self.rows, step, num_workers)
         placed = local.map(self._to_devices)
         if not flags.FLAGS.is_parsed():  # Grain's worker processes look at flags of absl, which nobody parses here
             flags.FLAGS.mark_as_parsed()
@@ -297,11 +346,12 @@ class Batches(Iterator[dict[str, jax.Array]]):
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """Rows of the global batch that this process's devices hold."""
+        """The rows of the global batch that this process's devices hold."""
         return tuple(sorted({row for rows in self._device_rows.values() for row in rows}))
 
     @cached_property
     def _device_rows(self) -> dict[Any, range]:
+        """The rows of the global batch that each device of this process holds."""
         slices: Any = self._sharding.addressable_devices_indices_map((self._size,))
         return {device: range(*part.indices(self._size)) for device, (part,) in slices.items()}
 
@@ -317,7 +367,7 @@ class Batches(Iterator[dict[str, jax.Array]]):
         return {name: place(values) for name, values in batch.items()}
 
     def __next__(self) -> dict[str, jax.Array]:
-        """The batch of `step`, which then moves on."""
+        """Returns the batch of `step`, and adds one to `step`."""
         batch = next(self._batches)
         self.step += 1
         return batch

@@ -1,1 +1,1 @@
-"""A language model over the tokens: their perplexity."""
+"""A language model that is trained on tokens, and the perplexity that it reaches."""

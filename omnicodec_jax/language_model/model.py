@@ -1,92 +1,35 @@
-"""The language model that judges tokens, a decoder of the Qwen2 kind (arXiv 2407.10671 §2.2), and what it is shown.
+"""The language model that predicts tokens: a decoder of the Qwen2 kind (arXiv 2407.10671 §2.2).
 
-The model computes what `transformers.Qwen2ForCausalLM` does, but for the order of the channels in queries and keys:
-`rotary` turns neighbours, where that turns halves. Matrix products of the layers are in `dtype`; the residual stream,
-norms, rotations, softmax and logits are float32.
+It computes what `transformers.Qwen2ForCausalLM` computes. Only the order of the channels in queries and keys differs:
+`rotary` rotates pairs of neighbouring channels, transformers pairs one channel of each half. Matrix products of the
+layers are in `dtype`; the residual stream, norms, rotations, softmax and logits are float32.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omnicodec_jax.config import LanguageModelConfig
-from omnicodec_jax.config.language_model import LayoutName
-from omnicodec_jax.corpus import delayed, flat
 from omnicodec_jax.models.conv import Activations, Dense
 from omnicodec_jax.models.transformer import rotary
 
 EMBEDDING_DEVIATION = 0.02
-"""Standard deviation of the first embeddings, Qwen2's `initializer_range`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How frames of K codes become steps of C ids, and which of the model's logits stand for which codes.
-
-    The codes of a codebook have ids of their own, from the sum of the codebooks before it. A code is predicted among
-    those of its codebook alone, since whose turn it is is known.
-    """
-
-    name: LayoutName
-    codebook_sizes: tuple[int, ...]
-
-    @property
-    def blank(self) -> int:
-        """Id of what is no code: the step before the first, what a delay leaves open, padding. Never predicted."""
-        return sum(self.codebook_sizes)
-
-    @property
-    def vocabulary(self) -> int:
-        """All ids."""
-        return self.blank + 1
-
-    def steps(self, codes: np.ndarray, frames: int) -> np.ndarray:
-        """[n, K] → int32 [T + 1, C], T + 1 the same for every n up to `frames`: a blank step, then the codes."""
-        ids = np.full((frames, len(self.codebook_sizes)), self.blank, np.int32)
-        ids[: len(codes)] = flat(codes, list(self.codebook_sizes)).reshape(codes.shape)
-        rows = {"flat": ids.reshape(-1, 1), "delayed": delayed(ids, self.blank), "parallel": ids}[self.name]
-        return np.concatenate([np.full_like(rows[:1], self.blank), rows])
-
-    def blanks(self, frames: int) -> np.ndarray:
-        """The same for no codes."""
-        return self.steps(np.zeros((0, len(self.codebook_sizes)), np.uint16), frames)
-
-    def cross_entropy(
-        self, logits: Float[Array, "B T V"], targets: Int[Array, "B T C"]
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
-        """Of each row and codebook, the sum over its codes in nats, and how many there are."""
-        width, ends = len(self.codebook_sizes), np.cumsum([0, *self.codebook_sizes]).tolist()
-        turns = width // targets.shape[2]  # steps of a frame
-        logits = logits.reshape(logits.shape[0], -1, turns, self.vocabulary)
-        targets = targets.reshape(targets.shape[0], -1, width)
-        labels = targets - np.array(ends[:-1], np.int32).reshape(1, 1, -1)
-        nats = [
-            # Any label will do for blanks: they do not count.
-            optax.softmax_cross_entropy_with_integer_labels(
-                logits[:, :, k % turns, ends[k] : ends[k + 1]], jnp.minimum(labels[:, :, k], size - 1)
-            )
-            for k, size in enumerate(self.codebook_sizes)
-        ]
-        counted = (targets != self.blank).astype(jnp.float32)
-        return (jnp.stack(nats, axis=-1) * counted).sum(1), counted.sum(1)
+"""Standard deviation of the embeddings before training: Qwen2's `initializer_range`."""
 
 
 class Attention(nn.Module):
-    """Causal self-attention of grouped queries."""
+    """Causal self-attention with grouped queries."""
 
     config: LanguageModelConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
-        """A step sees itself and all before it."""
+        """Returns the result of attention. Every step attends to itself and to all steps before it."""
         batch, steps, width = x.shape
         config = self.config
         positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
@@ -109,14 +52,14 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm block: x += attention(norm(x)); x += linear_2(silu(gate(y)) · linear_1(y)) with y = norm(x)."""
+    """A pre-norm block: x += attention(norm(x)); x += linear_2(silu(gate(y)) · linear_1(y)) with y = norm(x)."""
 
     config: LanguageModelConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Activations) -> tuple[Activations, None]:
-        """The second result is what `nn.scan` would collect: nothing."""
+        """Returns the residual stream after the layer, and None, since `nn.scan` wants a second result."""
         config, dense = self.config, partial(Dense, use_bias=False, dtype=self.dtype)
         norm = partial(nn.RMSNorm, epsilon=config.norm_epsilon)
         y = Attention(config, self.dtype, name="attention")(norm(name="norm_1")(x))
@@ -128,20 +71,19 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embeddings, layers, logits; what a `Layout` makes of codes goes in, and what it takes codes from comes out.
-
-    `remat` keeps only what goes into each layer for the gradient, and computes the rest anew.
-    """
+    """A decoder that reads the steps of a `Layout` and returns the logits of the next step."""
 
     config: LanguageModelConfig
     vocabulary: int
-    """V"""
+    """V, the number of ids."""
     dtype: DTypeLike = jnp.float32
+    """The number format of the layers' matrix products."""
     remat: bool = False
+    """Keep only the input of each layer for the backward pass, and compute the other activations again."""
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T C"]) -> Float[Array, "B T V"]:
-        """Logits of the step after each; the embeddings of a step's C ids are summed."""
+        """Returns for every step the logits of the step after it. The embeddings of a step's C ids are summed."""
         config = self.config
         initial = nn.initializers.normal(EMBEDDING_DEVIATION)
         embedding = self.param("embedding", initial, (self.vocabulary, config.hidden_size))

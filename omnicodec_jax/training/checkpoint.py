@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,15 +16,30 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
-from omnicodec_jax.config import Config
+from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import CheckpointError
-from omnicodec_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 
+
+@runtime_checkable
+class State(Protocol):
+    """What a run carries from step to step: a pytree that knows how many steps are done."""
+
+    @property
+    def step(self) -> Any:
+        """The number of steps that are done: int32."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
 DIRECTORY = "checkpoints"
-FREE = ("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers")
+FREE = (
+    *("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers"),
+    *("config.mesh.", "config.num_workers", "config.log_every", "config.save_every"),
+)
 """Beginnings of the names of what may differ from what the checkpoint was made with."""
 TOTAL_STEPS = "config.optimizer.total_steps"
 """May differ until the end of the warm-up, which is the same for a run of any length."""
@@ -36,6 +51,8 @@ FOLDERS_OF_TEXTS = {"array_metadatas"}
 DISTANCE = "mel_distance"
 """What the best checkpoint has least of."""
 STATE, ABOUT = "state", "about"
+KEPT_OF_LANGUAGE_MODELS = 2
+"""How many checkpoints of a language model are kept. The second is for when the first cannot be read."""
 THREADS = 10
 """That Orbax may write one checkpoint in, and more."""
 
@@ -48,18 +65,22 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: Path, config: Config, fingerprint: str, learnt_from: Mapping[str, Any] = MappingProxyType({})
+        self,
+        workdir: Path,
+        config: Config | PerplexityConfig,
+        fingerprint: str,
+        learnt_from: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Sets aside what is damaged.
 
-        fingerprint: of the prepared data. learnt_from: what else makes a run what it is: hashes of frozen networks, the
-        encoder of stored features. Raises CheckpointError if the directory holds a run of another config or on other
-        data, or if nothing of it can be read.
+        fingerprint: of the prepared data or the tokens. learnt_from: what else makes a run what it is: hashes of frozen
+        networks, the encoder of stored features. Raises CheckpointError if the directory holds a run of another config
+        or on other data, or if nothing of it can be read.
         """
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": dataclasses.asdict(config), "data": fingerprint, **learnt_from}
         self._warmup_steps = config.optimizer.warmup_steps
-        self._keep_last = config.run.keep_last
+        self._keep_last = config.run.keep_last if isinstance(config, Config) else KEPT_OF_LANGUAGE_MODELS
         self._set_damaged_aside()
         self._manager: ocp.CheckpointManager | None = self._open()
         if (step := self.latest) is not None:
@@ -105,7 +126,7 @@ class Checkpoints:
         """Step of the last checkpoint that is finished on disk; None: there is none."""
         return max(steps(self.directory), default=None)
 
-    def save(self, state: TrainState, mel_distance: float | None = None) -> None:
+    def save(self, state: State, mel_distance: float | None = None) -> None:
         """Starts to write a state that is not there yet. Raises CheckpointError if that, or the last one, failed."""
         self.wait()  # as Orbax would; what it has begun to write may be this state
         if (step := int(state.step)) == self.latest:
@@ -130,7 +151,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
 
-    def restore(self, template: TrainState) -> TrainState:
+    def restore(self, template: S) -> S:
         """The last checkpoint as arrays with the shapes and shardings of the template."""
         if (step := self.latest) is None:
             raise CheckpointError(f"{self.directory}: no checkpoint here")
@@ -178,7 +199,7 @@ class Checkpoints:
             for name in sorted(held.keys() | wanted.keys())
             if held.get(name) != wanted.get(name) and not name.startswith(free)
         ]
-        if any(line.startswith(TOTAL_STEPS) for line in differing):
+        if "codec" in self._about["config"] and any(line.startswith(TOTAL_STEPS) for line in differing):
             differing.append(
                 f"The learning rate has been falling since step {self._warmup_steps}, so that the run cannot be made "
                 f"longer. To train on: omnicodec export-model --workdir {self._workdir} --out DIR, then train.py with "
@@ -265,7 +286,7 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
     return config_files.from_json(text, {"run": Config}, f"{directory / str(step)}"), step
 
 
-def restore(workdir: Path, step: int, template: TrainState) -> TrainState:
+def restore(workdir: Path, step: int, template: S) -> S:
     """A kept checkpoint as arrays with the shapes and shardings of the template."""
     folder = workdir.absolute() / DIRECTORY / str(step)
     with ocp.StandardCheckpointer() as checkpointer:

@@ -160,7 +160,15 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     step = jit_step(setup.gan, mesh, state, setup.frozen)
 
     with (
-        contextlib.closing(Batches(setup.samples, config.data, sharding.batch_sharding(mesh), start)) as batches,
+        contextlib.closing(
+            Batches(
+                setup.samples,
+                config.data.batch_size,
+                config.data.num_workers,
+                sharding.batch_sharding(mesh),
+                start,
+            )
+        ) as batches,
         contextlib.ExitStack() as trace,
     ):
         for number in range(start, total_steps):

@@ -123,7 +123,8 @@ def _first_batches(
 ) -> Iterator[tuple[jax.Array, jax.Array | None]]:
     """Yields audio and semantic features of the run's first batches, as many as k-means needs."""
     features = jax.jit(lambda batch, frozen: gan.inputs(batch, frozen).features)
-    with contextlib.closing(Batches(samples, gan.config.data, sharding.batch_sharding(mesh))) as batches:
+    data, held = gan.config.data, sharding.batch_sharding(mesh)
+    with contextlib.closing(Batches(samples, data.batch_size, data.num_workers, held)) as batches:
         for _ in range(_num_batches(gan.config)):
             batch = next(batches)
             yield batch["audio"], features(batch, frozen)

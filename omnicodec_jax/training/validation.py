@@ -71,9 +71,8 @@ class Validator:
     def __call__(self, params: Tree, codebooks: Tree, frozen: FrozenVariables) -> ValidationResult:
         """Evaluates a codec's parameters and codebooks. All processes must call it, and all get the same result."""
         config = self._gan.config
-        data = dataclasses.replace(config.data, num_workers=0)
-        results = []
-        with contextlib.closing(Batches(self._samples, data, sharding.batch_sharding(self._mesh))) as batches:
+        results, held = [], sharding.batch_sharding(self._mesh)
+        with contextlib.closing(Batches(self._samples, config.data.batch_size, 0, held)) as batches:
             for _ in range(config.run.validation_batches):
                 batch = next(batches)
                 results.append(jax.device_get(self._evaluate({"params": params, CODEBOOKS: codebooks}, batch, frozen)))

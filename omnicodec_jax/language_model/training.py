@@ -1,0 +1,214 @@
+"""Training of the language model: its state, one step, and a run from the first step, or a checkpoint, to the last."""
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.distributed import multihost, sharding
+from omnicodec_jax.errors import ConfigError, TrainingError
+from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.model import LanguageModel
+from omnicodec_jax.language_model.windows import TOKENS, TokenCorpus, batches
+from omnicodec_jax.models.initialize import COMPILE_QUICKLY
+from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.state import Tree, optimizer
+
+LOG = logging.getLogger(__name__)
+
+STEPS_AHEAD = 2
+"""How many steps the devices are given before the loss of the first of them is read."""
+PAPER_SIZES = (2048,) * 8
+"""Sizes of the eight codebooks that the paper evaluates."""
+
+
+class LanguageModelState(NamedTuple):
+    """What training carries from step to step: a tree of arrays, or of their shapes and shardings."""
+
+    step: Any
+    """The number of steps that are done: int32."""
+    params: Tree
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A language model with its layout and its optimizer, as pure functions of a state and a batch."""
+
+    config: PerplexityConfig
+    layout: Layout
+
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optimizer(self.config.optimizer, self.config.optimizer.weight_decay_modules)
+
+    @property
+    def _model(self) -> LanguageModel:
+        dtype = jnp.dtype(self.config.compute_dtype)
+        return LanguageModel(self.config.model, self.layout.vocabulary, dtype, self.config.remat)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """The shape of a batch: [B, T + 1, C]."""
+        return self.config.batch_size, *self.layout.blanks(self.config.window_frames).shape
+
+    def init(self, key: PRNGKeyArray) -> LanguageModelState:
+        """Returns the state before the first step. Jit it."""
+        params = self._model.init(key, jnp.zeros((1, 1, self.batch_shape[2]), jnp.int32))["params"]
+        return LanguageModelState(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
+
+    def evaluate(
+        self, params: Tree, batch: dict[str, Int[Array, "B S C"]]
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
+        """Returns `Layout.cross_entropy` of every step but the first, each predicted from the steps before it."""
+        tokens = batch[TOKENS]
+        logits: Any = self._model.apply({"params": params}, tokens[:, :-1])
+        return self.layout.cross_entropy(logits, tokens[:, 1:])
+
+    def train_step(
+        self, state: LanguageModelState, batch: dict[str, Int[Array, "B S C"]]
+    ) -> tuple[LanguageModelState, Float[Array, ""]]:
+        """Updates the parameters on one batch.
+
+        Returns:
+            The new state, and the mean cross-entropy of the batch's codes before the update, in nats.
+        """
+
+        def loss(params: Tree) -> Float[Array, ""]:
+            nats, counts = self.evaluate(params, batch)
+            return nats.sum() / counts.sum()
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        update, moments = self._optimizer.update(gradient, state.optimizer, state.params)
+        return LanguageModelState(state.step + 1, optax.apply_updates(state.params, update), moments), value
+
+    def template(self, mesh: Mesh) -> LanguageModelState:
+        """Returns the shapes and shardings of the state."""
+        return sharding.template(mesh, lambda: self.init(jax.random.key(0)))
+
+
+def jit_step(trainer: Trainer, mesh: Mesh) -> Callable[..., tuple[LanguageModelState, Array]]:
+    """Returns `Trainer.train_step`, compiled for a mesh. The state that is passed in is donated.
+
+    Raises ConfigError for a batch that the mesh does not divide.
+    """
+    if (size := trainer.config.batch_size) % (rows := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise ConfigError(f"PerplexityConfig.batch_size = {size}: must be a multiple of data x fsdp = {rows}")
+    held = sharding.shardings(mesh, trainer.template(mesh))
+    return jax.jit(
+        trainer.train_step,
+        in_shardings=(held, sharding.batch_sharding(mesh)),
+        out_shardings=(held, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def lower_step(
+    config: PerplexityConfig, mesh: Mesh, codebook_sizes: tuple[int, ...] = PAPER_SIZES
+) -> jax.stages.Lowered:
+    """Returns the step that training runs, lowered from shapes alone. The devices of the mesh need not exist."""
+    trainer = Trainer(config, Layout(config.layout, codebook_sizes[: config.num_codebooks]))
+    batch = jax.ShapeDtypeStruct(trainer.batch_shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+    step: Any = jit_step(trainer, mesh)
+    return step.lower(trainer.template(mesh), {TOKENS: batch})
+
+
+def first_state(trainer: Trainer, mesh: Mesh) -> LanguageModelState:
+    """Returns the state before the first step, sharded over a mesh, with random weights of the config's seed."""
+    held = sharding.shardings(mesh, trainer.template(mesh))
+    init = jax.jit(trainer.init, out_shardings=held, compiler_options=COMPILE_QUICKLY)
+    return init(jax.random.key(trainer.config.seed))
+
+
+def train(
+    trainer: Trainer,
+    corpus: TokenCorpus,
+    mesh: Mesh,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> Tree:
+    """Trains until `optimizer.total_steps`, from the last checkpoint if there is one.
+
+    Args:
+        trainer: The model.
+        corpus: What it learns from.
+        mesh: The devices.
+        checkpoints: Where the state is saved every `save_every` steps and at the end. None: it is not saved.
+        stop: Is asked before every step whether to end the training there, with a checkpoint.
+
+    Returns:
+        The parameters after the last step.
+
+    Raises:
+        TrainingError: If the loss is not finite.
+        Interrupted: If `stop` ended the training before the last step.
+    """
+    config, total = trainer.config, trainer.config.optimizer.total_steps
+    if checkpoints is None or checkpoints.latest is None:
+        state = first_state(trainer, mesh)
+    else:
+        state = checkpoints.restore(trainer.template(mesh))
+    start, losses = int(state.step), LossLog(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    LOG.info("%.1f M parameters, %d windows, %d held out", size / 1e6, len(corpus.train), len(corpus.held_out))
+    if start:
+        LOG.info("going on from step %d of %d", start, total)
+    step, done = jit_step(trainer, mesh), start
+    with closing(batches(corpus.training_order(config.seed), config, mesh, start)) as windows:
+        while done < total and not stop(done):
+            state, loss = step(state, next(windows))
+            done += 1
+            losses.add(done, loss)
+            if checkpoints is not None and done % config.save_every == 0:
+                losses.read(done)
+                checkpoints.save(state)
+    losses.read(done)
+    if checkpoints is not None:
+        checkpoints.save(state)
+        checkpoints.wait()
+    if done < total:
+        raise multihost.Interrupted
+    return state.params
+
+
+class LossLog:
+    """Reads the loss of every step, a few steps late so that the devices need not wait, and logs its mean."""
+
+    def __init__(self, config: PerplexityConfig):
+        self._every, self._total = config.log_every, config.optimizer.total_steps
+        self._waiting: deque[Any] = deque()
+        self._losses: list[float] = []
+        self._since = time.perf_counter()
+
+    def add(self, step: int, loss: Any) -> None:
+        """Takes the loss of a step that the devices may still be computing. Raises TrainingError as `read` does."""
+        self._waiting.append(loss)
+        if step % self._every == 0 or step == self._total:
+            self.read(step)
+            self._log(step)
+        else:
+            self.read(step, STEPS_AHEAD)
+
+    def read(self, step: int, ahead: int = 0) -> None:
+        """Waits for all losses but the last `ahead`. Raises TrainingError if one of them is not finite."""
+        while len(self._waiting) > ahead:
+            self._losses.append(float(self._waiting.popleft()))
+        if not np.isfinite(self._losses).all():
+            raise TrainingError(f"step {step}: the loss is not finite; a lower optimizer.learning_rate may help")
+
+    def _log(self, step: int) -> None:
+        speed = len(self._losses) / (time.perf_counter() - self._since)
+        mean = np.mean(self._losses)
+        LOG.info("step %d/%d  cross-entropy %.4f nats  %.3g steps/s", step, self._total, mean, speed)
+        self._since, self._losses = time.perf_counter(), []
