@@ -37,12 +37,12 @@ def plan(*, config: str, topology: str, clips_per_chip: int = 6, settings: Confi
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from omnicodec_jax.planning import aot
+    from omnicodec_jax.planning import programs
 
     if isinstance(settings, Config):
-        print(aot.plan_training(settings, topology, clips_per_chip))
+        print(programs.plan_training(settings, topology, clips_per_chip))
     else:
-        print(aot.plan_language_model(settings, topology))
+        print(programs.plan_language_model(settings, topology))
 
 
 PLAN = WithConfig(plan, {Config: OF_CODEC, PerplexityConfig: OF_LANGUAGE_MODEL})

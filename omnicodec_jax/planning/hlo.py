@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text: products, memory traffic, collectives; loops as often as they run.
+"""Counts what a compiled program does, from its text: operations, memory traffic and collectives.
 
-XLA's own analysis counts the body of a loop once, and what a step does with its micro-batches is one. Where XLA cannot
-say how often a loop runs, once it is here too.
+XLA's own analysis counts the body of a loop once, however often the loop runs, and a step loops over its micro-batches.
+Here the body counts as often as it runs. Where XLA cannot say how often that is, it counts once.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "c64": 8, "f64": 8, "s64": 8, "u64": 8}
-"""Of an element; 4 of all other types."""
+"""Bytes of an element by its type. Elements of all other types have 4."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
-"""Operations that move nothing themselves."""
+"""Operations that read and write no memory themselves."""
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?=, |$)(.*)")
@@ -33,12 +33,12 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Their names."""
+        """The names of the operands."""
         return _NAMES.findall(self.arguments)
 
     @property
     def called(self) -> list[str]:
-        """Computations that it runs."""
+        """The names of the computations that it runs."""
         lists = re.findall(r"(?:calls|body|condition|to_apply|\w*computations?)=(\{[^}]*\}|%\S+)", self.attributes)
         return _NAMES.findall(" ".join(lists))
 
@@ -47,7 +47,7 @@ Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Computations of `compiled.as_text()` by name, and the name of the first to run."""
+    """Returns the computations in `compiled.as_text()` by name, and the name of the one that runs first."""
     computations: dict[str, Computation] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -61,18 +61,18 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 class Totals(NamedTuple):
-    """Of one run of a program on one device."""
+    """What one run of a program does on one device."""
 
     flops: int
-    """Of matrix products and convolutions: 2 for each multiplication with its addition."""
+    """Operations of matrix products and convolutions. A multiplication with its addition counts as 2."""
     bytes_accessed: int
-    """Read from and written to memory; what stays on the chip does not count."""
+    """Bytes that are read from memory and written to it. What stays in on-chip memory does not count."""
     collectives: dict[str, int]
-    """Bytes by kind: of the larger of what goes in and what comes out."""
+    """Bytes by kind of collective. What counts is the larger of its operands and its result."""
 
 
 def totals(text: str) -> Totals:
-    """Of `compiled.as_text()`."""
+    """Returns what a program does, from its `compiled.as_text()`."""
     computations, entry = parse(text)
     flops = moved = 0
     collectives: dict[str, int] = {}
@@ -81,7 +81,7 @@ def totals(text: str) -> Totals:
         operands = [computation[name].type if name in computation else "" for name in instruction.operands]
         flops += times * _flops(computations, operands, instruction)
         for found in _collectives(computations, operands, instruction):
-            if instruction.op == "fusion":  # one that runs behind several fusions is named by each of them
+            if instruction.op == "fusion":  # a collective that runs behind several fusions is in each of them
                 if found in hidden:
                     continue
                 hidden.add(found)
@@ -95,14 +95,15 @@ def totals(text: str) -> Totals:
 def _collectives(
     computations: dict[str, Computation], operands: list[str], instruction: Instruction
 ) -> Iterator[tuple[str, str, int]]:
-    """Kind, channel and bytes of what the instruction is, or has inside."""
+    """Yields kind, channel and bytes of each collective that the instruction is or contains."""
     kind = instruction.op.removesuffix("-start")
     if kind in COLLECTIVES:
         given = sum(map(num_bytes, operands))
-        # What starts an asynchronous one returns its operands too, in a tuple with the result.
+        # The start of an asynchronous all-gather returns a tuple of the operands and the result.
         result = num_bytes(instruction.type) - (given if instruction.op == "all-gather-start" else 0)
-        (channel,) = re.findall(r"channel_id=\d+", instruction.attributes) or [instruction.arguments]
-        yield kind, channel, given if kind == "collective-permute" else max(given, result)
+        channel = re.search(r"channel_id=\d+", instruction.attributes)
+        size = given if kind == "collective-permute" else max(given, result)
+        yield kind, channel[0] if channel else instruction.arguments, size
     elif instruction.op in ("fusion", "async-start"):
         for name in instruction.called:
             inside = computations[name]
@@ -113,7 +114,10 @@ def _collectives(
 def _running(
     computations: dict[str, Computation], name: str, times: int
 ) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Every instruction that is no part of a fusion, and how often it runs; of branches, each counts."""
+    """Yields every instruction outside of fusions with its computation, and how often it runs.
+
+    All branches of a conditional count.
+    """
     for instruction in computations[name].values():
         yield computations[name], instruction, times
         if instruction.op in ("while", "call", "conditional"):
@@ -123,7 +127,7 @@ def _running(
 
 
 def _trips(computations: dict[str, Computation], loop: Instruction) -> int:
-    """What the condition compares the counter with, if that is a constant."""
+    """Returns how often a loop runs: the constant that its condition compares the counter with; 1 if there is none."""
     (condition,) = re.findall(r"condition=%([\w.-]+)", loop.attributes)
     inside = list(computations[condition].values())
     inside += [inner for outer in inside for name in outer.called for inner in computations[name].values()]
@@ -132,7 +136,7 @@ def _trips(computations: dict[str, Computation], loop: Instruction) -> int:
 
 
 def num_bytes(type: str, on_chip: bool = True) -> int:
-    """Of all arrays of a type, with or without those in on-chip memory."""
+    """Returns the bytes of all arrays of a type, with or without the arrays in on-chip memory."""
     return sum(
         BYTES.get(dtype, 4) * math.prod(_numbers(sizes))
         for dtype, sizes, layout in _ARRAY.findall(type)
@@ -141,6 +145,7 @@ def num_bytes(type: str, on_chip: bool = True) -> int:
 
 
 def _moved(computations: dict[str, Computation], operands: list[str], instruction: Instruction) -> int:
+    """Returns the bytes that an instruction reads from memory and writes to it."""
     read = [num_bytes(operand, on_chip=False) for operand in operands]
     written = num_bytes(instruction.type, on_chip=False)
     if instruction.op == "dynamic-slice":
@@ -163,6 +168,7 @@ def _moved(computations: dict[str, Computation], operands: list[str], instructio
 
 
 def _flops(computations: dict[str, Computation], operands: list[str], instruction: Instruction) -> int:
+    """Returns the operations of an instruction, with those of the computations of a fusion."""
     if instruction.op == "fusion":
         insides = (computations[name] for name in instruction.called)
         return sum(
@@ -181,22 +187,26 @@ def _flops(computations: dict[str, Computation], operands: list[str], instructio
 
 
 def _convolution_flops(operands: list[str], instruction: Instruction) -> int:
-    """Taps that lie in padding, or between the steps of a dilated input, do not count."""
+    """Returns the operations of a convolution. Taps in padding or between steps of a dilated input do not count."""
     (labels,) = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     types = (*operands, instruction.type)
     inputs, kernel, outputs = (dict(zip(*pair, strict=True)) for pair in zip(labels, map(_sizes, types), strict=True))
     window = dict(re.findall(r"(\w+)=([\d_x-]+)", " ".join(re.findall(r"window=\{(.*?)\}", instruction.attributes))))
     flops = 2 * outputs["b"] * outputs["f"] * kernel["i"]
     for number, axis in enumerate(sorted(label for label in labels[2] if label.isdigit())):
-
-        def option(name: str, default: str, number: int = number) -> int:
-            return int((window[name].split("x")[number] if name in window else default).split("_")[0])
-
-        tap = np.arange(kernel[axis])[None] * option("rhs_dilate", "1") - option("pad", "0")
-        position, spread = np.arange(outputs[axis])[:, None] * option("stride", "1") + tap, option("lhs_dilate", "1")
+        tap = np.arange(kernel[axis])[None] * _option(window, "rhs_dilate", number, 1) - _option(
+            window, "pad", number, 0
+        )
+        position = np.arange(outputs[axis])[:, None] * _option(window, "stride", number, 1) + tap
+        spread = _option(window, "lhs_dilate", number, 1)
         inside = (position >= 0) & (position <= (inputs[axis] - 1) * spread) & (position % spread == 0)
         flops *= int(np.count_nonzero(inside))
     return flops
+
+
+def _option(window: dict[str, str], name: str, axis: int, default: int) -> int:
+    """Returns the value of one axis of a window's option such as `pad=3_1x0_0`; of padding, that before the input."""
+    return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
 
 def _numbers(text: str) -> list[int]:

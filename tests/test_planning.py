@@ -17,11 +17,14 @@ from jax.sharding import PartitionSpec as P
 from tiny import normal
 
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.planning import aot, hlo
+from omnicodec_jax.planning import chips, hlo
+from omnicodec_jax.planning.chips import CHIPS, Chip, Topology
+from omnicodec_jax.planning.compiling import CompiledProgram, compile_for, missing_memory
+from omnicodec_jax.planning.step_plan import StepPlan
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
 ROOT = Path(__file__).parents[1]
-CHIP = aot.Chip(flops=1e12, bandwidth=1e9, memory=2**20)
+CHIP = Chip(flops=1e12, bandwidth=1e9, memory=2**20)
 
 
 def totals(function, *arguments, **options) -> hlo.Totals:
@@ -86,26 +89,21 @@ def test_no_collectives_where_nothing_is_exchanged(mesh):
     assert totals(jnp.sin, normal(8, 16), in_shardings=rows, out_shardings=rows).collectives == {}
 
 
-# -- Report
+# -- The plan of a step
 
 
-def planned(memory: int) -> aot.Plan:
+def compiled(memory: int) -> CompiledProgram:
     text = jax.jit(lambda x: x @ x.T).lower(jnp.ones((32, 64))).compile().as_text()
-    return aot.Plan(arguments=32 * 64 * 4, memory=memory, program=text or "")
+    return CompiledProgram(arguments=32 * 64 * 4, memory=memory, text=text or "")
 
 
-def test_report_has_the_roofline_of_the_chip():
-    found = aot.report(planned(2**15), CHIP, seconds_of_audio=60.0)
+def test_plan_has_the_roofline_of_the_chip():
+    found = StepPlan.from_program(compiled(2**15), CHIP, seconds_of_audio=60.0)
     assert (found.arguments, found.temporaries) == (2**13, 3 * 2**13)
     assert found.totals.flops == 2 * 32 * 32 * 64
     assert found.step_seconds == found.totals.bytes_accessed / CHIP.bandwidth > found.totals.flops / CHIP.flops
     for words in ("GiB of 0.00", "bound by", "collectives     none", "hours of audio"):
         assert words in str(found)
-
-
-def test_what_does_not_fit_is_refused_with_the_shortfall():
-    with pytest.raises(ConfigError, match=r"does not fit: 0\.25 GiB more"):
-        aot.report(planned(2**20 + 2**28), CHIP, seconds_of_audio=60.0)
 
 
 class Lowered(jax.stages.Lowered):
@@ -118,25 +116,36 @@ class Lowered(jax.stages.Lowered):
         self._compile(Path(options["xla_dump_to"]))
 
 
-def test_plan_is_read_when_it_is_made():
+def dump(folder: Path, memory: int) -> None:
+    """Writes what libtpu dumps of a program that takes so many bytes."""
+    parts = {
+        "": "HloModule jit_step",
+        "-memory-usage-report": f"Memory Space: default (color=0)\nTotal bytes: {memory} ({memory}B)\n\n"
+        "Memory Space: vmem (color=1)\nTotal bytes: 7 (7B)\n",
+        "-buffer-assignment": "allocation 0: size 90, page 0, parameter 1, shape |f32[9]| at ShapeIndex {}:\n"
+        "allocation 1: size 10, page 0, parameter 0, shape |f32[1]| at ShapeIndex {}, maybe-live-out:\n"
+        "allocation 2: size 200, page 0, preallocated-temp:\n value: <0 parameter 3 @0> (size=90,offset=0)\n",
+        "_after_buffer_assignment": "",
+    }
+    for name, text in parts.items():
+        (folder / f"module_0000.jit_step.after_optimizations{name}.txt").write_text(text)
+
+
+def test_program_is_read_when_its_memory_is_assigned():
     machine_code = threading.Event()
 
-    def dump(folder: Path) -> None:
-        parts = {
-            "": "HloModule jit_step",
-            "-memory-usage-report": "Memory Space: default (color=0)\nTotal bytes: 300 (300B)\n\n"
-            "Memory Space: vmem (color=1)\nTotal bytes: 7 (7B)\n",
-            "-buffer-assignment": "allocation 0: size 90, page 0, parameter 1, shape |f32[9]| at ShapeIndex {}:\n"
-            "allocation 1: size 10, page 0, parameter 0, shape |f32[1]| at ShapeIndex {}, maybe-live-out:\n"
-            "allocation 2: size 200, page 0, preallocated-temp:\n value: <0 parameter 3 @0> (size=90,offset=0)\n",
-            "_after_buffer_assignment": "",
-        }
-        for name, text in parts.items():
-            (folder / f"module_0000.jit_step.after_optimizations{name}.txt").write_text(text)
+    def compile(folder: Path) -> None:
+        dump(folder, 300)
         machine_code.wait()
 
-    assert aot.plan(CHIP, Lowered(dump)) == aot.Plan(arguments=100, memory=300, program="HloModule jit_step")
+    found = compile_for(CHIP, Lowered(compile))
+    assert found == CompiledProgram(arguments=100, memory=300, text="HloModule jit_step")
     machine_code.set()
+
+
+def test_what_does_not_fit_is_refused_with_the_shortfall():
+    with pytest.raises(ConfigError, match=r"does not fit: 0\.25 GiB more"):
+        compile_for(CHIP, Lowered(lambda folder: dump(folder, 2**20 + 2**28)))
 
 
 def test_what_the_compiler_gives_up_is_refused_alike():
@@ -146,7 +155,7 @@ def test_what_the_compiler_gives_up_is_refused_alike():
         )
 
     with pytest.raises(ConfigError, match=r"does not fit: 2\.00 GiB more"):
-        aot.plan(aot.CHIPS["v5e"], Lowered(give_up))
+        compile_for(CHIPS["v5e"], Lowered(give_up))
 
 
 @pytest.mark.parametrize(
@@ -158,18 +167,18 @@ def test_what_the_compiler_gives_up_is_refused_alike():
     ],
 )
 def test_shortfall_is_read_from_what_the_compiler_says(message, gib):
-    assert aot.missing_memory(message, aot.CHIPS["v5e"]) == gib
+    assert missing_memory(message, CHIPS["v5e"]) == gib
 
 
 def test_unknown_chip_is_named():
     with pytest.raises(ConfigError, match=r"v9:2x2: must be one of v4, v5e, v5p, v6e"):
-        aot.devices("v9:2x2")
+        Topology.parse("v9:2x2")
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"libtpu is not installed; in the checkout, pip install -e '\.\[tpu\]'"):
-        aot.devices("v5e:2x2")
+        Topology.parse("v5e:2x2")
 
 
 # -- Compiling for a TPU
@@ -178,7 +187,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 @needs_libtpu
 def test_topology_that_libtpu_does_not_know_is_refused():
     with pytest.raises(ConfigError, match="v5e:3x5"):
-        aot.devices("v5e:3x5")
+        Topology.parse("v5e:3x5")
 
 
 @needs_libtpu
