@@ -26,7 +26,7 @@ from omnicodec_jax.corpus import contract, read_tokens
 from omnicodec_jax.errors import TrainingError
 from omnicodec_jax.evaluation import datasets, summary
 from omnicodec_jax.evaluation import run as evaluations
-from omnicodec_jax.evaluation.metrics import METRICS
+from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.recipes import ablations
 from omnicodec_jax.training import loop
@@ -73,7 +73,7 @@ def train(config: Config, folder: Path) -> Path:
     return folder / "model"
 
 
-def judge_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
+def measure_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
     """Tokenizes a corpus, and measures what its tokens mean and how evenly they are used."""
     out = model.parent / "tokens"
     corpora.tokenize(manifest=manifest, out=out, model=str(model))
@@ -109,25 +109,25 @@ def main(
     models, tokens = {}, {}
     for name, variant in variants(base, work / WHOLE / "model"):
         models[name] = train(shortened(variant, steps), work / name)
-        tokens[name] = judge_tokens(models[name], corpus, language_model)
+        tokens[name] = measure_tokens(models[name], corpus, language_model)
     evaluation = evaluations.Evaluation(
         data=held_out,
         out=work / "report",
         models={name: str(path) for name, path in models.items()},
         codebooks=(codebooks,),
-        metrics=tuple(METRICS),
+        metrics=tuple(SIGNAL_METRICS),
         num_workers=os.cpu_count() or 1,
     )
     evaluations.run(evaluation)
     report = json.loads((work / "report" / "report.json").read_text())
-    titles = (*(metric.title for metric in METRICS.values()), "PPL0", "PPL mean", "Codebook utilization")
+    titles = (*(metric.title for metric in SIGNAL_METRICS.values()), "PPL0", "PPL mean", "Codebook utilization")
     print(f"{' / '.join(report['domains'])}\n\n| | {' | '.join(titles)} |\n|{' --- |' * (len(titles) + 1)}")
     for system in report["systems"][1:]:
         name = system["name"].rpartition("-")[0]
         cells = report["summary"][system["name"]]
         values = [
-            " / ".join(summary.number(cells[domain][metric]["mean"], 2) for domain in report["domains"])
-            for metric in METRICS
+            " / ".join(summary.format_number(cells[domain][metric]["mean"], 2) for domain in report["domains"])
+            for metric in SIGNAL_METRICS
         ]
         values += [f"{tokens[name].ppl0:.2f}", f"{tokens[name].ppl_mean:.2f}", f"{tokens[name].utilization:.3f}"]
         print(f"| {name.replace('_', ' ')} | {' | '.join(values)} |")

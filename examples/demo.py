@@ -14,8 +14,8 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.evaluation import run as evaluations
-from omnicodec_jax.evaluation.metrics import METRICS
-from omnicodec_jax.evaluation.peers import Asked
+from omnicodec_jax.evaluation.peers import PeerRequest
+from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.training import loop
 
@@ -47,9 +47,9 @@ def main() -> int:
         data=held_out(),
         out=RUNS / "report",
         models={name: str(RUNS / name) for name in ("untrained", "trained")},
-        peers=(Asked.parse(OPUS),),
+        peers=(PeerRequest.parse(OPUS),),
         codebooks=(config.codec.num_quantizers,),
-        metrics=tuple(METRICS),
+        metrics=tuple(SIGNAL_METRICS),
         num_workers=os.cpu_count() or 1,
     )
     evaluations.run(evaluation)

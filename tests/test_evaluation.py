@@ -20,10 +20,10 @@ from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.datasets import clips as clips_of
 from omnicodec_jax.evaluation.journal import Journal
-from omnicodec_jax.evaluation.metric import Metric, Pair
-from omnicodec_jax.evaluation.peers import Asked
+from omnicodec_jax.evaluation.metrics import Metric, Pair
+from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.run import Evaluation
-from omnicodec_jax.evaluation.scores import Task, score_all
+from omnicodec_jax.evaluation.scores import ScoreRequest, score_all
 from omnicodec_jax.evaluation.systems import Folder, Opus, Output, System, TokenizerCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -55,7 +55,7 @@ def evaluation(data, demo_model, tmp_path_factory) -> Evaluation:
         data=data,
         out=out,
         models={"ours": str(demo_model)},
-        peers=(Asked.parse("opus=6000+24000"), Asked.parse(f"mimi={other}")),
+        peers=(PeerRequest.parse("opus=6000+24000"), PeerRequest.parse(f"mimi={other}")),
         reconstructions={"other": other},
         codebooks=COUNTS,
         metrics=METRICS,
@@ -293,13 +293,13 @@ def test_systems_are_compared_on_the_clips_that_all_have():
     }
     why = {"Original": [], "good": [], "half": ["too short"], "none": 3 * ["no such package"]}
     columns = {name: summary.Column(found, why[name]) for name, found in values.items()}
-    means = summary.compared(columns)
+    means = summary.compared_means(columns)
     assert [(cell.mean, cell.count) for cell in means.values()] == [(0.0, 2), (1.5, 2), (4.0, 2), (None, 0)]
     assert means["good"].why is None
     assert means["half"].why == "2 of 3 clips have a value; the others: too short"
     assert means["none"].why == "no such package"
-    assert [cell.count for cell in summary.own(columns).values()] == [3, 3, 2, 0]
-    apart = summary.compared({"a": summary.Column([1.0, None], ["x"]), "b": summary.Column([None, 2.0], ["y"])})
+    assert [cell.count for cell in summary.own_means(columns).values()] == [3, 3, 2, 0]
+    apart = summary.compared_means({"a": summary.Column([1.0, None], ["x"]), "b": summary.Column([None, 2.0], ["y"])})
     assert [cell.mean for cell in apart.values()] == [None, None]
 
 
@@ -358,12 +358,14 @@ def _deadly() -> object:
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_metric_that_kills_its_process_costs_its_own_score_only(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.flac", np.zeros(2400), 24_000)
-    monkeypatch.setitem(scores.COLUMNS, "deadly", Metric("deadly", "Deadly", "higher", "", _deadly))
+    monkeypatch.setitem(scores.METRICS, "deadly", Metric("deadly", "Deadly", "higher", "", _deadly))
     # Forked, so that the processes know of it.
     monkeypatch.setattr(scores.multiprocessing, "get_context", lambda _: _fork())
     what = ("fine", "kill", "raise", "fine", "fine")
     path = tmp_path / "a.flac"
-    tasks = [Task(("s", "d", str(n)), path, path, text, ("deadly", "mel_distance")) for n, text in enumerate(what)]
+    tasks = [
+        ScoreRequest(("s", "d", str(n)), path, path, text, ("deadly", "mel_distance")) for n, text in enumerate(what)
+    ]
     result = {int(task.key[2]): scored for task, scored in score_all(tasks, 2)}
     assert sorted(result) == [0, 1, 2, 3, 4]
     assert all(scored.values["mel_distance"] == 0 for scored in result.values())
@@ -401,8 +403,8 @@ def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
     with pytest.raises(ConfigError, match="--codebooks"):
         cli.evaluate(codebooks="8,x", out=tmp_path)
     with pytest.raises(ConfigError, match="opus, mimi, dac"):
-        Asked.parse("opuss")
+        PeerRequest.parse("opuss")
     with pytest.raises(ConfigError, match=r"6000\+12000"):
-        Asked.parse("opus=fast")
+        PeerRequest.parse("opus=fast")
     with pytest.raises(DataError, match="no such"):
         run.run(Evaluation(data={"speech": tmp_path / "none"}, out=tmp_path, metrics=METRICS))

@@ -82,10 +82,10 @@ def test_help_of_omnicodec_does_not_speak_of_source_files(name, monkeypatch, cap
 
 
 def test_eval_names_every_metric_in_its_help(monkeypatch, capsys):
-    from omnicodec_jax.evaluation.scores import COLUMNS
+    from omnicodec_jax.evaluation.scores import METRICS
 
     text = help_of(monkeypatch, capsys, ROOT / "eval.py", "--help")
-    assert [name for name in COLUMNS if not re.search(rf"\b{name}\b", text)] == []
+    assert [name for name in METRICS if not re.search(rf"\b{name}\b", text)] == []
 
 
 @pytest.mark.parametrize("name", WITH_CONFIG)

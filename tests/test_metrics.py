@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from omnicodec_jax.data import audio
-from omnicodec_jax.evaluation.metric import Pair, Unavailable
-from omnicodec_jax.evaluation.metrics import METRICS
+from omnicodec_jax.evaluation.metrics import Pair, Unavailable
+from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.evaluation.summary import codebook_use, mean
 from omnicodec_jax.losses import multi_scale_mel
 
@@ -37,7 +37,7 @@ def low_passed(samples: np.ndarray, rate: int) -> Pair:
 
 def scorer(name: str):
     try:
-        return METRICS[name].load()
+        return SIGNAL_METRICS[name].load()
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -74,9 +74,9 @@ def test_mcd_is_what_mel_cepstral_distance_gives(speech, tmp_path, decibels):
     assert scorer("mcd")(pair) == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", list(SIGNAL_METRICS))
 def test_the_worse_the_degradation_the_worse_the_score(speech, name):
-    score, sign = scorer(name), 1 if METRICS[name].better == "higher" else -1
+    score, sign = scorer(name), 1 if SIGNAL_METRICS[name].better == "higher" else -1
     by_noise = [sign * score(noisy(speech, decibels)) for decibels in (60, 30, 15, 0)]
     assert by_noise == sorted(by_noise, reverse=True)
     # STOI looks no higher than 4.3 kHz, and to MCD an empty band is no worse than two of them.

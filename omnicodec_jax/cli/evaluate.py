@@ -52,16 +52,16 @@ def evaluate(
     if not (model or peers or reconstructions):
         model = os.environ.get("OMNICODEC_MODEL")
     from omnicodec_jax.evaluation import run, scores
-    from omnicodec_jax.evaluation.peers import Asked
+    from omnicodec_jax.evaluation.peers import PeerRequest
 
     evaluation = run.Evaluation(
         data={name: Path(path) for name, path in named(data, "--data").items()},
         out=out,
         models=named(model, "--model", "OmniCodec") if model else {},
-        peers=tuple(Asked.parse(text) for text in peers.split(",")) if peers else (),
+        peers=tuple(PeerRequest.parse(text) for text in peers.split(",")) if peers else (),
         reconstructions={n: Path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
         codebooks=_numbers(codebooks),
-        metrics=tuple(scores.columns(metrics)),
+        metrics=tuple(scores.choose_metrics(metrics)),
         encoder=encoder,
         limit=limit,
         shown=shown,

@@ -1,1 +1,1 @@
-"""Codecs compared: metrics, peers, reports, language models over tokens."""
+"""Codecs compared side by side: reconstructions, metrics, other codecs, reports and listening tests."""

@@ -1,4 +1,4 @@
-"""Sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and plain folders of audio."""
+"""The sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and plain folders of audio."""
 
 import csv
 import logging
@@ -14,46 +14,51 @@ LOG = logging.getLogger(__name__)
 
 GTZAN_TRACK = re.compile(r"([a-z]+)\.\d{5}")
 GTZAN_DAMAGED = "jazz.00054"
-"""Cannot be decoded in the set as it is distributed."""
+"""The track that cannot be decoded in the set as it is distributed."""
 AUDIOSET_SEGMENTS = "eval_segments.csv"
 AUDIOSET_FILE = re.compile(r"Y?(?P<id>[A-Za-z0-9_-]{11})(?P<span>_\d+(\.\d+)?_\d+(\.\d+)?)?")
 AUDIOSET_SLACK = 0.5
-"""Seconds by which the file of a segment may be longer than the segment, for what encoders add."""
+"""Seconds by which the file of a segment may be longer than the segment, because encoders add some."""
 WRITTEN = ".flac"
-"""Suffix of what is written of each clip (see reconstruct.py)."""
+"""Suffix of the files that are written for each clip (see reconstruct.py)."""
 
 
 class EvalClip(NamedTuple):
     """One clip of an evaluation."""
 
     id: str
-    """Unique in its set, and fit for a file's name: a relative path without extension."""
+    """A relative path without extension, unique in its set and fit to be the name of a file."""
     domain: str
     path: Path
     transcript: str | None = None
     offset: float = 0.0
-    """Seconds."""
+    """Where the clip begins in its file, in seconds."""
     duration: float | None = None
-    """Seconds from `offset` on; None: to the end of the file."""
+    """How long the clip is, in seconds; None: it reaches to the end of the file."""
     problem: str | None = None
-    """Why a line of a manifest is no clip."""
+    """Why a line of a manifest cannot be used; None: it can."""
 
 
 def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
-    """The clips of a set, in its order; `limit` of them, evenly spread and always the same, if it has more.
+    """Returns the clips of a set, in the order of the set.
 
-    Lines of a manifest that are no clips come last, and are not counted.
+    Args:
+        folder: What LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpack to, a manifest (see `manifest.read`;
+            `text` in .jsonl is the transcript), or any folder with audio in it.
+        domain: The domain of the clips.
+        limit: How many clips are returned at most. They are spread evenly over the set, and always the same.
 
-    folder: what LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpack to, a manifest (see `manifest.read`;
-    `text` in .jsonl is the transcript), or any folder with audio in it. Raises DataError.
+    Returns:
+        The clips. Lines of a manifest that cannot be used come last, and do not count towards `limit`.
+
+    Raises:
+        DataError: If there is no audio of the domain, or a list does not fit the files.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{limit} clips of {folder}: must be at least 1")
     if not folder.exists():
         raise DataError(f"{folder}: no such file or directory")
-    layouts = (_audioset, _librispeech, _gtzan, _folder) if folder.is_dir() else (_manifest,)
-    found = next(filter(None, (read(folder, domain) for read in layouts)), [])
-    found = [clip._replace(id=names.text(clip.id)) for clip in found]
+    found = [clip._replace(id=names.text(clip.id)) for clip in _read(folder, domain)]
     good = [clip for clip in found if clip.problem is None]
     if not good:
         raise DataError(
@@ -68,22 +73,33 @@ def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
 
 
 def _spread(found: list[EvalClip], limit: int) -> list[EvalClip]:
-    """The middle one of each of `limit` equal stretches."""
+    """Returns the middle clip of each of `limit` equal stretches."""
     if limit >= len(found):
         return found
     return [found[(2 * number + 1) * len(found) // (2 * limit)] for number in range(limit)]
 
 
-# -- Layouts: a folder's clips with ids that keep their extensions; none, if the folder has another layout.
+# -- Layouts
+
+
+def _read(path: Path, domain: str) -> list[EvalClip]:
+    """Returns the clips of a manifest or a folder, whatever its layout. Their ids keep the extensions of the files."""
+    if not path.is_dir():
+        return _manifest(path, domain)
+    for layout in (_audioset, _librispeech, _gtzan):
+        if clips := layout(path, domain):
+            return clips
+    return _folder(path, domain)
 
 
 def _folder(folder: Path, domain: str) -> list[EvalClip]:
+    """Returns all audio of a folder."""
     found = discovery.take(folder).files
     return [EvalClip(path.relative_to(folder).as_posix(), domain, path) for path in found]
 
 
 def _manifest(path: Path, domain: str) -> list[EvalClip]:
-    """Clips of other domains are passed over."""
+    """Returns the clips that a manifest lists. Clips of other domains are passed over."""
     manifest.check(path, domain)
     root = manifest.folder(path)
     return [
@@ -94,7 +110,10 @@ def _manifest(path: Path, domain: str) -> list[EvalClip]:
 
 
 def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
-    """SPEAKER/CHAPTER/*.flac with transcripts, of the folder itself or of the test-clean in it."""
+    """Returns the clips of LibriSpeech; none, if the folder is not LibriSpeech.
+
+    They are SPEAKER/CHAPTER/*.flac with transcripts, in the folder itself or in its subfolder test-clean.
+    """
     root = folder / "test-clean" if (folder / "test-clean").is_dir() else folder
     found = []
     for listing in sorted(root.glob("*/*/*.trans.txt")):
@@ -108,7 +127,11 @@ def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
 
 
 def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
-    """GENRE/GENRE.NUMBER.wav or .au, of the folder itself or of the genres in it; those of a list, if there is one."""
+    """Returns the tracks of GTZAN; none, if the folder is not GTZAN.
+
+    They are GENRE/GENRE.NUMBER.wav or .au, in the folder itself or in its subfolder of genres. Where there is a list of
+    tracks, only the listed ones are returned.
+    """
     for root in (folder, folder / "genres", folder / "genres_original"):
         files = sorted(path for kind in ("au", "wav") for path in root.glob(f"*/*.{kind}"))
         tracks = {path.stem: path for path in files if GTZAN_TRACK.fullmatch(path.stem)}
@@ -131,7 +154,10 @@ def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
 
 
 def _gtzan_list(root: Path) -> Path | None:
-    """The list of tracks in the folder of the genres or in the one above: test_filtered.txt, or the only one."""
+    """Returns the list of tracks, in the folder of the genres or in the one above; None, if there is no list.
+
+    test_filtered.txt is taken before others. Raises DataError for several lists without that one.
+    """
     lists = [path for place in (root, root.parent) for path in sorted(place.glob("*.txt")) if _lists_tracks(path)]
     if tested := [path for path in lists if path.name == "test_filtered.txt"]:
         return tested[0]
@@ -141,14 +167,16 @@ def _gtzan_list(root: Path) -> Path | None:
 
 
 def _lists_tracks(path: Path) -> bool:
+    """Says whether a text file begins with the name of a track."""
     lines = path.read_text(errors="replace").split()
     return bool(lines) and GTZAN_TRACK.fullmatch(PurePosixPath(lines[0]).stem) is not None
 
 
 def _audioset(folder: Path, domain: str) -> list[EvalClip]:
-    """The segments of `AUDIOSET_SEGMENTS` for which there is audio: YTID, YYTID or YTID_START_END, in any subfolder.
+    """Returns the segments of AudioSet's eval set for which there is audio; none, if the folder is not AudioSet.
 
-    Nobody has all of them, as videos vanish.
+    The files are called YTID, YYTID or YTID_START_END and may be in any subfolder. Nobody has all of them, because
+    videos vanish from the web.
     """
     listing = folder / AUDIOSET_SEGMENTS
     if not listing.is_file():
@@ -169,7 +197,7 @@ def _audioset(folder: Path, domain: str) -> list[EvalClip]:
 
 
 def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
-    """YTID → start and end in seconds."""
+    """Returns the start and end of each segment in seconds, by YTID."""
     with open(listing, newline="", errors="replace") as file:
         rows = csv.reader((line for line in file if line.strip() and not line.startswith("#")), skipinitialspace=True)
         try:
@@ -181,7 +209,7 @@ def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
 
 
 def _audioset_part(path: Path, start: float, end: float) -> tuple[float, float | None]:
-    """Offset and duration of a segment in its file, which may be the whole recording's."""
+    """Returns offset and duration of a segment in its file, which may hold the segment alone or the whole recording."""
     seconds = decoders.seconds(path)
     if seconds <= end - start + AUDIOSET_SLACK:
         return 0.0, None

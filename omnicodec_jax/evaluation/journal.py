@@ -1,4 +1,4 @@
-"""What is done already: JSON lines that are added one by one, so that whatever was killed goes on where it was."""
+"""A journal of finished work: JSON lines, added one by one, from which a killed evaluation goes on where it was."""
 
 import contextlib
 import json
@@ -10,9 +10,10 @@ from omnicodec_jax.files import writing
 
 
 class Journal:
-    """Rows by key; the last one of a key counts. A line that was cut off is as if it had not been begun."""
+    """A file of rows with keys. The last row of a key counts, and a line that was cut off counts as never written."""
 
     def __init__(self, path: Path):
+        """Reads the rows that the file holds already, and opens it for more."""
         self._path, self._rows = path, dict[tuple[str, ...], dict[str, Any]]()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +21,7 @@ class Journal:
         self._file.seek(0)
         line = b"\n"
         for line in self._file:
-            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # no row, whole or cut off
+            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # a line that is no row
                 row = json.loads(line)
                 self._rows[tuple(row.pop("key"))] = row
         if not line.endswith(b"\n"):
@@ -34,11 +35,11 @@ class Journal:
             self._file.close()
 
     def get(self, *key: str) -> dict[str, Any] | None:
-        """The row of a key; None: there is none."""
+        """Returns the row of a key, or None if there is none."""
         return self._rows.get(key)
 
     def add(self, key: Sequence[str], row: dict[str, Any]) -> None:
-        """Keeps a row, on disk at once."""
+        """Adds a row, which is on disk when this returns."""
         self._rows[tuple(key)] = row
         with writing(self._path):
             self._file.write(json.dumps({"key": list(key), **row}).encode() + b"\n")

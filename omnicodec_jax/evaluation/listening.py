@@ -1,9 +1,9 @@
-"""Ratings of the page's listening test: mean opinion scores per system, of the raters who can hear.
+"""Ratings of the page's listening test: mean opinion scores of each system, from raters who can hear the difference.
 
     omnicodec listening RESULTS.csv… [--out FILE.csv]
 
-Intervals are 95 % by Student's t over ratings. Papers mostly give the normal interval; from a hundred ratings on,
-they differ by less than 2 %.
+Intervals are 95 % by Student's t over ratings. Papers mostly give the normal interval, which differs by less than 2 %
+from a hundred ratings on.
 """
 
 import csv
@@ -20,18 +20,18 @@ from omnicodec_jax.evaluation import summary
 from omnicodec_jax.files import rewriting
 
 REFERENCE = "reference"
-"""System of hidden originals."""
+"""The name of the system that stands for hidden originals."""
 SCALES = ("N-MOS", "S-MOS")
-"""Naturalness, and similarity to the original."""
+"""The scales: naturalness, and similarity to the original."""
 ALL_DOMAINS = "all domains"
 PASSING_SCORE = 4
-"""What a hidden reference should get."""
+"""The lowest score that a hidden reference should get."""
 TOLERATED_SHARE = 0.15
-"""Share of the hidden references that may get less. Source: ITU-R BS.1534-3 §4.1.2, there of scores below 90."""
+"""Share of the hidden references that may get less. Source: ITU-R BS.1534-3 §4.1.2, where the score is 90 of 100."""
 
 
 class Rating(NamedTuple):
-    """One row of a file of ratings, in the order of its columns."""
+    """One rating: a row of a file of ratings, with its columns in order."""
 
     rater: str
     clip: str
@@ -41,20 +41,20 @@ class Rating(NamedTuple):
     score: int
     """1 to 5."""
     seconds: float
-    """From when it was presented to the score."""
+    """How long the rater took from the presentation to the score."""
     presented_at: datetime
 
 
 class Row(NamedTuple):
-    """What raters think of one system on one scale."""
+    """The opinion of the raters on one system and one scale."""
 
     scale: str
     domain: str
-    """Or ALL_DOMAINS."""
+    """The domain, or ALL_DOMAINS."""
     system: str
     mean: float
     ci95: float | None
-    """Half the width of the interval; None: of one rating."""
+    """Half the width of the 95 % interval; None: there is only one rating."""
     ratings: int
     raters: int
 
@@ -63,8 +63,8 @@ class Row(NamedTuple):
 
 
 def read(path: Path) -> list[Rating]:
-    """All ratings of a file that the page has written. Raises DataError with file, line and reason."""
-    # With or without the byte order mark that spreadsheet programs put there.
+    """Reads a file of ratings that the page has written. Raises DataError with file, line and reason."""
+    # Spreadsheet programs put a byte order mark there.
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         try:
@@ -80,6 +80,7 @@ def read(path: Path) -> list[Rating]:
 
 
 def _parse(row: list[str]) -> Rating:
+    """Returns the rating in a row. Raises DataError."""
     if len(row) != len(Rating._fields):
         raise DataError(f"{len(row)} columns where there must be {len(Rating._fields)}")
     rater, clip, domain, system, scale, score, seconds, presented_at = row
@@ -114,7 +115,7 @@ def _time(text: str) -> datetime:
 
 
 def latest(ratings: Iterable[Rating]) -> list[Rating]:
-    """Of several ratings of the same clip and system on the same scale by one rater, the last presented."""
+    """Returns the ratings that count. If one rater rated the same thing several times, only the last counts."""
     kept: dict[tuple[str, ...], Rating] = {}
     for rating in sorted(ratings, key=lambda rating: rating.presented_at):
         kept[rating.rater, rating.domain, rating.clip, rating.system, rating.scale] = rating
@@ -122,9 +123,9 @@ def latest(ratings: Iterable[Rating]) -> list[Rating]:
 
 
 def unreliable(ratings: Iterable[Rating]) -> dict[str, str]:
-    """Raters who give originals they do not know of less than 4 in more than 15 % of the trials, or who met none.
+    """Returns the raters whose ratings should not count, each with the reason.
 
-    Each with the reason.
+    They scored more than 15 % of the hidden references below 4, or have rated none.
     """
     scores: dict[str, list[int]] = defaultdict(list)
     for rating in ratings:
@@ -143,7 +144,7 @@ def unreliable(ratings: Iterable[Rating]) -> dict[str, str]:
 
 
 def summarise(ratings: Iterable[Rating]) -> list[Row]:
-    """A row per scale, domain (all of them first) and system, the best system first."""
+    """Returns a row for each scale, domain and system. All domains together come first, and so does the best system."""
     groups: dict[tuple[str, str, str], list[Rating]] = defaultdict(list)
     for rating in ratings:
         for domain in (ALL_DOMAINS, rating.domain):
@@ -157,6 +158,7 @@ def summarise(ratings: Iterable[Rating]) -> list[Row]:
 
 
 def _texts(rows: list[Row]) -> Iterator[list[str]]:
+    """Yields the lines of the table, as a text for each column."""
     yield ["scale", "domain", "system", "mean", "95 %", "ratings", "raters"]
     for row in rows:
         interval = "—" if row.ci95 is None else f"±{row.ci95:.2f}"
@@ -164,7 +166,7 @@ def _texts(rows: list[Row]) -> Iterator[list[str]]:
 
 
 def table(rows: list[Row]) -> str:
-    """As text, columns aligned."""
+    """Returns the rows as text with aligned columns."""
     lines = list(_texts(rows))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
@@ -172,6 +174,6 @@ def table(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """As CSV with the columns of `Row`, unrounded; an interval that is not known is empty."""
+    """Writes the rows as CSV with the columns of `Row`, unrounded. An interval that is not known is empty."""
     with rewriting(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])

@@ -1,129 +1,48 @@
-"""The metrics of the paper's Table 1: PESQ, STOI, mel distance, mel-cepstral distance.
+"""What a metric is: a function that scores one clip, after it has loaded what it needs."""
 
-All compare a clip with its reconstruction at the same time and of the same length; nothing is shifted or warped.
-"""
-
-# pyright: reportMissingImports=false
-# What they need is optional.
-
-import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.evaluation.metric import Metric, Pair, Scorer, Unavailable
-from omnicodec_jax.losses import MEL_SCALES
-
-CEPSTRUM = (0.032, 0.008, 20, 16)
-"""Seconds of a window and of a hop, mel bands, cepstral coefficients: what mel-cepstral-distance takes by default."""
-NOISE_POWER = 1e-7
-"""Of a mel band, about what rounding to 16 bits leaves; digital silence is no quieter than that."""
+from omnicodec_jax.data.audio import resample
 
 
-def pesq(mode: str, sample_rate: int) -> Scorer:
-    """Perceptual quality of speech, -0.5 to 4.64: ITU-T P.862.2 ("wb", 16 kHz) or P.862.1 ("nb", 8 kHz)."""
-    try:
-        from pesq import PesqError
-        from pesq import pesq as score
-    except ImportError:
-        raise Unavailable("pesq is not installed: pip install pesq (which needs a C compiler)") from None
-
-    def scorer(pair: Pair) -> float:
-        try:
-            return float(score(sample_rate, *pair.at(sample_rate), mode))
-        except PesqError as error:
-            reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-            raise Unavailable(f"PESQ: {reason}") from None
-        except ValueError as error:  # a clip without any sound, or too short
-            raise Unavailable(f"PESQ: {error}") from None
-
-    return scorer
+class Unavailable(Exception):
+    """Says why a metric cannot score this clip, or cannot score at all. No number takes the place of such a score."""
 
 
-def stoi() -> Scorer:
-    """Short-time objective intelligibility, up to 1 (Taal et al., 2010); of at least 0.4 s of sound."""
-    try:
-        from pystoi import stoi as score
-    except ImportError:
-        raise Unavailable("pystoi is not installed: pip install pystoi") from None
+class Pair(NamedTuple):
+    """A clip and its reconstruction by a system, which have the same length."""
 
-    def scorer(pair: Pair) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
-            try:
-                return float(score(*pair.at(16_000), 16_000))
-            except RuntimeWarning as warning:  # pystoi would give 1e-5
-                raise Unavailable(f"STOI: {str(warning).split('.')[0]}") from None
+    reference: np.ndarray
+    """The original: float32 [T]."""
+    degraded: np.ndarray
+    """The reconstruction: float32 [T]."""
+    sample_rate: int
+    domain: str
+    transcript: str | None = None
+    """What is said in the clip; None: unknown."""
 
-    return scorer
-
-
-def mel_distance() -> Scorer:
-    """`losses.multi_scale_mel`, the distance that training reports: in numpy, since clips have many lengths."""
-    from librosa.feature import melspectrogram
-
-    def log_mel(samples: np.ndarray, sample_rate: int, window: int, bands: int) -> np.ndarray:
-        shape = {"n_fft": window, "hop_length": window // 4, "n_mels": bands, "power": 1.0, "pad_mode": "reflect"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # bands so narrow that they hold no bin
-            return np.log10(np.maximum(melspectrogram(y=samples, sr=sample_rate, **shape), 1e-5))
-
-    def scorer(pair: Pair) -> float:
-        mels = ([log_mel(x, pair.sample_rate, *s) for s in MEL_SCALES] for x in (pair.reference, pair.degraded))
-        return float(sum(np.abs(one - other).mean() for one, other in zip(*mels, strict=True)))
-
-    return scorer
+    def at(self, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns reference and degraded at a sample rate."""
+        return (
+            resample(self.reference, self.sample_rate, sample_rate),
+            resample(self.degraded, self.sample_rate, sample_rate),
+        )
 
 
-def mel_cepstral_distance() -> Scorer:
-    """Mean distance of the frames' mel cepstra without the first coefficient (Kubichek, 1993), in bels of power.
-
-    As the package mel-cepstral-distance computes it when it neither aligns nor removes silence: triangles on
-    HTK's mel scale from 0 Hz to half the sample rate.
-    """
-
-    def scorer(pair: Pair) -> float:
-        window, bands = round(CEPSTRUM[0] * pair.sample_rate), CEPSTRUM[2]
-        if pair.reference.size <= window:
-            raise Unavailable(f"MCD: the clip is not longer than a window of {1e3 * CEPSTRUM[0]:.0f} ms")
-        filters = _triangles(pair.sample_rate, window, bands)
-        index = np.arange(1, bands + 1)
-        cosines = np.cos(index[:, None] * (index - 0.5) * np.pi / bands)[1 : CEPSTRUM[3]]
-        difference = _bels(pair.reference, pair.sample_rate, filters) - _bels(pair.degraded, pair.sample_rate, filters)
-        return float(np.linalg.norm(difference @ cosines.T, axis=1).mean())
-
-    return scorer
+Scorer = Callable[[Pair], float]
+"""A function that returns the score of a pair, or raises Unavailable."""
 
 
-def _bels(samples: np.ndarray, sample_rate: int, filters: np.ndarray) -> np.ndarray:
-    """Mel power [N, bands], logarithmic."""
-    window, hop = (round(seconds * sample_rate) for seconds in CEPSTRUM[:2])
-    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[: samples.size - window : hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2
-    return np.log10(power @ filters.T + NOISE_POWER)
+class Metric(NamedTuple):
+    """A metric, which is a column of the tables."""
 
-
-def _triangles(sample_rate: int, window: int, bands: int) -> np.ndarray:
-    """Mel filters [bands, window // 2 + 1] with corners on whole bins."""
-    from librosa import hz_to_mel, mel_to_hz
-
-    corners = mel_to_hz(np.linspace(0, hz_to_mel(sample_rate / 2, htk=True), bands + 2), htk=True)
-    bins = np.floor((window + 1) * corners / sample_rate)
-    k = np.arange(window // 2 + 1)
-    left, centre, right = bins[:-2, None], bins[1:-1, None], bins[2:, None]
-    rising, falling = (k - left) / np.maximum(centre - left, 1), (right - k) / np.maximum(right - centre, 1)
-    return np.where(k < centre, rising * (k >= left), falling * (k < right))
-
-
-_PESQ = "Perceptual quality of speech (ITU-T P.862), up to 4.64, at "
-_MEL = "Mean absolute difference of log10-mel magnitudes, summed over seven window lengths, at 24 kHz"
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ + "16 kHz", lambda: pesq("wb", 16_000)),
-        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ + "8 kHz", lambda: pesq("nb", 8_000)),
-        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi),
-        Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance),
-        Metric("mcd", "MCD", "lower", "Mel-cepstral distance (Kubichek, 1993), at 24 kHz", mel_cepstral_distance),
-    )
-}
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+    about: str
+    """One sentence that says what the metric is and which range it has."""
+    load: Callable[[], Scorer]
+    """Loads what the metric needs and returns its scorer. It is called once a process, and may raise Unavailable."""

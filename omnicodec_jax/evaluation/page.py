@@ -1,9 +1,9 @@
 """The page of an evaluation: one HTML file that opens from disk, with tables, plots, clips and a listening test.
 
-Markup, style and scripts are in `page_files/`; all of it, and the report as JSON, goes into the one file. The page
+Markup, style and scripts are in `page_files/`. They go into the one file together with the report as JSON, and the page
 fetches nothing. Audio files and spectrograms lie beside it.
 
-The report, as JSON can hold it; `why` tells why there is no number, any number may be null:
+The report has the form below. Any number may be null, and `why` then says why there is none:
 
     title, created: text
     domains: [name, …]
@@ -11,16 +11,16 @@ The report, as JSON can hold it; `why` tells why there is no number, any number 
     systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
                bits_per_second, tokens_per_second, real_time_factor,
                usage, perplexity: {domain: [of each codebook, …]} or null}, …]
-    summary: {system: {domain: {metric: {mean, ci95, count, why}}}}, of the clips that all systems have
+    summary: {system: {domain: {metric: {mean, ci95, count, why}}}}, means over the clips that all systems have
     clips: [{id, domain, seconds, original: {audio, spectrogram},
              systems: {system: {audio, spectrogram, scores: {metric: {value, why}}}}}, …]
 
 Audio and spectrograms are paths relative to the page. Quoted systems have figures and no clips; the original, if it
 is among the systems, does not compete for the best of a column.
 
-The listening test is blind to the eye: it plays copies of the audio under names that say nothing, and shows neither
-names of systems nor paths. It hides nothing from somebody who reads the page's source, since the page itself writes
-the systems' names into the ratings.
+The listening test is blind for whoever looks at the page: it plays copies of the audio under names that say nothing,
+and shows neither names of systems nor paths. It is not blind for somebody who reads the source of the page, since the
+page itself writes the names of the systems into the ratings.
 """
 
 import hashlib
@@ -43,26 +43,30 @@ from omnicodec_jax.files import replacing, rewriting
 
 SOURCES = Path(__file__).parent / "page_files"
 STIMULI = "stimuli"
-"""Folder of the listening test's audio, beside the page."""
+"""The folder of the listening test's audio, beside the page."""
 
 WINDOW, HOP = 768, 192
-"""Of the spectrograms, in samples."""
+"""The window and the hop of the spectrograms, in samples."""
 ROWS, COLUMNS = WINDOW // 4, 900
-"""Height of a spectrogram, and its greatest width, in pixels."""
+"""The height of a spectrogram and its greatest width, in pixels."""
 DECIBELS = -100.0, -20.0
-"""Darkest and brightest; a sine of amplitude 1 has 0."""
+"""The levels of the darkest and the brightest colour, in dB. A sine of amplitude 1 has 0 dB."""
 SHADES = 48
-"""Grades of brightness, hardly fewer than one sees; four times as many make files half as large again."""
+"""The number of colours, about as many as one can tell apart. With four times as many, files are 1.5 times as large."""
 
 
 # -- The page
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:
-    """Writes folder/index.html, and the audio of the listening test to folder/stimuli; returns the page's path.
+    """Writes folder/index.html, and the audio of the listening test to folder/stimuli.
 
-    Raises DataError where audio that the report names is not in `folder`, or a system bears the name that ratings
-    give to hidden originals.
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: If audio that the report names is not in `folder`, or a system has the name that stands for hidden
+            originals in ratings.
     """
     if any(system["name"] == REFERENCE for system in report["systems"]):
         raise DataError(f"a system is named {REFERENCE!r}, which stands for originals in ratings: give it another name")
@@ -78,7 +82,7 @@ def write(report: dict[str, Any], folder: Path) -> Path:
         "title": html.escape(report["title"]),
         "created": html.escape(report["created"]),
         "style": (SOURCES / "page.css").read_text(encoding="utf-8"),
-        # The one character that can end the script element or begin a comment in it.
+        # "<" is the one character that can end the script element or begin a comment in it.
         "report": json.dumps({**report, "clips": clips}, allow_nan=False).replace("<", "\\u003c"),
         "report_script": (SOURCES / "report.js").read_text(encoding="utf-8"),
         "listening_script": (SOURCES / "listening.js").read_text(encoding="utf-8"),
@@ -92,13 +96,16 @@ def write(report: dict[str, Any], folder: Path) -> Path:
 
 
 def _take(take: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """With paths as URLs, and with the stimulus that the listening test plays."""
+    """Returns the files of a clip with their paths as URLs, and with the file that the listening test plays."""
     urls = {kind: quote(take[kind]) for kind in ("audio", "spectrogram")}
-    return {**take, **urls, "stimulus": _lay_out(take["audio"], folder)}
+    return {**take, **urls, "stimulus": _write_stimulus(take["audio"], folder)}
 
 
-def _lay_out(audio: str, folder: Path) -> str:
-    """Gives a file a second name that says nothing, always the same one; a copy where there are no hard links."""
+def _write_stimulus(audio: str, folder: Path) -> str:
+    """Links a file under a second name that says nothing, which depends on its path alone, and returns that name.
+
+    Where the file system has no hard links, the file is copied.
+    """
     source = folder / audio
     if not source.is_file():
         raise DataError(f"{source}: the report names this audio, but it is not there: write the audio before the page")
@@ -116,10 +123,10 @@ def _lay_out(audio: str, folder: Path) -> str:
 
 
 def spectrogram(samples: Float32[np.ndarray, "T"], sample_rate: int, path: Path) -> None:
-    """Writes a PNG of the power spectrum over time: `ROWS` high, from 0 Hz at the bottom to half the sample rate.
+    """Writes a PNG of the power spectrum over time, from 0 Hz at the bottom to half the sample rate at the top.
 
-    At most `COLUMNS` wide: several frames share a column of a long clip, their mean power. The scale of brightness is
-    the same for all clips.
+    It is `ROWS` high and at most `COLUMNS` wide. Of a long clip, a column shows the mean power of several frames. The
+    scale of brightness is the same for all clips.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -136,7 +143,7 @@ def spectrogram(samples: Float32[np.ndarray, "T"], sample_rate: int, path: Path)
 
 
 def _power(samples: Float32[np.ndarray, "T"]) -> Float32[np.ndarray, "N F"]:
-    """Power, relative to a sine of amplitude 1, of `ROWS` bands in centred frames."""
+    """Returns the power of `ROWS` bands in centred frames, relative to a sine of amplitude 1."""
     padded = np.pad(samples, WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     group = -(-len(frames) // COLUMNS)
@@ -150,7 +157,7 @@ def _power(samples: Float32[np.ndarray, "T"]) -> Float32[np.ndarray, "N F"]:
 
 
 def cubehelix(count: int) -> np.ndarray:
-    """Colours from black to white of evenly growing brightness, by way of violet, red and sand; uint8 [count, 3].
+    """Returns colours of evenly growing brightness, from black through violet, red and sand to white: uint8 [count, 3].
 
     Source: Green 2011, "A colour scheme for the display of astronomical intensity images", arXiv 1108.5083; start
     -0.3, 0.6 rotations, hue 1, gamma 1.

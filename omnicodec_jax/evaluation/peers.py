@@ -1,4 +1,4 @@
-"""Other codecs, as transformers has them: Mimi, DAC, EnCodec, X-Codec; needs PyTorch (extra `torch`)."""
+"""Other codecs to compare with, from transformers: Mimi, DAC, EnCodec, X-Codec. They need the extra `torch`."""
 
 import hashlib
 import time
@@ -11,22 +11,26 @@ from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System
 
 OPUS_BIT_RATES = (6_000, 12_000)
+"""The default bit rates of Opus, bit/s."""
 
 
 class Peer(NamedTuple):
-    """How transformers' models differ from each other."""
+    """A codec of transformers, with what differs between its codecs."""
 
     title: str
     model: str
-    """Class of transformers."""
+    """The name of its class in transformers."""
     hub: str
-    """Where its weights are by default."""
+    """The hub id of its weights, the default source."""
     codebooks: Callable[[Any], tuple[int, int, float]]
-    """Config → how many codebooks, entries of each, frames per second."""
+    """Returns from a config the number of codebooks, the entries of each, and the frame rate in Hz."""
     run: Callable[[Any, Any, int], tuple[Any, Any]]
-    """Model, audio [1, 1, T], codebooks → codes [K, N], audio [1, 1, T']."""
-    bandwidths: bool = False
-    """Whether only some numbers of codebooks can be asked for, as kbit/s."""
+    """Takes a model, audio [1, 1, T] and a number of codebooks. Returns codes [K, N] and decoded audio [1, 1, T']."""
+    has_bandwidths: bool = False
+    """Whether only some numbers of codebooks can be chosen, by their bit rates."""
+
+
+# -- One function for each class: `Peer.run`
 
 
 def _run_mimi(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
@@ -50,45 +54,51 @@ def _run_xcodec(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
 
 
 def _bandwidth(config: Any, count: int) -> float:
-    """The kbit/s that mean so many codebooks."""
-    return next(kbits for kbits in map(float, config.target_bandwidths) if _codebooks(config, kbits) == count)
+    """Returns the bandwidth of a number of codebooks, in kbit/s."""
+    return next(kbits for kbits in map(float, config.target_bandwidths) if _num_codebooks(config, kbits) == count)
 
 
-def _codebooks(config: Any, kbits: float) -> int:
+def _num_codebooks(config: Any, kbits: float) -> int:
+    """Returns the number of codebooks that a bandwidth in kbit/s has room for."""
     return int(1000 * kbits / (config.frame_rate * np.log2(config.codebook_size)))
 
 
+def _quantizers(config: Any) -> tuple[int, int, float]:
+    """Returns the codebooks of Mimi, EnCodec and X-Codec, as `Peer.codebooks` does."""
+    return config.num_quantizers, config.codebook_size, config.frame_rate
+
+
+def _dac_codebooks(config: Any) -> tuple[int, int, float]:
+    return config.n_codebooks, config.codebook_size, config.sampling_rate / config.hop_length
+
+
 PEERS = {
-    "mimi": Peer(
-        *("Mimi", "MimiModel", "kyutai/mimi"),
-        lambda config: (config.num_quantizers, config.codebook_size, config.frame_rate),
-        _run_mimi,
-    ),
-    "dac": Peer(
-        *("DAC", "DacModel", "descript/dac_24khz"),
-        lambda config: (config.n_codebooks, config.codebook_size, config.sampling_rate / config.hop_length),
-        _run_dac,
-    ),
+    "mimi": Peer("Mimi", "MimiModel", "kyutai/mimi", _quantizers, _run_mimi),
+    "dac": Peer("DAC", "DacModel", "descript/dac_24khz", _dac_codebooks, _run_dac),
     "encodec": Peer(
-        *("EnCodec", "EncodecModel", "facebook/encodec_24khz"),
-        lambda config: (config.num_quantizers, config.codebook_size, config.frame_rate),
-        _run_encodec,
-        bandwidths=True,
+        "EnCodec", "EncodecModel", "facebook/encodec_24khz", _quantizers, _run_encodec, has_bandwidths=True
     ),
     "xcodec": Peer(
-        *("X-Codec", "XcodecModel", "hf-audio/xcodec-hubert-general"),
-        lambda config: (config.num_quantizers, config.codebook_size, config.frame_rate),
-        _run_xcodec,
-        bandwidths=True,
+        "X-Codec", "XcodecModel", "hf-audio/xcodec-hubert-general", _quantizers, _run_xcodec, has_bandwidths=True
     ),
 }
+"""The codecs by the names that the command line has for them."""
 
 
 class TransformersCodec:
-    """One of `PEERS`, at several numbers of codebooks."""
+    """A codec of transformers at several numbers of codebooks, as `systems.Codec` wants it."""
 
     def __init__(self, peer: Peer, source: str, counts: Sequence[int]):
-        """source: a local directory or a hub id. Raises ModelError."""
+        """Loads the model.
+
+        Args:
+            peer: Which codec.
+            source: A local directory or a hub id.
+            counts: Numbers of codebooks. The largest that the codec offers and that is no larger is taken for each.
+
+        Raises:
+            ModelError: If PyTorch is not installed, or the source cannot be loaded.
+        """
         try:
             import torch
             import transformers
@@ -105,8 +115,8 @@ class TransformersCodec:
         self._peer, self._model = peer, model.eval().to(self._device)
         whole, size, frame_rate = peer.codebooks(model.config)
         self._counts = sorted({min(count, whole) for count in counts})
-        if peer.bandwidths:  # the largest that is no more than what is asked for, or else the smallest
-            offered = sorted(_codebooks(model.config, float(kbits)) for kbits in model.config.target_bandwidths)
+        if peer.has_bandwidths:  # the largest that is no larger than the given one, or else the smallest
+            offered = sorted(_num_codebooks(model.config, float(kbits)) for kbits in model.config.target_bandwidths)
             self._counts = sorted({max([k for k in offered if k <= n], default=offered[0]) for n in self._counts})
         self.systems: Sequence[System] = [
             System(f"{peer.title}-{k}L", f"{source}, by transformers", (size,) * k, frame_rate) for k in self._counts
@@ -115,7 +125,7 @@ class TransformersCodec:
         self.identity = f"{peer.model} {_fingerprint(model)}"
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
-        """Each number of codebooks by itself."""
+        """Yields the reconstruction of each system. Each number of codebooks is encoded by itself."""
         import torch
 
         audio = torch.from_numpy(samples)[None, None].to(self._device)
@@ -129,7 +139,7 @@ class TransformersCodec:
 
 
 def _fingerprint(model: Any) -> str:
-    """Of all weights, without holding them twice."""
+    """Returns a hash of all weights, without holding them twice in memory."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -137,17 +147,17 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-class Asked(NamedTuple):
-    """A peer as the command line names it: NAME or NAME=SOURCE."""
+class PeerRequest(NamedTuple):
+    """A codec as the command line names it: NAME or NAME=SOURCE."""
 
     name: str
-    """One of `PEERS`, or "opus"."""
+    """One of the names in `PEERS`, or "opus"."""
     source: str
-    """Where its weights are, or bit rates such as 6000+12000; empty for the default."""
+    """The directory or hub id of its weights, or bit rates such as 6000+12000; empty: the default."""
 
     @classmethod
-    def parse(cls, text: str) -> "Asked":
-        """Raises ConfigError."""
+    def parse(cls, text: str) -> "PeerRequest":
+        """Returns the request that a text stands for. Raises ConfigError for an unknown name or bit rate."""
         name, _, source = text.partition("=")
         if name != "opus" and name not in PEERS:
             raise ConfigError(f"--peers {text}: must be one of opus, {', '.join(PEERS)}, each with =SOURCE if need be")
@@ -156,7 +166,7 @@ class Asked(NamedTuple):
         return cls(name, source)
 
     def load(self, counts: Sequence[int]) -> Codec:
-        """At several numbers of codebooks, if it has any. Raises ModelError."""
+        """Loads the codec, at several numbers of codebooks if it has any. Raises ModelError."""
         if self.name == "opus":
             return Opus([int(rate) for rate in self.source.split("+")] if self.source else OPUS_BIT_RATES)
         return TransformersCodec(PEERS[self.name], self.source or PEERS[self.name].hub, counts)

@@ -1,9 +1,9 @@
-"""Clips through systems, into files: what is scored is what can be heard.
+"""Reconstructs clips with codecs and writes them to files, so that what is scored is what can be listened to.
 
-Whatever the source, everything lies as 24 kHz mono FLAC of 16 bits, at the original's level: OUT/audio/SYSTEM/DOMAIN/
-CLIP.flac. Files are read as for training (mixed to mono, resampled by soxr); a codec of another rate gets the clip
-resampled to it, and what it gives is resampled back. It is cut, or filled up with zeros, to the length of the
-original; what is more than `TOLERANCE` shorter or longer is not taken for a reconstruction of that clip.
+Every file is 24 kHz mono FLAC with 16 bits at the level of the original: OUT/audio/SYSTEM/DOMAIN/CLIP.flac. Files are
+read as for training: mixed to mono, resampled by soxr. A codec of another sample rate gets the clip at that rate, and
+its output is resampled back. A reconstruction is cut or filled up with zeros to the length of the original; one that is
+shorter or longer by more than `TOLERANCE` is refused.
 """
 
 import logging
@@ -25,22 +25,24 @@ from omnicodec_jax.files import digest, replacing
 LOG = logging.getLogger(__name__)
 
 RATE = 24_000
+"""The sample rate of all files, Hz."""
 TOLERANCE = 0.25
-"""Seconds."""
+"""By how many seconds a reconstruction may be shorter or longer than the original."""
 ORIGINAL = "Original"
+"""The name of the system that stands for the clips themselves."""
 
 
 class Original(NamedTuple):
-    """A clip in the report's folder."""
+    """A clip that was read, and written into the folder of the report."""
 
     clip: EvalClip
     seconds: float
     digest: str
-    """Of its file."""
+    """A hash of its file in the folder of the report."""
 
 
 class Failure(NamedTuple):
-    """A clip that a system has made nothing of."""
+    """A clip that a system could not reconstruct, or that could not be read."""
 
     system: str
     clip: EvalClip
@@ -48,17 +50,17 @@ class Failure(NamedTuple):
 
 
 def audio_path(out: Path, system: str, clip: EvalClip) -> Path:
-    """Where a system's version of a clip lies."""
+    """Returns the path of a system's reconstruction of a clip."""
     return out / "audio" / system / clip.domain / f"{clip.id}.flac"
 
 
 def codes_path(out: Path, system: str, clip: EvalClip) -> Path:
-    """Where its codes lie, uint16 [K, N]."""
+    """Returns the path of a system's codes of a clip: uint16 [K, N]."""
     return out / "codes" / system / clip.domain / f"{clip.id}.npy"
 
 
 def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterator[Original | Failure]:
-    """The clips as they are compared with."""
+    """Writes the clips into the folder of the report, and yields each, or why it cannot be used."""
     for clip in clips:
         if clip.problem is not None:
             yield Failure(ORIGINAL, clip, clip.problem)
@@ -86,14 +88,22 @@ def check_replaced(clips: Sequence[EvalClip], out: Path, journal: Journal) -> No
 
 
 def _about(clip: EvalClip) -> list[Any]:
-    if not clip.path.is_file():  # whatever its name: some no file can have
+    """Returns what tells whether a clip is still the same. Raises AudioError where its file is missing."""
+    if not clip.path.is_file():  # this is false, and no error, for names that no file can have
         raise AudioError(f"{clip.path}: no such file")
     stat = clip.path.stat()
     return [str(clip.path), stat.st_size, stat.st_mtime_ns, clip.offset, clip.duration]
 
 
 def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:
-    """Reconstructs what is not there yet; journal: bits and seconds of each."""
+    """Reconstructs the clips that a codec has not reconstructed yet, and yields those that it cannot reconstruct.
+
+    Args:
+        codec: The codec.
+        clips: The clips.
+        out: The folder of the report.
+        journal: Where bits and seconds of each reconstruction are kept.
+    """
 
     def is_done(original: Original) -> bool:
         rows = [journal.get(system.name, original.clip.domain, original.clip.id) for system in codec.systems]
@@ -105,7 +115,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     if not left:
         return
     for _ in codec.reconstruct(np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
-        pass  # compiles, so that no clip's time tells of that
+        pass  # this compiles, so that compiling does not count as the time of a clip
     progress = Progress(codec.systems[0].name, len(left))
     for original in left:
         clip, system = original.clip, codec.systems[0]
@@ -121,10 +131,10 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                 row = {"of": [codec.identity, original.digest], "bits": output.bits, "seconds": output.seconds}
                 journal.add((system.name, clip.domain, clip.id), row)
             progress.add(original.seconds)
-        except (OmniCodecError, RuntimeError, ValueError) as error:  # of this clip, maybe
+        except (OmniCodecError, RuntimeError, ValueError) as error:  # the codec may be able to do the other clips
             LOG.warning("%s, %s: %s", system.name, clip.id, error)
             progress.add(0.0)
-            for system in codec.systems:  # what another model of this name may have left
+            for system in codec.systems:  # a model of the same name may have left files
                 audio_path(out, system.name, clip).unlink(missing_ok=True)
                 codes_path(out, system.name, clip).unlink(missing_ok=True)
                 yield Failure(system.name, clip, reason(clip.path, error))
@@ -132,7 +142,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
 
 
 def by_folder(folder: Folder, clips: Sequence[Original], out: Path) -> Iterator[Failure]:
-    """Brings the reconstructions of another system into the same form."""
+    """Converts the reconstructions of another system into the same form, and yields the clips that it lacks."""
     for original in clips:
         clip, target = original.clip, audio_path(out, folder.system.name, original.clip)
         target.unlink(missing_ok=True)
@@ -145,7 +155,10 @@ def by_folder(folder: Folder, clips: Sequence[Original], out: Path) -> Iterator[
 
 
 def fit(samples: np.ndarray, sample_rate: int, size: int) -> np.ndarray:
-    """float32 [T] at some rate → [size] at 24 kHz. Raises AudioError for another length or what is not finite."""
+    """Resamples a reconstruction to 24 kHz, and cuts or pads it to a number of samples.
+
+    Raises AudioError if it is too long or too short, or holds samples that are not finite.
+    """
     if not np.isfinite(samples).all():
         raise AudioError("samples that are NaN or infinite")
     resampled = audio.resample(samples, sample_rate, RATE)

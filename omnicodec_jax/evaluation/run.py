@@ -1,7 +1,7 @@
-"""An evaluation: clips → reconstructions → scores → a report, each step resumed where it was left.
+"""An evaluation: clips → reconstructions → scores → a report. After an interruption, every stage goes on where it was.
 
-OUT holds audio/, codes/, spectrograms/, journal.jsonl (what is done), and the report: index.html, tables.md,
-scores.csv, scores.jsonl, report.json.
+OUT holds audio/, codes/, spectrograms/, journal.jsonl (the work that is done), rejects.jsonl, and the report:
+index.html, tables.md, scores.csv, scores.jsonl, report.json.
 """
 
 import csv
@@ -10,6 +10,7 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +24,46 @@ from omnicodec_jax.errors import ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import datasets, page, quoted, reconstruct, summary
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.listening import REFERENCE
-from omnicodec_jax.evaluation.peers import Asked
+from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
-from omnicodec_jax.evaluation.scores import COLUMNS, Scores, Task, score_all
+from omnicodec_jax.evaluation.scores import METRICS, ScoreRequest, Scores, score_all
 from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
 from omnicodec_jax.files import digest, rewriting
 
 LOG = logging.getLogger(__name__)
 
 Scored = dict[tuple[str, str, str], Scores]
-"""By system, domain, clip."""
+"""Scores by system, domain and clip."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What to compare on what."""
+    """The options of an evaluation: which systems are compared, on which clips, by which metrics."""
 
     data: dict[str, Path]
-    """Domain → what `datasets.clips` reads."""
+    """For each domain, a manifest or a folder that `datasets.clips` can read."""
     out: Path
+    """The folder of the report."""
     models: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Name → model directory or hub id."""
-    peers: tuple[Asked, ...] = ()
+    """Model directories or hub ids, by the names that the tables have for them."""
+    peers: tuple[PeerRequest, ...] = ()
+    """Other codecs."""
     reconstructions: dict[str, Path] = dataclasses.field(default_factory=dict)
+    """Folders of what other systems have reconstructed, by the names of the systems."""
     codebooks: tuple[int, ...] = (8, 16, 32)
+    """The numbers of codebooks to decode from."""
     metrics: tuple[str, ...]
+    """The names of the metrics."""
     encoder: Path | None = None
+    """Model directory of the encoder of semantic features, for models that need one."""
     limit: int | None = None
-    """Clips of a domain."""
+    """How many clips of a domain are evaluated at most; None: all."""
     shown: int = 30
-    """Clips of a domain that the page has players for."""
+    """How many clips of a domain the page has players for."""
     quoted: bool = False
+    """Whether the report shows the paper's figures, too."""
     num_workers: int = 1
+    """How many processes compute metrics."""
 
     def __post_init__(self):
         if not self.codebooks or min(self.codebooks) < 1:
@@ -64,23 +73,28 @@ class Evaluation:
                 raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")
 
     def codecs(self) -> Iterator[tuple[str, Callable[[], Codec]]]:
-        """What is asked for by which name, and what loads it: one after another, as memory may not hold all."""
-
-        def of_directory(name: str, source: str) -> Codec:
-            from omnicodec_jax.tokenizer import OmniCodecTokenizer
-
-            return TokenizerCodec(
-                name, OmniCodecTokenizer.from_pretrained(source, encoder=self.encoder), self.codebooks
-            )
-
+        """Yields the name of each codec and a function that loads it, as memory may not hold all of them at once."""
         for name, source in self.models.items():
-            yield name, lambda name=name, source=source: of_directory(name, source)
-        for asked in self.peers:
-            yield asked.name, lambda asked=asked: asked.load(self.codebooks)
+            yield name, partial(self._load_model, name, source)
+        for peer in self.peers:
+            yield peer.name, partial(peer.load, self.codebooks)
+
+    def _load_model(self, name: str, source: str) -> Codec:
+        from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+        return TokenizerCodec(name, OmniCodecTokenizer.from_pretrained(source, encoder=self.encoder), self.codebooks)
 
 
 def run(evaluation: Evaluation) -> int:
-    """Returns 0; 1 if some system could not be loaded: the report is there, without it."""
+    """Runs an evaluation and writes its report.
+
+    Returns:
+        The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out.
+
+    Raises:
+        DataError: If no clip can be used.
+        ConfigError: If two systems have the same name.
+    """
     out, failures = evaluation.out, []
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
@@ -106,10 +120,10 @@ def run(evaluation: Evaluation) -> int:
                 LOG.error("%s is left out: %s", name, error)
                 missing += 1
                 continue
-            own = {names.key(system.name) for system in codec.systems}
-            if taken & own:
+            added = {names.key(system.name) for system in codec.systems}
+            if taken & added:
                 raise ConfigError(f"{name}: there is a system of that name already; give it another")
-            taken |= own
+            taken |= added
             failures += reconstruct.by_codec(codec, originals, out, journal)
             lines += codec.systems
         for folder in folders:
@@ -127,7 +141,7 @@ def score(
     failures: Iterable[Failure],
     journal: Journal,
 ) -> Scored:
-    """Every system's version of every clip by every metric; only what has no score yet is computed."""
+    """Returns the scores of all systems and clips by all metrics. Scores in the journal are not computed again."""
     failed = {(f.system, f.clip.domain, f.clip.id): f.why for f in failures}
     scored: Scored = {}
     tasks, digests = [], {}
@@ -144,7 +158,7 @@ def score(
             scored[key] = Scores(known, {})
             if left := tuple(name for name in evaluation.metrics if name not in known):
                 reference = reconstruct.audio_path(evaluation.out, ORIGINAL, clip)
-                tasks.append((original.seconds, Task(key, reference, path, clip.transcript, left)))
+                tasks.append((original.seconds, ScoreRequest(key, reference, path, clip.transcript, left)))
     progress, seconds = Progress("score", len(tasks)), {task.key: length for length, task in tasks}
     for task, result in score_all((task for _, task in tasks), evaluation.num_workers):
         values = scored[task.key].values | result.values
@@ -158,7 +172,7 @@ def score(
 def report(
     evaluation: Evaluation, systems: Sequence[System], originals: Sequence[Original], scored: Scored, journal: Journal
 ) -> dict[str, Any]:
-    """All that the page shows (see page.py), as JSON can hold it."""
+    """Returns the report, in the form that page.py describes, with each system's own means beside the compared ones."""
     domains, metrics = list(evaluation.data), evaluation.metrics
     by_domain = {d: [original for original in originals if original.clip.domain == d] for d in domains}
 
@@ -172,11 +186,11 @@ def report(
             for name, found in rows.items()
         }
 
-    def means(of: Callable[[dict[str, summary.Column]], dict[str, summary.Mean]]) -> dict[str, Any]:
-        table = {(d, m): of(column(d, m)) for d in domains for m in metrics}
+    def means(take: Callable[[dict[str, summary.Column]], dict[str, summary.Mean]]) -> dict[str, Any]:
+        table = {(d, m): take(column(d, m)) for d in domains for m in metrics}
         measured = {s.name: {d: {m: table[d, m][s.name]._asdict() for m in metrics} for d in domains} for s in systems}
         papers = quoted.systems() if evaluation.quoted else []
-        return measured | {row["name"]: quoted.summary(row["name"], domains, metrics) for row in papers}
+        return measured | {row["name"]: quoted.means(row["name"], domains, metrics) for row in papers}
 
     rows = [_system(evaluation, system, by_domain, journal) for system in systems]
     rows += quoted.systems() if evaluation.quoted else []
@@ -187,21 +201,23 @@ def report(
         "domains": domains,
         "metrics": [_metric(name, [row.why.get(name) for row in scored.values()]) for name in metrics],
         "systems": rows,
-        "summary": means(summary.own),
-        "compared": means(summary.compared),
+        "summary": means(summary.own_means),
+        "compared": means(summary.compared_means),
         "clips": [_clip(evaluation.out, original, systems, scored) for original in shown],
     }
 
 
 def _metric(name: str, why: Sequence[str | None]) -> dict[str, Any]:
-    metric = COLUMNS[name]
-    reason = None if None in why else summary.commonest([text for text in why if text])
+    """Returns the row of a metric. `why` has the reason of every score that is missing, and None for the others."""
+    metric = METRICS[name]
+    reason = None if None in why else summary.most_common([text for text in why if text])
     return {"name": name, "title": metric.title, "better": metric.better, "about": metric.about, "unavailable": reason}
 
 
 def _system(
     evaluation: Evaluation, system: System, by_domain: dict[str, list[Original]], journal: Journal
 ) -> dict[str, Any]:
+    """Returns the row of a system."""
     clips = [original for originals in by_domain.values() for original in originals]
     there = (o for o in clips if reconstruct.audio_path(evaluation.out, system.name, o.clip).is_file())
     made = [(o, journal.get(system.name, o.clip.domain, o.clip.id)) for o in there]
@@ -227,12 +243,14 @@ def _system(
 
 
 def _codebook_use(out: Path, system: System, clips: Sequence[Original]) -> summary.CodebookUse | None:
+    """Returns how a system uses its codebooks on some clips, or None if it has no codes."""
     paths = [reconstruct.codes_path(out, system.name, original.clip) for original in clips]
     codes = [np.load(path) for path in paths if path.is_file()]
     return summary.codebook_use(codes, system.codebook_sizes) if codes else None
 
 
 def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scored) -> dict[str, Any]:
+    """Returns the row of a clip, and writes the spectrograms of its reconstructions."""
     clip = original.clip
 
     def files(system: str) -> dict[str, str]:
@@ -246,17 +264,17 @@ def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scor
         values, why = scored[system, clip.domain, clip.id]
         return {name: {"value": values.get(name), "why": why.get(name)} for name in values | why}
 
-    heard = {
+    reconstructed = {
         system.name: {**files(system.name), "scores": scores(system.name)}
         for system in systems
         if system.name != ORIGINAL and reconstruct.audio_path(out, system.name, clip).is_file()
     }
     about = {"id": clip.id, "domain": clip.domain, "seconds": original.seconds}
-    return {**about, "original": files(ORIGINAL), "systems": heard}
+    return {**about, "original": files(ORIGINAL), "systems": reconstructed}
 
 
 def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> None:
-    """The report's files."""
+    """Writes the files of the report."""
     out, metrics = evaluation.out, evaluation.metrics
     keys = ("system", "domain", "clip")
     rows = [dict(zip(keys, key, strict=True)) | {"values": s.values, "why": s.why} for key, s in scored.items()]

@@ -1,4 +1,4 @@
-"""Pairs of files through metrics, in processes of their own."""
+"""Scores clips by metrics, in processes of their own."""
 
 import multiprocessing
 import os
@@ -14,50 +14,57 @@ from typing import Any, NamedTuple
 import soundfile
 
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.evaluation.judges import JUDGES
-from omnicodec_jax.evaluation.metric import Pair, Scorer, Unavailable
-from omnicodec_jax.evaluation.metrics import METRICS
+from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS
+from omnicodec_jax.evaluation.metrics import Pair, Scorer, Unavailable
+from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 
-COLUMNS = METRICS | JUDGES
+METRICS = SIGNAL_METRICS | LEARNED_METRICS
+"""All metrics by name."""
 AHEAD = 2
-"""Clips that wait for each process."""
+"""How many clips are given to each process before the first of them is finished."""
 
 
-class Task(NamedTuple):
-    """One clip of one system."""
+class ScoreRequest(NamedTuple):
+    """One clip of one system that is to be scored."""
 
     key: tuple[str, str, str]
-    """System, domain, clip."""
+    """The names of the system, the domain and the clip."""
     reference: Path
+    """The file of the original."""
     degraded: Path
+    """The file of the reconstruction."""
     transcript: str | None
     metrics: tuple[str, ...]
+    """The names of the metrics."""
 
 
 class Scores(NamedTuple):
-    """What metrics say of a clip; each is in one of the two."""
+    """The scores of a clip by metric. Every metric is in one of the two dicts."""
 
     values: dict[str, float]
     why: dict[str, str]
-    """Why others have no value."""
+    """Why the other metrics have no value."""
 
 
-def columns(names: str) -> list[str]:
-    """Metrics of a comma-separated list, "core" for those without weights, "all". Raises ConfigError."""
+def choose_metrics(names: str) -> list[str]:
+    """Returns the names of metrics in a comma-separated list, which may hold "core" and "all", too.
+
+    "core" stands for all metrics without weights. Raises ConfigError for a name that does not exist.
+    """
     chosen: dict[str, None] = {}
     for name in names.split(","):
-        if name not in COLUMNS and name not in ("core", "all"):
-            raise ConfigError(f"--metrics {name}: must be of core, all, {', '.join(COLUMNS)}")
-        chosen |= dict.fromkeys({"core": METRICS, "all": COLUMNS}.get(name, [name]))
+        if name not in METRICS and name not in ("core", "all"):
+            raise ConfigError(f"--metrics {name}: must be of core, all, {', '.join(METRICS)}")
+        chosen |= dict.fromkeys({"core": SIGNAL_METRICS, "all": METRICS}.get(name, [name]))
     return list(chosen)
 
 
-def score_all(tasks: Iterable[Task], num_workers: int) -> Iterator[tuple[Task, Scores]]:
+def score_all(tasks: Iterable[ScoreRequest], num_workers: int) -> Iterator[tuple[ScoreRequest, Scores]]:
     """As they get ready. A clip whose process dies costs that clip its scores, and no other clip."""
     tasks = iter(tasks)
     while True:
-        running: dict[Any, Task] = {}
-        unsent: list[Task] = []
+        running: dict[Any, ScoreRequest] = {}
+        unsent: list[ScoreRequest] = []
         try:
             with _pool(num_workers) as pool:
                 for task in tasks:
@@ -87,13 +94,13 @@ def _prepare() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def _finished(running: dict[Any, Task]) -> Iterator[tuple[Task, Scores]]:
+def _finished(running: dict[Any, ScoreRequest]) -> Iterator[tuple[ScoreRequest, Scores]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         result = future.result()
         yield running.pop(future), result
 
 
-def _alone(task: Task) -> Scores:
+def _alone(task: ScoreRequest) -> Scores:
     """Of a clip that may have killed its process: metric by metric, to know which one does."""
     values: dict[str, float] = {}
     why: dict[str, str] = {}
@@ -107,8 +114,8 @@ def _alone(task: Task) -> Scores:
     return Scores(values, why)
 
 
-def score(task: Task) -> Scores:
-    """In a worker's process."""
+def score(task: ScoreRequest) -> Scores:
+    """Returns the scores of a clip. It runs in a worker process."""
     (reference, sample_rate), (degraded, _) = (
         soundfile.read(p, dtype="float32") for p in (task.reference, task.degraded)
     )
@@ -120,12 +127,13 @@ def score(task: Task) -> Scores:
             values[name] = _scorer(name)(pair)
         except Unavailable as error:
             why[name] = str(error)
-        except Exception as error:  # packages raise what they like; the other metrics need not suffer
+        except Exception as error:  # packages raise anything, and the other metrics must not be lost by it
             why[name] = f"{type(error).__name__}: {error}"
     return Scores(values, why)
 
 
 def _scorer(name: str) -> Scorer:
+    """Returns the scorer of a metric. Raises Unavailable."""
     loaded = _load(name)
     if isinstance(loaded, Unavailable):
         raise loaded
@@ -134,7 +142,8 @@ def _scorer(name: str) -> Scorer:
 
 @cache
 def _load(name: str) -> Scorer | Unavailable:
+    """Loads a metric once in this process, or remembers why it cannot be loaded."""
     try:
-        return COLUMNS[name].load()
+        return METRICS[name].load()
     except Unavailable as error:
         return error

@@ -1,4 +1,4 @@
-"""From scores of clips to figures of systems: means with intervals, bit rates, use of codebooks."""
+"""Figures of systems from the scores of clips: means with intervals, use of codebooks, tables."""
 
 import itertools
 import math
@@ -10,20 +10,21 @@ import numpy as np
 
 
 class Mean(NamedTuple):
-    """A cell of the tables."""
+    """The mean score of a system, which is a cell of the tables."""
 
     mean: float | None
     ci95: float | None
-    """Half the 95 % confidence interval (Student's t); None: of fewer than two clips."""
+    """Half the 95 % confidence interval (Student's t); None: there are fewer than two clips."""
     count: int
+    """How many clips the mean is taken over."""
     why: str | None = None
-    """Why there is no mean, or why it is of fewer clips than there are."""
+    """Why there is no mean, or why some clips are left out; None: all clips count."""
 
 
 def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
-    """Of the clips that have a value; why: of the others, why they have none."""
+    """Returns the mean of values with its interval. `why` says of the other clips why they have no value."""
     if not values:
-        return Mean(None, None, 0, commonest(why) or "no clips")
+        return Mean(None, None, 0, most_common(why) or "no clips")
     if len(values) == 1:
         return Mean(values[0], None, 1)
     from scipy.stats import t
@@ -33,21 +34,24 @@ def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
 
 
 class Column(NamedTuple):
-    """What one system scores by one metric on the clips of a domain."""
+    """The scores of one system by one metric on the clips of a domain."""
 
     values: list[float | None]
-    """Of each clip."""
+    """The score of each clip; None: there is none."""
     why: list[str]
-    """Why there is no value, of the clips that have none."""
+    """For each clip without a score, why there is none."""
 
 
-def own(columns: dict[str, Column]) -> dict[str, Mean]:
-    """The mean of each system over the clips of which it has a value."""
+def own_means(columns: dict[str, Column]) -> dict[str, Mean]:
+    """Returns for each system the mean over all clips of which this system has a score."""
     return {name: mean([v for v in column.values if v is not None], column.why) for name, column in columns.items()}
 
 
-def compared(columns: dict[str, Column]) -> dict[str, Mean]:
-    """Means that can be compared: over the clips of which all systems have a value; those without any do not count."""
+def compared_means(columns: dict[str, Column]) -> dict[str, Mean]:
+    """Returns means that can be compared: over the clips of which all systems have a score.
+
+    Systems without any score are left aside for that, and have no mean.
+    """
     having = [column.values for column in columns.values() if any(value is not None for value in column.values)]
     shared = [number for number, clip in enumerate(zip(*having, strict=True)) if None not in clip]
     means = {}
@@ -55,29 +59,29 @@ def compared(columns: dict[str, Column]) -> dict[str, Mean]:
         means[name] = mean([value for number in shared if (value := values[number]) is not None], why)
         count = sum(value is not None for value in values)
         if 0 < count < len(values):
-            reason = f"{count} of {len(values)} clips have a value; the others: {commonest(why)}"
+            reason = f"{count} of {len(values)} clips have a value; the others: {most_common(why)}"
             means[name] = means[name]._replace(why=reason)
         elif count and not shared:
             means[name] = means[name]._replace(why="there is no clip of which every system has a value")
     return means
 
 
-def commonest(why: Sequence[str]) -> str | None:
-    """Of many reasons the one to tell; None: there is none."""
+def most_common(why: Sequence[str]) -> str | None:
+    """Returns the reason that occurs most often, or None if there is none."""
     return Counter(why).most_common(1)[0][0] if why else None
 
 
 class CodebookUse(NamedTuple):
-    """Of each codebook over all clips of a domain."""
+    """How a system uses each of its codebooks on the clips of a domain."""
 
     usage: list[float]
-    """Share of the entries that occur. No more than frames / entries, so it takes hours to tell full use."""
+    """The share of the entries that occur. It is at most frames / entries, so only hours of audio can show full use."""
     perplexity: list[float]
-    """exp of the entropy of how often entries occur: as many, used evenly, would have it."""
+    """exp of the entropy of the entries: so many entries, all used equally often, would have the same entropy."""
 
 
 def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookUse:
-    """Of clips' codes [K, N], of at least one clip."""
+    """Returns the use of codebooks. `codes` has an array [K, N] for each clip, and at least one clip."""
     usage, perplexity = [], []
     for number, size in enumerate(sizes):
         counts = np.bincount(np.concatenate([clip[number] for clip in codes]), minlength=size)
@@ -88,9 +92,9 @@ def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookU
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown in the shape of the paper's Table 1: a row per system, domains between slashes.
+    """Returns a Markdown table in the shape of the paper's Table 1: a row per system, domains between slashes.
 
-    Systems are compared on the clips that all of them have, n of a domain and metric.
+    Systems are compared on the clips that all of them have. Their number n stands with each metric, by domain.
     """
     domains, metrics = report["domains"], report["metrics"]
     measured = [report["compared"][system["name"]] for system in report["systems"] if system["kind"] != "quoted"]
@@ -105,7 +109,7 @@ def table(report: dict[str, Any]) -> str:
         cells = report["compared"][system["name"]]
         figures = (system[key] for key in ("codebook_size", "bits_per_second", "tokens_per_second", "real_time_factor"))
         row = [system["name"] + (" (quoted)" if system["kind"] == "quoted" else "")]
-        row += [number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
+        row += [format_number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
         row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
         lines.append(f"| {' | '.join(row)} |")
     about = f"{' / '.join(domains)}; mean ± half the 95 % interval, of the n clips that all systems have"
@@ -113,9 +117,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """Lists why cells of the table have no mean, or one of fewer clips.
+    """Returns lines that say why cells of the table have no mean, or a mean of fewer clips.
 
-    A line for each reason: `- reason: metrics (systems, domains)`.
+    There is a line for each reason: `- reason: metrics (systems, domains)`.
     """
     systems, domains = [system["name"] for system in report["systems"]], report["domains"]
     titles = {metric["name"]: metric["title"] for metric in report["metrics"]}
@@ -132,7 +136,7 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 
 def _places(cells: Sequence[tuple[str, str]], systems: Sequence[str], domains: Sequence[str]) -> str:
-    """Cells in words: "A, B: speech; C: speech / music"."""
+    """Returns the names of cells, such as "A, B: speech; C: speech / music"."""
     if len(cells) == len(systems) * len(domains):
         return "all systems"
     found: dict[str, list[str]] = {}
@@ -145,7 +149,7 @@ def _places(cells: Sequence[tuple[str, str]], systems: Sequence[str], domains: S
 
 
 def _grouped(values: dict[str, str]) -> dict[str, list[str]]:
-    """Names by their common value."""
+    """Returns the names that share a value, for each value."""
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(value, []).append(name)
@@ -153,11 +157,12 @@ def _grouped(values: dict[str, str]) -> dict[str, list[str]]:
 
 
 def _cell(cell: dict[str, Any]) -> str:
+    """Returns the text of a mean with its interval."""
     if cell["mean"] is None:
         return "–"
-    return number(cell["mean"], 2) + ("" if cell["ci95"] is None else f" ± {cell['ci95']:.2f}")
+    return format_number(cell["mean"], 2) + ("" if cell["ci95"] is None else f" ± {cell['ci95']:.2f}")
 
 
-def number(value: float | int | None, digits: int) -> str:
-    """As tables have it; a dash where there is none."""
+def format_number(value: float | int | None, digits: int) -> str:
+    """Returns the text of a number with a number of decimal places; a dash where there is no number."""
     return "–" if value is None else f"{value:.{digits}f}"

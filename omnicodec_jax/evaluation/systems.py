@@ -1,4 +1,4 @@
-"""What is evaluated: something that takes a clip, and gives what it makes of it and how many bits that took."""
+"""The systems that are evaluated: codecs that reconstruct a clip and count the bits, and folders of reconstructions."""
 
 import io
 import json
@@ -18,58 +18,72 @@ from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 DESCRIPTION = ("about", "codebook_sizes", "frame_rate")
-"""What a folder's system.json can say: fields of `System`."""
+"""The fields of `System` that a folder's system.json can have."""
 
 
 class System(NamedTuple):
-    """A line of the tables."""
+    """A system: a codec at one bit rate, which is a row of the tables."""
 
     name: str
     about: str
+    """A few words that say what it is."""
     codebook_sizes: tuple[int, ...] = ()
     frame_rate: float | None = None
-    """Hz; None: no tokens."""
+    """Frame rate of its tokens in Hz; None: it has no tokens."""
 
     @property
     def bits_per_frame(self) -> float:
-        """Of all codebooks."""
+        """The bits that the codes of a frame take, over all codebooks."""
         return sum(math.log2(size) for size in self.codebook_sizes)
 
 
 class Output(NamedTuple):
-    """What a system makes of a clip."""
+    """A system's reconstruction of a clip."""
 
     samples: np.ndarray
-    """float32 [T] at the codec's rate, at the clip's level and in time with it."""
+    """float32 [T] at the codec's sample rate, at the level of the clip and without delay."""
     bits: float
+    """The size of what a decoder needs."""
     codes: np.ndarray | None
-    """[K, N], if there are any."""
+    """[K, N]; None: the system has no codes."""
     seconds: float
-    """That encoding and decoding took."""
+    """The time that encoding and decoding took."""
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """One model that gives one line of the tables or, at several bit rates, several.
+    """A codec that can be evaluated, at one bit rate or at several, each of which is a system.
 
-    To add another: a class with these, and its name in `peers.Asked`.
+    To add a codec, write a class with these members, and add its name to `peers.PeerRequest`.
     """
 
     systems: Sequence[System]
     sample_rate: int
     identity: str
-    """Of the weights and all that the outputs depend on: what was reconstructed with another is done again."""
+    """A text that changes with the weights and with all else that the outputs depend on.
+
+    Clips that were reconstructed with another identity are reconstructed again.
+    """
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
-        """Of each system, what it makes of a clip float32 [T] at `sample_rate`. Raises AudioError."""
+        """Yields the reconstruction of each system. `samples`: float32 [T] at `sample_rate`. Raises AudioError."""
         ...
 
 
 class TokenizerCodec:
-    """Any model directory of this package: OmniCodec, or Mimi in our own blocks; at several numbers of codebooks."""
+    """A model directory of this package, OmniCodec or Mimi, at several numbers of codebooks."""
 
     def __init__(self, name: str, tokenizer: OmniCodecTokenizer, counts: Sequence[int]):
-        """counts: numbers of codebooks, the semantic one included; all of them, where there are no more."""
+        """Describes the systems of a model.
+
+        Args:
+            name: The name of the model, from which the systems have their names.
+            tokenizer: The model.
+            counts: Numbers of codebooks, the semantic one included. For a larger number, all codebooks are taken.
+
+        Raises:
+            ModelError: If the model needs semantic features and has no encoder for them.
+        """
         if not tokenizer.computes_features:
             raise ModelError(f"{name}: needs semantic features: give --encoder DIR, the encoder that computes them")
         sizes, kind = tokenizer.config.codebook_sizes, type(tokenizer.config).__name__.removesuffix("Config")
@@ -82,7 +96,7 @@ class TokenizerCodec:
         self.identity = f"{tokenizer.model_hash} {tokenizer.encoder_hash}"
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
-        """Encodes once, and decodes from the first codebooks."""
+        """Yields the reconstruction of each system. The clip is encoded once, and decoded from the first codebooks."""
         start, codec = time.perf_counter(), self._tokenizer
         gain = np.float32(1 if self._peak is None else self._peak / np.abs(samples).max())
         codes = codec.encode((gain * samples)[None, None], self.sample_rate)
@@ -95,15 +109,15 @@ class TokenizerCodec:
 
 
 class Opus:
-    """The classical floor: libopus through FFmpeg, 24 kHz mono, variable bit rate.
+    """Opus, a classical codec to compare with: libopus through FFmpeg, 24 kHz mono, variable bit rate.
 
-    It goes no lower than about 4.3 kbit/s, whatever is asked for; what is reported is what it has used.
+    It uses at least about 4.3 kbit/s, even if the bit rate is lower. Reports have the bits that it has really used.
     """
 
     sample_rate = 24_000
 
     def __init__(self, bit_rates: Sequence[int]):
-        """bit_rates: bit/s."""
+        """Describes a system for each bit rate. `bit_rates` are in bit/s."""
         import av
 
         self._bit_rates = list(bit_rates)
@@ -112,7 +126,7 @@ class Opus:
         self.identity = f"libopus {av.__version__} {self._bit_rates}"
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
-        """The bits are those of the packets, without the container's."""
+        """Yields the reconstruction at each bit rate. The bits of the packets count, the container's do not."""
         for bit_rate in self._bit_rates:
             start = time.perf_counter()
             stream, bits = self._encode(samples, bit_rate)
@@ -145,14 +159,14 @@ class Opus:
 
 
 class Folder:
-    """Reconstructions that some other system has written: files named as the clips are, in any format and folders.
+    """A folder of reconstructions by some other system: files that are named like the clips, in any format.
 
-    Not a codec: nothing is computed. What its tokens cost can stand in FOLDER/system.json, each of it optional:
+    FOLDER/system.json may say what its tokens cost; all of its fields are optional:
     {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}
     """
 
     def __init__(self, name: str, folder: Path):
-        """Raises ModelError if there is no such folder, or its system.json says something else."""
+        """Lists the files of a folder. Raises ModelError if there is no such folder, or its system.json is wrong."""
         if not folder.is_dir():
             raise ModelError(f"--reconstructions {name}={folder}: no such directory")
         self.system = _described(System(name, f"reconstructions in {folder.name}/"), folder / "system.json")
@@ -164,9 +178,10 @@ class Folder:
                 self._files[names.text(known.as_posix())].add(file)
 
     def file(self, clip_id: str, domain: str) -> Path | None:
-        """That of a clip: ID, ID.*, the same in DOMAIN/, or NAME, NAME.* where ID is FOLDER/NAME.
+        """Returns the file of a clip, or None if there is none.
 
-        Raises AudioError where several files could be it.
+        It is called ID or ID.*, alone or in the folder DOMAIN; or NAME or NAME.*, where the clip's id is FOLDER/NAME.
+        Raises AudioError where several files have this name.
         """
         for name in (f"{domain}/{clip_id}", clip_id, clip_id.rpartition("/")[2]):
             if found := self._files.get(name):
@@ -178,7 +193,7 @@ class Folder:
 
 
 def _described(system: System, file: Path) -> System:
-    """With what a file says of it, if there is one. Raises ModelError."""
+    """Returns a system with the description in a file, if the file exists. Raises ModelError."""
     if not file.is_file():
         return system
     try:

