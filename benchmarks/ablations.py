@@ -1,8 +1,8 @@
 """The paper's Table 2 at a small budget: python -m benchmarks.ablations --config demo
 
-Trains the config, and each of the recipes ablations/… applied to it, for as many steps; scores all of them on the same
-clips, and the same language model on their tokens. By default that is what `make demo` has prepared and held out. What
-is done is kept in --work: the same command goes on.
+It trains the config and each of its ablations (recipes ablations/…) for the same number of steps, scores all of them on
+the same clips, and measures the perplexity of their tokens with the same language model. By default it uses the data
+that `make demo` has prepared and held out. Finished work is kept in --work, and the same command goes on from there.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ DOMAINS = ("speech", "music", "sound")
 
 
 class Tokens(NamedTuple):
-    """What the tokens of a model are worth."""
+    """The figures of a model's tokens."""
 
     ppl0: float
     ppl_mean: float
     utilization: float
-    """Share of the codebooks' entries in use over the corpus, mean of the codebooks."""
+    """The share of the entries that the corpus uses, mean over the codebooks."""
 
 
 def variants(base: Config, whole: Path) -> Iterator[tuple[str, Config]]:
-    """The config by itself, and its ablations by name; `whole`: the model that fine-tuning starts from."""
+    """Yields the config itself and its ablations by name. `whole` is the model that fine-tuning starts from."""
     yield WHOLE, base
     for _, name, _ in pkgutil.iter_modules(ablations.__path__):
         config: Config = importlib.import_module(f"{ablations.__name__}.{name}").ablate(base)
@@ -57,7 +57,7 @@ def variants(base: Config, whole: Path) -> Iterator[tuple[str, Config]]:
 
 
 def shortened(config: Config, steps: int | None) -> Config:
-    """With fewer steps, a tenth of them warm-up at most."""
+    """Returns the config with fewer steps, of which at most a tenth are warm-up. None: the config as it is."""
     if steps is None or steps >= config.optimizer.total_steps:
         return config
     warmup = min(config.optimizer.warmup_steps, steps // 10)
@@ -66,7 +66,7 @@ def shortened(config: Config, steps: int | None) -> Config:
 
 
 def train(config: Config, folder: Path) -> Path:
-    """Its model directory."""
+    """Trains a config, or goes on with its training, and returns the model directory."""
     if loop.run(config, folder / "run"):
         raise TrainingError(f"{folder}: interrupted; the same command goes on")
     export_model(workdir=folder / "run", out=folder / "model")
@@ -74,7 +74,7 @@ def train(config: Config, folder: Path) -> Path:
 
 
 def measure_tokens(model: Path, manifest: str, language_model: Path) -> Tokens:
-    """Tokenizes a corpus, and measures what its tokens mean and how evenly they are used."""
+    """Tokenizes a corpus, and returns the perplexity of its tokens and how many entries they use."""
     out = model.parent / "tokens"
     corpora.tokenize(manifest=manifest, out=out, model=str(model))
     result = perplexity.measure(out, config_files.load_as((PerplexityConfig,), language_model))
@@ -91,20 +91,20 @@ def main(
     language_model: Path = Path("language_model_demo"),
     codebooks: int = 16,
 ) -> None:
-    """Measure.
+    """Train and score a config and its ablations.
 
     Args:
-        config: What to ablate; its data must be prepared.
-        work: Where runs, models and tokens are kept.
-        steps: Of each training, if it is to be shorter than the config says.
-        data: Held-out clips to score, as eval.py takes them.
-        corpus: What the language model learns from, as `omnicodec tokenize` takes it.
-        language_model: Config of the language model.
-        codebooks: To decode from, the semantic one included.
+        config: Recipe or config file to ablate; its data must be prepared.
+        work: Directory of runs, models and tokens.
+        steps: Steps of each training, if it is to be shorter than the config says.
+        data: Held-out clips to score, as `omnicodec evaluate` takes them.
+        corpus: Audio whose tokens the language model learns, as `omnicodec tokenize` takes it.
+        language_model: Recipe or config file of the language model.
+        codebooks: Codebooks to decode from, the semantic one included.
     """
     base = config_files.load(config)
     held_out = {domain: Path(path) for domain, path in named(data, "--data").items()}
-    for domain, path in held_out.items():  # rather now than after hours of training
+    for domain, path in held_out.items():  # so that a wrong path is reported now, and not after hours of training
         datasets.clips(path, domain, None)
     models, tokens = {}, {}
     for name, variant in variants(base, work / WHOLE / "model"):

@@ -1,8 +1,8 @@
 """Encode and decode of 10 s clips at full size, against transformers' Mimi: python -m benchmarks.codec_speed
 
-Both run in one process with the same threads and take turns; medians. Weights are random: they do not change the
-arithmetic. The model under test is released_12hz, which has four residual blocks a stage where Mimi has
-one, and 33 codebooks where Mimi has 32.
+Both run in one process with the same threads and take turns, and the figures are medians. Weights are random, which
+does not change the arithmetic. The model under test is released_12hz. It has four residual blocks a stage where Mimi
+has one, and 33 codebooks where Mimi has 32.
 """
 
 import statistics
@@ -22,7 +22,7 @@ Cases = dict[str, Callable[[], object]]
 
 
 def ours(batch: int) -> Cases:
-    """What is measured, for this package."""
+    """Returns the functions that are measured, for this package."""
     import jax
 
     from omnicodec_jax import model_directory
@@ -51,7 +51,7 @@ def ours(batch: int) -> Cases:
 
 
 def mimi(batch: int) -> Cases:
-    """The same for transformers' Mimi."""
+    """Returns the same functions for transformers' Mimi."""
     import torch
     from transformers import MimiConfig, MimiModel
 
@@ -74,7 +74,7 @@ def mimi(batch: int) -> Cases:
 
 
 def measure(batch: int, repeats: int) -> None:
-    """Prints one line a case."""
+    """Measures speed, and prints a line for each function."""
     systems = {"ours": ours(batch), "Mimi": mimi(batch)}
     for case in systems["ours"]:
         seconds: dict[str, list[float]] = {name: [] for name in systems}
@@ -93,9 +93,9 @@ def measure(batch: int, repeats: int) -> None:
 
 
 def peak_memory(system: str, batch: int) -> None:
-    """Prints what this process needs at its peak beyond the loaded model, MiB. Linux only."""
+    """Prints how much memory this process needs at its peak beyond the loaded model, in MiB. It works on Linux only."""
     cases = {"ours": ours, "Mimi": mimi}[system](batch)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # this resets the peak
 
     def resident(field: str) -> int:
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
@@ -111,8 +111,8 @@ def main(batches: tuple[int, ...] = (1, 4), repeats: int = 9) -> None:
     """Measure speed, then memory.
 
     Args:
-        batches: Clips at once.
-        repeats: Turns each, after two to warm up.
+        batches: Numbers of clips that are encoded and decoded at once.
+        repeats: Turns of each system, after two to warm up.
     """
     print(
         "| 10 s clips | batch | ours, s | Mimi, s | ours / Mimi | single turns |\n| --- | --- | --- | --- | --- | --- |"

@@ -1,8 +1,8 @@
 """From files to batches, on one core: python -m benchmarks.data_speed
 
 Preparing is compared with a loop of `librosa.load`, which is how the reference reads its files, over the same files:
-the bundled clips, and longer ones made of them in the usual formats. Both take turns; medians. Reading is that of
-10 s crops in batches of 24 with stored features of width 2048, in CPU time.
+the bundled clips, and longer files made of them in the usual formats. Both take turns, and the figures are medians.
+Reading is measured with 10 s crops in batches of 24 with stored features of width 2048. All times are CPU time.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ FORMATS = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYE
 
 
 def write_corpus(directory: Path) -> dict[str, list[Path]]:
-    """The bundled clips, and a long file of them in each format, mono and stereo, at 44.1 kHz."""
+    """Writes a long file of the bundled clips in each format, mono and stereo, at 44.1 kHz.
+
+    Returns:
+        The files by kind, the bundled clips among them.
+    """
     clips = sorted(BUNDLED_CLIPS.glob("*.flac"))
     whole = np.concatenate([audio.load(clip, 44_100).samples for clip in clips])
     mono = np.resize(whole, LONG_SECONDS * 44_100)
@@ -43,14 +48,14 @@ def write_corpus(directory: Path) -> dict[str, list[Path]]:
         for format, subtype in FORMATS.items():
             path = directory / f"{channels}.{format.lower()}"
             with soundfile.SoundFile(path, "w", 44_100, channels, subtype, format=format) as file:
-                for start in range(0, len(samples), 44_100):  # libsndfile's Vorbis encoder dies of long blocks
+                for start in range(0, len(samples), 44_100):  # libsndfile's Vorbis encoder crashes on long blocks
                     file.write(samples[start : start + 44_100])
             corpus[f"3 min, {format}, {'mono' if channels == 1 else 'stereo'}"] = [path]
     return corpus
 
 
 def librosa_loop(paths: list[Path]) -> None:
-    """What the reference does to each file."""
+    """Reads files as the reference does."""
     import librosa
 
     for path in paths:
@@ -59,14 +64,14 @@ def librosa_loop(paths: list[Path]) -> None:
 
 
 def prepare_files(paths: list[Path], out: Path) -> None:
-    """One work unit, in this process."""
+    """Prepares files as one unit of work, in this process."""
     entries = tuple(Entry(path.name, str(path)) for path in paths)
     unit = prepare.Unit("sound-train-000000", "sound", "train", Path(), entries)
     prepare.prepare_unit(unit, out, prepare.PrepareConfig(), False, {}, lambda *_: None)
 
 
 def alternate(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, in turns, after one to warm up."""
+    """Runs two functions in turns, and returns the median CPU seconds of each, after a turn to warm up."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats + 1):
         for run, own in zip((first, second), times, strict=True):
@@ -77,20 +82,18 @@ def alternate(first: Callable[[], None], second: Callable[[], None], repeats: in
 
 
 def measure_prepare(directory: Path, repeats: int) -> None:
-    """Prints one line per kind of file."""
+    """Measures preparing, and prints a line for each kind of file."""
     print("| files | librosa.load, × real time | prepare, × real time | prepare / librosa |\n| --- | --- | --- | --- |")
     for name, paths in write_corpus(directory).items():
         seconds = sum(soundfile.info(path).duration for path in paths)
         theirs, ours = alternate(
-            lambda paths=paths: librosa_loop(paths),
-            lambda paths=paths: prepare_files(paths, directory / "out"),
-            repeats,
+            partial(librosa_loop, paths), partial(prepare_files, paths, directory / "out"), repeats
         )
         print(f"| {name} | {seconds / theirs:.0f} | {seconds / ours:.0f} | **{theirs / ours:.2f}** |", flush=True)
 
 
 def measure_pipeline(directory: Path) -> None:
-    """Prints how fast batches are read, and what the data takes on disk."""
+    """Measures how fast batches are read, and prints it with the size of the data on disk."""
     clips, prepared, stored = directory / "clips", directory / "prepared", directory / "features"
     clips.mkdir()
     for number, clip in enumerate(sorted(BUNDLED_CLIPS.glob("*.flac"))):
@@ -130,7 +133,7 @@ def measure_pipeline(directory: Path) -> None:
 
 
 def encoder_flops() -> float:
-    """Counts, as XLA does, what the features of one 10 s clip take; nothing is run."""
+    """Returns the FLOPs of computing the features of one 10 s clip, as XLA counts them. Nothing is run."""
     config = Qwen3AuTConfig()
     model, layer = Qwen3AuT(config), Qwen3AuTLayer(config, jnp.float32)
     mel = jax.ShapeDtypeStruct((1, 100 * SECONDS, config.num_mel_bins), jnp.float32)
@@ -150,7 +153,7 @@ def main(repeats: int = 5) -> None:
     """Measure preparing, reading, and the cost of computing features instead of reading them.
 
     Args:
-        repeats: Turns each, after one to warm up.
+        repeats: Turns of each, after one to warm up.
     """
     with tempfile.TemporaryDirectory() as directory:
         measure_prepare(Path(directory), repeats)

@@ -1,8 +1,8 @@
 """Live decoding a frame at a time at full size, against transformers' Mimi: python -m benchmarks.streaming_speed
 
-One session, 80 ms frames, float32, on all cores and on one. Mimi decodes with its caches, which the transformer has and
-the convolutions do not. The two take turns of some seconds in one process. The first audio of a session is there after
-one frame: nothing looks ahead.
+One session with 80 ms frames is decoded in float32, on all cores and on one core. Mimi decodes with its caches; its
+transformer has some, its convolutions have none. The two take turns of some seconds in one process. The first audio of
+a session comes after one frame, since nothing looks ahead.
 """
 
 import os
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 TURN, WARM = 50, 5
-"""Frames in a turn, and those before them that do not count: threads of the other one are still waiting for work."""
+"""Frames in a turn, and frames before them that do not count, since threads of the other system still wait for work."""
 CONFIG = "released_12hz"
 
 
 def ours() -> Callable[[np.ndarray], object]:
-    """released_12hz, 33 codebooks."""
+    """Returns the decoder of released_12hz with 33 codebooks."""
     import jax
 
     from omnicodec_jax import model_directory
@@ -33,12 +33,11 @@ def ours() -> Callable[[np.ndarray], object]:
     codec = config_files.load(CONFIG).codec
     initialize = partial(init_variables, model_directory.build(codec))
     variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
-    decode = StreamingDecoder(OmniCodecTokenizer(codec, variables))
-    return lambda codes: decode(codes)
+    return StreamingDecoder(OmniCodecTokenizer(codec, variables))
 
 
 def mimi() -> Callable[[np.ndarray], object]:
-    """transformers' default size, 32 codebooks."""
+    """Returns the decoder of transformers' Mimi at its default size with 32 codebooks."""
     import torch
     from transformers import MimiConfig, MimiModel
 
@@ -48,7 +47,7 @@ def mimi() -> Callable[[np.ndarray], object]:
 
     @torch.inference_mode()
     def decode(codes: np.ndarray) -> object:
-        # By position, since releases of transformers name the caches differently.
+        # The argument is given by position, since releases of transformers name the caches differently.
         output = model.decode(torch.from_numpy(codes[:, :32]), None, state["past"])
         state["past"] = output[1]
         return output[0]
@@ -57,7 +56,7 @@ def mimi() -> Callable[[np.ndarray], object]:
 
 
 def measure(frames: int) -> None:
-    """Prints a line for each system."""
+    """Measures both systems, and prints a line for each."""
     rng = np.random.default_rng(0)
     systems = {"ours": ours(), "Mimi": mimi()}
     milliseconds: dict[str, list[float]] = {name: [] for name in systems}
@@ -79,7 +78,7 @@ def main(frames: int = 500) -> None:
     """Measure on all cores, then on one.
 
     Args:
-        frames: How many.
+        frames: How many frames are decoded.
     """
     print("| | cores | ms a frame | 99 % |\n| --- | --- | --- | --- |", flush=True)
     for cores in (sorted(os.sched_getaffinity(0)), sorted(os.sched_getaffinity(0))[:1]):
@@ -88,7 +87,7 @@ def main(frames: int = 500) -> None:
 
 
 def start(frames: int) -> None:
-    """In a process of its own, which sees the cores it may use from its beginning."""
+    """Measures in a process of its own, so that every library sees the cores that it may use when it starts."""
     from omnicodec_jax import compilation_cache
 
     compilation_cache.use()

@@ -1,10 +1,10 @@
-"""A corpus of mixed lengths into tokens, against transformers' Mimi: python -m benchmarks.tokenize_speed
+"""Tokenizing a corpus of mixed lengths, against transformers' Mimi: python -m benchmarks.tokenize_speed
 
-Files of 1 s to 5 min, cut from the bundled clips, FLAC. Ours is what `omnicodec tokenize` does, from files to shards,
-at full size (released_12hz, 33 codebooks) with stacked log-mel frames for the frozen encoder's features.
-Against it, in turns: a loop over files that loads each with librosa and gives it to `MimiModel.encode` (32 codebooks),
-the same in batches padded to their longest file, and our own model on clips that are in memory already. Weights are
-random: they do not change the arithmetic.
+The corpus has FLAC files of 1 s to 5 min, cut from the bundled clips. Ours is what `omnicodec tokenize` does, from
+files to shards, at full size (released_12hz, 33 codebooks), with stacked log-mel frames in place of the frozen
+encoder's features. Three others take turns with it: a loop that loads each file with librosa and gives it to
+`MimiModel.encode` (32 codebooks), the same in batches padded to their longest file, and our model on clips that are in
+memory already. Weights are random, which does not change the arithmetic.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from omnicodec_jax.data import audio, discovery
 RATE = 24_000
 CONFIG = "released_12hz"
 BATCH = 4
-"""Files that the padded Mimi takes at once."""
+"""How many files the padded Mimi encodes at once."""
 
 
 def write_files(folder: Path, count: int, longest: float) -> Path:
-    """Files with lengths spread evenly on a logarithmic scale, in no order; returns their manifest."""
+    """Writes files in random order, whose lengths are spread evenly on a logarithmic scale. Returns their manifest."""
     sound = np.concatenate([audio.load(clip, RATE, 0.95).samples for clip in discovery.find(BUNDLED_CLIPS)])
     rng = np.random.default_rng(0)
     rows = []
@@ -44,7 +44,7 @@ def write_files(folder: Path, count: int, longest: float) -> Path:
 
 
 def write_model(folder: Path) -> None:
-    """The full-size codec with random weights."""
+    """Writes the model directory of the full-size codec with random weights."""
     import jax
 
     from omnicodec_jax import model_directory
@@ -61,7 +61,7 @@ def write_model(folder: Path) -> None:
 
 
 def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The corpus job, and the model alone on resident clips of 10 s that last as long in sum."""
+    """Returns two functions: the corpus job, and the model alone on as many seconds of 10 s clips in memory."""
     from omnicodec_jax.corpus.tokenize import Job, Worker, plan
 
     job = Job(sources={"sound": manifest}, out=folder / "tokens", model=str(model), num_readers=readers)
@@ -83,7 +83,7 @@ def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Calla
 
 
 def mimi(manifest: Path, batch: int) -> Callable[[], object]:
-    """transformers' Mimi over the same files, `batch` at a time."""
+    """Returns a function that encodes the same files by transformers' Mimi, `batch` at a time."""
     import librosa
     import torch
     from transformers import MimiConfig, MimiModel
@@ -110,12 +110,12 @@ def mimi(manifest: Path, batch: int) -> Callable[[], object]:
 
 
 def main(files: int = 24, longest: float = 300.0, repeats: int = 3, readers: int = 1) -> None:
-    """Measure.
+    """Measure all systems in turns.
 
     Args:
-        files: How many.
-        longest: Seconds; the shortest has one.
-        repeats: Turns each.
+        files: How many files the corpus has.
+        longest: Length of the longest file in seconds; the shortest has one second.
+        repeats: Turns of each system.
         readers: Processes that decode files.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -133,7 +133,7 @@ def main(files: int = 24, longest: float = 300.0, repeats: int = 3, readers: int
         seconds: dict[str, list[float]] = {name: [] for name in systems}
         use: object = None
         for turn in range(repeats):
-            for name in list(systems)[:: 1 if turn % 2 == 0 else -1]:
+            for name in systems if turn % 2 == 0 else reversed(systems):
                 start = time.perf_counter()
                 result = systems[name]()
                 seconds[name].append(time.perf_counter() - start)

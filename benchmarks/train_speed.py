@@ -1,9 +1,9 @@
-"""A training step of the whole GAN on a CPU, as a whole and part by part: python -m benchmarks.train_speed
+"""A training step of the whole GAN on a CPU, and each of its parts: python -m benchmarks.train_speed
 
-Times are in seconds and in units: one unit is `transformers.MimiModel` decoding four clips of 10 s, timed in turns
-with each part, so that machines can be compared. The reference implementation's step of released_12hz on
-two clips of 2 s takes 5.5 units and 7.9 GiB. Weights, audio and features are random: they do not change the
-arithmetic.
+Times are in seconds and in units, so that machines can be compared. One unit is the time in which
+`transformers.MimiModel` decodes four clips of 10 s; it is measured in turns with each part. The reference
+implementation's step of released_12hz on two clips of 2 s takes 5.5 units and 7.9 GiB. Weights, audio and features are
+random, which does not change the arithmetic.
 """
 
 import ctypes
@@ -39,7 +39,6 @@ from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
 from omnicodec_jax.training.step import apply_optimizer, jit_step
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Case = Callable[[], object]
@@ -50,7 +49,7 @@ Case = Callable[[], object]
 
 @dataclasses.dataclass
 class Run:
-    """A GAN, its state and one batch; `configs/<name>.py`, with WavLM where the codec has a head for it."""
+    """The GAN of a recipe with its state and one batch. It has WavLM where the codec has a head for it."""
 
     name: str
     train: TrainConfig
@@ -58,7 +57,7 @@ class Run:
     seconds: float
 
     def __post_init__(self):
-        config = config_files.load(CONFIGS / f"{self.name}.py")
+        config = config_files.load(self.name)
         wavlm = None if config.codec.wavlm_dim is None else WavLMConfig()
         if wavlm is None:
             config = dataclasses.replace(config, discriminators=dataclasses.replace(config.discriminators, wavlm=None))
@@ -74,13 +73,13 @@ class Run:
         self.state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
 
     def cases(self) -> Iterator[tuple[str, Case, float]]:
-        """Name, call and GFLOP of the step, then of each of its parts by itself; compiled as they come."""
+        """Yields name, function and GFLOP of the step, then of each of its parts by itself, compiling each in turn."""
         yield "step", *self.step()
         for name, part in self.parts().items():
             yield name, *compiled(*part)
 
     def step(self) -> tuple[Case, float]:
-        """The whole, which replaces `state`."""
+        """Returns the whole step, which replaces `state`, and its GFLOP."""
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
         lowered = jit_step(self.gan, mesh, self.state, self.frozen).lower(self.state, self.batch, self.frozen)
         step = lowered.compile()
@@ -92,7 +91,7 @@ class Run:
         return run, gflop(lowered)
 
     def parts(self) -> dict[str, tuple[Any, ...]]:
-        """Function and arguments of each part, with all that its gradients take; their sum is about the step."""
+        """Returns the function and arguments of each part, gradients included. Together they are about the step."""
         gan, batch, frozen, state = self.gan, self.batch, self.frozen, self.state
         audio = batch["audio"]
         wavlm_states = jax.jit(gan.wavlm_states)(audio, frozen)
@@ -126,7 +125,7 @@ class Run:
 
 
 def random_variables(model: nn.Module, rng: np.random.Generator) -> dict[str, Any]:
-    """Draws variables of the right shapes by numpy; drawing them with jax.random would take minutes to compile."""
+    """Draws variables of the right shapes with numpy, since jax.random would take minutes to compile."""
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = rng.standard_normal(leaf.shape, np.float32) / math.prod(leaf.shape[:-1]) ** 0.5
@@ -136,7 +135,7 @@ def random_variables(model: nn.Module, rng: np.random.Generator) -> dict[str, An
 
 
 def families(config: DiscriminatorConfig) -> dict[str, DiscriminatorConfig]:
-    """The discriminators, one kind at a time; those of the waveform that there are."""
+    """Returns configs with one kind of discriminator each, by the name of the kind."""
     none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
     kinds = {
         "stft": dataclasses.replace(none, stft=config.stft),
@@ -171,26 +170,26 @@ def given(audio: jax.Array, wavlm_states: Any) -> CodecForward:
 
 
 def update(optimizer: optax.GradientTransformation, params: Any, moments: Any) -> object:
-    """One update, of the parameters in place of their gradient."""
+    """Computes one update of the optimizer, with the parameters in place of their gradient."""
     packed = pack(params)
     moved, moments = apply_optimizer(optimizer, packed, moments, packed)
     return unpack(moved, params), moments
 
 
 def compiled(function: Callable[..., object], *arguments: Any) -> tuple[Case, float]:
-    """A jitted call and its GFLOP."""
+    """Compiles a function, and returns it with its arguments, and its GFLOP."""
     lowered = jax.jit(function).lower(*arguments)
     return partial(lowered.compile(), *arguments), gflop(lowered)
 
 
 def gflop(lowered: jax.stages.Lowered) -> float:
-    """As XLA counts them before it optimises; the body of a loop counts once."""
+    """Returns the GFLOP that XLA counts before it optimises. It counts the body of a loop once."""
     analysis: Any = lowered.cost_analysis()
     return analysis["flops"] / 1e9
 
 
 def mimi() -> Case:
-    """The unit."""
+    """Returns the function whose time is the unit."""
     import torch
     from transformers import MimiConfig, MimiModel
 
@@ -211,7 +210,7 @@ def mimi() -> Case:
 
 
 def seconds_of(cases: list[Case], clock: Callable[[], float], repeats: int) -> list[float]:
-    """Median of each, in turns, after a turn to warm up."""
+    """Runs functions in turns, and returns the median seconds of each, after a turn to warm up."""
     seconds: list[list[float]] = [[] for _ in cases]
     for _ in range(repeats + 1):
         for run, values in zip(cases, seconds, strict=True):
@@ -222,10 +221,10 @@ def seconds_of(cases: list[Case], clock: Callable[[], float], repeats: int) -> l
 
 
 def peak_memory(run: Run) -> float:
-    """Peak of this process during two steps, GiB, the state and the frozen network included. Linux only."""
+    """Returns the peak memory of this process during two steps, in GiB, with all weights. It works on Linux only."""
     step, _ = run.step()
     jax.block_until_ready(step())
-    # What tracing and compiling have left behind is given back, and the peak so far is forgotten.
+    # Memory that tracing and compiling have left is given back, and the peak is reset.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -249,14 +248,14 @@ def main(
     """Measure a training step.
 
     Args:
-        configs: Names in configs/.
+        configs: Recipes.
         discriminator_update: As in TrainConfig.
         remat: As in TrainConfig.
         compute_dtype: As in TrainConfig.
-        clips: In a batch.
-        seconds: Of each clip.
-        repeats: Turns each.
-        clock: "cpu" adds up what all threads take, for a machine that others use too.
+        clips: Clips in a batch.
+        seconds: Length of each clip.
+        repeats: Turns of each part.
+        clock: "cpu" adds up the time of all threads, for a machine that others use, too.
         memory_only: Print the peak of this process, GiB, and nothing else.
     """
     train = TrainConfig(compute_dtype=compute_dtype, remat=remat, discriminator_update=discriminator_update)

@@ -1,4 +1,4 @@
-"""The command line: `omnicodec COMMAND …`. Each family of commands has a module here; the work is done elsewhere."""
+"""The command line: `omnicodec COMMAND …`. Each family of commands has a module here, and other rooms do the work."""
 
 import sys
 from collections.abc import Sequence
@@ -35,22 +35,21 @@ COMMANDS: Commands = {
     "convert": Group("omnicodec_jax.cli.converters", "Convert checkpoints from and to PyTorch, and store features."),
     "plan": PLAN,
 }
-"""Functions by the names that `omnicodec` has for them; `convert` has commands of its own."""
+"""The functions of the commands by name; `convert` has commands of its own."""
 
 LOGGED = ("train", "evaluate", "perplexity", "plan")
-"""Commands that tell their progress by the log."""
+"""The commands that show their progress by log lines."""
 NOT_CACHED = ("plan", "convert")
-"""Commands that compile nothing for this machine."""
+"""The commands that compile nothing for this machine, so that they need no compilation cache."""
 
 
 def main(given: Sequence[str] = (), prog: str = "omnicodec") -> None:
-    """Runs the command that sys.argv names, and exits with what it returns.
+    """Runs the command that sys.argv names, and exits with its exit code.
 
     Args:
-        given: Command, and command of it, that need not be named, for programs such as train.py that are one command.
-        prog: How the program is called, for its help.
+        given: Words that stand before those of sys.argv, for programs such as train.py that are one command.
+        prog: The name of the program in its help.
     """
-
     words = [*given, *sys.argv[1:]]
     name = words[0] if words else None
 
@@ -62,4 +61,6 @@ def main(given: Sequence[str] = (), prog: str = "omnicodec") -> None:
             compilation_cache.use()
         return call()
 
-    (command.exit_at_once if name == "plan" else command.exit_with)(work)
+    if name == "plan":
+        command.exit_at_once(work)
+    command.exit_with(work)

@@ -1,4 +1,4 @@
-"""Command lines, read by tyro: options come from the signatures of functions and from the dataclasses of a config."""
+"""Reads command lines with tyro: options come from the signatures of functions and the dataclasses of a config."""
 
 import dataclasses
 import difflib
@@ -32,26 +32,26 @@ Call = Callable[[], int | None]
 
 
 class WithConfig(NamedTuple):
-    """A command that has, beside its own options, one for every field of the config that --config names."""
+    """A command that has its own options and an option for every field of the config that --config names."""
 
     function: Command
-    """Its last parameter is `settings`, the config."""
+    """The function of the command. Its last parameter is `settings`, the config."""
     most_used: Mapping[type, Mapping[str, str]]
-    """For each dataclass that the config may be of, the fields that the short help shows: their dotted names, such as
-    "data.batch_size", each with a sentence of what it is."""
+    """The fields that the short help shows, for each dataclass that the config can be: a sentence for each dotted name,
+    such as "data.batch_size"."""
 
 
 class Group(NamedTuple):
-    """Commands of a command, in a module that is imported when one of them is asked for."""
+    """A command that has commands of its own, in a module that is imported when one of them is called."""
 
     module: str
-    """It holds them as `COMMANDS`."""
+    """The name of the module, which has the commands in its `COMMANDS`."""
     about: str
-    """A sentence on what they do."""
+    """A sentence that says what the commands do."""
 
     @property
     def commands(self) -> "Commands":
-        """Functions by name."""
+        """The functions of the commands by name."""
         commands: Commands = importlib.import_module(self.module).COMMANDS
         return commands
 
@@ -66,11 +66,12 @@ _REGISTRY = ConstructorRegistry()
 
 @_REGISTRY.primitive_rule
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-    """What may be None is shown as what else it may be: `PATH` in place of `{None}|PATH`. None can still be given."""
+    """Makes tyro show `PATH` in place of `{None}|PATH` for a value that may be None. None can still be given."""
     options = typing.get_args(info.type) if info.type_origin in (typing.Union, UnionType) else ()
     if NoneType not in options:
         return None
-    rest: Any = typing.Union[tuple(option for option in options if option is not NoneType)]  # noqa: UP007
+    others = tuple(option for option in options if option is not NoneType)
+    rest: Any = typing.Union[others]  # noqa: UP007
     spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(rest, info.markers))
     if isinstance(spec, UnsupportedTypeAnnotationError):
         return spec
@@ -84,16 +85,19 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | Unsupported
 
 
 def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -> Call:
-    """Returns the call that a command line asks for, still to be made.
+    """Returns the call that a command line describes. The call itself is left to the caller.
 
-    Raises UsageError for a command that there is not. Exits with 2 and a message for wrong options, and with 0 after
-    printing help, the version or a completion script.
+    The process ends with exit code 2 and a message for wrong options, and with 0 after printing help, the version or a
+    completion script.
 
     Args:
-        commands: Functions by name, or further such tables.
-        prog: What stands before the words.
+        commands: The functions by name.
+        prog: The name of the program in its help.
         words: The command line: names of commands, then options.
-        given: How many of the names `prog` stands for already.
+        given: How many of the first words are part of `prog` already.
+
+    Raises:
+        UsageError: For a command that does not exist.
     """
     if not words or words[0].startswith("-"):
         return _about(commands, prog, words)
@@ -110,13 +114,13 @@ def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -
 
 
 def parse_one(command: Command, prog: str | None, words: Sequence[str]) -> Call:
-    """Returns the call of a function that a command line has the options of. Exits as `parse` does."""
+    """Returns the call of one function with the options of a command line. The process can end as in `parse`."""
     config = (tyro.conf.PositionalMetavarFromFieldName,)
     return tyro.cli(_deferred(command), prog=prog, args=words, registry=_REGISTRY, config=config)
 
 
 def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
-    """Prints what there is, the version or a completion script, and exits."""
+    """Prints the list of commands, the version or a completion script, and ends the process."""
     if list(words) == [VERSION]:
         print(f"{prog} {omnicodec_jax.__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
         sys.exit()
@@ -137,7 +141,7 @@ def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
 
 
 def as_functions(commands: Commands) -> dict[str, Command]:
-    """The functions of a table. A group is one function, whose parameter is the name of one of its commands."""
+    """Returns the functions of a table of commands. A group becomes a function that takes the name of a command."""
     functions = {}
     for name, found in commands.items():
         if isinstance(found, Group):
@@ -149,7 +153,7 @@ def as_functions(commands: Commands) -> dict[str, Command]:
 
 
 def _standing_for(group: Group) -> Command:
-    """A function that stands for a group in lists of what there is."""
+    """Returns a function that stands for a group in lists of commands."""
 
     def choose(command: Any) -> None:
         raise NotImplementedError
@@ -161,7 +165,10 @@ def _standing_for(group: Group) -> Command:
 
 
 def _parse_with_config(command: WithConfig, prog: str, words: Sequence[str]) -> Call:
-    """`--help` shows a command's own options and the most used ones of the config, `--help-all` shows all of them."""
+    """Returns the call of a command with a config.
+
+    `--help` shows its own options and the most used options of the config, `--help-all` shows all of them.
+    """
     config = config_files.named_by(words, tuple(command.most_used))
     function = _with_settings(command, config)
     if HELP_ALL in words:
@@ -174,7 +181,7 @@ def _parse_with_config(command: WithConfig, prog: str, words: Sequence[str]) -> 
 
 
 def _with_settings(command: WithConfig, config: Any) -> Command:
-    """The function of a command, whose last parameter, `settings`, has this config for its default."""
+    """Returns the function of a command with a config as the default of its last parameter, `settings`."""
     signature = inspect.signature(command.function)
     *own, settings = signature.parameters.values()
     annotation = Annotated[type(config), tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
@@ -187,26 +194,27 @@ def _with_settings(command: WithConfig, config: Any) -> Command:
         parameters=[*own, settings.replace(default=config, annotation=annotation)]
     )
     call.__annotations__ = {**call.__annotations__, "settings": annotation}
-    del call.__wrapped__  # where tyro would look for annotations
+    del call.__wrapped__  # tyro would look there for annotations
     return call
 
 
 def _deferred(command: Command) -> Callable[..., Call]:
-    """A function of the same arguments that returns the call, so that nothing runs while arguments are read."""
+    """Returns a function with the same arguments that returns a call, so that nothing runs while they are parsed."""
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Call:
         return functools.partial(command, *arguments, **options)
 
     bind.__signature__ = inspect.signature(command)  # pyright: ignore[reportAttributeAccessIssue]
-    # tyro keeps the line breaks of an argument's text. It would look at what is wrapped, which has them.
+    # tyro keeps the line breaks in the text of an argument, so they are removed. tyro would read the text of
+    # `__wrapped__`, which still has them.
     bind.__doc__ = re.sub(r"\n {8,}", " ", inspect.cleandoc(command.__doc__ or ""))
     del bind.__wrapped__
     return bind
 
 
 def _with_few_options(command: Command, most_used: Mapping[str, str]) -> type:
-    """What has a function's own options and some of those of its config: to be shown, not to be called."""
+    """Returns a class with the options of a function and some options of its config, for tyro to show in the help."""
     *own, settings = inspect.signature(command).parameters.values()
     few = dataclasses.make_dataclass(
         "MostUsed", [_field(settings.default, *each) for each in most_used.items()], frozen=True
@@ -224,7 +232,7 @@ def _with_few_options(command: Command, most_used: Mapping[str, str]) -> type:
 
 
 def _field(config: Any, path: str, help: str) -> tuple[str, Any, Any]:
-    """A field for `dataclasses.make_dataclass` that stands for the option of a field of a nested config."""
+    """Returns a field for `dataclasses.make_dataclass` that stands for a field of a nested config."""
     *sections, name = path.split(".")
     section = functools.reduce(getattr, sections, config)
     option = tyro.conf.arg(name=path.replace("_", "-"), prefix_name=False, help=help)

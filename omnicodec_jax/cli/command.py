@@ -1,4 +1,4 @@
-"""Functions as commands: user errors are one line and an exit code, and progress is shown."""
+"""Runs functions as commands: an error that a user can mend is one line and an exit code, and progress is shown."""
 
 import io
 import logging
@@ -6,24 +6,28 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from omnicodec_jax.errors import OmniCodecError, UsageError, told
 
 GOOGLE = "0x1ae0"
-"""PCI vendor of TPUs."""
+"""The number of the PCI vendor that makes TPUs."""
 NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-"""Variables that libtpu reads before it looks for chips."""
+"""Environment variables that libtpu reads before it looks for chips."""
 
 
 def run(command: Callable[..., int | None], prog: str | None = None) -> None:
-    """Calls a function with the arguments that sys.argv has for it, and exits with what it returns."""
+    """Calls a function with the options in sys.argv, and ends the process with the exit code that it returns."""
     from omnicodec_jax.cli import arguments
 
     exit_with(lambda: arguments.parse_one(command, prog, sys.argv[1:])())
 
 
-def exit_with(work: Callable[[], int | None]) -> None:
-    """Exits with what it returns, or with 1 and one line if it raises an error that a user can mend."""
+def exit_with(work: Callable[[], int | None]) -> NoReturn:
+    """Calls a function, and ends the process with the exit code that it returns.
+
+    An error that a user can mend is printed as one line; the exit code is then 1, or 2 for a wrong command line.
+    """
     _keep_libtpu_quiet()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -39,8 +43,8 @@ def exit_with(work: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
-def exit_at_once(work: Callable[[], int | None]) -> None:
-    """The same, whatever other threads are still at: what compiles for chips that are not there cannot be stopped."""
+def exit_at_once(work: Callable[[], int | None]) -> NoReturn:
+    """Does what `exit_with` does without waiting for other threads, such as a compiler that cannot be stopped."""
     try:
         exit_with(work)
     except SystemExit as status:
@@ -50,12 +54,12 @@ def exit_at_once(work: Callable[[], int | None]) -> None:
 
 
 def fail(error: BaseException | str) -> None:
-    """Prints one line on standard error."""
+    """Prints an error as one line on standard error."""
     print(f"error: {error if isinstance(error, str) else told(error)}", file=sys.stderr)
 
 
 def fail_if_none(done: int, listed: int, rejects: Path) -> int:
-    """The exit code of a job over many files: 1, and one line, if there were some and none of them could be used."""
+    """Returns the exit code of a job over many files: 1, with one line, if none of the listed files could be used."""
     if done or not listed:
         return 0
     fail(f"none of {listed} files could be used: see {rejects}; --retry-rejected tries them once more")
@@ -74,14 +78,14 @@ def _keep_libtpu_quiet() -> None:
 
 
 def has_tpu() -> bool:
-    """Says whether a TPU may be attached to this machine: whether a PCI device of its maker is."""
+    """Returns whether this machine may have a TPU, which is whether it has a PCI device of their maker."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     return any(vendor.read_text().strip() == GOOGLE for vendor in vendors)
 
 
 def log_progress() -> None:
-    """Shows what this package logs of its progress, and warnings of others, on standard error."""
-    # By force: a library may have set up its own way when it was imported.
+    """Prints the log of this package and warnings of other packages on standard error."""
+    # `force` replaces what a library may have set up when it was imported.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises, too
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises

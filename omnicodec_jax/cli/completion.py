@@ -1,4 +1,4 @@
-"""Tab completion: the scripts that tyro writes for shells, which also complete the names of files."""
+"""Tab completion: the scripts of tyro for shells, changed so that they also complete the names of files."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 FILES = "__TYRO_COMPLETE_FILES__"
-"""What tyro's scripts take for "names of files", which it asks for after options only, not for positional arguments."""
+"""The word by which tyro's scripts ask for names of files. tyro uses it for options, not for positional arguments."""
 REGISTERED = """\
   # Evaluated, as in ~/.zshrc, rather than called for a completion.
   if (( ! ${+compstate} )); then
@@ -18,7 +18,7 @@ REGISTERED = """\
   fi
   local python_cmd
 """
-"""How the function of tyro's script for zsh begins, which only works as a file on fpath otherwise."""
+"""The new beginning of the function in tyro's script for zsh. Without it, the script works only as a file on fpath."""
 CHANGES = {
     "bash": (
         ("for completion in completions:", f"for completion in completions or ['{FILES}']:"),
@@ -30,7 +30,7 @@ CHANGES = {
     ),
     "fish": (("complete --no-files", "complete"),),
 }
-"""By shell, what is replaced in tyro's script, and by what."""
+"""For each shell, the texts that are replaced in tyro's script, with their replacements."""
 
 
 def script(commands: Mapping[str, Callable[..., Any]], prog: str, shell: str) -> str:

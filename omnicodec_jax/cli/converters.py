@@ -1,4 +1,4 @@
-"""`omnicodec convert …`: checkpoints from and to PyTorch, and features of the PyTorch encoder."""
+"""`omnicodec convert …`: the commands that convert checkpoints from and to PyTorch, and store semantic features."""
 
 from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, semantic_features, to_torch, wavlm
 
@@ -10,4 +10,4 @@ COMMANDS = {
     "qwen3-aut": qwen3_aut.main,
     "semantic-features": semantic_features.main,
 }
-"""Functions by the names that `omnicodec convert` has for them."""
+"""The functions of the commands by name."""

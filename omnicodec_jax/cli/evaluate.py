@@ -1,4 +1,4 @@
-"""`omnicodec evaluate`, `listening`: codecs side by side, scored and heard."""
+"""`omnicodec evaluate`, `listening`: the commands that compare codecs, by metrics and by listening."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ import tyro
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
 from omnicodec_jax.errors import ConfigError, DataError
 
-BUNDLED = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
+BUNDLED_DATA = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
 
 
 def evaluate(
     *,
     model: str | None = None,
-    data: str = BUNDLED,
+    data: str = BUNDLED_DATA,
     out: Path = Path("report"),
     codebooks: str = "8,16,32",
     peers: str | None = None,
@@ -76,6 +76,7 @@ def evaluate(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    """Returns the numbers in a comma-separated list. Raises ConfigError."""
     if not all(part.isdecimal() for part in text.split(",")):
         raise ConfigError(f"--codebooks {text}: must be numbers, such as 8,16,32")
     return tuple(int(part) for part in text.split(","))
@@ -109,7 +110,7 @@ def listening(
     read_all = [rating for path in results for rating in ratings_of.read(path)]
     ratings = ratings_of.latest(read_all)
     if len(ratings) < len(read_all):
-        print(f"not counted, for there is a later rating of the same sample: {len(read_all) - len(ratings)}")
+        print(f"not counted, since there is a later rating of the same sample: {len(read_all) - len(ratings)}")
     flagged = ratings_of.unreliable(ratings)
     for rater, reason in flagged.items():
         print(f"{rater}: {reason}{'' if keep_all else ', left out'}")

@@ -40,6 +40,7 @@ def inspect(path: Positional[Path], /) -> int:
 
 
 def _describe(path: Path) -> str:
+    """Returns one line about an audio file or a token file."""
     if path.suffix != SUFFIX:
         samples, rate = audio_files.decode(path)
         length, channels = samples.shape

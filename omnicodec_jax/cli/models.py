@@ -1,4 +1,4 @@
-"""`omnicodec init`, `export-model`, `export`: how models come about and where they go."""
+"""`omnicodec init`, `export-model`, `export`: the commands that make models and export them."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ConfigError
 
 INIT_BATCH = 16
-"""Segments of two seconds that `init` looks at at once."""
+"""How many segments of audio `init` encodes at once."""
+INIT_SECONDS = 2
+"""The length of these segments."""
 
 
 def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
@@ -22,8 +24,8 @@ def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int =
     Args:
         config: Recipe, such as demo, or config file; its semantic source must be log_mel.
         out: Model directory to write.
-        audio: Where the codebooks are fitted. Default: the bundled clips.
-        seed: Of the random weights.
+        audio: Audio that the codebooks are fitted to. Default: the bundled clips.
+        seed: Seed of the random weights.
     """
     import jax
     import jax.numpy as jnp
@@ -37,28 +39,39 @@ def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int =
         raise ConfigError(
             f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in the recipe demo"
         )
-    seconds, segments = 2, []  # overlapping, for more vectors than k-means could learn by heart
-    for file in discovery.take(audio).files:
-        samples = audio_files.load(file, codec.sample_rate, codec.input_peak).samples
-        size = seconds * codec.sample_rate
-        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
-    if not segments:
-        raise AudioError(f"{audio}: holds no clip of {seconds} s or more to fit codebooks to; give another --audio")
-    low = [audio_files.resample(s, codec.sample_rate, dsp.MEL_SAMPLE_RATE) for s in segments]
+    segments = _segments(audio, codec.sample_rate, codec.input_peak)
+    low = [audio_files.resample(segment, codec.sample_rate, dsp.MEL_SAMPLE_RATE) for segment in segments]
     features = np.stack([dsp.stack_frames(mel) for mel in np.asarray(dsp.log_mel(jnp.stack(low)))])
+    # All batches are of one size, so that one program is compiled. A rest that fills no batch is left out.
+    size = min(INIT_BATCH, len(segments))
+    starts = range(0, len(segments) - size + 1, size)
+    batches = [
+        (np.stack(segments[i : i + size])[:, None], None if codec.semantic is None else features[i : i + size])
+        for i in starts
+    ]
 
     model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
     variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
-    batches = [
-        (
-            np.stack(segments[i : i + INIT_BATCH])[:, None],
-            None if codec.semantic is None else features[i : i + INIT_BATCH],
-        )
-        for i in range(0, len(segments) - len(segments) % INIT_BATCH, INIT_BATCH) or [0]
-    ]
     model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
     print(f"{out}: untrained model of {config}")
     return 0
+
+
+def _segments(audio: Path, sample_rate: int, peak: float | None) -> list[np.ndarray]:
+    """Returns segments of a directory's audio. They overlap, so that k-means has more vectors than codebook entries.
+
+    Raises AudioError if no clip is long enough.
+    """
+    size = INIT_SECONDS * sample_rate
+    segments = []
+    for file in discovery.take(audio).files:
+        samples = audio_files.load(file, sample_rate, peak).samples
+        segments += [samples[i : i + size] for i in range(0, samples.size - size + 1, size // 4)]
+    if not segments:
+        raise AudioError(
+            f"{audio}: holds no clip of {INIT_SECONDS} s or more to fit codebooks to; give another --audio"
+        )
+    return segments
 
 
 def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""What several commands take."""
+"""Options that several commands have, and their defaults."""
 
 import os
 import re
@@ -24,14 +24,23 @@ NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model 
 
 
 def model_name(model: Path | str | None) -> str:
-    """The one that was given, or else the default. Raises ModelError."""
+    """Returns the given model or, without one, that of $OMNICODEC_MODEL. Raises ModelError if there is neither."""
     if name := model or os.environ.get("OMNICODEC_MODEL"):
         return str(name)
     raise ModelError(NO_MODEL)
 
 
 def named(text: str, option: str, default: str | None = None) -> dict[str, str]:
-    """NAME=PATH,… by name; a path alone has the default name. Raises ConfigError."""
+    """Returns the paths in a text NAME=PATH,… by name.
+
+    Args:
+        text: The text; it may be empty.
+        option: The option that has this text, for messages.
+        default: The name of a path that stands alone; None: every path needs a name.
+
+    Raises:
+        ConfigError: For a text of another form.
+    """
     result: dict[str, str] = {}
     for part in names.assignments(text) if text else ():
         name, _, path = part.partition("=") if "=" in part or default is None else (default, "=", part)

@@ -1,4 +1,4 @@
-"""`omnicodec perplexity`: how well a language model predicts tokens."""
+"""`omnicodec perplexity`: the command that measures how well a language model predicts tokens."""
 
 import contextlib
 import json
@@ -19,7 +19,6 @@ MOST_USED = {
     "batch_size": "Windows in a step, over all devices.",
     "optimizer.total_steps": "Steps of training.",
     "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
-    "compute_dtype": "Number format of the matrix products.",
     "mesh.fsdp": "Devices that share the state out among them.",
     "seed": "Seed of the weights and of the order of the windows.",
 }

@@ -1,4 +1,4 @@
-"""`omnicodec plan`: what a training step needs on chips that are not there."""
+"""`omnicodec plan`: the command that says what a training step needs on chips that are not there."""
 
 from omnicodec_jax.cli.arguments import WithConfig
 from omnicodec_jax.config import Config, PerplexityConfig
@@ -31,7 +31,7 @@ def plan(*, config: str, topology: str, clips_per_chip: int = 6, settings: Confi
     Args:
         config: Recipe, such as released_12hz or language_model, or a file of your own.
         topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
-        clips_per_chip: The batch is this times the chips. (Of a language model it is batch-size.)
+        clips_per_chip: The batch is this times the number of chips. (The batch of a language model is batch-size.)
         settings: All that the config says.
     """
     import jax

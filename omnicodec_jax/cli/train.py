@@ -1,4 +1,4 @@
-"""`omnicodec train`: a codec from a config and prepared audio."""
+"""`omnicodec train`: the command that trains a codec from a config and prepared audio."""
 
 import contextlib
 from pathlib import Path

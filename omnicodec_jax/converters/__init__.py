@@ -1,1 +1,1 @@
-"""PyTorch's side of the fence: checkpoints in and out."""
+"""Converters: checkpoints from and to PyTorch, and semantic features that PyTorch computes."""

@@ -1,7 +1,7 @@
-"""The reference's discriminators: one two-way key table between its state dict and our variables.
+"""The key table of the discriminators: it maps the reference's state dict to our variables, in both directions.
 
-Source: ASLP-lab/OmniCodec at commit 7e18277. Weight normalisation is the old-style one: `weight_v` is our kernel,
-`weight_g` our gain.
+Source: ASLP-lab/OmniCodec at commit 7e18277. Its weight normalisation is the older one of PyTorch: `weight_v` is our
+kernel, `weight_g` our gain.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,28 +11,29 @@ import numpy as np
 
 from omnicodec_jax.config import DiscriminatorConfig
 from omnicodec_jax.converters.reference import CONV
-from omnicodec_jax.converters.tensors import Entry, from_entries, to_entries
+from omnicodec_jax.converters.tensors import KeyEntry, from_entries, to_entries
 
 CONV_2D = (2, 3, 1, 0)
+"""Axes of a 2-D convolution's kernel."""
 CONV_NARROW = (3, 2, 1, 0)
-"""A 2-D convolution there whose kernels are one wide; a 1-D one here."""
+"""Axes of the kernel of a 2-D convolution that is one wide. Here it is a 1-D convolution."""
 
 
-def weight_normed(key: str, module: str, axes: tuple[int, ...]) -> Iterator[Entry]:
-    """A convolution's kernel, gain and bias."""
-    yield Entry(f"{key}.weight_v", f"params.{module}.kernel", axes)
-    yield Entry(f"{key}.weight_g", f"params.{module}.gain", axes)
-    yield Entry(f"{key}.bias", f"params.{module}.bias")
+def weight_normed(key: str, module: str, axes: tuple[int, ...]) -> Iterator[KeyEntry]:
+    """Yields the entries of a convolution's kernel, gain and bias."""
+    yield KeyEntry(f"{key}.weight_v", f"params.{module}.kernel", axes)
+    yield KeyEntry(f"{key}.weight_g", f"params.{module}.gain", axes)
+    yield KeyEntry(f"{key}.bias", f"params.{module}.bias")
 
 
-def key_table(config: DiscriminatorConfig) -> list[Entry]:
-    """Every tensor of the families that the config has."""
-    entries: list[Entry] = []
+def key_table(config: DiscriminatorConfig) -> list[KeyEntry]:
+    """Returns an entry for every tensor of the discriminators that the config has."""
+    entries: list[KeyEntry] = []
     if config.stft is not None:
         for i, window in enumerate(config.stft.windows):
             key, module = f"net_msstftd.discriminators.{i}", f"stft.window_{window}"
-            entries.append(Entry(f"{key}.convs.0.conv.weight", f"params.{module}.conv_0.kernel", CONV_2D))
-            entries.append(Entry(f"{key}.convs.0.conv.bias", f"params.{module}.conv_0.bias"))
+            entries.append(KeyEntry(f"{key}.convs.0.conv.weight", f"params.{module}.conv_0.kernel", CONV_2D))
+            entries.append(KeyEntry(f"{key}.convs.0.conv.bias", f"params.{module}.conv_0.bias"))
             for j in range(1, 5):
                 entries += weight_normed(f"{key}.convs.{j}.conv", f"{module}.conv_{j}", CONV_2D)
             entries += weight_normed(f"{key}.conv_post.conv", f"{module}.conv_post", CONV_2D)
@@ -58,10 +59,10 @@ def key_table(config: DiscriminatorConfig) -> list[Entry]:
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> dict[str, Any]:
-    """The reference's state dict → our variables. Raises ConversionError with every key that does not fit."""
+    """Converts the reference's state dict to our variables. Raises ConversionError with every key that does not fit."""
     return from_entries(state_dict, key_table(config), config)
 
 
 def to_state_dict(variables: Mapping[str, Any], config: DiscriminatorConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_state_dict`."""
+    """Converts our variables to the reference's state dict: the inverse of `from_state_dict`."""
     return to_entries(variables, key_table(config))

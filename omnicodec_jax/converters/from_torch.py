@@ -1,8 +1,8 @@
-"""A PyTorch checkpoint of the reference implementation → a model directory.
+"""Converts a PyTorch checkpoint of the reference implementation to a model directory.
 
 omnicodec convert from-torch --checkpoint omnicodec.pth --config released_12hz --out models/omnicodec
 
-Discriminators, to go on training with, belong into a folder of the model:
+Discriminators are needed to train on. Their place is a folder in the model directory:
 
 omnicodec convert from-torch --checkpoint discriminators.pth --discriminators --config released_12hz \
     --out models/omnicodec/discriminators
@@ -14,9 +14,9 @@ from typing import Any
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.config import files as config_files
-from omnicodec_jax.converters import discriminators as judges_of_reference
+from omnicodec_jax.converters import discriminators as reference_discriminators
 from omnicodec_jax.converters import reference
-from omnicodec_jax.converters.tensors import ConversionError, read_state_dict, summary, unwrap
+from omnicodec_jax.converters.tensors import ConversionError, name_groups, read_state_dict, unwrap
 
 
 def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False, part: str | None = None) -> None:
@@ -29,7 +29,7 @@ def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False
         discriminators: It is a checkpoint of the discriminators.
         part: Where the checkpoint holds the model more than once, which to take, such as "ema".
     """
-    tensors, kind = read_state_dict(checkpoint), judges_of_reference if discriminators else reference
+    tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference
     network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in kind.key_table(network)], part)
@@ -41,10 +41,11 @@ def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False
     count, digest = len(state_dict) - len(dropped), model_directory.model_hash(network, variables)
     print(f"{out}: {count} tensors, {'discriminators' if discriminators else 'model'} {digest}")
     if left_out := left_out + dropped:
-        print(f"left out on purpose: {summary(left_out)}")
+        print(f"left out on purpose: {name_groups(left_out)}")
 
 
 def _read_config(path: Path) -> CodecConfig:
+    """Returns the codec's config from a recipe, a config file, or a YAML file of the reference."""
     if path.suffix not in (".yaml", ".yml"):
         return config_files.load(path).codec
     import yaml

@@ -1,4 +1,4 @@
-"""A Mimi checkpoint in the layout of transformers → a model directory.
+"""Converts a Mimi checkpoint in the layout of transformers to a model directory.
 
 omnicodec convert mimi --checkpoint kyutai/mimi --out models/mimi
 """
@@ -21,7 +21,14 @@ from omnicodec_jax.converters.reference import (
     seanet_entries,
     weights,
 )
-from omnicodec_jax.converters.tensors import ConversionError, Entry, from_entries, read_state_dict, summary, unwrap
+from omnicodec_jax.converters.tensors import (
+    ConversionError,
+    KeyEntry,
+    from_entries,
+    name_groups,
+    read_state_dict,
+    unwrap,
+)
 
 LAYER_NAMES = {
     "self_attn.o_proj.weight": "attention.out.kernel",
@@ -37,7 +44,10 @@ LAYER_NAMES = {
 
 
 def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
-    """Config of a checkpoint's config.json. Raises ConversionError for variants that Mimi never had."""
+    """Returns the config that a checkpoint's config.json describes.
+
+    Raises ConversionError for variants of the architecture that no published Mimi has.
+    """
     fixed = {"audio_channels": 1, "use_causal_conv": True, "pad_mode": "constant", "trim_right_ratio": 1.0}
     fixed |= {"use_conv_shortcut": False, "hidden_act": "gelu", "norm_eps": 1e-5, "attention_bias": False}
     fixed |= {"num_key_value_heads": mapping["num_attention_heads"], "upsample_groups": mapping["hidden_size"]}
@@ -74,11 +84,11 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
     )
 
 
-def key_table(config: MimiConfig) -> list[Entry]:
-    """Every tensor of a checkpoint, once its attention is packed."""
+def key_table(config: MimiConfig) -> list[KeyEntry]:
+    """Returns an entry for every tensor of a checkpoint whose attention is packed."""
     entries = [*seanet_entries(config.seanet, "encoder.layers.", "decoder.layers.", "conv", "conv")]
-    entries.append(Entry("downsample.conv.weight", "params.downsample.kernel", CONV))
-    entries.append(Entry("upsample.conv.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE))
+    entries.append(KeyEntry("downsample.conv.weight", "params.downsample.kernel", CONV))
+    entries.append(KeyEntry("upsample.conv.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE))
     acoustic = config.num_quantizers - config.num_semantic_quantizers
     for kind, layers in {"semantic": config.num_semantic_quantizers, "acoustic": acoustic}.items():
         key, quantizer = f"quantizer.{kind}_residual_vector_quantizer", f"{kind}_quantizer"
@@ -90,19 +100,23 @@ def key_table(config: MimiConfig) -> list[Entry]:
     for name in ("encoder_transformer", "decoder_transformer"):
         for i in range(config.transformer.num_layers):
             key, layer = f"{name}.layers.{i}", f"params.{name}.layer_{i}"
-            entries.append(Entry(f"{key}.{PACKED}", f"{layer}.attention.qkv.kernel", LINEAR))
+            entries.append(KeyEntry(f"{key}.{PACKED}", f"{layer}.attention.qkv.kernel", LINEAR))
             for theirs, ours in LAYER_NAMES.items():
-                entries.append(Entry(f"{key}.{theirs}", f"{layer}.{ours}", LINEAR if ours.endswith("kernel") else None))
+                entries.append(
+                    KeyEntry(f"{key}.{theirs}", f"{layer}.{ours}", LINEAR if ours.endswith("kernel") else None)
+                )
     return entries
 
 
 PACKED = "self_attn.qkv.weight"
+"""The key that `pack_attention` gives to the packed matrix of query, key and value."""
 
 
 def pack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
-    """Query, key and value in one matrix; rotary pairs moved from halves of a head to neighbours.
+    """Packs the kernels of query, key and value into one, and reorders the channels for our rotary embedding.
 
-    transformers rotates the channels (i, i + D/2) of a head, this package (2i, 2i + 1) as the original Mimi does.
+    transformers rotates the pairs of channels (i, i + D/2) of a head. This package rotates (2i, 2i + 1), as the
+    original Mimi does.
     """
     packed = dict(state_dict)
     for key in state_dict:
@@ -111,7 +125,7 @@ def pack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict
         prefix = key.removesuffix("self_attn.q_proj.weight")
         names = [f"{prefix}self_attn.{part}_proj.weight" for part in "qkv"]
         if any(name not in packed for name in names):
-            continue  # reported as missing with all the others
+            continue  # `from_entries` reports it with all other missing keys
         q, k, v = (packed.pop(name) for name in names)
 
         def neighbours(weight: np.ndarray) -> np.ndarray:
@@ -145,4 +159,4 @@ def main(checkpoint: Path, out: Path) -> None:
     model_directory.save(out, config, variables)
     print(f"{out}: model {model_directory.model_hash(config, variables)}")
     if left_out:
-        print(f"left out on purpose: {summary(left_out)}")
+        print(f"left out on purpose: {name_groups(left_out)}")

@@ -1,4 +1,4 @@
-"""The audio encoder of a Qwen3-Omni checkpoint → a model directory. Needs no PyTorch.
+"""Converts the audio encoder of a Qwen3-Omni checkpoint to a model directory. It needs no PyTorch.
 
 omnicodec convert qwen3-aut --checkpoint Qwen/Qwen3-Omni-30B-A3B-Instruct --out models/qwen3_aut
 """
@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, Entry, from_entries, refuse_pointer
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, refuse_pointer
 from omnicodec_jax.model_directory import CONFIG, WEIGHTS
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
 
 INDEX = WEIGHTS + ".index.json"
 
 NESTED = {"thinker_config": "thinker.", "audio_config": "audio_tower."}
-"""Sections of config.json that lead to the encoder's own, and what each puts before the keys of its tensors."""
+"""The sections of config.json around the section of the encoder, and the prefix of its tensors' keys in each."""
 
 CONV_2D = (3, 2, 1, 0)
 """[out, in, frequency, time] → [time, frequency, in, out]."""
@@ -37,10 +37,17 @@ LAYER_NORMS = {"self_attn_layer_norm": "norm_1", "final_layer_norm": "norm_2"}
 
 
 def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config (transformers' words) and state dict (numpy, as stored: bfloat16 is ml_dtypes') of the audio encoder.
+    """Reads the audio encoder of a checkpoint. Only the files that hold the encoder are opened or downloaded.
 
-    checkpoint: directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone. Only the files that
-    hold the encoder are opened, or downloaded. Raises ConversionError with the file at fault.
+    Args:
+        checkpoint: Directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone.
+
+    Returns:
+        The config with the names of transformers, and the state dict as numpy arrays in the number format of the file
+        (bfloat16 is that of ml_dtypes).
+
+    Raises:
+        ConversionError: With the file that cannot be read.
     """
     directory = _locate(checkpoint, CONFIG, INDEX)
     config, prefix = _read_json(directory / CONFIG), ""
@@ -66,7 +73,7 @@ def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, 
 
 
 def _locate(checkpoint: str | Path, *names: str) -> Path:
-    """The directory of a checkpoint: itself, or where these files of the hub's `owner/name` were downloaded to."""
+    """Returns the directory of a checkpoint. From a checkpoint on the hub, the named files are downloaded."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     from huggingface_hub import snapshot_download
@@ -80,6 +87,7 @@ def _locate(checkpoint: str | Path, *names: str) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file. Raises ConversionError if it cannot be read."""
     if path.is_file():
         refuse_pointer(path)
     try:
@@ -89,7 +97,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
-    """Config of the encoder's config.json. Raises ConversionError for what is not supported, ConfigError."""
+    """Returns the config that the encoder's section of config.json describes.
+
+    Raises ConversionError for what is not supported, and ConfigError for values that do not fit together.
+    """
     for name, value in {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2}.items():
         if mapping.get(name, value) != value:
             raise ConversionError(f"{CONFIG}: {name} = {mapping[name]!r}: only {value!r} is supported")
@@ -108,14 +119,14 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
         raise ConversionError(f"{CONFIG}: not that of a Qwen3-Omni audio encoder: it has no {error}") from None
 
 
-def norm(key: str, module: str, layer: int | None = None) -> Iterator[Entry]:
-    """A layer norm's scale and bias."""
-    yield Entry(f"{key}.weight", f"params.{module}.scale", layer=layer)
-    yield Entry(f"{key}.bias", f"params.{module}.bias", layer=layer)
+def norm(key: str, module: str, layer: int | None = None) -> Iterator[KeyEntry]:
+    """Yields the entries of a layer norm's scale and bias."""
+    yield KeyEntry(f"{key}.weight", f"params.{module}.scale", layer=layer)
+    yield KeyEntry(f"{key}.bias", f"params.{module}.bias", layer=layer)
 
 
-def key_table(config: Qwen3AuTConfig) -> list[Entry]:
-    """Every tensor of the encoder; positions are not among them."""
+def key_table(config: Qwen3AuTConfig) -> list[KeyEntry]:
+    """Returns an entry for every tensor of the encoder. Its positions are computed and not stored."""
     entries = [*weights("conv_out", "front_end.out", LINEAR, bias=False), *norm("ln_post", "norm")]
     for i in (1, 2, 3):
         entries += weights(f"conv2d{i}", f"front_end.conv_{i}", CONV_2D)

@@ -1,7 +1,7 @@
-"""The reference implementation's names: one two-way table between its state dict and our variables.
+"""The key table of the codec: it maps the reference implementation's state dict to our variables, in both directions.
 
-Source: ASLP-lab/OmniCodec at commit 7e18277; its blocks are those of kyutai's moshi. Array layouts: PyTorch stores
-linear kernels [out, in], convolutions [out, in, k] and transposed ones [in, out / groups, k]; ours are channels-last.
+Source: ASLP-lab/OmniCodec at commit 7e18277; its blocks come from kyutai's moshi. PyTorch stores linear kernels as
+[out, in], convolutions as [out, in, k] and transposed ones as [in, out / groups, k]; our arrays are channels-last.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from omnicodec_jax.config import (
     SemanticConfig,
     TransformerConfig,
 )
-from omnicodec_jax.converters.tensors import Entry, from_entries, to_entries
+from omnicodec_jax.converters.tensors import KeyEntry, from_entries, to_entries
 from omnicodec_jax.errors import ConfigError
 
 DROPPED = ("qwen_encoder.", "transform.")
-"""Groups that are left out on purpose: the frozen audio encoder, and a layer that the reference never uses."""
+"""Prefixes of keys that are left out on purpose: the frozen audio encoder, and a layer that is never used."""
 
 EARLIER_NAMES = {
     "proj_qwen2se_emb": "proj_gt_se_emb",
@@ -28,27 +28,35 @@ EARLIER_NAMES = {
     "proj_se_quant2ac_quant": "proj_se_q_ac_q",
     "proj_se_quant2qwen": "proj_se_q_gt",
 }
-"""What the adapters and projections were called before 2026-04-18."""
-
+"""Names that adapters and projections had before 2026-04-18, and the names that they have since."""
 
 LINEAR, CONV, CONV_TRANSPOSE, DEPTHWISE_TRANSPOSE = (1, 0), (2, 1, 0), (2, 0, 1), (2, 1, 0)
+"""Axes of the kernels of each kind of layer, for `KeyEntry.axes`."""
 
 
-def weights(key: str, module: str, axes: tuple[int, ...], bias: bool = True) -> Iterator[Entry]:
-    """A layer's weight and bias."""
-    yield Entry(f"{key}.weight", f"params.{module}.kernel", axes)
+def weights(key: str, module: str, axes: tuple[int, ...], bias: bool = True) -> Iterator[KeyEntry]:
+    """Yields the entries of a layer's weight and bias."""
+    yield KeyEntry(f"{key}.weight", f"params.{module}.kernel", axes)
     if bias:
-        yield Entry(f"{key}.bias", f"params.{module}.bias")
+        yield KeyEntry(f"{key}.bias", f"params.{module}.bias")
 
 
-def seanet_entries(config: SEANetConfig, encoder: str, decoder: str, conv: str, convtr: str) -> Iterator[Entry]:
-    """Both SEANet halves. `encoder` and `decoder` prefix the layer's index; `conv` and `convtr` follow it."""
+def seanet_entries(config: SEANetConfig, encoder: str, decoder: str, conv: str, convtr: str) -> Iterator[KeyEntry]:
+    """Yields the entries of SEANet's encoder and decoder.
 
-    def residual(key: str, module: str) -> Iterator[Entry]:
+    Args:
+        config: The sizes of SEANet.
+        encoder: What stands before the index of an encoder layer.
+        decoder: What stands before the index of a decoder layer.
+        conv: What stands after the index of a convolution.
+        convtr: What stands after the index of a transposed convolution.
+    """
+
+    def residual(key: str, module: str) -> Iterator[KeyEntry]:
         yield from weights(f"{key}.block.1.{conv}", f"{module}.conv_1", CONV)
         yield from weights(f"{key}.block.3.{conv}", f"{module}.conv_2", CONV)
 
-    # Activations take an index of their own there.
+    # In the reference, activations count as layers, too.
     stages, blocks = len(config.ratios), config.n_residual_layers
     last = stages * (blocks + 2) + 2
     yield from weights(f"{encoder}0.{conv}", "encoder.conv_in", CONV)
@@ -65,23 +73,23 @@ def seanet_entries(config: SEANetConfig, encoder: str, decoder: str, conv: str, 
             yield from residual(f"{decoder}{up + 1 + j}", f"decoder.stage_{stage}_residual_{j}")
 
 
-def transformer_entries(config: TransformerConfig, name: str) -> Iterator[Entry]:
-    """One transformer; the reference packs query, key and value as we do, and rotates the same pairs."""
+def transformer_entries(config: TransformerConfig, name: str) -> Iterator[KeyEntry]:
+    """Yields the entries of a transformer. The reference packs query, key and value and rotates pairs as we do."""
     for i in range(config.num_layers):
         key, layer = f"{name}.transformer.layers.{i}", f"params.{name}.layer_{i}"
-        yield Entry(f"{key}.self_attn.in_proj_weight", f"{layer}.attention.qkv.kernel", LINEAR)
-        yield Entry(f"{key}.self_attn.out_proj.weight", f"{layer}.attention.out.kernel", LINEAR)
+        yield KeyEntry(f"{key}.self_attn.in_proj_weight", f"{layer}.attention.qkv.kernel", LINEAR)
+        yield KeyEntry(f"{key}.self_attn.out_proj.weight", f"{layer}.attention.out.kernel", LINEAR)
         for n in (1, 2):
-            yield Entry(f"{key}.norm{n}.weight", f"{layer}.norm_{n}.scale")
-            yield Entry(f"{key}.norm{n}.bias", f"{layer}.norm_{n}.bias")
-            yield Entry(f"{key}.linear{n}.weight", f"{layer}.linear_{n}.kernel", LINEAR)
-            yield Entry(f"{key}.layer_scale_{n}.scale", f"{layer}.layer_scale_{n}.scale")
+            yield KeyEntry(f"{key}.norm{n}.weight", f"{layer}.norm_{n}.scale")
+            yield KeyEntry(f"{key}.norm{n}.bias", f"{layer}.norm_{n}.bias")
+            yield KeyEntry(f"{key}.linear{n}.weight", f"{layer}.linear_{n}.kernel", LINEAR)
+            yield KeyEntry(f"{key}.layer_scale_{n}.scale", f"{layer}.layer_scale_{n}.scale")
 
 
-def codebook_entries(key: str, quantizer: str, layer: int, names: Mapping[str, str]) -> Iterator[Entry]:
-    """One layer's codebook; `names` maps our field names to theirs."""
+def codebook_entries(key: str, quantizer: str, layer: int, names: Mapping[str, str]) -> Iterator[KeyEntry]:
+    """Yields the entries of the codebook of a layer. `names` maps our field names to theirs."""
     for ours, theirs in names.items():
-        yield Entry(f"{key}.{theirs}", f"codebooks.{quantizer}.{ours}", layer=layer)
+        yield KeyEntry(f"{key}.{theirs}", f"codebooks.{quantizer}.{ours}", layer=layer)
 
 
 CODEBOOK_NAMES = {
@@ -89,15 +97,16 @@ CODEBOOK_NAMES = {
     "cluster_usage": "cluster_usage",
     "embedding_sum": "embedding_sum",
 }
+"""The fields of a codebook, with the names that the reference has for them."""
 
 
-def key_table(config: CodecConfig) -> list[Entry]:
-    """Every tensor that both sides have."""
+def key_table(config: CodecConfig) -> list[KeyEntry]:
+    """Returns an entry for every tensor that both sides have."""
     entries = [*seanet_entries(config.seanet, "encoder.model.", "decoder.model.", "conv.conv", "convtr.convtr")]
     transformers = ["encoder_transformer", "decoder_transformer"]
     entries += [
-        Entry("downsample.conv.conv.conv.weight", "params.downsample.kernel", CONV),
-        Entry("upsample.convtr.convtr.convtr.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE),
+        KeyEntry("downsample.conv.conv.conv.weight", "params.downsample.kernel", CONV),
+        KeyEntry("upsample.convtr.convtr.convtr.weight", "params.upsample.kernel", DEPTHWISE_TRANSPOSE),
         *weights("acoustic_quantizer.input_proj", "acoustic_quantizer.project_in", CONV, bias=False),
         *weights("acoustic_quantizer.output_proj", "acoustic_quantizer.project_out", CONV, bias=False),
     ]
@@ -122,7 +131,7 @@ def key_table(config: CodecConfig) -> list[Entry]:
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], config: CodecConfig) -> dict[str, Any]:
-    """The reference's state dict → our variables. Raises ConversionError with every key that does not fit."""
+    """Converts the reference's state dict to our variables. Raises ConversionError with every key that does not fit."""
     renamed: dict[str, np.ndarray] = {}
     doubled: list[str] = []
     for key, value in state_dict.items():
@@ -137,15 +146,21 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: CodecConfig) -
 
 
 def to_state_dict(variables: Mapping[str, Any], config: CodecConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_state_dict`, but for the groups that it drops."""
+    """Converts our variables to the reference's state dict, without the groups that `from_state_dict` drops."""
     return to_entries(variables, key_table(config))
 
 
 def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
-    """Config of the reference's YAML file, as parsed.
+    """Returns the config that a YAML file of the reference describes.
 
-    Two widths that the reference takes from its frozen networks may stand beside its own keys:
-    `semantic_feature_dim` (2048) and `wavlm_dim` (768). Raises ConfigError for what cannot be had here.
+    The reference takes two widths from its frozen networks. The mapping may have them beside the reference's own keys:
+    `semantic_feature_dim` (default: 2048) and `wavlm_dim` (default: 768).
+
+    Args:
+        mapping: The YAML file, parsed.
+
+    Raises:
+        ConfigError: For an option that this package does not have.
     """
     sections = ("seanet", "transformer", "semantic_quantizer", "acoustic_quantizer")
     if not isinstance(mapping, Mapping) or not all(isinstance(mapping.get(name, {}), Mapping) for name in sections):

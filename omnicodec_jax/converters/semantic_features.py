@@ -1,9 +1,9 @@
-"""Semantic features of prepared audio by the PyTorch Qwen3-Omni audio encoder, to be stored beside it.
+"""Computes the semantic features of prepared audio with PyTorch's Qwen3-Omni audio encoder, and stores them.
 
 omnicodec convert semantic-features --prepared data/prepared --encoder models/Qwen3-Omni --out data/features
 
-Each of the crops that the learner will hear (`omnicodec_jax/data/crops.py`) is encoded by itself, as the reference
-encodes what it trains on. Run again, or with --task i/n on many machines, it does the shards that are not done.
+Each of the crops that training will use (`omnicodec_jax/data/crops.py`) is encoded by itself, as the reference encodes
+what it trains on. The same command does the shards that are not done yet; with --task i/n, many machines share them.
 """
 
 import itertools
@@ -28,13 +28,19 @@ from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import remove_leftovers
 
 SHORTEST = SAMPLE_RATE // 10
-"""Samples of a crop, and between two."""
+"""The smallest length of a crop, and the smallest distance between two, in samples."""
 
 
-class Encoder:
-    """transformers' Qwen3OmniMoeAudioEncoder with the log-mel front end that it was trained with."""
+class TorchEncoder:
+    """The Qwen3OmniMoeAudioEncoder of transformers, with the log-mel front end that it was trained with."""
 
     def __init__(self, checkpoint: str, dtype: Literal["bfloat16", "float32"]):
+        """Loads the encoder.
+
+        Args:
+            checkpoint: Directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone.
+            dtype: The number format that it computes in.
+        """
         torch = import_torch()
         from transformers import WhisperFeatureExtractor
         from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
@@ -44,7 +50,7 @@ class Encoder:
         config = qwen3_aut.config_from_transformers(mapping)
         variables = from_entries(state_dict, qwen3_aut.key_table(config), config)
         self.hash = model_directory.model_hash(config, variables)
-        """The same as of what `convert.qwen3_aut` writes."""
+        """The hash of its weights: that of the model directory that `omnicodec convert qwen3-aut` writes."""
         self.feature_dim = config.output_dim
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**mapping))
@@ -54,7 +60,14 @@ class Encoder:
         self._log_mel = WhisperFeatureExtractor(feature_size=MEL_BINS)
 
     def __call__(self, clips: list[np.ndarray]) -> list[np.ndarray]:
-        """float32 features [S, F] of each clip of 24 kHz samples, by itself. All clips are of one length."""
+        """Returns the features of clips, each encoded by itself.
+
+        Args:
+            clips: Samples at 24 kHz; all clips have the same length.
+
+        Returns:
+            float32 [S, F] for each clip.
+        """
         torch = import_torch()
         mels = [self._mel(clip) for clip in clips]
         lengths = torch.tensor([mel.shape[1] for mel in mels], device=self._device)
@@ -63,14 +76,14 @@ class Encoder:
         return np.split(output, len(clips))
 
     def _mel(self, clip: np.ndarray) -> np.ndarray:
-        """Log-mel [bins, frames]."""
+        """Returns the log-mel spectrogram of a clip: [bins, frames]."""
         samples = audio.resample(clip, SAMPLE_RATE, MEL_SAMPLE_RATE)
         options: Any = {"padding": False, "truncation": False, "return_tensors": "np"}
         return self._log_mel(samples, sampling_rate=MEL_SAMPLE_RATE, **options)["input_features"][0]
 
 
-class Error:
-    """How far what is stored is from what was computed: root of the summed squares, relative."""
+class RoundingError:
+    """The relative error of stored features against computed ones: the root of the summed squares."""
 
     def __init__(self):
         self.squared, self.total = 0.0, 0.0
@@ -85,23 +98,25 @@ class Error:
 
 
 class Segment(NamedTuple):
-    """A record of a shard of audio."""
+    """A segment of a clip, which is a record of a shard of audio."""
 
     record: int
+    """The number of the record."""
     samples: int
+    """The length of the segment."""
     starts: list[int]
-    """Where its crops begin, samples."""
+    """The samples at which its crops begin."""
 
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
-    """Those of a shard, in their order."""
+    """Returns the segments of a shard, in their order."""
     seconds = records.read_settings(prepared)["segment_seconds"]
     lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
     return [Segment(record, length, format.starts(length)) for record, length in enumerate(lengths)]
 
 
 def read_crops(path: Path, segments: list[Segment], crop_samples: int) -> Iterator[np.ndarray]:
-    """All crops of a shard's segments, float32 [crop_samples]. Raises DataError."""
+    """Yields all crops of a shard's segments: float32 [crop_samples]. Raises DataError."""
     for segment in segments:
         record = records.read_record(path, segment.record)
         for start in segment.starts:
@@ -109,7 +124,7 @@ def read_crops(path: Path, segments: list[Segment], crop_samples: int) -> Iterat
 
 
 def batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Neighbours together, `size` of them."""
+    """Yields lists of `size` neighbours; the last list may be shorter."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
@@ -146,7 +161,7 @@ def main(
     crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
     if min(crop, stride) < SHORTEST:
         raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
-    model = Encoder(encoder, dtype)
+    model = TorchEncoder(encoder, dtype)
     format = FeatureFormat(
         encoder=model.hash,
         compute=dtype,
@@ -161,7 +176,7 @@ def main(
 
 
 def _store(
-    model: Encoder,
+    model: TorchEncoder,
     format: FeatureFormat,
     crop: int,
     prepared: Path,
@@ -169,17 +184,17 @@ def _store(
     out: Path,
     batch_seconds: int,
 ) -> int:
-    """Computes the features of the shards that have none yet, of crops of so many samples; returns the exit code."""
+    """Computes and stores the features of the shards that have none yet. Returns the exit code."""
     todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
-    error, failed = Error(), 0
+    error, failed = RoundingError(), 0
     total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
     with tqdm(total=total, desc="features", unit=" s of audio") as bar:
 
         def encoded(shard: Shard) -> Iterator[bytes]:
             parts = segments(prepared, shard, format)
-            heard = read_crops(records.shard_path(prepared, shard.name), parts, crop)
+            read = read_crops(records.shard_path(prepared, shard.name), parts, crop)
             size = max(1, batch_seconds * SAMPLE_RATE // crop)
-            vectors = itertools.chain.from_iterable(map(model, batched(heard, size)))
+            vectors = itertools.chain.from_iterable(map(model, batched(read, size)))
             for part in parts:
                 computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
                 record = format.encode(computed)

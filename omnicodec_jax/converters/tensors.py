@@ -1,4 +1,4 @@
-"""Checkpoints as they come, and tensors from one layout to another by a table of entries, strict in both directions."""
+"""Reads checkpoints, and converts tensors from one layout to another by a key table, strictly in both directions."""
 
 import pickle
 import re
@@ -17,24 +17,28 @@ from omnicodec_jax.files import is_lfs_pointer
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""What data parallelism, compilation, sharding and rematerialisation in PyTorch put into the names of a model."""
+"""Words that data parallelism, compilation, sharding and rematerialisation of PyTorch put into the names of tensors."""
 LISTED = 8
-"""Names that a message has at most."""
+"""How many names a message lists at most."""
 
 StateDict = Mapping[str, np.ndarray]
+"""Tensors by their names."""
 
 
 class ConversionError(OmniCodecError):
-    """A checkpoint that cannot be read, or whose tensors do not fit."""
+    """Says why a checkpoint cannot be read, or which of its tensors do not fit."""
 
 
 # -- Files
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a .safetensors file, or of one that PyTorch has written; never runs code from the file.
+    """Reads the tensors of a .safetensors file, or of a file that PyTorch has written, without running code from it.
 
-    Those in dicts have dotted names: "model.encoder.weight". What is no tensor is passed over. Raises ConversionError.
+    A tensor in nested dicts gets a dotted name, such as "model.encoder.weight". What is no tensor is passed over.
+
+    Raises:
+        ConversionError: If the file cannot be read, or holds no tensors.
     """
     if path.is_dir():
         raise ConversionError(f"{path}: a directory; give the checkpoint in it")
@@ -61,13 +65,13 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises ConversionError for what Git LFS leaves in the place of a file."""
+    """Raises ConversionError if a file is a pointer that Git LFS has left in the place of the real file."""
     if is_lfs_pointer(path):
         raise ConversionError(f"{path}: a pointer of Git LFS, not the file itself; run: git lfs pull")
 
 
 def import_torch() -> ModuleType:
-    """PyTorch, or a ConversionError that says how to get it."""
+    """Returns the module torch. Raises ConversionError with the way to install it."""
     try:
         import torch
     except ImportError:
@@ -76,7 +80,10 @@ def import_torch() -> ModuleType:
 
 
 def _cannot_be_unpickled(message: str) -> str:
-    """What to do about it; PyTorch's own advice is to run whatever code is in the file."""
+    """Returns what to do about a file that cannot be unpickled.
+
+    PyTorch's own message advises to run whatever code is in the file.
+    """
     if found := re.search(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL )?([\w]+\.[\w.]+)", message):
         return (
             f"holds a {found[1]} beside its tensors, which cannot be read without running code from the file; where "
@@ -86,6 +93,7 @@ def _cannot_be_unpickled(message: str) -> str:
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values in nested dicts with their dotted names."""
     if not isinstance(tree, Mapping):
         yield name, tree
         return
@@ -99,10 +107,18 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def unwrap(
     state_dict: StateDict, keys: Iterable[str], part: str | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The one model in a checkpoint under its own names, and the names of what is left out.
+    """Finds the one model in a checkpoint, whatever stands before the names of its tensors.
 
-    keys: some names of the model's tensors, most of them at least. part: what comes before them in the checkpoint;
-    None: whatever does. Raises ConversionError if the model is there several times, or not as that part.
+    Args:
+        state_dict: The checkpoint.
+        keys: The names of the model's tensors, or most of them.
+        part: What stands before the names in the checkpoint, such as "ema"; None: it is found out.
+
+    Returns:
+        The model's tensors under their own names, and the names of the tensors that are left out.
+
+    Raises:
+        ConversionError: If the checkpoint holds the model several times and `part` is None, or not as that part.
     """
     known, found = set(keys), Counter[str]()
     for key in state_dict:
@@ -132,11 +148,12 @@ def unwrap(
 
 
 def _plain(words: Sequence[str]) -> str:
+    """Returns a dotted name without the words in `WRAPPERS`."""
     return ".".join(word for word in words if word not in WRAPPERS)
 
 
-def summary(keys: Sequence[str]) -> str:
-    """How many tensors, and how their names begin."""
+def name_groups(keys: Sequence[str]) -> str:
+    """Returns how many tensors there are and how their names begin, such as "12 tensors (encoder.*, decoder.*)"."""
     beginnings = sorted({key.partition(".")[0] for key in keys})
     shown = ", ".join(f"{name}.*" for name in beginnings[:LISTED]) + (", …" if beginnings[LISTED:] else "")
     return f"{len(keys)} tensors ({shown})"
@@ -145,25 +162,40 @@ def summary(keys: Sequence[str]) -> str:
 # -- Layouts
 
 
-class Entry(NamedTuple):
-    """One tensor: its key there, its name here, and the axes that turn one into the other."""
+class KeyEntry(NamedTuple):
+    """A row of a key table: the names of a tensor on both sides, and how one layout becomes the other."""
 
     key: str
+    """The name of the tensor in their state dict."""
     name: str
+    """The dotted name of the tensor in our variables."""
     axes: tuple[int, ...] | None = None
-    """Permutation from theirs to ours; a kernel of one step loses its first axis where ours has none."""
+    """The permutation from their axes to ours. Where ours has one axis fewer, their first axis has one element."""
     layer: int | None = None
-    """Index in our stacked array."""
+    """The index in our array, where ours stacks the layers."""
 
 
 COUNTER = "steps_until_check"
-"""The one field of ours that PyTorch's checkpoints do not hold; it starts anew."""
+"""The name of our counters that PyTorch's checkpoints do not have. They start anew."""
 
 
 def from_entries(
-    state_dict: StateDict, entries: Iterable[Entry], config: Any, doubled: Iterable[str] = ()
+    state_dict: StateDict, entries: Iterable[KeyEntry], config: Any, doubled: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Variables of a model, float32. Raises ConversionError for missing, unexpected, misshapen and infinite tensors."""
+    """Converts a state dict to the variables of a model.
+
+    Args:
+        state_dict: Their tensors.
+        entries: The key table.
+        config: The config of the model.
+        doubled: Keys that occur twice under different names; they are reported with the other problems.
+
+    Returns:
+        The variables, float32.
+
+    Raises:
+        ConversionError: With every tensor that is missing, unexpected, misshapen or not finite.
+    """
     ours = {name: np.zeros(shape, np.float32) for name, shape in expected_tensors(build(config)).items()}
     entries, problems = list(entries), [("doubled", key) for key in doubled]
     for entry in entries:
@@ -192,8 +224,8 @@ def from_entries(
     return unflatten(ours)
 
 
-def to_entries(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-    """State dict under the entries' names and in their layout."""
+def to_entries(variables: Mapping[str, Any], entries: Iterable[KeyEntry]) -> dict[str, np.ndarray]:
+    """Converts variables to a state dict with the names and the layout of the entries."""
     ours = flatten(variables)
     state_dict = {}
     for entry in entries:
@@ -203,7 +235,8 @@ def to_entries(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[s
     return state_dict
 
 
-def _to_theirs(value: np.ndarray, entry: Entry) -> np.ndarray:
+def _to_theirs(value: np.ndarray, entry: KeyEntry) -> np.ndarray:
+    """Returns an array of ours in their layout."""
     if entry.axes is None:
         return np.atleast_1d(value)
     value = value[None] if value.ndim < len(entry.axes) else value
@@ -211,7 +244,7 @@ def _to_theirs(value: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def _misfits(problems: list[tuple[str, str]]) -> str:
-    """What does not fit, in one line: each key if they are few."""
+    """Returns one line about the tensors that do not fit. It names all of them if they are few."""
     if len(problems) <= LISTED:
         return f"{len(problems)} key(s) do not fit: " + "; ".join(f"{kind}: {key}" for kind, key in problems)
     kinds: dict[str, list[str]] = {}

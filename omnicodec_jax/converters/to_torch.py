@@ -1,4 +1,4 @@
-"""A model directory, or its discriminators → a state dict for the PyTorch reference implementation.
+"""Converts a model directory, or its discriminators, to a state dict of the PyTorch reference implementation.
 
 omnicodec convert to-torch --model models/omnicodec --out omnicodec.pth
 omnicodec convert to-torch --model models/omnicodec/discriminators --out discriminators.pth

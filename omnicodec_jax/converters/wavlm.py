@@ -1,4 +1,4 @@
-"""A WavLM checkpoint in the layout of transformers → a model directory.
+"""Converts a WavLM checkpoint in the layout of transformers to a model directory.
 
 omnicodec convert wavlm --checkpoint microsoft/wavlm-base-plus --out models/wavlm
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, Entry, from_entries, read_state_dict, unwrap
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, read_state_dict, unwrap
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
 CONFIG_NAMES = {
@@ -32,18 +32,23 @@ CONFIG_NAMES = {
     "stable_layer_norm": "do_stable_layer_norm",
     "norm_epsilon": "layer_norm_eps",
 }
-"""Our names of what config.json may set; the defaults are the same."""
+"""Our names of the options that config.json may have, with transformers' names. The defaults are the same."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The names that the file of weights can have."""
 MASK = "masked_spec_embed"
-"""What training puts in the place of masked steps."""
+"""The key of the embedding that pretraining puts in the place of masked steps."""
 POSITION_CONV = "encoder.pos_conv_embed.conv"
+"""The key of the positional convolution."""
 WEIGHT_NORM = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
-"""Gain and direction, as earlier and as later versions of PyTorch call them."""
+"""Names of gain and direction, in earlier and in later versions of PyTorch."""
 
 
 def config_from_transformers(mapping: Mapping[str, Any]) -> WavLMConfig:
-    """Config of a checkpoint's config.json. Raises ConversionError for what is no WavLM, or not supported."""
+    """Returns the config that a checkpoint's config.json describes.
+
+    Raises ConversionError if it is no WavLM, or has options that are not supported.
+    """
     fixed = {"model_type": "wavlm", "hidden_act": "gelu", "feat_extract_activation": "gelu", "add_adapter": False}
     for name, value in fixed.items():
         if (found := mapping.get(name, None if name == "model_type" else value)) != value:
@@ -53,20 +58,20 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> WavLMConfig:
     return WavLMConfig(**given)
 
 
-def norm(key: str, module: str) -> Iterator[Entry]:
-    """A norm's gain and bias."""
-    yield Entry(f"{key}.weight", f"params.{module}.scale")
-    yield Entry(f"{key}.bias", f"params.{module}.bias")
+def norm(key: str, module: str) -> Iterator[KeyEntry]:
+    """Yields the entries of a norm's scale and bias."""
+    yield KeyEntry(f"{key}.weight", f"params.{module}.scale")
+    yield KeyEntry(f"{key}.bias", f"params.{module}.bias")
 
 
-def key_table(config: WavLMConfig) -> list[Entry]:
-    """Every tensor of the network, once its weight norm is folded."""
+def key_table(config: WavLMConfig) -> list[KeyEntry]:
+    """Returns an entry for every tensor of the network after `fold_weight_norm`."""
     entries = [
         *norm("feature_projection.layer_norm", "feature_norm"),
         *weights("feature_projection.projection", "feature_projection", LINEAR),
         *weights(POSITION_CONV, "position_conv", CONV),
         *norm("encoder.layer_norm", "norm"),
-        Entry("encoder.layers.0.attention.rel_attn_embed.weight", "params.position_table"),
+        KeyEntry("encoder.layers.0.attention.rel_attn_embed.weight", "params.position_table"),
     ]
     for i in range(len(config.conv_channels)):
         key = f"feature_extractor.conv_layers.{i}"
@@ -78,7 +83,7 @@ def key_table(config: WavLMConfig) -> list[Entry]:
         for theirs, ours in {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}.items():
             entries += weights(f"{key}.attention.{theirs}", f"{layer}.attention.{ours}", LINEAR)
         entries += weights(f"{key}.attention.gru_rel_pos_linear", f"{layer}.attention.gate", LINEAR)
-        entries.append(Entry(f"{key}.attention.gru_rel_pos_const", f"params.{layer}.attention.gate_scale"))
+        entries.append(KeyEntry(f"{key}.attention.gru_rel_pos_const", f"params.{layer}.attention.gate_scale"))
         entries += norm(f"{key}.layer_norm", f"{layer}.norm_1")
         entries += norm(f"{key}.final_layer_norm", f"{layer}.norm_2")
         entries += weights(f"{key}.feed_forward.intermediate_dense", f"{layer}.feed_forward.linear_1", LINEAR)
@@ -87,7 +92,7 @@ def key_table(config: WavLMConfig) -> list[Entry]:
 
 
 def separate(state_dict: Mapping[str, np.ndarray], config: WavLMConfig) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The network's tensors, under its own keys, and the keys of the others: a head, the mask embedding."""
+    """Returns the network's tensors under its own keys, and the keys of the others: a head, the mask embedding."""
     own, left_out = unwrap(state_dict, [entry.key for entry in key_table(config)])
     if own.pop(MASK, None) is not None:
         left_out += [key for key in state_dict if key.endswith(MASK)]
@@ -95,7 +100,7 @@ def separate(state_dict: Mapping[str, np.ndarray], config: WavLMConfig) -> tuple
 
 
 def fold_weight_norm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One kernel for gain and direction of the positional convolution, which has a gain for each tap."""
+    """Computes the kernel of the positional convolution from gain and direction. It has a gain for each tap."""
     folded = dict(state_dict)
     for names in WEIGHT_NORM:
         gain, direction = (f"{POSITION_CONV}.{name}" for name in names)
@@ -107,7 +112,7 @@ def fold_weight_norm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray], config: WavLMConfig) -> dict[str, Any]:
-    """transformers' state dict → our variables. Raises ConversionError with every key that does not fit."""
+    """Converts transformers' state dict to our variables. Raises ConversionError with every key that does not fit."""
     return from_entries(fold_weight_norm(separate(state_dict, config)[0]), key_table(config), config)
 
 

@@ -1,15 +1,16 @@
-"""Stored semantic features: one shard beside each shard of prepared audio, record for record.
+"""Stored semantic features: a shard of features for each shard of prepared audio, with a record for each record.
 
     DIR/features.json     encoder, width, number format, which crops
     DIR/shards/speech-train-000000-DIGEST.array_record
 
-A segment's record holds the features of some of its crops, one crop after the other: each encoded by itself, from the
-very samples that the learner hears, so that they are those that the encoder would compute there and then. The file's
-name carries the digest of the audio shard that it belongs to.
+The record of a segment holds the features of some of its crops, one crop after the other. Each crop was encoded by
+itself, from the samples that training uses, so the features are the same that the encoder would compute in the step.
+DIGEST in the name of a file is the digest of the audio shard that it belongs to.
 
-Older directories (no `crop_samples` in features.json) hold 13·ceil(s) vectors of a segment of s seconds, encoded as a
-whole, and silence.npy, features of a second of silence. Crops at whole seconds find vectors there that were computed of
-their own seconds, but under the segment's loudness and in the segment's windows (docs/features.md says how far off).
+Older directories have no `crop_samples` in features.json. They hold 13·ceil(s) vectors for a segment of s seconds,
+which was encoded as a whole, and silence.npy, the features of a second of silence. A crop that begins at a whole second
+finds the vectors of its own seconds there, but they were computed with the loudness and the windows of the whole
+segment; docs/features.md says how large the difference is.
 """
 
 import dataclasses
@@ -31,37 +32,39 @@ LOG = logging.getLogger(__name__)
 
 SETTINGS, SILENCE = "features.json", "silence.npy"
 PER_SECOND = TOKENS_PER_CHUNK
+"""Vectors per second of audio."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureFormat:
-    """features.json."""
+    """The format of a directory of features: the content of features.json."""
 
     encoder: str
-    """Hash of the encoder's weights."""
+    """The hash of the encoder's weights."""
     compute: Literal["bfloat16", "float32"]
-    """What it computed in."""
+    """The number format that the encoder computed in."""
     feature_dim: int
+    """The width of a vector."""
     number: Literal["bfloat16", "int8"] = "bfloat16"
-    """int8 has one float32 scale per vector."""
+    """The number format that is stored; int8 has a float32 scale for each vector."""
     crop_samples: int | None = None
-    """Length of the crops, at 24 kHz; None: an older directory."""
+    """The length of the crops in samples at 24 kHz; None: the directory is an older one."""
     stride_samples: int | None = None
-    """How far apart the crops of a segment begin, about."""
+    """The distance between the beginnings of two crops of a segment, in samples, about."""
 
     def starts(self, length: int) -> list[int]:
-        """Where the crops of a segment of so many samples begin whose features are stored."""
+        """Returns at which samples of a segment the crops begin whose features are stored."""
         assert self.crop_samples is not None
         assert self.stride_samples is not None
         return crops.spread_starts(length, self.crop_samples, self.stride_samples)
 
     @property
     def bytes_per_vector(self) -> int:
-        """On disk."""
+        """The bytes that a vector takes on disk."""
         return 2 * self.feature_dim if self.number == "bfloat16" else self.feature_dim + 4
 
     def encode(self, features: np.ndarray) -> bytes:
-        """float32 [S, F] → a record."""
+        """Returns the record of features: float32 [S, F]."""
         if self.number == "bfloat16":
             return features.astype(ml_dtypes.bfloat16).tobytes()
         scale = np.maximum(np.abs(features).max(axis=1, keepdims=True), 1e-30).astype(np.float32) / np.float32(127)
@@ -69,7 +72,7 @@ class FeatureFormat:
         return np.concatenate([scale.view(np.int8), rows], axis=1).tobytes()
 
     def decode(self, record: bytes, start: int, count: int) -> np.ndarray:
-        """bfloat16 [≤ count, F] from vector `start` of a record on."""
+        """Returns up to `count` vectors of a record, from vector `start` on: bfloat16 [≤ count, F]."""
         width = self.bytes_per_vector
         rows = np.frombuffer(record, np.int8)[start * width : (start + count) * width].reshape(-1, width)
         if self.number == "bfloat16":
@@ -79,17 +82,17 @@ class FeatureFormat:
 
 
 def num_vectors(samples: int) -> int:
-    """Vectors of so many samples at 24 kHz, from the beginning of a second on."""
+    """Returns the number of vectors of some samples at 24 kHz that begin with a second."""
     return num_tokens(samples * CHUNK_FRAMES // SAMPLE_RATE)
 
 
 def shard_path(directory: Path, shard: Shard) -> Path:
-    """Where the features of a shard of audio are."""
+    """Returns the path of the features of a shard of audio."""
     return records.shard_path(directory, f"{shard.name}-{shard.content}")
 
 
 def save_format(directory: Path, format: FeatureFormat) -> None:
-    """Starts a directory of features. Raises DataError if it was begun in another format."""
+    """Writes features.json. Raises DataError if the directory has one with another format."""
     path, text = directory / SETTINGS, json.dumps(dataclasses.asdict(format), indent=2) + "\n"
     if path.is_file() and path.read_text() != text:
         raise DataError(f"{directory}: holds features of another encoder, format or crops; use another --out")
@@ -98,22 +101,22 @@ def save_format(directory: Path, format: FeatureFormat) -> None:
 
 
 def identity(directory: Path) -> dict[str, object]:
-    """What a run that has learnt from these features must find again: the encoder, and the numbers that are kept."""
+    """Returns what must be the same when a run that uses these features goes on: the whole format."""
     return json.loads((directory / SETTINGS).read_text())
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
-    """A directory of features, to read from."""
+    """A directory of features that is open for reading."""
 
     directory: Path
     format: FeatureFormat
     silence: np.ndarray | None
-    """float32 [13, F], of an older directory."""
+    """The features of a second of silence, float32 [13, F], in an older directory; else None."""
 
     @classmethod
     def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
-        """Raises DataError if it lacks the features of one of the shards, or of crops of that length."""
+        """Opens a directory. Raises DataError if it lacks the features of a shard, or of crops of this length."""
         if not (directory / SETTINGS).is_file():
             raise DataError(f"{directory}: no semantic features here; run omnicodec convert semantic-features")
         try:
@@ -135,14 +138,15 @@ class FeatureStore:
         if format.crop_samples is not None:
             return cls(directory, format, None)
         LOG.warning(
-            "%s: features of an older version, not those of the very crops that are heard; docs/features.md says how "
-            "far off they are. omnicodec convert semantic-features with another --out computes them anew.",
+            "%s: features of an older version, which were not computed from the crops themselves; docs/features.md "
+            "says how large the difference is. To compute them anew, run omnicodec convert semantic-features with "
+            "another --out.",
             directory,
         )
         return cls(directory, format, np.load(directory / SILENCE))
 
     def read_crop(self, shard: Shard, record: int, number: int) -> np.ndarray:
-        """bfloat16 [S, F] of the crop that begins at `format.starts(…)[number]` of a segment."""
+        """Returns the features of the crop that begins at `format.starts(…)[number]` of a segment: bfloat16 [S, F]."""
         assert self.format.crop_samples is not None
         count = num_vectors(self.format.crop_samples)
         stored = records.read_record(shard_path(self.directory, shard), record)
@@ -152,7 +156,10 @@ class FeatureStore:
         return vectors
 
     def read_seconds(self, shard: Shard, record: int, start: int, count: int) -> np.ndarray:
-        """bfloat16 [count, F] from vector `start` of a segment on, of an older directory; past its end, of silence."""
+        """Returns vectors of a segment in an older directory, from vector `start` on: bfloat16 [count, F].
+
+        Past the end of the segment, they are the features of silence.
+        """
         assert self.silence is not None
         stored = self.format.decode(records.read_record(shard_path(self.directory, shard), record), start, count)
         missing = count - len(stored)

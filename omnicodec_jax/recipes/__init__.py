@@ -1,1 +1,1 @@
-"""Configs of whole experiments, by name."""
+"""Recipes: configs of whole experiments, by the names that --config takes."""

@@ -2,8 +2,9 @@
 
     omnicodec perplexity --config language_model_demo --tokens runs/demo/corpus
 
-For codebooks of 256 entries, as of the recipe demo. From so little audio it learns which codes are frequent and then,
-by heart, the clips it has seen, so it stops early. To compare codecs takes the recipe language_model, and hours.
+It is for codebooks of 256 entries, as in the recipe demo. From so little audio it learns which codes are frequent, and
+then the training clips by heart, so it stops early. To compare codecs, use the recipe language_model and hours of
+audio.
 """
 
 from omnicodec_jax.config import LanguageModelConfig, OptimizerConfig, PerplexityConfig

@@ -5,11 +5,11 @@
 
 Hardware of the authors: 4 A100 GPUs, global batch 24, gradient accumulation 2.
 
-Where the released code does otherwise, see released_12hz.py. The paper gives no number of residual blocks; one a
-stage is what its "approximately 134M parameters" fits. It does not mention the WavLM distillation head (named as
-future work in its §4), so there is none. All four transformers decay, which the paper leaves open.
+released_12hz.py says where the released code differs. The paper does not give the number of residual blocks; one a
+stage fits its "approximately 134M parameters". It does not mention the WavLM distillation head (its §4 names that as
+future work), so there is none. All four transformers have weight decay, which the paper leaves open.
 
-Its weight of the semantic loss, 1.0, is next to nothing on Qwen3-Omni's features: docs/training.md.
+With Qwen3-Omni's features, the paper's weight of the semantic loss, 1.0, has almost no effect: docs/training.md.
 """
 
 from omnicodec_jax.config import (

@@ -1,6 +1,6 @@
 """OmniCodec-F at 6.25 Hz as the paper describes it: strides [12, 8, 5, 4], 1 + 31 codebooks, 2200 bit/s.
 
-As paper_12hz.py otherwise. The segment is a multiple of the 3840-sample frame (10.24 s), so that no clip ends in
+All else is as in paper_12hz.py. The segment is a multiple of the 3840-sample frame (10.24 s), so that no clip ends in
 half a frame; the paper truncates to 10 s.
 """
 

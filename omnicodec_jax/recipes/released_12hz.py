@@ -5,10 +5,10 @@
 
 Hardware of the authors: 4 A100 GPUs, 24 clips of 10 s a step; on more devices, more clips: --data.batch-size.
 
-Where the paper says otherwise (see paper_12hz.py): 31 acoustic codebooks, one residual block a stage (134 M
-parameters), loss weights 1, 1, 0.1 with a squared L2 self-guidance instead of 50, 10, 0.5 with L1, no WavLM
-distillation, warm-up 2.5K and half a cosine over 500K instead of 1K and a full cosine over 2M, accumulation 2, and
-gradients clipped at 1.0 where the code's clip acts as 2.0.
+The paper differs (see paper_12hz.py): it has 31 acoustic codebooks, one residual block a stage (134 M parameters), loss
+weights 1, 1, 0.1 with a squared L2 self-guidance instead of 50, 10, 0.5 with L1, no WavLM distillation, warm-up 2.5K
+and half a cosine over 500K instead of 1K and a full cosine over 2M, accumulation 2, and gradients clipped at 1.0 where
+the code's clip acts as 2.0.
 """
 
 from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, LossConfig, OptimizerConfig, SEANetConfig
@@ -33,8 +33,9 @@ config = Config(
         warmup_steps=1000,
         total_steps=2_000_000,
         cosine_cycles=1.0,
-        # The authors clip at 1.0 what `accelerate` has halved: it divides every loss by gradient_accumulation_steps,
-        # 2, though nothing is accumulated. AdamW takes no notice of the factor, clipping does.
+        # The authors clip gradients at 1.0 that `accelerate` has halved: it divides every loss by
+        # gradient_accumulation_steps, which is 2, although nothing is accumulated. The factor changes nothing for
+        # AdamW, but it does for clipping.
         clip_value=2.0,
     ),
 )

@@ -220,7 +220,7 @@ def test_features_inside_a_jitted_step_are_those_of_transformers(checkpoint, enc
     batch = np.stack([audio.fit_length(audio.load(clip, 24_000).samples, 72_000) for clip in clips[:2]])
     compute = jax.jit(lambda x, weights: semantic.semantic_features(x, 24_000, (loaded[0], weights)))
     ours = compute(jnp.asarray(batch)[:, None], loaded[1])
-    theirs = semantic_features.Encoder(str(checkpoint), "float32")(list(batch))
+    theirs = semantic_features.TorchEncoder(str(checkpoint), "float32")(list(batch))
     for row, expected in zip(ours, theirs, strict=True):
         assert relative_error(np.asarray(row), expected) < 1e-3
 

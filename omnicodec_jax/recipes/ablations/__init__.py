@@ -1,1 +1,1 @@
-"""The paper's ablations: each has `ablate`, which changes a config, and `config`, the paper's changed so."""
+"""The paper's ablations. Each has `ablate`, which changes a config, and `config`, the paper's config changed by it."""

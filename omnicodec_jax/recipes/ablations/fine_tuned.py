@@ -3,8 +3,8 @@
     omnicodec train --config ablations/fine_tuned --workdir runs/fine_tuned --run.start-from MODEL \\
         --run.wavlm models/wavlm --data.prepared data/prepared --data.features data/features
 
-MODEL is what `omnicodec export-model` gives, with its discriminators. The learning rate is a tenth, and the run a
-twentieth as long; the paper gives neither.
+MODEL is a model directory that `omnicodec export-model` has written, with its discriminators. The learning rate is a
+tenth, and the run a twentieth as long; the paper gives neither.
 """
 
 import dataclasses

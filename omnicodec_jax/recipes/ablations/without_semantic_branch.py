@@ -3,7 +3,7 @@
     omnicodec train --config ablations/without_semantic_branch --workdir runs/without_semantic_branch \\
         --run.wavlm models/wavlm --data.prepared data/prepared
 
-The semantic codebook gives way to one more acoustic one; what trains the semantic branch goes with it.
+One more acoustic codebook takes the place of the semantic one. The losses of the semantic branch are off.
 """
 
 import dataclasses
