@@ -1,4 +1,4 @@
-"""From files to batches, on one core: python -m benchmarks.data_speed
+"""The way from files to batches on one core: python -m benchmarks.data_speed
 
 Preparing is compared with a loop of `librosa.load`, which is how the reference reads its files, over the same files:
 the bundled clips, and longer files made of them in the usual formats. Both take turns, and the figures are medians.

@@ -1,4 +1,4 @@
-"""What a metric is: a function that scores one clip, after it has loaded what it needs."""
+"""The interface of a metric: a function that scores one clip, after it has loaded what it needs."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple

@@ -72,12 +72,12 @@ def most_common(why: Sequence[str]) -> str | None:
 
 
 class CodebookUse(NamedTuple):
-    """How a system uses each of its codebooks on the clips of a domain."""
+    """The use of each codebook of a system on the clips of a domain."""
 
     usage: list[float]
     """The share of the entries that occur. It is at most frames / entries, so only hours of audio can show full use."""
     perplexity: list[float]
-    """exp of the entropy of the entries: so many entries, all used equally often, would have the same entropy."""
+    """The exponential of the entropy of the entries. So many entries, used equally often, have the same entropy."""
 
 
 def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookUse:

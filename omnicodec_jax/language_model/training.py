@@ -34,7 +34,7 @@ PAPER_SIZES = (2048,) * 8
 
 
 class LanguageModelState(NamedTuple):
-    """What training carries from step to step: a tree of arrays, or of their shapes and shardings."""
+    """The state that training carries from step to step: a tree of arrays, or of their shapes and shardings."""
 
     step: Any
     """The number of steps that are done: int32."""

@@ -23,7 +23,7 @@ TOKENS = "tokens"
 
 
 class ClipTable(NamedTuple):
-    """What is known of all clips of a directory of token shards without their codes, in the order of `TokenSource`."""
+    """A table of all clips of a directory of token shards without their codes, in the order of `TokenSource`."""
 
     frames: np.ndarray
     """The number of frames of each clip: int64 [N]."""

@@ -61,7 +61,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 class Totals(NamedTuple):
-    """What one run of a program does on one device."""
+    """The counts of one run of a program on one device."""
 
     flops: int
     """Operations of matrix products and convolutions. A multiplication with its addition counts as 2."""

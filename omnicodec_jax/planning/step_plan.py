@@ -1,4 +1,4 @@
-"""What one step of a program needs on one chip: memory, operations, traffic, and the time that they take at best."""
+"""The plan of a step: the memory, operations and traffic that it needs on one chip, and the time they take at best."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from omnicodec_jax.planning.compiling import CompiledProgram
 
 
 class StepPlan(NamedTuple):
-    """What one step needs on each chip, and how much audio it processes there."""
+    """The needs of one step on each chip, and the audio that it processes there."""
 
     chip: Chip
     arguments: int
