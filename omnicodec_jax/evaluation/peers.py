@@ -65,7 +65,7 @@ def _num_codebooks(config: Any, kbits: float) -> int:
 
 def _quantizers(config: Any) -> tuple[int, int, float]:
     """Returns the codebooks of Mimi, EnCodec and X-Codec, as `Peer.codebooks` does."""
-    return config.num_quantizers, config.codebook_size, config.frame_rate
+    return config.num_quantizers, config.codebook_size, float(config.frame_rate)
 
 
 def _dac_codebooks(config: Any) -> tuple[int, int, float]:
