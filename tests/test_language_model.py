@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -352,23 +353,33 @@ def one_device(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
 
-def test_interrupted_perplexity_goes_on_and_ends_where_an_undisturbed_one_does(tokens, tmp_path, one_device):
+def interrupt(monkeypatch, stops: Callable[[int], bool]) -> None:
+    monkeypatch.setattr(multihost.Interruption, "noticed", lambda _, step: stops(step))
+
+
+def test_interrupted_perplexity_goes_on_and_ends_where_an_undisturbed_one_does(
+    tokens, tmp_path, one_device, monkeypatch
+):
     short = dataclasses.replace(TINY.optimizer, total_steps=24)
     config = dataclasses.replace(TINY, optimizer=short, save_every=7)
     undisturbed = measure(tokens, config)
+    interrupt(monkeypatch, lambda step: step == 11)
     with pytest.raises(multihost.Interrupted):
-        measure(tokens, config, tmp_path, stop=lambda step: step == 11)
+        measure(tokens, config, tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["11", "7"]
     asked: list[int] = []
-    assert measure(tokens, config, tmp_path, stop=lambda step: bool(asked.append(step))) == undisturbed
+    interrupt(monkeypatch, lambda step: bool(asked.append(step)))
+    assert measure(tokens, config, tmp_path) == undisturbed
     assert asked == list(range(11, 24))
     # What was finished stays finished: no step is done again.
-    assert measure(tokens, config, tmp_path, stop=lambda step: True) == undisturbed
+    interrupt(monkeypatch, lambda step: True)
+    assert measure(tokens, config, tmp_path) == undisturbed
 
 
-def test_checkpoints_of_other_tokens_or_another_model_are_refused(tokens, tmp_path, one_device):
+def test_checkpoints_of_other_tokens_or_another_model_are_refused(tokens, tmp_path, one_device, monkeypatch):
+    interrupt(monkeypatch, lambda step: True)
     with pytest.raises(multihost.Interrupted):
-        measure(tokens, TINY, tmp_path / "run", stop=lambda step: True)
+        measure(tokens, TINY, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"config.window_frames: 16 in the checkpoint, 8 now"):
         measure(tokens, dataclasses.replace(TINY, window_frames=8), tmp_path / "run")
     others = write(tmp_path / "others", {f"a/{i}": codes for i, codes in enumerate(markov(30, 16))})

@@ -43,18 +43,13 @@ def perplexity(
     from omnicodec_jax.language_model.perplexity import NOTE, measure
 
     multihost.initialize()
-    with contextlib.ExitStack() as held:
-        if workdir is None:
-            result = measure(tokens, settings)
-        else:
-            if multihost.is_main():
-                held.enter_context(claim(workdir))
-            interruption = held.enter_context(multihost.Interruption())
-            try:
-                result = measure(tokens, settings, workdir, interruption.noticed)
-            except multihost.Interrupted:
-                LOG.info("interrupted: the last step is saved, and the same command goes on from there")
-                return 128 + (interruption.signal or 0)
+    with claim(workdir) if workdir is not None and multihost.is_main() else contextlib.nullcontext():
+        try:
+            result = measure(tokens, settings, workdir)
+        except multihost.Interrupted as interrupted:
+            LOG.info("interrupted: the last step is saved, and the same command goes on from there")
+            (signal,) = interrupted.args
+            return 128 + signal
     if not multihost.is_main():
         return 0
     if out is not None:

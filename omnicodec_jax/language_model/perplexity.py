@@ -19,7 +19,6 @@ model that has learnt few clips by heart predicts all others badly, and its perp
 """
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from jax.sharding import Mesh
 
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.config.language_model import LayoutName
-from omnicodec_jax.distributed import sharding
+from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.language_model.training import Trainer, train
 from omnicodec_jax.language_model.windows import TokenCorpus, batches
 from omnicodec_jax.training.checkpoint import Checkpoints
@@ -102,19 +101,13 @@ def evaluate(trainer: Trainer, params: Tree, corpus: TokenCorpus, mesh: Mesh) ->
     return Perplexity.from_sums(trainer.layout.name, nats, counts, corpus.domains)
 
 
-def measure(
-    tokens: Path,
-    config: PerplexityConfig,
-    workdir: Path | None = None,
-    stop: Callable[[int], bool] = lambda step: False,
-) -> Perplexity:
+def measure(tokens: Path, config: PerplexityConfig, workdir: Path | None = None) -> Perplexity:
     """Trains a language model on some clips of a directory of token shards, and evaluates it on the others.
 
     Args:
         tokens: Directory that `omnicodec tokenize` has written.
         config: The model and its training.
         workdir: Directory of checkpoints, from which an interrupted training goes on. None: nothing is saved.
-        stop: Is asked before every step whether to end there, with a checkpoint in `workdir`.
 
     Returns:
         The perplexity of the held-out clips.
@@ -124,13 +117,14 @@ def measure(
         ConfigError: For a mesh that does not fit the devices.
         CheckpointError: For a `workdir` that holds a run of another config or on other tokens.
         TrainingError: For a training that diverges.
-        Interrupted: If `stop` ended the training.
+        Interrupted: With the number of the signal, if there is a `workdir` and the training was asked to stop. The last
+            step is saved.
     """
     corpus, mesh = TokenCorpus.open(tokens, config), sharding.make_mesh(config.mesh)
     trainer = Trainer(config, corpus.layout)
-    with contextlib.ExitStack() as closing:
-        checkpoints = None
-        if workdir is not None:
-            checkpoints = closing.enter_context(Checkpoints(workdir, config, corpus.fingerprint))
-        params = train(trainer, corpus, mesh, checkpoints, stop)
+    if workdir is None:
+        params = train(trainer, corpus, mesh)
+    else:
+        with Checkpoints(workdir, config, corpus.fingerprint) as checkpoints, multihost.Interruption() as interruption:
+            params = train(trainer, corpus, mesh, checkpoints, interruption)
     return evaluate(trainer, params, corpus, mesh)

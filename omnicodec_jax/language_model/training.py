@@ -136,7 +136,7 @@ def train(
     corpus: TokenCorpus,
     mesh: Mesh,
     checkpoints: Checkpoints | None = None,
-    stop: Callable[[int], bool] = lambda step: False,
+    interruption: multihost.Interruption | None = None,
 ) -> Tree:
     """Trains until `optimizer.total_steps`, from the last checkpoint if there is one.
 
@@ -145,14 +145,14 @@ def train(
         corpus: What it learns from.
         mesh: The devices.
         checkpoints: Where the state is saved every `save_every` steps and at the end. None: it is not saved.
-        stop: Is asked before every step whether to end the training there, with a checkpoint.
+        interruption: Is asked before every step whether to end the training there, with a checkpoint.
 
     Returns:
         The parameters after the last step.
 
     Raises:
         TrainingError: If the loss is not finite.
-        Interrupted: If `stop` ended the training before the last step.
+        Interrupted: With the number of the signal, if the training was ended before the last step.
     """
     config, total = trainer.config, trainer.config.optimizer.total_steps
     if checkpoints is None or checkpoints.latest is None:
@@ -166,7 +166,9 @@ def train(
         LOG.info("going on from step %d of %d", start, total)
     step, done = jit_step(trainer, mesh), start
     with closing(batches(corpus.training_order(config.seed), config, mesh, start)) as windows:
-        while done < total and not stop(done):
+        while done < total:
+            if interruption is not None and interruption.noticed(done):
+                break
             state, loss = step(state, next(windows))
             done += 1
             losses.add(done, loss)
@@ -177,8 +179,8 @@ def train(
     if checkpoints is not None:
         checkpoints.save(state)
         checkpoints.wait()
-    if done < total:
-        raise multihost.Interrupted
+    if interruption is not None and done < total:
+        raise multihost.Interrupted(interruption.signal)
     return state.params
 
 
