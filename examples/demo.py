@@ -40,8 +40,8 @@ def main() -> int:
         return status
     cli.export_model(workdir=RUNS / "run", out=RUNS / "trained")
     corpora.tokenize(manifest=manifest, out=RUNS / "corpus", model=str(RUNS / "trained"))
-    judge = config_files.load_as((PerplexityConfig,), LANGUAGE_MODEL)
-    predicted = perplexity.measure(RUNS / "corpus", judge)
+    settings = config_files.load_as((PerplexityConfig,), LANGUAGE_MODEL)
+    predicted = perplexity.measure(RUNS / "corpus", settings)
 
     evaluation = evaluations.Evaluation(
         data=held_out(),

@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 
 @runtime_checkable
 class State(Protocol):
-    """What a run carries from step to step: a pytree that knows how many steps are done."""
+    """The state that a run carries from step to step: a pytree that knows how many steps are done."""
 
     @property
     def step(self) -> Any:
@@ -37,8 +37,15 @@ S = TypeVar("S", bound=State)
 
 DIRECTORY = "checkpoints"
 FREE = (
-    *("config.run.", "config.data.prepared", "config.data.features", "config.data.num_workers"),
-    *("config.mesh.", "config.num_workers", "config.log_every", "config.save_every"),
+    "config.run.",
+    "config.data.prepared",
+    "config.data.features",
+    "config.data.num_workers",
+    # Of a language model:
+    "config.mesh.",
+    "config.num_workers",
+    "config.log_every",
+    "config.save_every",
 )
 """Beginnings of the names of what may differ from what the checkpoint was made with."""
 TOTAL_STEPS = "config.optimizer.total_steps"
@@ -79,7 +86,7 @@ class Checkpoints:
         """
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": dataclasses.asdict(config), "data": fingerprint, **learnt_from}
-        self._warmup_steps = config.optimizer.warmup_steps
+        self._kind, self._warmup_steps = type(config), config.optimizer.warmup_steps
         self._keep_last = config.run.keep_last if isinstance(config, Config) else KEPT_OF_LANGUAGE_MODELS
         self._set_damaged_aside()
         self._manager: ocp.CheckpointManager | None = self._open()
@@ -199,7 +206,7 @@ class Checkpoints:
             for name in sorted(held.keys() | wanted.keys())
             if held.get(name) != wanted.get(name) and not name.startswith(free)
         ]
-        if "codec" in self._about["config"] and any(line.startswith(TOTAL_STEPS) for line in differing):
+        if self._kind is Config and any(line.startswith(TOTAL_STEPS) for line in differing):
             differing.append(
                 f"The learning rate has been falling since step {self._warmup_steps}, so that the run cannot be made "
                 f"longer. To train on: omnicodec export-model --workdir {self._workdir} --out DIR, then train.py with "
