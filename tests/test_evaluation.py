@@ -381,17 +381,17 @@ def _fork() -> object:
 
 
 def test_metrics_by_name():
-    assert scores.columns("core") == ["pesq_wb", "pesq_nb", "stoi", "mel_distance", "mcd"]
-    assert scores.columns("mcd,dnsmos") == ["mcd", "dnsmos"]
+    assert scores.choose_metrics("core") == ["pesq_wb", "pesq_nb", "stoi", "mel_distance", "mcd"]
+    assert scores.choose_metrics("mcd,dnsmos") == ["mcd", "dnsmos"]
     with pytest.raises(ConfigError, match="--metrics mdc: must be of core, all, pesq_wb"):
-        scores.columns("mdc")
+        scores.choose_metrics("mdc")
 
 
 def test_quoted_figures_are_the_papers():
-    cells = quoted.summary("OmniCodec-32L, paper", ["speech", "sound"], ["stoi", "mcd", "dnsmos"])
+    cells = quoted.means("OmniCodec-32L, paper", ["speech", "sound"], ["stoi", "mcd", "dnsmos"])
     assert (cells["speech"]["stoi"]["mean"], cells["sound"]["mcd"]["mean"]) == (0.96, 2.74)
     assert cells["speech"]["dnsmos"] == {"mean": None, "ci95": None, "count": 0, "why": "not in the paper"}
-    assert quoted.summary("Mimi-16L, paper", ["music"], ["audiobox_pq"])["music"]["audiobox_pq"]["mean"] == 7.06
+    assert quoted.means("Mimi-16L, paper", ["music"], ["audiobox_pq"])["music"]["audiobox_pq"]["mean"] == 7.06
 
 
 def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
