@@ -24,8 +24,8 @@ from omnicodec_jax.planning.step_plan import StepPlan
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.training.accumulation import TrainBatch
-from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import jit_step
 
 LOG = logging.getLogger(__name__)
