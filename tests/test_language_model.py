@@ -354,7 +354,7 @@ def one_device(monkeypatch):
 
 
 def interrupt(monkeypatch, stops: Callable[[int], bool]) -> None:
-    monkeypatch.setattr(multihost.Interruption, "noticed", lambda _, step: stops(step))
+    monkeypatch.setattr(multihost.Interruption, "stops_before", lambda _, step: stops(step))
 
 
 def test_interrupted_perplexity_goes_on_and_ends_where_an_undisturbed_one_does(

@@ -167,7 +167,7 @@ def train(
     step, done = jit_step(trainer, mesh), start
     with closing(batches(corpus.training_order(config.seed), config, mesh, start)) as windows:
         while done < total:
-            if interruption is not None and interruption.noticed(done):
+            if interruption is not None and interruption.stops_before(done):
                 break
             state, loss = step(state, next(windows))
             done += 1
