@@ -100,7 +100,7 @@ def measure_pipeline(directory: Path) -> None:
         samples = audio.load(clip, records.SAMPLE_RATE).samples
         audio.save(clips / f"{number}.wav", np.resize(samples, 60 * records.SAMPLE_RATE), records.SAMPLE_RATE)
     with contextlib.redirect_stderr(io.StringIO()):
-        prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, units.Task())
+        prepare.run({"sound": clips}, prepared, prepare.PrepareConfig(validation=0.0), 1, units.Share())
     (shard,) = records.read_index(prepared)
     crop = SECONDS * records.SAMPLE_RATE
     format = FeatureFormat(encoder="none", compute="float32", feature_dim=WIDTH, crop_samples=crop, stride_samples=crop)

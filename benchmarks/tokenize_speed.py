@@ -63,6 +63,7 @@ def write_model(folder: Path) -> None:
 def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """Returns two functions: the corpus job, and the model alone on as many seconds of 10 s clips in memory."""
     from omnicodec_jax.corpus.tokenize import Job, Worker, plan
+    from omnicodec_jax.data.manifest import read_all
 
     job = Job(sources={"sound": manifest}, out=folder / "tokens", model=str(model), num_readers=readers)
     worker = Worker(job)
@@ -72,7 +73,7 @@ def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Calla
 
     def corpus() -> object:
         tokenizer.warm_up()
-        for _ in worker.run(plan(job)):
+        for _ in worker.run(plan(read_all(job.sources), job.shard_hours)):
             pass
         return worker.use
 

@@ -26,10 +26,10 @@ from omnicodec_jax.cli import corpora
 from omnicodec_jax.corpus import TokenSource, contract, delayed, flat, read_tokens, shards, tokenize
 from omnicodec_jax.corpus.detokenize import targets
 from omnicodec_jax.corpus.runners import run
-from omnicodec_jax.corpus.tokenize import Job, Unit, Worker
-from omnicodec_jax.data import audio
-from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import Task
+from omnicodec_jax.corpus.tokenize import Job, Worker
+from omnicodec_jax.data import audio, units
+from omnicodec_jax.data.manifest import Entry, read_all
+from omnicodec_jax.data.units import Share, Unit
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -61,7 +61,7 @@ def corpus(clips, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def job(corpus, demo_model, tmp_path, monkeypatch) -> Job:
     """Of units of four files."""
-    monkeypatch.setattr(tokenize, "UNIT_ENTRIES", 4)
+    monkeypatch.setattr(units, "UNIT_ENTRIES", 4)
     monkeypatch.setenv("OMNICODEC_CACHE", str(ROOT / ".jax_cache"))
     return Job(sources=corpus, out=tmp_path / "tokens", model=str(demo_model), num_readers=2)
 
@@ -70,9 +70,9 @@ def job(corpus, demo_model, tmp_path, monkeypatch) -> Job:
 def expected(corpus, demo_model, tmp_path_factory) -> dict[str, bytes]:
     """Every shard of an undisturbed run, by name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenize, "UNIT_ENTRIES", 4)
+        patch.setattr(units, "UNIT_ENTRIES", 4)
         out = tmp_path_factory.mktemp("expected") / "tokens"
-        summary = run(Job(sources=corpus, out=out, model=str(demo_model), num_readers=2), "here", 1, Task())
+        summary = run(Job(sources=corpus, out=out, model=str(demo_model), num_readers=2), "here", 1, Share())
         assert (summary.listed, summary.clips, summary.rejected, summary.shards) == (22, 18, 4, 7)
     return files(out)
 
@@ -85,7 +85,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_tokens_are_those_of_each_clip_by_itself(expected, job, corpus, demo_model):
-    run(job, "here", 1, Task())
+    run(job, "here", 1, Share())
     assert files(job.out) == expected
     tokenizer = OmniCodecTokenizer.from_pretrained(demo_model)
     for clip in read_tokens(job.out):
@@ -121,13 +121,13 @@ def test_tokens_do_not_depend_on_neighbours_order_or_devices(clips, demo_model):
 def test_runners_give_the_same_files(expected, job, runner):
     if runner == "ray":
         pytest.importorskip("ray", reason="needs Ray, the extra `ray`")
-    summary = run(job, runner, 2, Task())
+    summary = run(job, runner, 2, Share())
     assert summary.listed == summary.clips + summary.rejected + summary.skipped == 22
     assert files(job.out) == expected
 
 
 def test_tasks_share_the_work_without_talking(expected, job):
-    shares = [run(job, "here", 1, Task(index, 3)) for index in range(3)]
+    shares = [run(job, "here", 1, Share(index, 3)) for index in range(3)]
     assert sum(share.listed for share in shares) == 22
     assert all(share.shards for share in shares)
     assert files(job.out) == expected
@@ -155,7 +155,7 @@ def test_processes_of_a_cluster_share_the_work_by_themselves(expected, job):
 
 
 def test_a_stranger_reads_shards_with_pyarrow_alone(job):
-    run(job, "here", 1, Task())
+    run(job, "here", 1, Share())
     tables = [pq.read_table(path) for path in sorted((job.out / "shards").glob("*.parquet"))]
     assert sum(table.num_rows for table in tables) == 18
     held = json.loads(tables[0].schema.metadata[b"omnicodec"])
@@ -170,7 +170,7 @@ def test_a_stranger_reads_shards_with_pyarrow_alone(job):
 
 
 def test_every_file_is_accounted_for(job):
-    summary = run(job, "here", 1, Task())
+    summary = run(job, "here", 1, Share())
     assert summary.listed == summary.clips + summary.rejected + summary.skipped
     index = [json.loads(line) for line in (job.out / shards.INDEX).read_text().splitlines()]
     assert sum(row["listed"] for row in index) == summary.listed
@@ -178,13 +178,13 @@ def test_every_file_is_accounted_for(job):
     assert {reject["path"] for reject in rejects} == set(BAD)
     for reject in rejects:
         assert BAD[reject["path"]] in reject["reason"]
-    again = run(job, "here", 1, Task())
+    again = run(job, "here", 1, Share())
     assert (again.clips, again.rejected, again.computed) == (18, 4, 0)
 
 
 def test_use_of_the_devices_is_reported(demo_model, corpus, tmp_path):
     worker = Worker(Job(sources=corpus, out=tmp_path, model=str(demo_model), num_readers=1))
-    unit = next(tokenize.plan(worker.job))
+    unit = next(tokenize.plan(read_all(corpus), shard_hours=1.0))
     seconds = sum(worker.run([unit]))
     use, tokenizer = worker.use, worker.tokenizer
     assert use.valid * 1920 / 24_000 == pytest.approx(seconds, rel=1e-3)
@@ -198,9 +198,7 @@ def test_use_of_the_devices_is_reported(demo_model, corpus, tmp_path):
 
 def command(job: Job, *options: str) -> list[str]:
     manifest = ",".join(f"{domain}={path}" for domain, path in job.sources.items())
-    code = (
-        "from omnicodec_jax.corpus import tokenize as t; t.UNIT_ENTRIES = 4; from omnicodec_jax import cli; cli.main()"
-    )
+    code = "from omnicodec_jax.data import units as u; u.UNIT_ENTRIES = 4; from omnicodec_jax import cli; cli.main()"
     arguments = ["tokenize", "--manifest", manifest, "--out", str(job.out), "--model", job.model, "--num-readers", "1"]
     return [sys.executable, "-c", code, *arguments, *options]
 
@@ -258,7 +256,7 @@ def test_a_file_that_kills_its_decoder_is_refused(corpus, demo_model, tmp_path):
     folder = corpus["speech"].parent
     names = ["speech_1.flac", "crash.wav", "killed.wav", "speech_2.ogg"]
     (folder / "killed.wav").write_bytes((folder / "speech_0.wav").read_bytes())
-    unit = Unit(0, "speech", Deadly(folder), tuple(Entry(name, name) for name in names))
+    unit = Unit("speech-000000", "speech", Deadly(folder), tuple(Entry(name, name) for name in names))
     worker = Worker(Job(sources=corpus, out=tmp_path, model=str(demo_model), num_readers=2))
     assert sum(seconds > 0 for seconds in worker.run([unit])) == 3
     (marker,) = tmp_path.glob(f"{shards.UNITS}/*.json")
@@ -268,18 +266,18 @@ def test_a_file_that_kills_its_decoder_is_refused(corpus, demo_model, tmp_path):
 
 
 def test_another_model_is_refused(job):
-    run(job, "here", 1, Task())
+    run(job, "here", 1, Share())
     other = dataclasses.replace(job, model=str(job.out.parent / "other"))
     tokenizer = OmniCodecTokenizer.from_pretrained(job.model)
     tokenizer.variables["params"]["decoder"]["conv_out"]["bias"] += 1e-6
     tokenizer.save_pretrained(other.model)
     next(job.out.glob(f"{shards.UNITS}/*.json")).unlink()
     with pytest.raises(DataError, match=r"would not be the same \(model = "):
-        run(other, "here", 1, Task())
+        run(other, "here", 1, Share())
 
 
 def test_another_manifest_adds_only_what_is_new(job, corpus):
-    run(job, "here", 1, Task())
+    run(job, "here", 1, Share())
     folder = corpus["speech"].parent
     names = ["speech_3.wav", "new.wav", "speech_0.wav"]
     soundfile.write(folder / "new.wav", np.sin(np.arange(9000)), 24_000)
@@ -287,12 +285,12 @@ def test_another_manifest_adds_only_what_is_new(job, corpus):
     more.write_text("".join(f"{name}\n" for name in names))
     other = dataclasses.replace(job, sources={"speech": more})
     with pytest.raises(DataError, match="holds shards of another manifest"):
-        run(other, "here", 1, Task())
+        run(other, "here", 1, Share())
     adding = dataclasses.replace(other, skip_existing=True)
-    summary = run(adding, "here", 1, Task())
+    summary = run(adding, "here", 1, Share())
     assert (summary.listed, summary.clips, summary.skipped) == (3, 1, 2)
     assert len(list(read_tokens(job.out))) == 19
-    again = run(adding, "here", 1, Task())
+    again = run(adding, "here", 1, Share())
     assert again[:6] == summary[:6]
     assert again.computed == 0
 
@@ -303,7 +301,7 @@ def test_another_manifest_adds_only_what_is_new(job, corpus):
 @pytest.fixture(scope="module")
 def tokens(corpus, demo_model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tokens")
-    run(Job(sources=corpus, out=out, model=str(demo_model), num_readers=2), "here", 1, Task())
+    run(Job(sources=corpus, out=out, model=str(demo_model), num_readers=2), "here", 1, Share())
     return out
 
 
@@ -426,7 +424,7 @@ def test_a_bad_line_of_a_manifest_costs_itself_only(corpus, demo_model, tmp_path
     ]
     (folder / "lines.json").write_text("\n".join(lines))
     job = Job(sources={"": folder / "lines.json"}, out=tmp_path, model=str(demo_model), num_readers=1)
-    summary = run(job, "here", 1, Task())
+    summary = run(job, "here", 1, Share())
     assert (summary.listed, summary.clips, summary.rejected) == (8, 4, 4)
     ids = ["speech_1.flac", r"caf\udce9.flac", r"half \ud83d", "speech_1.flac"]
     assert [clip.id for clip in read_tokens(tmp_path)] == ids
@@ -437,7 +435,7 @@ def test_a_bad_line_of_a_manifest_costs_itself_only(corpus, demo_model, tmp_path
     assert reasons[1:3] == ["no such file"] * 2
     assert reasons[3].startswith("no clip: ")
     assert all(reject[name].encode() for reject in rejects for name in ("id", "path", "reason"))
-    assert run(job, "here", 1, Task()).computed == 0
+    assert run(job, "here", 1, Share()).computed == 0
 
 
 def test_command_says_what_was_done(corpus, demo_model, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -360,7 +361,7 @@ def test_a_metric_that_kills_its_process_costs_its_own_score_only(tmp_path, monk
     soundfile.write(tmp_path / "a.flac", np.zeros(2400), 24_000)
     monkeypatch.setitem(scores.METRICS, "deadly", Metric("deadly", "Deadly", "higher", "", _deadly))
     # Forked, so that the processes know of it.
-    monkeypatch.setattr(scores.multiprocessing, "get_context", lambda _: _fork())
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.context.ForkContext())
     what = ("fine", "kill", "raise", "fine", "fine")
     path = tmp_path / "a.flac"
     tasks = [
@@ -372,12 +373,6 @@ def test_a_metric_that_kills_its_process_costs_its_own_score_only(tmp_path, monk
     assert "died" in result[1].why["deadly"]
     assert "ZeroDivisionError: a fault of the package" in result[2].why["deadly"]
     assert all(result[n].values["deadly"] == 1.0 for n in (0, 3, 4))
-
-
-def _fork() -> object:
-    import multiprocessing
-
-    return multiprocessing.context.ForkContext()
 
 
 def test_metrics_by_name():

@@ -11,6 +11,7 @@ import token_shards
 from omnicodec_jax import cli
 from omnicodec_jax.config import Config, DataConfig, DomainConfig, PerplexityConfig
 from omnicodec_jax.data import prepare, records
+from omnicodec_jax.data.manifest import read_all
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import DataError
@@ -26,7 +27,10 @@ def manifest(path, count):
 
 def held_out(path, config):
     return [
-        entry for unit in prepare.plan({"speech": path}, config) if unit.split == "validation" for entry in unit.entries
+        entry
+        for unit in prepare.plan(read_all({"speech": path}), config)
+        if unit.split == "validation"
+        for entry in unit.entries
     ]
 
 
@@ -34,26 +38,25 @@ def held_out(path, config):
 def test_prepare_names_the_share_that_holds_out_one_of_few_files(count, tmp_path):
     path, default = manifest(tmp_path / "m.jsonl", count), PrepareConfig()
     assert not held_out(path, default)
-    (note,) = prepare.nothing_held_out({"speech": path}, default)
+    (note,) = prepare.nothing_held_out(read_all({"speech": path}), default)
     assert f"of the {count} file(s) of speech, none is held out with --validation 0.005" in note
     share = float(re.findall(r"--validation ([\d.]+) and another --out", note)[0])
     enough = PrepareConfig(validation=share)
     assert len(held_out(path, enough)) == 1
-    assert not list(prepare.nothing_held_out({"speech": path}, enough))
+    assert not list(prepare.nothing_held_out(read_all({"speech": path}), enough))
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.005, "it takes two files or more"), (0.0, "")])
-def test_prepare_says_so_before_it_reads_any_audio_unless_asked_for(share, said, tmp_path, monkeypatch, capsys):
-    def run(*_: object) -> None:
+def test_prepare_says_so_before_it_reads_any_audio_unless_asked_for(share, said, tmp_path, monkeypatch, caplog):
+    def work(*_: object) -> None:
         raise DataError("here it begins to read")
 
-    monkeypatch.setattr(prepare, "run", run)
+    monkeypatch.setattr(prepare, "_work", work)
     path = manifest(tmp_path / "m.jsonl", 1)
     with pytest.raises(DataError, match="begins to read"):
         cli.prepare(manifest=f"speech={path}", out=tmp_path / "out", settings=PrepareConfig(validation=share))
-    errors = capsys.readouterr().err
-    assert said in errors
-    assert ("none is held out" in errors) == bool(said)
+    assert said in caplog.text
+    assert ("none is held out" in caplog.text) == bool(said)
 
 
 def index(folder, *names):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +14,25 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-import train
 from omnicodec_jax import cli
 from omnicodec_jax.cli import corpora
+from omnicodec_jax.cli.train import train
+from omnicodec_jax.config import Config
 from omnicodec_jax.corpus import read_tokens, readers, runners, shards, tokenize
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
 from omnicodec_jax.corpus.webdataset import convert
-from omnicodec_jax.data import prepare, prepare_unit, records, units
+from omnicodec_jax.data import prepare, records, units
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.data.units import Seen, Task
+from omnicodec_jax.data.units import Seen, Share
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
 from omnicodec_jax.evaluation import run as evaluation
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo.py"
 NAMES = ("a.wav", "b.wav", "c.wav", "d.wav")
 
 
@@ -85,8 +84,8 @@ class Tokens:
         given = {"sources": self.sources, "out": self.out, "model": self.model, "num_readers": 1} | options
         return Job(**given)
 
-    def run(self, task: Task = Task(), **options):  # noqa: B008
-        return runners.run(self.job(**options), "here", 1, task)
+    def run(self, share: Share = Share(), **options):  # noqa: B008
+        return runners.run(self.job(**options), "here", 1, share)
 
     def command(self, **options) -> int:
         manifest = ",".join(f"{domain}={path}" for domain, path in self.sources.items())
@@ -105,8 +104,8 @@ class Prepared:
         self.source, self.out = disk.parent / "all.jsonl", disk.parent / "prepared"
         self.config = PrepareConfig(validation=0.0)
 
-    def run(self, task: Task = Task(), retry_rejected: bool = False):  # noqa: B008
-        return prepare.run({"sound": self.source}, self.out, self.config, 1, task, retry_rejected)
+    def run(self, share: Share = Share(), retry_rejected: bool = False):  # noqa: B008
+        return prepare.run({"sound": self.source}, self.out, self.config, 1, share, retry_rejected)
 
     def command(self, **options) -> int:
         return cli.prepare(
@@ -124,11 +123,10 @@ class Prepared:
 
 @pytest.fixture
 def tokens(disk, demo_model, monkeypatch) -> Tokens:
-    for module in (tokenize, prepare_unit):
-        monkeypatch.setattr(module, "UNIT_ENTRIES", 2)
+    monkeypatch.setattr(units, "UNIT_ENTRIES", 2)
     monkeypatch.setattr(tokenize, "OmniCodecTokenizer", Quick)
     monkeypatch.setattr(Quick, "encoded", 0)
-    monkeypatch.setattr(commands, "_share_of_this_host", Task)
+    monkeypatch.setattr(corpora, "_share_of_this_host", Share)
     return Tokens(disk, demo_model)
 
 
@@ -159,7 +157,7 @@ def test_a_finished_directory_does_not_hide_another_model_or_none(tokens, tmp_pa
     other.save_pretrained(tmp_path / "other")
     for runner in ("here", "processes"):
         with pytest.raises(DataError, match=r"would not be the same \(model = "):
-            runners.run(tokens.job(model=str(tmp_path / "other")), runner, 1, Task())
+            runners.run(tokens.job(model=str(tmp_path / "other")), runner, 1, Share())
     tokens.sources["sound"].write_text(tokens.sources["sound"].read_text() + '{"audio_filepath": "more.wav"}\n')
     with pytest.raises(DataError, match=r"model = "):  # and not "another manifest"
         tokens.run(model=str(tmp_path / "other"))
@@ -180,7 +178,7 @@ def test_audio_made_with_other_options_is_not_taken_for_what_is_asked(tokens, tm
     (audio / "detokenized.json").write_text('{"model": "another", "num_quantizers": 9}')
     codec = OmniCodecTokenizer.from_pretrained(tokens.model)
     with pytest.raises(DataError, match=r"made otherwise \(model = 'another'.*num_quantizers = 9, now 4"):
-        next(detokenize(tokens.out, audio, codec, 4, ".flac", Task()))
+        next(detokenize(tokens.out, audio, codec, 4, ".flac", Share()))
 
 
 def test_audio_replaced_under_the_same_name_is_done_again(job, disk):
@@ -470,9 +468,9 @@ def test_whatever_a_killed_run_has_left_half_written_is_cleared_by_the_next(job)
 def test_two_runs_on_one_directory_are_refused_in_one_line(job, disk):
     job.out.mkdir()
     with claim(job.out):
-        for task in (Task(), Task(1, 2)):
+        for share in (Share(), Share(1, 2)):
             with pytest.raises(DataError, match="another run is at work on this .*--task i/n") as caught:
-                job.run(task)
+                job.run(share)
             assert "\n" not in str(caught.value)
     job.run()
     assert job.held() == set(NAMES)
@@ -482,13 +480,12 @@ def test_two_runs_on_one_directory_are_refused_in_one_line(job, disk):
 def test_every_job_that_fills_a_directory_refuses_a_second_run(tokens, tmp_path, monkeypatch):
     tokens.run()
     monkeypatch.setattr(multihost, "initialize", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(DEMO), "--workdir", str(tmp_path / "out")])
     codec = OmniCodecTokenizer.from_pretrained(tokens.model)
     jobs = [
-        lambda: list(detokenize(tokens.out, tmp_path / "out", codec, None, ".flac", Task())),
+        lambda: list(detokenize(tokens.out, tmp_path / "out", codec, None, ".flac", Share())),
         lambda: convert(tokens.out, tmp_path / "out"),
         lambda: evaluation.run(evaluation.Evaluation(data=tokens.sources, out=tmp_path / "out", metrics=())),
-        train.main,
+        lambda: train(config="demo", workdir=tmp_path / "out", settings=Config()),
     ]
     for start in jobs:
         with claim(tmp_path / "out"), pytest.raises(DataError, match="another run is at work"):
@@ -496,17 +493,17 @@ def test_every_job_that_fills_a_directory_refuses_a_second_run(tokens, tmp_path,
 
 
 def test_shares_that_do_not_overlap_are_at_work_together(tmp_path):
-    with claim(tmp_path, Task(0, 2)), claim(tmp_path, Task(1, 2)):
-        for task in (Task(0, 1), Task(0, 2), Task(3, 4), Task(2, 3)):
-            with pytest.raises(DataError), claim(tmp_path, task):
+    with claim(tmp_path, Share(0, 2)), claim(tmp_path, Share(1, 2)):
+        for share in (Share(0, 1), Share(0, 2), Share(3, 4), Share(2, 3)):
+            with pytest.raises(DataError), claim(tmp_path, share):
                 pass
-    with claim(tmp_path, Task(0, 2)), claim(tmp_path, Task(1, 4)), claim(tmp_path, Task(3, 4)):
+    with claim(tmp_path, Share(0, 2)), claim(tmp_path, Share(1, 4)), claim(tmp_path, Share(3, 4)):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_of_a_killed_run_is_nobodys(tmp_path):
     (tmp_path / ".omnicodec-0-of-1.lock").touch()
-    with claim(tmp_path, Task(1, 2)):
+    with claim(tmp_path, Share(1, 2)):
         pass
     assert not list(tmp_path.iterdir())

@@ -144,13 +144,13 @@ def test_linked_directories_are_followed_and_loops_are_not(tmp_path):
 def test_what_a_directory_holds_and_is_not_taken_is_counted_and_named(tmp_path, caplog):
     touch(tmp_path, "a.wav", "b.TXT", "c.txt", "notes", ".hidden.wav", "d/e.json", *(f"{n}.x{n}" for n in range(9)))
     with caplog.at_level(logging.WARNING):
-        assert manifest.parse_sources(f"sound={tmp_path}") == {"sound": tmp_path}
+        manifest.read_all({"sound": tmp_path})
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path}: passed over 2 .txt, ")
     assert message.endswith(" of other kinds; files taken: 1")
     (tmp_path / "a.wav").unlink()
     with pytest.raises(DataError, match=r"lists no audio; it holds 2 \.txt"):
-        manifest.parse_sources(f"sound={tmp_path}")
+        manifest.read_all({"sound": tmp_path})
 
 
 def test_a_directory_that_cannot_be_read_is_told(tmp_path, monkeypatch):
@@ -204,8 +204,8 @@ def test_domains_that_are_there_are_named_when_none_fits(tmp_path):
     lines = [{"audio_filepath": "a.wav", "domain": domain} for domain in ("Speech", "Speech", "\ud83d")]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(DataError, match=r"no audio of the domain speech; its clips are of Speech \(2\), \\ud83d \(1\)"):
-        manifest.parse_sources(f"speech={tmp_path / 'm.jsonl'}")
-    assert manifest.parse_sources(str(tmp_path / "m.jsonl"), unnamed=True)
+        manifest.read_all({"speech": tmp_path / "m.jsonl"})
+    assert len(list(manifest.Manifest(tmp_path / "m.jsonl"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_wrong_sources_are_refused(tmp_path, text, message):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "array.json").write_text(json.dumps([json.loads(LINE)], indent=1))
     with pytest.raises(DataError, match=message):
-        manifest.parse_sources(text.format(tmp=tmp_path))
+        manifest.read_all(manifest.parse_sources(text.format(tmp=tmp_path)))

@@ -13,7 +13,7 @@ from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.webdataset import convert
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.units import Task
+from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import DataError, ModelError, OmniCodecError
 from omnicodec_jax.evaluation import reconstruct
 from omnicodec_jax.evaluation.datasets import EvalClip
@@ -138,7 +138,9 @@ def test_detokenize_keeps_audio_of_something_else_and_does_not_call_it_done(tmp_
     codec, write = corpus
 
     def decoded(tokens):
-        return [file.path.name for file in detokenize(tokens, tmp_path / "speech_corpus", codec, None, ".flac", Task())]
+        return [
+            file.path.name for file in detokenize(tokens, tmp_path / "speech_corpus", codec, None, ".flac", Share())
+        ]
 
     (tmp_path / "speech_corpus" / "speech").mkdir(parents=True)
     original = sound(tmp_path / "speech_corpus" / "speech" / "a.flac", 0)
@@ -158,9 +160,9 @@ def test_detokenize_keeps_audio_of_something_else_and_does_not_call_it_done(tmp_
 def test_audio_that_an_older_version_has_detokenized_stays(tmp_path, corpus):
     codec, write = corpus
     tokens = write("tokens", "hash")
-    assert len(list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Task()))) == 1
+    assert len(list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Share()))) == 1
     audio.save(tmp_path / "out" / "speech" / "a.flac", np.zeros(5000, np.float32), 24_000)
-    assert list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Task())) == []
+    assert list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Share())) == []
 
 
 def test_an_exported_program_does_not_replace_tokens(tmp_path, demo_model):

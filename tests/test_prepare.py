@@ -16,8 +16,8 @@ from deadly import Deadly
 
 from omnicodec_jax import cli
 from omnicodec_jax.data import audio, manifest, prepare, records
-from omnicodec_jax.data.prepare import PrepareConfig, Unit
-from omnicodec_jax.data.units import Progress, Task
+from omnicodec_jax.data.prepare import PrepareConfig, SplitUnit
+from omnicodec_jax.data.units import Progress, Share
 from omnicodec_jax.errors import DataError
 
 RATE = 44_100
@@ -81,8 +81,8 @@ def folder(tmp_path_factory, clips):
     return root
 
 
-def run(source, out, config=CONFIG, num_workers=1, task=Task()):  # noqa: B008
-    return prepare.run({"sound": source}, out, config, num_workers, task)
+def run(source, out, config=CONFIG, num_workers=1, share=Share()):  # noqa: B008
+    return prepare.run({"sound": source}, out, config, num_workers, share)
 
 
 def files(out):
@@ -157,7 +157,7 @@ def test_a_second_run_does_nothing(folder, prepared):
 
 
 def test_tasks_together_make_what_one_run_makes(folder, prepared, tmp_path):
-    parts = [run(folder, tmp_path, task=Task(index, 3)) for index in (2, 0, 1)]
+    parts = [run(folder, tmp_path, share=Share(index, 3)) for index in (2, 0, 1)]
     assert sum(part.files for part in parts) == prepared[1].files
     assert min(part.units for part in parts) > 0
     assert files(tmp_path) == files(prepared[0])
@@ -182,7 +182,7 @@ def test_other_settings_and_other_lines_are_refused(folder, prepared, tmp_path):
 def test_domains_are_added_to_a_directory(folder, prepared, tmp_path, clips):
     shutil.copytree(prepared[0], tmp_path / "out")
     (tmp_path / "m.scp").write_text(f"bell {clips[4]}\n")
-    prepare.run({"music": tmp_path / "m.scp"}, tmp_path / "out", CONFIG, 1, Task())
+    prepare.run({"music": tmp_path / "m.scp"}, tmp_path / "out", CONFIG, 1, Share())
     before, after = files(prepared[0]), files(tmp_path / "out")
     assert {name for name, data in before.items() if after.pop(name) != data} == {"index.jsonl"}
     assert sorted(Path(name).suffix for name in after) == [".array_record", ".json"]
@@ -221,7 +221,7 @@ def plan(path, names, **settings):
     """Units of a manifest of files with two clips each."""
     rows = [{"id": f"{name}-{i}", "audio_filepath": name, "offset": i, "duration": 1} for i in (0, 1) for name in names]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows, list(prepare.plan({"sound": path}, PrepareConfig(**settings)))
+    return rows, list(prepare.plan(manifest.read_all({"sound": path}), PrepareConfig(**settings)))
 
 
 def test_units_hold_every_entry_once_in_order(tmp_path):
@@ -259,10 +259,10 @@ def test_wrong_settings_are_refused(settings):
 
 
 def test_tasks_are_parsed():
-    assert Task.parse("2/8") == Task(2, 8)
+    assert Share.parse("2/8") == Share(2, 8)
     for wrong in ("8/8", "1", "a/b", "-1/2", "1/0", ""):
         with pytest.raises(DataError, match="must be i/n"):
-            Task.parse(wrong)
+            Share.parse(wrong)
 
 
 # Processes that die.
@@ -273,7 +273,7 @@ def work(folder, names, out):
     entries = tuple(manifest.Entry(name, name) for name in names)
     done = Progress("prepare", len(names))
     with done.bar:
-        prepare._work(iter([Unit("sound-train-000000", "sound", "train", folder, entries)]), out, CONFIG, 1, done)
+        prepare._work([SplitUnit("sound-train-000000", "sound", folder, entries, "train")], out, CONFIG, 1, done)
     finished = json.loads((out / "shards/sound-train-000000.json").read_text())
     return {reject["id"]: reject["reason"] for reject in finished["rejects"]}, done
 
@@ -402,6 +402,6 @@ def test_one_list_of_several_domains_gives_each_its_own(tmp_path):
     rows = [{"audio_filepath": f"{i}.wav", "domain": domain} for i, domain in enumerate(("speech", "music", "speech"))]
     (tmp_path / "all.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     sources = dict.fromkeys(("speech", "music"), tmp_path / "all.jsonl")
-    units = list(prepare.plan(sources, prepare.PrepareConfig(validation=0.0)))
+    units = list(prepare.plan(manifest.read_all(sources), prepare.PrepareConfig(validation=0.0)))
     held = {unit.domain: [entry.path for entry in unit.entries] for unit in units}
     assert held == {"speech": ["0.wav", "2.wav"], "music": ["1.wav"]}

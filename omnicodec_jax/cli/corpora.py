@@ -44,11 +44,9 @@ def prepare(
     """
     from omnicodec_jax.data import manifest as manifests
     from omnicodec_jax.data import prepare as preparation
-    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.data.units import Share
 
-    sources, share, out = manifests.parse_sources(manifest), Task.parse(task), names.utf8(out)
-    for note in preparation.nothing_held_out(sources, settings):
-        print(f"prepare: {note}", file=sys.stderr)
+    sources, share, out = manifests.parse_sources(manifest), Share.parse(task), names.utf8(out)
     done = preparation.run(sources, out, settings, num_workers, share, retry_rejected)
     rejects = out / "rejects.jsonl"
     if done.files:
@@ -111,9 +109,9 @@ def tokenize(
     from omnicodec_jax.corpus import runners, shards
     from omnicodec_jax.corpus.tokenize import Job
     from omnicodec_jax.data.manifest import parse_sources
-    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.data.units import Share
 
-    share = Task.parse(task)
+    share = Share.parse(task)
     job = Job(
         sources=parse_sources(manifest, unnamed=True),
         out=names.utf8(out),
@@ -165,12 +163,12 @@ def detokenize(
     from tqdm import tqdm
 
     from omnicodec_jax.corpus.detokenize import detokenize
-    from omnicodec_jax.data.units import Task, reason
+    from omnicodec_jax.data.units import Share, reason
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     tokenizer = OmniCodecTokenizer.from_pretrained(model_name(model), revision, devices=jax.local_devices())
     files, seconds, failed = 0, 0.0, 0
-    decoded = detokenize(tokens, out, tokenizer, num_quantizers, suffix, Task.parse(task))
+    decoded = detokenize(tokens, out, tokenizer, num_quantizers, suffix, Share.parse(task))
     for file in tqdm(decoded, "detokenize", unit="file", disable=not sys.stderr.isatty()):
         files, seconds = files + 1, seconds + file.seconds
         if file.error is not None:
@@ -196,10 +194,10 @@ def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Pat
 
 def _share_of_this_host():
     """On a pod or in a cluster's job, each process does its share; elsewhere this one does all."""
-    from omnicodec_jax.data.units import Task
+    from omnicodec_jax.data.units import Share
     from omnicodec_jax.distributed import multihost
 
-    return Task(*multihost.share_of_work())
+    return Share(*multihost.share_of_work())
 
 
 def clips(out: tyro.conf.Positional[Path], /) -> int:

@@ -22,7 +22,7 @@ from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
-from omnicodec_jax.data.units import Task
+from omnicodec_jax.data.units import Share
 from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import remove_leftovers
@@ -155,7 +155,7 @@ def main(
         batch_seconds: Audio that is encoded at once.
         task: i/n: this process's share of the shards, counted from 0.
     """
-    mine = Task.parse(task)
+    mine = Share.parse(task)
     shards = records.read_index(prepared)[mine.index :: mine.count]
     stride_seconds = crop_seconds if stride_seconds is None else stride_seconds
     crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))

@@ -15,7 +15,7 @@ from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.units import Task
+from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import DataError, TokenError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.origin import Origin, relative
@@ -36,11 +36,11 @@ class Decoded(NamedTuple):
 
 
 def detokenize(
-    tokens: Path, out: Path, tokenizer: OmniCodecTokenizer, num_quantizers: int | None, suffix: str, task: Task
+    tokens: Path, out: Path, tokenizer: OmniCodecTokenizer, num_quantizers: int | None, suffix: str, share: Share
 ) -> Iterator[Decoded]:
     """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
 
-    task: this process's share of the shards. Raises TokenError for tokens of another model, DataError for clips that
+    share: which shards this process does. Raises TokenError for tokens of another model, DataError for clips that
     cannot be told apart, and where `out` holds audio that was made otherwise, or of something else.
     """
     held = shards.contract(tokens)
@@ -49,7 +49,7 @@ def detokenize(
     tokenizer.check_num_quantizers(num_quantizers)
     made = {"model": tokenizer.model_hash, "num_quantizers": num_quantizers or tokenizer.num_quantizers}
     _check(out, made)
-    mine = dict(list(targets(tokens, suffix).items())[task.index :: task.count])
+    mine = dict(list(targets(tokens, suffix).items())[share.index :: share.count])
     origin = partial(_origin, relative(tokens.resolve(), out))
     left = _left(out, itertools.chain.from_iterable(mine.values()), origin)
 
@@ -71,7 +71,7 @@ def detokenize(
         return Decoded(path, clip.num_samples / clip.sample_rate)
 
     writing: list[Future[Decoded]] = []
-    with claim(out, task), ThreadPoolExecutor(WRITERS) as threads:
+    with claim(out, share), ThreadPoolExecutor(WRITERS) as threads:
         with rewriting(out / SETTINGS) as temporary:
             temporary.write_text(json.dumps(made) + "\n")
         for (target, clip), samples in tokenizer.decode_each(clips()):

@@ -1,18 +1,15 @@
-"""Audio files read ahead of the device, in processes that may die of them."""
+"""Audio files that are read ahead of the device, by child processes that may die of them."""
 
-import contextlib
 import hashlib
-import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
+from omnicodec_jax.child_processes import Child, Died, Tell
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.decoders import drop_remarks
 from omnicodec_jax.data.manifest import Entry
@@ -22,38 +19,47 @@ from omnicodec_jax.errors import AudioError
 T = TypeVar("T")
 
 HASHED_FILES = 256
-"""Of which a reader remembers the hash, for segments of one file."""
+"""Number of files whose hash a reader remembers, since a manifest may list many segments of one file."""
 HELD_SAMPLES = 1 << 26
-"""Samples that may wait for the device before no more files are begun: 256 MiB."""
+"""Number of samples that may wait for the device before no more files are begun: 256 MiB."""
 
 
 class Request(NamedTuple):
-    """What to read."""
+    """What a reader is asked to read."""
 
     path: Any
-    """Of the file."""
+    """Path of the file."""
     entry: Entry
+    """Entry of the manifest, which says what part of the file is the clip."""
     sample_rate: int
+    """Rate that the clip is resampled to, Hz."""
     peak: float | None
+    """What the largest sample is scaled to; None: the clip stays as loud as it is."""
     known: str | None = None
-    """Source of tokens that are there: with the same source, nothing is read."""
+    """Hash of the source of tokens that exist already. If the clip has the same, its audio is not read."""
     older: bool = False
-    """Whether to compute the hash that segments had before, too."""
+    """Whether to compute also the hash that version 0.1 gave to segments."""
 
 
 class Read(NamedTuple):
-    """A clip, and the hash of what it was read from."""
+    """A clip that has been read, and the hash of its source."""
 
     clip: audio.Clip | None
-    """None: its source is the one that is known."""
+    """The clip; None if its source is the one that is known."""
     source: str
+    """Hash of the file's bytes, and of the part of the file that is the clip."""
     seen: Seen
+    """State of the file before it was read."""
     older: str | None = None
-    """What `source` was of a segment before: a hash of its bounds and the whole file."""
+    """Hash that version 0.1 gave to a segment, of its bounds and the whole file; None if it was not asked for."""
 
 
 def read(request: Request) -> Read:
-    """Raises AudioError, also for a line of a manifest that is no clip; UnreadableError: the system is at fault."""
+    """Reads a clip in this process.
+
+    Raises AudioError for a clip that cannot be used, and for a line of a manifest that is no clip; UnreadableError if
+    the operating system is at fault.
+    """
     path, entry = request.path, request.entry
     if entry.problem is not None:
         raise AudioError(entry.problem)
@@ -71,7 +77,7 @@ def read(request: Request) -> Read:
 
 
 def source_hash(path: Any, entry: Entry, seen: Seen) -> str:
-    """Identifies the bytes of a file and the part of it that an entry takes; of a whole file, the bytes alone."""
+    """Returns the hash of a file's bytes and of the part that an entry takes; for a whole file, of the bytes alone."""
     whole = _file_hash(os.fspath(path), seen)
     if entry.duration is None and not entry.offset:
         return whole
@@ -80,70 +86,55 @@ def source_hash(path: Any, entry: Entry, seen: Seen) -> str:
 
 @lru_cache(HASHED_FILES)
 def _file_hash(path: str | bytes, seen: Seen) -> str:
-    """Read once for all the entries of a file; `seen` tells it from another that is put in its place."""
+    """Returns the hash of a file. It is computed once for all entries of the file, while the file stays as `seen`."""
     return _hash(path)
 
 
 def _hash(path: Any, prefix: str = "") -> str:
+    """Returns the hash of a text and of the bytes of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(prefix.encode(), digest_size=16)).hexdigest()
 
 
 class Reader:
-    """A process that reads one file after the other; when it dies, another takes its place."""
+    """A child process that reads one file after the other."""
 
     def __init__(self):
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
-        self._process: Any = None
-        self._closed = False
+        self._child: Child[Request] = Child(_serve, "forkserver", preload=[__name__], set_up=drop_remarks)
 
     def __call__(self, request: Request) -> Read:
-        """Raises AudioError, also for a file at which two processes have died: the first may have been killed."""
+        """Reads a file. Raises AudioError, also for a file at which two processes have died, and OSError.
+
+        One death is not held against the file: someone may have killed the process.
+        """
+        exit_code = None
         for _ in range(2):
-            if self._closed:
-                raise AudioError("not read: the job has been stopped")
-            if self._process is None:
-                self._connection, end = self._context.Pipe()
-                process = self._context.Process(target=_serve, args=(end,), daemon=True)
-                process.start()
-                self._process = process
-                end.close()
-            try:
-                self._connection.send(request)
-                result = self._connection.recv()
-            except (EOFError, ConnectionError):
-                self._process.join()
-                died, self._process = self._process.exitcode, None
-                continue
-            if isinstance(result, Exception):
-                raise result
-            return result
-        raise death(died)
+            self._child.begin(request)
+            event = None
+            while event is None:
+                event = self._child.next_event()
+            if not isinstance(event, Died):
+                return event.value
+            exit_code = event.exit_code
+        raise death(exit_code)
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        self._closed = True
-        if self._process is not None:
-            self._process.terminate()
+        self._child.close()
 
 
-def _serve(connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches every process; the parent decides
-    drop_remarks()
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        while True:
-            request = connection.recv()
-            try:
-                result: Any = read(request)
-            except Exception as error:
-                known = isinstance(error, (AudioError, OSError))
-                result = error if known else AudioError(f"{type(error).__name__}: {error}")
-            connection.send(result)
+def _serve(request: Request, _report: Tell) -> Read:
+    """Reads a file in the child process. Whatever is wrong with it becomes an AudioError or an OSError."""
+    try:
+        return read(request)
+    except (AudioError, OSError):
+        raise
+    except Exception as error:
+        raise AudioError(f"{type(error).__name__}: {error}") from error
 
 
 class Readers:
-    """Some of them, a thread to each: `map` gives what they read in order. A context that ends them."""
+    """Several readers, each with a thread of its own. Use it in a `with` statement, which ends them."""
 
     def __init__(self, count: int):
         self._count, self._readers, self._own = count, [], threading.local()
@@ -164,9 +155,15 @@ class Readers:
     def map(
         self, requests: Iterable[tuple[T, Request]], then: Callable[[Read], Any]
     ) -> Iterator[tuple[T, Read | None, Any]]:
-        """For each (key, request): the key, what was read, and what `then`, run in the thread, makes of it.
+        """Reads files ahead, and yields them in the order of the requests.
 
-        Where one of them raises AudioError or OSError: the key, None, and the exception.
+        Args:
+            requests: Pairs of a key and a request.
+            then: Function that is called with what was read, in the reader's thread.
+
+        Yields:
+            The key, what was read, and what `then` has made of it. If one of the two has raised AudioError or OSError:
+            the key, None, and the exception.
         """
         ahead: deque[tuple[T, Future]] = deque()
 
@@ -178,18 +175,16 @@ class Readers:
             done = [future.result()[0].clip for _, future in ahead if future.done() and not future.exception()]
             return sum(clip.samples.size for clip in done if clip is not None)
 
-        source = iter(requests)
-        while True:
-            while len(ahead) < 4 * self._count and (not ahead or waiting() < HELD_SAMPLES):
-                if (item := next(source, None)) is None:
-                    break
-                ahead.append((item[0], self._threads.submit(work, item[1])))
-            if not ahead:
-                return
+        def oldest() -> tuple[T, Read | None, Any]:
             key, future = ahead.popleft()
             try:
-                result, made = future.result()
+                return key, *future.result()
             except (AudioError, OSError) as error:
-                yield key, None, error
-            else:
-                yield key, result, made
+                return key, None, error
+
+        for key, request in requests:
+            while len(ahead) >= 4 * self._count or (ahead and waiting() >= HELD_SAMPLES):
+                yield oldest()
+            ahead.append((key, self._threads.submit(work, request)))
+        while ahead:
+            yield oldest()

@@ -3,99 +3,116 @@
 All of them run `Worker.run` on units that nobody has finished, and leave the same files.
 """
 
+import functools
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 
 from omnicodec_jax import compilation_cache
+from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.corpus import shards
-from omnicodec_jax.corpus.tokenize import Existing, Job, Unit, Worker, check, collect, described, plan, to_do
+from omnicodec_jax.corpus.tokenize import Existing, Job, Worker, check, collect, described, plan
+from omnicodec_jax.data import manifest
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.units import Progress, Task
+from omnicodec_jax.data.manifest import Manifest
+from omnicodec_jax.data.units import Plan, Progress, Share, Unit
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.lanes import Use
 
 Runner = Literal["here", "processes", "ray"]
 AHEAD = 2
-"""Units that wait for each worker."""
+"""Number of units that are given to Ray for each worker, so that none waits for the next one."""
 PATIENCE = 3
-"""How often processes may die without a unit that gets done in between."""
+"""How many processes may die over a unit before the job is given up."""
 
 
 class Done(NamedTuple):
-    """Files of a unit, in seconds of audio each, and what a worker's devices have done so far."""
+    """Files that a worker has done."""
 
     files: list[float]
+    """Seconds of audio of each file; 0 for a file that is refused or skipped."""
     worker: int
+    """Number that tells the worker from others."""
     use: Use
+    """What the worker's devices have done since it began."""
 
 
-class Summary(NamedTuple):
-    """Of all units of this task, those finished earlier too: listed = clips + rejected + skipped."""
+class Tokenized(NamedTuple):
+    """What a run of `omnicodec tokenize` has done.
+
+    The first six fields count all units of this share, those that were finished earlier, too; listed is the sum of
+    clips, rejected and skipped.
+    """
 
     listed: int
+    """Files in the manifests."""
     clips: int
+    """Clips in the shards."""
     rejected: int
+    """Files that are refused."""
     skipped: int
+    """Files whose tokens are in shards of another manifest."""
     shards: int
+    """Number of shards."""
     seconds: float
+    """Audio of the clips."""
     computed: float
-    """Seconds of audio that this call has tokenized,"""
+    """Audio that this run has tokenized, in seconds."""
     elapsed: float
-    """in these."""
+    """Seconds that this run has taken."""
     tried: int
-    """Files that this call has tried."""
+    """Files that this run has tried."""
     use: Use
+    """What the devices have done in this run."""
 
 
-def run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
-    """Tokenizes this task's units that are not finished. Raises DataError, ModelError, OSError."""
+def run(job: Job, runner: Runner, num_workers: int, share: Share) -> Tokenized:
+    """Tokenizes the units of a share that are not finished. Raises DataError, ModelError, OSError."""
     if num_workers < 1:
         raise DataError(f"--num-workers {num_workers}: must be 1 or more")
+    manifests = manifest.read_all(job.sources)
     check(job, described(job))
-    with claim(job.out, task):
+    with claim(job.out, share):
         shards.move_old(job.out)
-        return _run(job, runner, num_workers, task)
+        return _run(job, manifests, runner, num_workers, share)
 
 
-def _run(job: Job, runner: Runner, num_workers: int, task: Task) -> Summary:
-    def mine() -> Iterator[Unit]:
-        return (unit for number, unit in enumerate(plan(job)) if number % task.count == task.index)
-
-    existing = _existing(job)
-    left = {unit.name: len(numbers) for unit in mine() if (numbers := to_do(job, unit))}
-    unfinished, total = (unit for unit in mine() if unit.name in left), sum(left.values())
-    start, progress, uses = time.perf_counter(), Progress("tokenize", total), {}
-    if total:
+def _run(job: Job, manifests: dict[str, Manifest], runner: Runner, num_workers: int, share: Share) -> Tokenized:
+    all_units = functools.partial(plan, manifests, job.shard_hours)
+    existing = _existing(job, {unit.name for unit in all_units()})
+    planned = Plan(all_units, share, lambda unit: shards.finished(job.out, unit.name), job.retry_rejected)
+    start, progress, uses = time.perf_counter(), Progress("tokenize", planned.files), {}
+    if planned.files:
         with progress.bar:
-            for done in RUNNERS[runner](job, unfinished, existing, num_workers):
+            for done in RUNNERS[runner](job, planned.unfinished(), existing, num_workers):
                 uses[done.worker] = done.use
                 for seconds in done.files:
                     progress.add(seconds, f", {done.use}")
     collect(job.out)
-    counted: dict[str, Any] = dict.fromkeys(("listed", "clips", "rejected", "skipped", "seconds", "shards"), 0)
-    for unit in mine():
-        row = json.loads(shards.marker_path(job.out, unit.name).read_text())["shard"] | {"shards": 1}
-        counted = {name: number + row[name] for name, number in counted.items()}
-    return Summary(
+    rows = [json.loads(shards.marker_path(job.out, name).read_text())["shard"] for name in planned.names]
+    counted: dict[str, Any] = {
+        name: sum(row[name] for row in rows) for name in ("listed", "clips", "rejected", "skipped", "seconds")
+    }
+    return Tokenized(
         **counted,
+        shards=len(rows),
         computed=progress.seconds,
         elapsed=time.perf_counter() - start,
-        tried=total,
+        tried=planned.files,
         use=sum(uses.values(), start=Use()),
     )
 
 
-def _existing(job: Job) -> Existing:
-    """What shards of other manifests hold. Raises DataError if there are such shards and nobody said so."""
-    own = {unit.name for unit in plan(job)}
+def _existing(job: Job, own: set[str]) -> Existing:
+    """Returns what shards of other manifests hold; own: names of the units of this job.
+
+    Raises DataError if there are such shards, and the job does not say that it adds to them.
+    """
     names = sorted(path.stem for path in (job.out / shards.UNITS).glob(f"[!.]*{shards.MARKER}"))
     others = [name for name in names if name not in own]
     if others and not job.skip_existing:
@@ -114,44 +131,37 @@ def _existing(job: Job) -> Existing:
 # -- Runners
 
 
-def here(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
-    """This process, on all of its devices."""
+def here(job: Job, units: Iterable[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
+    """Computes units in this process, on all of its devices."""
     worker = Worker(job)
     for seconds in worker.run(units, existing):
         yield Done([seconds], 0, worker.use)
 
 
-def processes(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
-    """Processes of this machine; when one dies, the units at hand begin anew."""
-    waiting: list[Unit] = []
-    deaths = 0
-    while True:
-        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-            running: dict[Any, Unit] = {}
-            try:
-                while True:
-                    while len(running) < AHEAD * num_workers:
-                        unit = waiting.pop() if waiting else next(units, None)
-                        if unit is None:
-                            break
-                        running[pool.submit(_run_unit, job, unit, existing)] = unit
-                    if not running:
-                        return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        done = future.result()
-                        del running[future]
-                        deaths = 0
-                        yield done
-            except BrokenProcessPool:
-                deaths += 1
-                waiting += [unit for unit in running.values() if to_do(job, unit)]
-                if deaths == PATIENCE:
-                    names = ", ".join(unit.name for unit in waiting)
-                    raise DataError(f"processes have died {deaths} times over {names}: out of memory?") from None
+def processes(job: Job, units: Iterable[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
+    """Computes units in processes of this machine. When one dies, its unit begins anew."""
+    work = functools.partial(_work, job=job, existing=existing)
+    deaths: Counter[str] = Counter()
+    with Children(Child(work, "spawn", daemon=False) for _ in range(num_workers)) as children:
+        for unit, event in children.run(units):
+            if not isinstance(event, Died):
+                yield event.value
+                continue
+            deaths[unit.name] += 1
+            if deaths[unit.name] == PATIENCE:
+                raise DataError(
+                    f"processes have died {PATIENCE} times over {unit.name}, the last with exit code "
+                    f"{event.exit_code}: out of memory?"
+                )
+            children.again(unit)
 
 
-def on_ray(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
-    """Tasks of a Ray cluster, or of Ray on this machine; each has an accelerator, if the cluster has any."""
+def _work(unit: Unit, _report: Tell, *, job: Job, existing: Existing) -> Done:
+    return _run_unit(job, unit, existing)
+
+
+def on_ray(job: Job, units: Iterable[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
+    """Computes units in a Ray cluster, or in Ray on this machine; each worker has an accelerator, if there are any."""
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -166,7 +176,7 @@ def on_ray(job: Job, units: Iterator[Unit], existing: Existing, num_workers: int
         ray.shutdown()
 
 
-def _tasks(ray: Any, job: Job, units: Iterator[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
+def _tasks(ray: Any, job: Job, units: Iterable[Unit], existing: Existing, num_workers: int) -> Iterator[Done]:
     needs: dict[str, Any] = {"num_cpus": 1}
     resources = ray.cluster_resources()
     if resources.get("GPU"):
@@ -176,33 +186,35 @@ def _tasks(ray: Any, job: Job, units: Iterator[Unit], existing: Existing, num_wo
     task = ray.remote(max_retries=PATIENCE, **needs)(_run_unit)
     shared = ray.put(existing)
     running: list[Any] = []
-    while True:
-        while len(running) < AHEAD * num_workers and (unit := next(units, None)) is not None:
-            running.append(task.remote(job, unit, shared))
-        if not running:
-            return
+    for unit in units:
+        if len(running) == AHEAD * num_workers:
+            (ready,), running = ray.wait(running)
+            yield ray.get(ready)
+        running.append(task.remote(job, unit, shared))
+    while running:
         (ready,), running = ray.wait(running)
         yield ray.get(ready)
 
 
 def _run_unit(job: Job, unit: Unit, existing: Existing) -> Done:
-    """In a worker's process."""
+    """Computes a unit in a process that others have started for it."""
     worker = _worker(job)
     return Done(list(worker.run([unit], existing)), os.getpid(), worker.use)
 
 
 _LOADED: list[Worker] = []
-"""This process's worker: a model is loaded once."""
+"""The worker of this process, which is kept so that its model is loaded once."""
 
 
 def _worker(job: Job) -> Worker:
+    """Returns the worker of this process."""
     if not _LOADED or _LOADED[0].job != job:
         compilation_cache.use()
         _LOADED[:] = [Worker(job)]
     return _LOADED[0]
 
 
-RUNNERS: dict[str, Callable[[Job, Iterator[Unit], Existing, int], Iterator[Done]]] = {
+RUNNERS: dict[str, Callable[[Job, Iterable[Unit], Existing, int], Iterator[Done]]] = {
     "here": here,
     "processes": processes,
     "ray": on_ray,

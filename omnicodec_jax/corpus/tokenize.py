@@ -10,10 +10,9 @@ same bytes.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,10 @@ from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
-from omnicodec_jax.data import manifest, units
-from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen
-from omnicodec_jax.errors import DataError, ModelError, UnreadableError
+from omnicodec_jax.data import units
+from omnicodec_jax.data.manifest import Manifest
+from omnicodec_jax.data.units import Outcomes, Slice, Unit
+from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
 from omnicodec_jax.semantic import read_encoder
@@ -46,68 +45,53 @@ class Job:
     """A corpus, a model, and where the tokens go."""
 
     sources: dict[str, Path]
-    """Domain → manifest; domain "" for a manifest that says it line by line."""
+    """Manifest or directory of each domain; the domain "" is for one that says the domain line by line."""
     out: Path
+    """Directory of the token shards."""
     model: str
+    """Directory or hub id of the codec."""
     revision: str | None = None
+    """Revision of a hub model; None: the newest."""
     encoder: str | None = None
+    """Directory of the encoder of semantic features; None for models that need none."""
     shard_hours: float = 1.0
-    """Audio of a shard, about."""
+    """Hours of audio in a shard, about."""
     skip_existing: bool = False
-    """Leave out files whose content is in a shard of an earlier manifest already."""
+    """Whether files are left out whose content is in a shard of another manifest already."""
     retry_rejected: bool = False
-    """Try once more what was refused."""
+    """Whether files that were refused are tried once more."""
     num_readers: int = os.cpu_count() or 1
+    """Number of processes that read files ahead of the devices."""
 
     def __post_init__(self):
         if self.shard_hours <= 0 or self.num_readers < 1:
             raise DataError("--shard-hours must be above 0, --num-readers 1 or more")
 
 
-class Unit(NamedTuple):
-    """A slice of a manifest, and the shard that it becomes."""
-
-    number: int
-    domain: str
-    folder: Path
-    """Where the entries' relative paths begin."""
-    entries: tuple[Entry, ...]
-
-    @property
-    def name(self) -> str:
-        """Tells it from any other slice of this or another manifest."""
-        digest = hashlib.blake2b(json.dumps(self.entries).encode(), digest_size=4).hexdigest()
-        return f"{self.domain or 'audio'}-{self.number:06d}-{digest}"
+def plan(manifests: dict[str, Manifest], shard_hours: float) -> Iterator[Unit]:
+    """Yields the units of all manifests, one manifest after the other; only the unit that is being filled is held."""
+    for domain, listed in manifests.items():
+        gathered = Slice(shard_hours)
+        for entry in listed:
+            if gathered.add(entry):
+                yield _unit(domain, listed.folder, gathered)
+        if gathered:
+            yield _unit(domain, listed.folder, gathered)
 
 
-def plan(job: Job) -> Iterator[Unit]:
-    """The units of all manifests, one after the other."""
-    for domain, path in job.sources.items():
-        folder, number = manifest.folder(path), 0
-        entries, seconds = [], 0.0
-        for entry in manifest.read(path):
-            if not manifest.is_of(entry, domain):
-                continue
-            entries.append(entry)
-            seconds += ASSUMED_SECONDS if entry.seconds is None else entry.seconds
-            if seconds >= 3600 * job.shard_hours or len(entries) == UNIT_ENTRIES:
-                yield Unit(number, domain, folder, tuple(entries))
-                entries, seconds, number = [], 0.0, number + 1
-        if entries:
-            yield Unit(number, domain, folder, tuple(entries))
-
-
-def to_do(job: Job, unit: Unit) -> list[int]:
-    """Numbers of a unit's entries that are left to do."""
-    return units.to_do(shards.finished(job.out, unit.name), unit.folder, unit.entries, job.retry_rejected)
+def _unit(domain: str, folder: Path, gathered: Slice) -> Unit:
+    """Returns a unit whose name tells it from any other slice of this or another manifest."""
+    number, entries = gathered.number, gathered.take()
+    return Unit(f"{domain or 'audio'}-{number:06d}-{units.digest(entries, 4)}", domain, folder, entries)
 
 
 class Existing(NamedTuple):
-    """What the shards of other manifests hold."""
+    """What the shards of other manifests hold. A `Read` is in it if its source is."""
 
     sources: frozenset[str] = frozenset()
+    """Hashes of the sources of all clips."""
     older: bool = False
-    """Whether sources of segments are among them that were hashed as they were before."""
+    """Whether some of them are of the kind that version 0.1 gave to segments."""
 
     def __contains__(self, result: object) -> bool:
         return isinstance(result, Read) and not self.sources.isdisjoint((result.source, result.older))
@@ -120,7 +104,7 @@ class Worker:
     """A loaded model that turns units into shards, on all devices of this process."""
 
     def __init__(self, job: Job):
-        """Raises ModelError, and DataError where `job.out` holds tokens of another contract."""
+        """Loads the model. Raises ModelError, and DataError if `job.out` holds tokens of another contract."""
         self.job = job
         self.tokenizer = OmniCodecTokenizer.from_pretrained(job.model, job.revision, job.encoder, jax.local_devices())
         device, codec = jax.local_devices()[0], self.tokenizer
@@ -129,26 +113,34 @@ class Worker:
             "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
             "device": device.device_kind,
         }
-        """What the tokens are, and what they depend on; in the metadata of every shard."""
+        """What the tokens are, and what they depend on; it is written to the metadata of every shard."""
         check(job, self.contract)
         self._is_warm = False
 
     @property
     def use(self) -> Use:
-        """Of the devices so far."""
+        """What the devices have done so far."""
         return self.tokenizer.use
 
     def run(self, units: Iterable[Unit], existing: Existing = NOTHING) -> Iterator[float]:
-        """Tokenizes one unit after the other; the devices do not wait between them. Gives seconds of audio, a file.
+        """Tokenizes one unit after the other. The devices do not wait between them.
 
-        Files that are refused or skipped have 0 seconds, and come when their unit is written. existing: what is to be
-        left out. Raises OSError where `out` cannot be written.
+        Args:
+            units: The units.
+            existing: What is left out, because shards of other manifests hold it.
+
+        Yields:
+            Seconds of audio of each file. Files that are refused or skipped have 0 seconds, and come when their unit is
+            written.
+
+        Raises:
+            OSError: If `out` cannot be written.
         """
         if not self._is_warm:
             keep(self.job, self.contract)
             self.tokenizer.warm_up()
             self._is_warm = True
-        opened: dict[str, _Open] = {}
+        opened: dict[str, _OpenUnit] = {}
         rate, peak = self.tokenizer.sample_rate, self.tokenizer.config.input_peak
 
         def requests() -> Iterator[tuple[tuple[str, int], Request]]:
@@ -156,9 +148,10 @@ class Worker:
                 name = unit.name
                 remove_leftovers(shards.shard_path(self.job.out, name), self.job.out / shards.STATE)
                 remove_leftovers(shards.marker_path(self.job.out, name))
-                opened[name] = _Open(self.job, unit)
-                for number in opened[name].to_do:
-                    entry, kept = unit.entries[number], opened[name].clips.get(number)
+                opened[name] = _OpenUnit(self.job, unit)
+                outcomes = opened[name].outcomes
+                for number in outcomes.to_do:
+                    entry, kept = unit.entries[number], outcomes.clips.get(number)
                     known = None if kept is None else kept.source
                     yield (name, number), Request(unit.folder / entry.path, entry, rate, peak, known, existing.older)
 
@@ -172,9 +165,9 @@ class Worker:
                     if result is None:
                         opened[name].refuse(number, prepared)
                     elif result.clip is None:
-                        opened[name].keep(number, result)
+                        opened[name].outcomes.keep(number, result.seen)
                     elif prepared is None:
-                        opened[name].settle(number)
+                        opened[name].outcomes.leave_out(number)
                     else:
                         yield (name, number, result), prepared
 
@@ -184,87 +177,62 @@ class Worker:
                 yield from self._close(opened)
             yield from self._close(opened)
 
-    def _close(self, opened: dict[str, "_Open"]) -> Iterator[float]:
-        """Writes what is complete."""
-        for name in [name for name, unit in opened.items() if not unit.left]:
+    def _close(self, opened: dict[str, "_OpenUnit"]) -> Iterator[float]:
+        """Writes the units that are complete, and yields 0 seconds for each of their files that was not encoded."""
+        for name in [name for name, unit in opened.items() if unit.outcomes.is_complete]:
             unit = opened.pop(name)
             unit.write(self.job.out, self.contract)
-            yield from [0.0] * (len(unit.to_do) - unit.added)
+            yield from [0.0] * (len(unit.outcomes.to_do) - unit.num_encoded)
 
 
-class _Open:
-    """A unit of which some clips are done: those of an earlier run, when it is open once more for what was refused."""
+class _OpenUnit:
+    """A unit that is being tokenized."""
 
     def __init__(self, job: Job, unit: Unit):
-        self.unit, self.added = unit, 0
-        self.clips: dict[int, Clip] = {}
-        self.seen: dict[int, Seen] = {}
-        self.rejects: dict[int, dict[str, Any]] = {}
-        finished = shards.finished(job.out, unit.name)
-        self.to_do = units.to_do(finished, unit.folder, unit.entries, job.retry_rejected)
-        if finished is not None and "clips" in finished:
-            self._keep(finished, list(shards.read_shard(shards.shard_path(job.out, unit.name))))
-        self.left = set(self.to_do)
-
-    def _keep(self, finished: dict[str, Any], clips: list[Clip]) -> None:
-        numbers = [number for number, *_ in finished["clips"]]
-        if len(numbers) != len(clips):  # killed after the shard was written once more, and before its marker was
-            self.to_do = list(range(len(self.unit.entries)))
-            return
-        self.clips = dict(zip(numbers, clips, strict=True))
-        self.seen = {number: Seen(*seen) for number, *seen in finished["clips"]}
-        self.rejects = {row["entry"]: row for row in finished["rejects"]}
+        self.unit = unit
+        finished, clips = shards.finished(job.out, unit.name), None
+        if finished is not None:
+            clips = list(shards.read_shard(shards.shard_path(job.out, unit.name)))
+        self.outcomes = Outcomes(unit, finished, clips, job.retry_rejected)
+        self.num_encoded = 0
+        """Number of clips that this run has encoded."""
 
     def add(self, number: int, result: Read, codes: np.ndarray) -> None:
+        """Keeps the codes [K, N] of an entry that has been read and encoded."""
         assert result.clip is not None
         entry, clip = self.unit.entries[number], result.clip
         id, domain = names.text(entry.id), names.text(entry.domain or self.unit.domain)
         tokens = codes.T.astype(np.uint16)
-        self.settle(number)
-        self.clips[number] = Clip(id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source)
-        self.seen[number] = result.seen
-        self.added += 1
-
-    def keep(self, number: int, result: Read) -> None:
-        """The tokens that are there are of the same bytes, wherever these lie now."""
-        self.left.remove(number)
-        self.seen[number] = result.seen
+        row = Clip(id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source)
+        self.outcomes.add(number, row, result.seen)
+        self.num_encoded += 1
 
     def refuse(self, number: int, error: Exception) -> None:
-        if isinstance(error, (UnreadableError, OSError)) and number in self.clips:  # what it was before is not lost
-            self.left.remove(number)
-            return
-        self.settle(number)
-        self.rejects[number] = units.refusal(number, self.unit.folder, self.unit.entries[number], error)
-
-    def settle(self, number: int) -> None:
-        """Whatever was known of an entry is of the past; without more, it is left out."""
-        self.left.remove(number)
-        for held in (self.clips, self.seen, self.rejects):
-            held.pop(number, None)
+        """Refuses an entry."""
+        row = units.refusal(number, self.unit.folder, self.unit.entries[number], error)
+        self.outcomes.refuse(number, row)
 
     def write(self, out: Path, contract: dict[str, Any]) -> None:
-        clips = [self.clips[number] for number in sorted(self.clips)]
+        """Writes the shard, and the JSON file that marks the unit as finished."""
+        clips = [self.outcomes.clips[number] for number in sorted(self.outcomes.clips)]
         size = shards.write(shards.shard_path(out, self.unit.name), clips, contract)
         shard = {
             "name": self.unit.name,
             "domain": self.unit.domain,
             "listed": len(self.unit.entries),
             "clips": len(clips),
-            "rejected": len(self.rejects),
-            "skipped": len(self.unit.entries) - len(clips) - len(self.rejects),
+            "rejected": self.outcomes.num_rejects,
+            "skipped": len(self.unit.entries) - len(clips) - self.outcomes.num_rejects,
             "frames": sum(len(clip.codes) for clip in clips),
             "seconds": sum(clip.num_samples / clip.sample_rate for clip in clips),
             "bytes": size,
         }
-        rejects = [self.rejects[number] for number in sorted(self.rejects)]
-        seen = [[number, *self.seen[number]] for number in sorted(self.seen)]
         with replacing(shards.marker_path(out, self.unit.name)) as temporary:
-            temporary.write_text(json.dumps({"shard": shard, "rejects": rejects, "clips": seen}) + "\n")
+            temporary.write_text(self.outcomes.to_json(shard))
 
 
 def described(job: Job) -> dict[str, Any]:
-    """What the tokens are and what they depend on, but for the device: of the files alone, for any process to ask.
+    """Returns what the tokens of a job are and what they depend on, apart from the device. It needs no device itself.
 
     Raises ModelError, ConfigError for a model or an encoder that cannot be loaded or does not fit.
     """
@@ -307,15 +275,11 @@ def check(job: Job, contract: dict[str, Any]) -> None:
 
 
 def keep(job: Job, contract: dict[str, Any]) -> None:
-    """Keeps the contract with the tokens."""
+    """Writes the contract to the directory of the tokens."""
     with rewriting(job.out / shards.STATE / shards.SETTINGS) as temporary:
         temporary.write_text(json.dumps({**contract, "shard_hours": job.shard_hours}, indent=2) + "\n")
 
 
 def collect(out: Path) -> None:
-    """Joins what the units left into index.jsonl and rejects.jsonl."""
-    take: dict[Path, Callable[[Any], Iterable[Any]]] = {
-        out / shards.INDEX: lambda unit: [unit["shard"]],
-        out / shards.REJECTS: units.listed,
-    }
-    units.join(out / shards.UNITS, take)
+    """Joins the JSON files of finished units into index.jsonl and rejects.jsonl."""
+    units.collect(out / shards.UNITS, out / shards.INDEX, out / shards.REJECTS)

@@ -1,11 +1,13 @@
-"""Lists of audio: JSONL manifests, Kaldi's scp files and plain directories, read line by line."""
+"""Lists of audio: JSONL manifests, Kaldi's scp files and plain directories."""
 
 import codecs
 import gzip
+import itertools
 import json
+import pickle
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,28 +15,32 @@ from omnicodec_jax import names
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import DataError
 
+PACKED_ENTRIES = 4096
+"""Number of entries that a `Manifest` compresses together."""
+
 
 class Entry(NamedTuple):
-    """One clip of a corpus."""
+    """One clip of a corpus, or a line of a manifest that is no clip."""
 
     id: str
     path: str
-    """As the list has it: absolute, or relative to `folder` of the list."""
+    """Path of the file, absolute or relative to the `folder` of the list."""
     offset: float = 0.0
+    """Where the clip begins in its file, in seconds."""
     duration: float | None = None
-    """Seconds from `offset` on; None: to the end of the file."""
+    """How long the clip is, in seconds from `offset` on; None: it reaches to the end of the file."""
     seconds: float | None = None
-    """How long the manifest says it is."""
+    """How long the clip is by the manifest, in seconds; None if the manifest does not say it."""
     domain: str | None = None
-    """As the manifest says it; entries of another domain than the one that is prepared are passed over."""
+    """Domain of the clip by the manifest; None if the manifest does not say it."""
     problem: str | None = None
-    """Why the line is no clip."""
+    """Why the line is no clip; None if it is one."""
 
 
 def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
-    """The command line's `speech=DIR,music=FILE` → domain → path. Raises DataError.
+    """Reads the command line's `speech=DIR,music=FILE`. Raises DataError, also for what is not there.
 
-    unnamed: a path alone will do, with the domain "".
+    unnamed: a path alone is taken, too, with the domain "".
     """
     sources: dict[str, Path] = {}
     whole = unnamed and Path(text).exists()  # whatever signs it holds
@@ -50,65 +56,126 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
         if not Path(path).exists():
             hint = "; several lists must be DOMAIN=PATH,DOMAIN=PATH" if "," in path else ""
             raise DataError(f"{option}: {path}: no such file or directory{hint}")
-        try:
-            check(Path(path), domain)
-        except DataError as error:
-            raise DataError(f"{option}: {error}") from None
         sources[domain] = Path(path)
     return sources
 
 
-def check(path: Path, domain: str) -> None:
-    """Raises DataError for a list without a clip of the domain (any, if that is ""), and says what it has instead.
+class Manifest:
+    """A list of audio as it was when it was read.
 
-    Of a directory, the user is told what is passed over.
+    The list is read once, when this object is made. Whoever iterates over it afterwards gets the same entries, whatever
+    has become of the list and of its directories since. Entries are held compressed, in some 15 bytes each.
     """
-    if path.is_dir():
-        found = discovery.take(path)
-        if not found.files:
-            raise DataError(f"{path}: lists no audio; it holds {found}")
-        return
-    domains: Counter[str] = Counter()
-    problem = None
-    for entry in read(path):
-        if entry.problem is not None:
-            problem = problem or f"{entry.id}: {entry.problem}"
-        elif is_of(entry, domain):
-            return
+
+    def __init__(self, path: Path, domain: str = ""):
+        """Reads a list.
+
+        Args:
+            path: A manifest file, or a directory. The user is told what is passed over in a directory.
+            domain: Only entries of this domain are kept, and lines that are no clips; "": all entries.
+
+        Raises:
+            DataError: If the list has no clip of the domain. The message says what it has instead.
+        """
+        self.folder = folder(path)
+        """Directory that the relative paths of the entries begin in."""
+        if path.is_dir():
+            found = discovery.take(path)
+            if not found.files:
+                raise DataError(f"{path}: lists no audio; it holds {found}")
+            entries = (_entry_of(file, path) for file in found.files)
         else:
-            domains[str(entry.domain)] += 1
-    if domains:
-        there = ", ".join(f"{names.text(name)} ({count})" for name, count in domains.most_common())
-        raise DataError(f"{path}: lists no audio of the domain {domain}; its clips are of {there}")
-    raise DataError(f"{path}: lists no audio" + (f"; {problem}" if problem else ""))
+            entries = (entry for entry, _ in transcribed(path, domain))
+        self._packed = [zlib.compress(pickle.dumps(part), 1) for part in _batched(entries, PACKED_ENTRIES)]
+
+    def __iter__(self) -> Iterator[Entry]:
+        for packed in self._packed:
+            for fields in pickle.loads(zlib.decompress(packed)):
+                yield Entry(*fields)
 
 
-def is_of(entry: Entry, domain: str) -> bool:
-    """Whether a list that is read for a domain ("": any) gives the entry; a line that is no clip is given always."""
-    return not domain or entry.domain in (None, domain)
+def read_all(sources: dict[str, Path]) -> dict[str, Manifest]:
+    """Reads the list of each domain. Raises DataError for a list without a clip of its domain."""
+    manifests = {}
+    for domain, path in sources.items():
+        try:
+            manifests[domain] = Manifest(path, domain)
+        except DataError as error:
+            option = f"--manifest {domain}".rstrip()
+            raise DataError(f"{option}: {error}") from None
+    return manifests
+
+
+def _batched(entries: Iterable[Entry], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yields entries as plain tuples, in lists of `size`."""
+    remaining = iter(entries)
+    while batch := [tuple(entry) for entry in itertools.islice(remaining, size)]:
+        yield batch
+
+
+def _entry_of(file: Path, directory: Path) -> Entry:
+    """Returns the entry of a file that was found in a directory."""
+    name = file.relative_to(directory).as_posix()
+    return Entry(name, name)
 
 
 def folder(path: Path) -> Path:
-    """Where the relative paths of a list begin."""
+    """Returns the directory that the relative paths of a list begin in."""
     return path if path.is_dir() else path.parent
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """Clips of a manifest, in its order; a line that cannot be read becomes an entry that says why.
+    """Reads the entries of a list, line by line and in its order.
 
-    .jsonl or .json, as NeMo has them: an object a line with `audio_filepath`, and if there, `id`, `offset`, `duration`
-    (seconds), `domain`. .scp: `utterance path` or `path` a line. Each of them as .gz, too. A directory: all audio in
-    it.
+    A list is of one of these kinds; files may be compressed, and then end in .gz:
+
+        .jsonl, .json   an object a line, as NeMo has them, with `audio_filepath`; `id`, `offset`, `duration` (seconds)
+                        and `domain` may be given
+        .scp            `utterance path` or `path` a line
+        a directory     all audio files in it
+
+    Yields:
+        An entry for each clip. For a line that is no clip, an entry that says why.
+
+    Raises:
+        DataError: For a file of another kind, and for one that is damaged.
     """
-    return (entry for entry, _ in transcribed(path))
+    return (entry for entry, _ in _read(path))
 
 
-def transcribed(path: Path) -> Iterator[tuple[Entry, str | None]]:
-    """The same with transcripts: the `text` of lines that have one."""
+def transcribed(path: Path, domain: str = "") -> Iterator[tuple[Entry, str | None]]:
+    """Reads the entries of one domain ("": any) with their transcripts, the `text` of lines that have one.
+
+    Yields:
+        The same entries as `read`, without those of other domains.
+
+    Raises:
+        DataError: At the end of a list without a clip of the domain. The message says what it has instead.
+    """
+    others: Counter[str] = Counter()
+    problem, has_clips = "", False
+    for entry, text in _read(path):
+        if domain and entry.domain not in (None, domain):
+            others[str(entry.domain)] += 1
+            continue
+        if entry.problem is None:
+            has_clips = True
+        elif not problem:
+            problem = f"; {entry.id}: {entry.problem}"
+        yield entry, text
+    if has_clips:
+        return
+    if others:
+        there = ", ".join(f"{names.text(name)} ({count})" for name, count in others.most_common())
+        raise DataError(f"{path}: lists no audio of the domain {domain}; its clips are of {there}")
+    raise DataError(f"{path}: lists no audio{problem}")
+
+
+def _read(path: Path) -> Iterator[tuple[Entry, str | None]]:
+    """Yields the entries of a list, each with its transcript."""
     if path.is_dir():
         for file in discovery.find(path):
-            name = file.relative_to(path).as_posix()
-            yield Entry(name, name), None
+            yield _entry_of(file, path), None
         return
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
     suffix = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()

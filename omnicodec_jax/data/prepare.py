@@ -1,65 +1,79 @@
 """`omnicodec prepare`: raw corpora → shards of segments, by many processes that do not talk to each other.
 
-Each unit (prepare_unit.py) runs in a process of its own: a decoder that crashes costs one file. One that is killed
-costs none: only a file at which two processes have died is refused.
+Each unit (prepare_unit.py) is done by a child process: a decoder that crashes costs one file. One that is killed costs
+none: only a file at which two processes have died is refused.
 """
 
 import dataclasses
+import functools
 import json
-import multiprocessing
-import os
-import signal
+import logging
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from omnicodec_jax.child_processes import Child, Children, Died, Finished, Tell
 from omnicodec_jax.data import manifest, records, units
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.decoders import drop_remarks
-from omnicodec_jax.data.prepare_unit import PrepareConfig, Unit, finished, plan, prepare_unit, share
-from omnicodec_jax.data.units import Progress, Task
-from omnicodec_jax.errors import AudioError, DataError, told
+from omnicodec_jax.data.manifest import Manifest
+from omnicodec_jax.data.prepare_unit import (
+    PrepareConfig,
+    SplitUnit,
+    finished,
+    marker_path,
+    plan,
+    prepare_unit,
+    split_position,
+)
+from omnicodec_jax.data.units import Plan, Progress, Share
+from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import remove_leftovers, rewriting
 
+LOG = logging.getLogger(__name__)
 
-def nothing_held_out(sources: dict[str, Path], config: PrepareConfig) -> Iterator[str]:
-    """Says of which domains no file is held out, and which share would hold out one. Reads no audio."""
+
+class Prepared(NamedTuple):
+    """What a run of `omnicodec prepare` has done."""
+
+    units: int
+    """Units that this run has finished."""
+    files: int
+    """Files that this run has tried."""
+    rejected: int
+    """Files that this run has refused."""
+    seconds: float
+    """Audio that this run has prepared."""
+    elapsed: float
+    """Seconds that this run has taken."""
+    low_rate_seconds: float
+    """Audio that this and earlier runs have refused because its sample rate is too low."""
+    listed: int
+    """Files in all units of this share, those that were finished earlier, too."""
+    clips: int
+    """Clips in the shards of these units."""
+
+
+def nothing_held_out(manifests: dict[str, Manifest], config: PrepareConfig) -> Iterator[str]:
+    """Yields a warning for each domain of which no file is held out; it says which --validation would hold out one."""
     if config.validation == 0:  # as asked for
         return
-    for domain, path in sources.items():
-        shares: dict[str, float] = {}
-        for entry in manifest.read(path):
-            if entry.domain in (None, domain):
-                shares[entry.path] = share(entry.path)
-                if shares[entry.path] < config.validation:
-                    break
+    for domain, listed in manifests.items():
+        positions: dict[str, float] = {}
+        for entry in listed:
+            positions[entry.path] = split_position(entry.path)
+            if positions[entry.path] < config.validation:
+                break
         else:
-            lowest = sorted(shares.values())[:2]
+            lowest = sorted(positions.values())[:2]
             advice = "it takes two files or more"
             if len(lowest) == 2:
                 advice = f"--validation {sum(lowest) / 2:.4g} and another --out hold out one file"
             yield (
-                f"of the {len(shares)} file(s) of {domain}, none is held out with --validation {config.validation:g}: "
-                f"training will have no validation of {domain}; {advice}"
+                f"of the {len(positions)} file(s) of {domain}, none is held out with --validation "
+                f"{config.validation:g}: training will have no validation of {domain}; {advice}"
             )
-
-
-class Summary(NamedTuple):
-    """What a run did."""
-
-    units: int
-    files: int
-    rejected: int
-    seconds: float
-    elapsed: float
-    low_rate_seconds: float
-    """Of all that was ever refused in `out` for a sample rate that is too low."""
-    listed: int
-    """Files of this task's units, those finished earlier too,"""
-    clips: int
-    """and what they have become."""
 
 
 def run(
@@ -67,47 +81,53 @@ def run(
     out: Path,
     config: PrepareConfig,
     num_workers: int,
-    task: Task,
+    share: Share,
     retry_rejected: bool = False,
-) -> Summary:
-    """Prepares this task's units that are not finished. Raises DataError, and OSError where `out` cannot be written.
+) -> Prepared:
+    """Prepares the units of a share that are not finished.
 
-    retry_rejected: tries once more what was refused.
+    Args:
+        sources: A manifest or a directory for each domain. They are read once, at the beginning.
+        out: Directory of the prepared audio.
+        config: How audio is prepared.
+        num_workers: Number of child processes.
+        share: Which units this process does.
+        retry_rejected: Whether entries that were refused are tried once more.
+
+    Raises:
+        DataError: If the arguments do not fit each other, or what `out` holds.
+        OSError: If `out` cannot be written.
     """
     if num_workers < 1:
         raise DataError(f"--num-workers {num_workers}: must be 1 or more")
     _check(out, config)
-    with claim(out, task):
-        return _run(sources, out, config, num_workers, task, retry_rejected)
-
-
-def _run(
-    sources: dict[str, Path], out: Path, config: PrepareConfig, num_workers: int, task: Task, retry_rejected: bool
-) -> Summary:
-    _keep(out, config)
-
-    def mine() -> Iterator[Unit]:
-        return (unit for number, unit in enumerate(plan(sources, config)) if number % task.count == task.index)
-
-    def to_do(unit: Unit) -> list[int]:
-        return units.to_do(finished(unit, out), unit.folder, unit.entries, retry_rejected)
-
-    left = {unit.name: len(numbers) for unit in mine() if (numbers := to_do(unit))}
-    unfinished, total = (unit for unit in mine() if unit.name in left), sum(left.values())
-    start, done = time.perf_counter(), Progress("prepare", total)
-    with done.bar:
-        _work(unfinished, out, config, num_workers, done, retry_rejected)
-    collect(out)
-    listed = clips = 0
-    for unit in mine():
-        listed += len(unit.entries)
-        clips += len((finished(unit, out) or {"shard": {"clips": ()}})["shard"]["clips"])
-    elapsed = time.perf_counter() - start
-    return Summary(done.units, total, done.rejected, done.seconds, elapsed, _low_rate_seconds(out), listed, clips)
+    manifests = manifest.read_all(sources)
+    for note in nothing_held_out(manifests, config):
+        LOG.warning("prepare: %s", note)
+    with claim(out, share):
+        _keep(out, config)
+        planned = Plan(
+            functools.partial(plan, manifests, config), share, lambda unit: finished(unit, out), retry_rejected
+        )
+        start, progress = time.perf_counter(), Progress("prepare", planned.files)
+        with progress.bar:
+            _work(planned.unfinished(), out, config, num_workers, progress, retry_rejected)
+        collect(out)
+        clips = [len(json.loads(marker_path(out, name).read_text())["shard"]["clips"]) for name in planned.names]
+        return Prepared(
+            units=progress.units,
+            files=planned.files,
+            rejected=progress.rejected,
+            seconds=progress.seconds,
+            elapsed=time.perf_counter() - start,
+            low_rate_seconds=_low_rate_seconds(out),
+            listed=planned.listed,
+            clips=sum(clips),
+        )
 
 
 def _check(out: Path, config: PrepareConfig) -> None:
-    """Raises DataError where other settings were used."""
+    """Raises DataError if `out` was prepared with other settings."""
     path, now = out / records.SETTINGS, dataclasses.asdict(config)
     if path.is_file() and (before := json.loads(path.read_text())) != now:
         changed = ", ".join(
@@ -117,117 +137,79 @@ def _check(out: Path, config: PrepareConfig) -> None:
 
 
 def _keep(out: Path, config: PrepareConfig) -> None:
-    """Keeps the settings with the data."""
+    """Writes the settings to the directory of the data."""
     with rewriting(out / records.SETTINGS) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-class Worker:
-    """A process that prepares one unit.
+@dataclasses.dataclass
+class _Attempt:
+    """A unit, and what is known from the processes that have died while they worked on it."""
 
-    refused: entries not to try, with the reason. suspect: the entry at which the process before it has died, -1 if at
-    none. reported: how many entries the bar has counted already.
-    """
+    unit: SplitUnit
+    refused: dict[int, AudioError] = dataclasses.field(default_factory=dict)
+    """Why entries are refused without being tried, by their numbers."""
+    current: int = -1
+    """Number of the entry that the process is at; -1 before the first one."""
+    suspect: int | None = None
+    """Number of the entry that the last process was at when it died; None if none has died."""
+    counted: int = 0
+    """How many entries the progress bar has counted."""
 
-    def __init__(
-        self,
-        unit: Unit,
-        out: Path,
-        config: PrepareConfig,
-        retry_rejected: bool,
-        refused: dict[int, AudioError],
-        suspect: int | None = None,
-        reported: int = 0,
-    ):
-        arguments = unit, out, config, retry_rejected, refused
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
-        self.unit, self.refused, self.suspect, self.reported = unit, refused, suspect, reported
-        self.current = -1
-        """Number of the entry at hand."""
-        self.connection, end = context.Pipe(duplex=False)
-        self.process = context.Process(target=_child, args=(*arguments, end), daemon=True)
-        self.process.start()
-        end.close()
+    def died(self, exit_code: int | None) -> None:
+        """Notes a death. A second death at the same entry refuses it; the first time, someone may have killed it.
+
+        Raises OSError for a second death at no entry that could be refused.
+        """
+        if self.current == self.suspect:
+            if self.current < 0 or self.current in self.refused:
+                raise OSError(
+                    f"{self.unit.name}: its process died with exit code {exit_code} twice, at no file of its own"
+                )
+            self.refused[self.current] = units.death(exit_code)
+        self.suspect, self.current = self.current, -1
 
 
 def _work(
-    units: Iterator[Unit],
+    unfinished: Iterable[SplitUnit],
     out: Path,
     config: PrepareConfig,
     num_workers: int,
-    done: Progress,
+    progress: Progress,
     retry_rejected: bool = False,
 ) -> None:
-    """Keeps `num_workers` processes busy with one unit each."""
-    workers: list[Worker] = []
+    """Prepares units in child processes. Raises OSError if `out` cannot be written."""
+    work = functools.partial(_prepare, out=out, config=config, retry_rejected=retry_rejected)
+    preload = ["__main__", __name__]
+    children = Children(Child(work, "forkserver", preload, drop_remarks) for _ in range(num_workers))
     try:
-        while True:
-            while len(workers) < num_workers and (unit := next(units, None)) is not None:
-                workers.append(Worker(unit, out, config, retry_rejected, {}))
-            if not workers:
-                return
-            ready = wait([worker.connection for worker in workers])
-            for worker in [worker for worker in workers if worker.connection in ready]:
-                try:
-                    message = worker.connection.recv()
-                except EOFError:
-                    workers.remove(worker)
-                    if again := _finish(worker, out, config, retry_rejected, done):
-                        workers.append(again)
-                    continue
-                if isinstance(message, str):
-                    raise OSError(message)
-                worker.current, seconds = message
-                if seconds is not None and worker.current >= worker.reported:
-                    worker.reported = worker.current + 1
-                    done.add(seconds)
+        with children:
+            for attempt, event in children.run(map(_Attempt, unfinished)):
+                if isinstance(event, Died):
+                    attempt.died(event.exit_code)
+                    children.again(attempt)
+                elif isinstance(event, Finished):
+                    progress.units += 1
+                else:
+                    attempt.current, seconds = event.value
+                    if seconds is not None and attempt.current >= attempt.counted:
+                        attempt.counted = attempt.current + 1
+                        progress.add(seconds)
     finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
-            remove_leftovers(records.shard_path(out, worker.unit.name))
+        for attempt in children.at_hand:
+            remove_leftovers(records.shard_path(out, attempt.unit.name))
 
 
-def _finish(worker: Worker, out: Path, config: PrepareConfig, retry_rejected: bool, done: Progress) -> Worker | None:
-    """None for a unit that is done; another process for one whose process has died."""
-    worker.process.join()
-    if worker.process.exitcode == 0:
-        done.units += 1
-        return None
-    refused, died = worker.refused, f"died with exit code {worker.process.exitcode}"
-    if worker.current == worker.suspect:  # the first time, it may have been killed by someone
-        if worker.current < 0 or worker.current in refused:
-            raise OSError(f"{worker.unit.name}: its process {died} twice, at no file of its own")
-        refused = {**refused, worker.current: units.death(worker.process.exitcode)}
-    return Worker(worker.unit, out, config, retry_rejected, refused, worker.current, worker.reported)
-
-
-def _child(
-    unit: Unit,
-    out: Path,
-    config: PrepareConfig,
-    retry_rejected: bool,
-    refused: dict[int, AudioError],
-    connection: Connection,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches every process; the parent decides
-    drop_remarks()
-    try:
-        prepare_unit(unit, out, config, retry_rejected, refused, lambda *message: connection.send(message))
-    except BrokenPipeError:  # the parent is gone
-        os._exit(1)
-    except OSError as error:
-        connection.send(told(error))
+def _prepare(attempt: _Attempt, report: Tell, *, out: Path, config: PrepareConfig, retry_rejected: bool) -> None:
+    prepare_unit(attempt.unit, out, config, retry_rejected, attempt.refused, report)
 
 
 def collect(out: Path) -> None:
-    """Joins what the units left into index.jsonl and rejects.jsonl."""
-    rows = {out / records.INDEX: lambda unit: [unit["shard"]], out / records.REJECTS: units.listed}
-    units.join(out / records.SHARDS, rows)
+    """Joins the JSON files of finished units into index.jsonl and rejects.jsonl."""
+    units.collect(out / records.SHARDS, out / records.INDEX, out / records.REJECTS)
 
 
 def _low_rate_seconds(out: Path) -> float:
+    """Returns how many seconds of audio have been refused because of their sample rate."""
     with open(out / records.REJECTS) as lines:
         return float(sum(json.loads(line).get("seconds", 0) for line in lines))

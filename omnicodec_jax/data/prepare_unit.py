@@ -5,24 +5,25 @@ on the manifest and the settings alone, so that whoever is killed and whoever co
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.data import audio, decoders, manifest, records, units
-from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.data.units import ASSUMED_SECONDS, UNIT_ENTRIES, Seen
-from omnicodec_jax.errors import AudioError, DataError, UnreadableError
+from omnicodec_jax.data import audio, decoders, records, units
+from omnicodec_jax.data.manifest import Entry, Manifest
+from omnicodec_jax.data.units import Outcomes, Seen, Slice, Unit
+from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import remove_leftovers, replacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What becomes of a corpus; kept as prepared.json, and the same for all that is added to a directory."""
+    """Settings of `omnicodec prepare`; kept as prepared.json, and the same for all that is added to a directory."""
 
     validation: float = 0.005
     """Share of the files that are held out, chosen by their names."""
@@ -44,7 +45,7 @@ class PrepareConfig:
             raise DataError("--segment-seconds must be 10 or more, --shard-hours above 0")
 
     def check(self, source: audio.Source) -> None:
-        """Raises AudioError for a format that is refused."""
+        """Raises AudioError for a file of a format that is refused."""
         if not self.min_sample_rate <= source.sample_rate <= self.max_sample_rate:
             rates = f"{self.min_sample_rate} to {self.max_sample_rate} Hz"
             kind = LowRateError if source.sample_rate < self.min_sample_rate else AudioError
@@ -57,98 +58,95 @@ class LowRateError(AudioError):
     """A sample rate below the least that is taken."""
 
 
-class Unit(NamedTuple):
-    """A slice of a manifest, and the shard that it becomes."""
+@dataclasses.dataclass(frozen=True)
+class SplitUnit(Unit):
+    """A slice of a manifest's files for training, or of those for validation, and the shard that it becomes."""
 
-    name: str
-    domain: str
     split: records.Split
-    folder: Path
-    """Where the entries' relative paths begin."""
-    entries: tuple[Entry, ...]
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """Of all that decides what the shard holds."""
-        return hashlib.blake2b(json.dumps(self.entries).encode(), digest_size=8).hexdigest()
+        """16 hex digits that identify the lines of the manifest that the shard is made of."""
+        return units.digest(self.entries, 8)
 
 
-def plan(sources: dict[str, Path], config: PrepareConfig) -> Iterator[Unit]:
-    """The work units of all manifests, one after the other; only the open ones are held."""
-    for domain, path in sources.items():
-        batches: dict[records.Split, list[Entry]] = {"train": [], "validation": []}
-        seconds, numbers = dict.fromkeys(batches, 0.0), dict.fromkeys(batches, 0)
-
-        def close(
-            split: records.Split, domain=domain, path=path, batches=batches, seconds=seconds, numbers=numbers
-        ) -> Unit:
-            name = f"{domain}-{split}-{numbers[split]:06d}"
-            unit = Unit(name, domain, split, manifest.folder(path), tuple(batches[split]))
-            batches[split], seconds[split], numbers[split] = [], 0.0, numbers[split] + 1
-            return unit
-
-        for entry in manifest.read(path):
-            if not manifest.is_of(entry, domain):
-                continue
-            split = "validation" if share(entry.path) < config.validation else "train"
-            batches[split].append(entry)
-            seconds[split] += ASSUMED_SECONDS if entry.seconds is None else entry.seconds
-            if seconds[split] >= 3600 * config.shard_hours or len(batches[split]) == UNIT_ENTRIES:
-                yield close(split)
-        for split in batches:
-            if batches[split]:
-                yield close(split)
+def plan(manifests: dict[str, Manifest], config: PrepareConfig) -> Iterator[SplitUnit]:
+    """Yields the units of all manifests, one manifest after the other; only units that are being filled are held."""
+    for domain, listed in manifests.items():
+        slices: dict[records.Split, Slice] = {
+            "train": Slice(config.shard_hours),
+            "validation": Slice(config.shard_hours),
+        }
+        for entry in listed:
+            split = "validation" if split_position(entry.path) < config.validation else "train"
+            if slices[split].add(entry):
+                yield _unit(domain, listed.folder, split, slices[split])
+        for split, rest in slices.items():
+            if rest:
+                yield _unit(domain, listed.folder, split, rest)
 
 
-def share(path: str) -> float:
-    """A number in [0, 1) that depends on the file alone: it stays on its side whatever is added, with all its clips."""
+def _unit(domain: str, folder: Path, split: records.Split, gathered: Slice) -> SplitUnit:
+    name = f"{domain}-{split}-{gathered.number:06d}"
+    return SplitUnit(name, domain, folder, gathered.take(), split)
+
+
+def split_position(path: str) -> float:
+    """Returns a number in [0, 1) that is compared with `PrepareConfig.validation`, to hold out files.
+
+    It depends on the path alone. So a file stays on its side with all its clips, whatever is added to the manifest.
+    """
     name = path.encode(errors="surrogatepass")  # names on disk need not be UTF-8
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) / 2**64
 
 
 def prepare_unit(
-    unit: Unit, out: Path, config: PrepareConfig, retry_rejected: bool, refused: dict[int, AudioError], report: Any
+    unit: SplitUnit,
+    out: Path,
+    config: PrepareConfig,
+    retry_rejected: bool,
+    refused: dict[int, AudioError],
+    report: Callable[[tuple[int, float | None]], None],
 ) -> None:
-    """Writes the shard of a unit and the JSON file that marks it as finished; of one that is, only what is left to do.
+    """Writes the shard of a unit, and the JSON file that marks it as finished.
 
-    refused: entries not to try, with the reason. report(number, seconds) is called before an entry (seconds None)
-    and after it.
+    Of a unit that is finished already, only the entries that are left to do are read.
+
+    Args:
+        unit: The unit.
+        out: Directory of the prepared audio.
+        config: How audio is prepared.
+        retry_rejected: Whether entries that were refused are tried once more.
+        refused: Why entries are refused without being tried, by their numbers.
+        report: Called with (number, None) before an entry, and with (number, seconds of audio) after it; 0 seconds
+            stand for an entry that is refused.
     """
     path = records.shard_path(out, unit.name)
     remove_leftovers(path)
-    before = _Before.of(unit, out, config, retry_rejected)
-    clips: list[_Clip] = []
-    rejects, is_changed = [], False
-
-    def keep(clip: _Clip) -> list[bytes]:
-        clips.append(clip._replace(records=[]))  # an hour of them is not held
-        return clip.records
+    done = finished(unit, out)
+    outcomes = Outcomes(unit, done, None if done is None else _clips(path, done, config), retry_rejected)
+    to_do, is_changed = frozenset(outcomes.to_do), False
 
     def encoded() -> Iterator[bytes]:
         nonlocal is_changed
         for number, entry in enumerate(unit.entries):
-            held = before.clips.get(number)
-            if number not in before.to_do:
-                if held is None:
-                    rejects.append(before.rejects[number])
+            before, seconds = outcomes.clips.get(number), 0.0
+            if number in to_do:
+                report((number, None))
+                try:
+                    clip, seen = _prepared(unit.folder / entry.path, entry, unit.domain, config, refused.get(number))
+                except Exception as error:  # whatever is wrong with one file, the others are done
+                    outcomes.refuse(number, _refusal(number, unit.folder, entry, error))
                 else:
-                    yield from keep(held)
-                continue
-            report(number, None)
-            source = unit.folder / entry.path
-            try:
-                clip = _prepared(source, entry, number, unit.domain, config, refused.get(number))
-            except Exception as error:  # whatever is wrong with one file, the others are done
-                if held is None or not isinstance(error, (UnreadableError, OSError)):
-                    rejects.append(_refusal(number, unit.folder, entry, error))
-                    is_changed |= held is not None
-                else:  # what it was before is not lost
-                    yield from keep(held)
-                report(number, 0.0)
-                continue
-            is_changed |= held is None or held.records != clip.records
-            yield from keep(clip)
-            report(number, clip.samples / records.SAMPLE_RATE)
+                    outcomes.add(number, clip, seen)
+                    seconds = clip.samples / records.SAMPLE_RATE
+            clip = outcomes.clips.get(number)
+            is_changed |= clip != before
+            if clip is not None:
+                yield from clip.records
+                outcomes.clips[number] = clip._replace(records=[])  # an hour of them is not held
+            if number in to_do:
+                report((number, seconds))
 
     size = records.write_shard(path, encoded())
     shard = records.Shard(
@@ -156,91 +154,90 @@ def prepare_unit(
         domain=unit.domain,
         split=unit.split,
         digest=unit.digest,
-        clips=tuple(clip.samples for clip in clips),
+        clips=tuple(outcomes.clips[number].samples for number in sorted(outcomes.clips)),
         bytes=size,
-        revision=0 if before.revision is None else before.revision + is_changed,
+        revision=_revision(done, outcomes.is_resumed, is_changed),
     )
-    seen = [[clip.number, *clip.seen] for clip in clips]
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"shard": dataclasses.asdict(shard), "rejects": rejects, "clips": seen}) + "\n")
+    with replacing(marker_path(out, unit.name)) as temporary:
+        temporary.write_text(outcomes.to_json(dataclasses.asdict(shard)))
+
+
+def _revision(done: dict[str, Any] | None, is_resumed: bool, is_changed: bool) -> int:
+    """Returns the revision of a shard that is written: 0 for the first time, and more when its clips have changed."""
+    if done is None:
+        return 0
+    before = done["shard"].get("revision", 0)
+    if not is_resumed:  # it is not known which clips there were
+        before += 1
+    return before + is_changed
 
 
 def _refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
-    """The line of an entry that is refused; with the seconds of what a lower --min-sample-rate would take."""
+    """Returns the line of an entry that is refused. For a sample rate that is too low, it counts the seconds lost."""
     row = units.refusal(number, folder, entry, error)
     if isinstance(error, LowRateError):
         row["seconds"] = entry.duration or max(0.0, decoders.seconds(folder / entry.path) - entry.offset)
     return row
 
 
-class _Clip(NamedTuple):
-    """What an entry has become."""
+class PreparedClip(NamedTuple):
+    """What an entry has become: the records of its segments."""
 
-    number: int
     samples: int
+    """Length at 24 kHz."""
     records: list[bytes]
-    seen: Seen
 
 
 def _prepared(
-    path: Path, entry: Entry, number: int, domain: str, config: PrepareConfig, refused: AudioError | None
-) -> _Clip:
-    """Raises DataError, AudioError for what is refused, UnreadableError for what the operating system did not give."""
+    path: Path, entry: Entry, domain: str, config: PrepareConfig, refused: AudioError | None
+) -> tuple[PreparedClip, Seen]:
+    """Reads the clip of an entry.
+
+    Raises DataError and AudioError for an entry that is refused, UnreadableError for one that the operating system did
+    not give.
+    """
     if entry.problem:
         raise DataError(entry.problem)
     if refused:
         raise refused
 
-    def load() -> tuple[Seen, audio.Clip]:
+    def load() -> tuple[audio.Clip, Seen]:
         seen = Seen.of(path)  # before the bytes: what is replaced meanwhile is not what was seen
-        return seen, audio.load(
-            path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check
-        )
+        clip = audio.load(path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check)
+        return clip, seen
 
-    seen, clip = units.attempt(path, load)
+    clip, seen = units.attempt(path, load)
     samples = np.rint(clip.samples * 32768).astype(np.int16)  # below full scale: its peak is 0.95
     encoded = []
     for start, size in records.segments(samples.size, config.segment_seconds):
         header = records.Header(entry.id, domain, start, samples.size, clip.gain, clip.sample_rate, clip.num_samples)
         encoded.append(records.encode(header, samples[start : start + size]))
-    return _Clip(number, samples.size, encoded, seen)
+    return PreparedClip(samples.size, encoded), seen
 
 
-class _Before(NamedTuple):
-    """What there is of a unit already, when it is done once more for some of its entries."""
-
-    to_do: frozenset[int]
-    clips: dict[int, _Clip]
-    rejects: dict[int, dict[str, Any]]
-    revision: int | None
-    """Of the shard; None if there is none."""
-
-    @classmethod
-    def of(cls, unit: Unit, out: Path, config: PrepareConfig, retry_rejected: bool) -> "_Before":
-        everything = frozenset(range(len(unit.entries)))
-        if (done := finished(unit, out)) is None:
-            return cls(everything, {}, {}, None)
-        shard, seen = done["shard"], done.get("clips", [])
-        revision = shard.get("revision", 0)
-        to_do = units.to_do(done, unit.folder, unit.entries, retry_rejected)
-        path, lengths = records.shard_path(out, unit.name), tuple(shard["clips"])
-        held = records.read_clips(path, lengths, config.segment_seconds) if len(seen) == len(lengths) else None
-        if held is None:  # of an older version, or killed between the shard and its marker: there may be other clips
-            return cls(everything, {}, {}, revision + 1)
-        clips = {
-            number: _Clip(number, length, clip, Seen(*stat))
-            for (number, *stat), length, clip in zip(seen, lengths, held, strict=True)
-        }
-        return cls(frozenset(to_do), clips, {row["entry"]: row for row in done["rejects"]}, revision)
+def _clips(path: Path, done: dict[str, Any], config: PrepareConfig) -> list[PreparedClip] | None:
+    """Returns what the shard of a finished unit holds; None if it is damaged, or does not hold what its JSON says."""
+    lengths = tuple(done["shard"]["clips"])
+    held = records.read_clips(path, lengths, config.segment_seconds)
+    if held is None:
+        return None
+    return [PreparedClip(length, clip) for length, clip in zip(lengths, held, strict=True)]
 
 
-def finished(unit: Unit, out: Path) -> dict[str, Any] | None:
-    """What became of a unit's files; None if it is not finished. Raises DataError if it was made of other lines."""
-    shard = records.shard_path(out, unit.name)
-    path = shard.with_suffix(".json")
-    if not (path.is_file() and shard.is_file()):
+def finished(unit: SplitUnit, out: Path) -> dict[str, Any] | None:
+    """Returns what the JSON file of a finished unit says; None if the unit is not finished.
+
+    Raises DataError if the unit was made of other lines of the manifest.
+    """
+    path = marker_path(out, unit.name)
+    if not (path.is_file() and records.shard_path(out, unit.name).is_file()):
         return None
     done = json.loads(path.read_text())
     if done["shard"]["digest"] != unit.digest:
         raise DataError(f"{path}: was made of other lines of the manifest than {unit.name} has now; use another --out")
     return done
+
+
+def marker_path(out: Path, name: str) -> Path:
+    """Returns the path of the JSON file that marks a unit as finished."""
+    return records.shard_path(out, name).with_suffix(".json")

@@ -1,11 +1,19 @@
-"""Work in units that many processes share without talking: who does what, what is done, what was refused.
+"""Work in units that many processes share without talking: who does what, what is left to do, and what was refused.
 
-A unit is a slice of a manifest. It leaves a JSON file beside its result when it is finished; whoever comes last joins
-those into one index.
+A unit is a slice of a manifest, and becomes one shard. A job over units has three steps:
+
+    plan      the manifests are read once; of the units, this process does its share (`Share`)
+    settle    what earlier runs have finished is found by the JSON file that each finished unit has left (`Plan`)
+    collect   when a process has done its share, the JSON files of all finished units are joined into one index
+
+Between settling and collecting, a unit that is left is done by whoever computes it, who keeps its `Outcomes`.
 """
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
+import itertools
 import json
 import os
 import signal
@@ -14,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -26,28 +34,122 @@ from omnicodec_jax.files import rewriting
 T = TypeVar("T")
 
 ASSUMED_SECONDS = 10.0
-"""Length of a clip of which the manifest does not say it, to size the units."""
+"""Length that a clip is taken to have when its manifest does not say it. Only the size of units depends on it."""
 UNIT_ENTRIES = 4096
-"""Most clips of a unit."""
+"""Largest number of entries in a unit."""
 
 
-class Task(NamedTuple):
-    """This process's share of the units: every `count`-th, beginning with `index`."""
+# -- Plan
+
+
+class Share(NamedTuple):
+    """Which units one process does: every `count`-th of them, from number `index` on."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> "Task":
-        """From "2/8": the third of eight. Raises DataError."""
+    def parse(cls, text: str) -> "Share":
+        """Reads a share that is written as "i/n": "2/8" is the third of eight. Raises DataError."""
         index, _, count = text.partition("/")
         if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
             raise DataError(f"--task {text!r}: must be i/n with 0 ≤ i < n")
         return cls(int(index), int(count))
 
 
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A slice of a manifest, and the shard that it becomes."""
+
+    name: str
+    """Name of the shard's file, without its suffix."""
+    domain: str
+    folder: Path
+    """Directory that the relative paths of the entries begin in."""
+    entries: tuple[Entry, ...]
+
+
+U = TypeVar("U", bound=Unit)
+
+
+def digest(entries: Sequence[Entry], size: int) -> str:
+    """Returns 2 · `size` hex digits that identify entries of a manifest."""
+    return hashlib.blake2b(json.dumps(entries).encode(), digest_size=size).hexdigest()
+
+
+class Slice:
+    """Entries that are gathered, one after the other, until they fill a unit."""
+
+    def __init__(self, hours: float):
+        """hours: audio of a full slice."""
+        self.number = 0
+        """How many slices have been taken before."""
+        self._hours = hours
+        self._entries: list[Entry] = []
+        self._seconds = 0.0
+
+    def add(self, entry: Entry) -> bool:
+        """Adds an entry; returns whether the slice is full."""
+        self._entries.append(entry)
+        self._seconds += ASSUMED_SECONDS if entry.seconds is None else entry.seconds
+        return self._seconds >= 3600 * self._hours or len(self._entries) == UNIT_ENTRIES
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def take(self) -> tuple[Entry, ...]:
+        """Returns the entries, and begins the next slice."""
+        entries = tuple(self._entries)
+        self._entries, self._seconds, self.number = [], 0.0, self.number + 1
+        return entries
+
+
+class Plan(Generic[U]):
+    """The units of one share of a job, and how much of them is left to do."""
+
+    def __init__(
+        self,
+        units: Callable[[], Iterable[U]],
+        share: Share,
+        finished: Callable[[U], dict[str, Any] | None],
+        retry_rejected: bool,
+    ):
+        """Looks at what earlier runs have left of each unit.
+
+        Args:
+            units: Gives all units of the job, of all shares; called again, the same ones.
+            share: Which of them belong to this process.
+            finished: Returns what the JSON file of a finished unit holds, and None for any other unit.
+            retry_rejected: Whether entries that were refused are tried once more.
+        """
+        self._units, self._share = units, share
+        self.names: list[str] = []
+        """Names of the units of this share."""
+        self.listed = 0
+        """Number of entries in these units."""
+        self.left: dict[str, int] = {}
+        """How many entries are left to do, by unit; units of which nothing is left are not in it."""
+        for unit in self._own():
+            self.names.append(unit.name)
+            self.listed += len(unit.entries)
+            if numbers := to_do(finished(unit), unit, retry_rejected):
+                self.left[unit.name] = len(numbers)
+
+    def _own(self) -> Iterator[U]:
+        return itertools.islice(self._units(), self._share.index, None, self._share.count)
+
+    @property
+    def files(self) -> int:
+        """Number of entries that are left to do."""
+        return sum(self.left.values())
+
+    def unfinished(self) -> Iterator[U]:
+        """Yields the units of which something is left to do."""
+        return (unit for unit in self._own() if unit.name in self.left)
+
+
 class Progress:
-    """The bar: files, audio-hours, times real time; tqdm adds the time left."""
+    """Progress bar of a job, with files, hours of audio, and the speed as a multiple of real time."""
 
     def __init__(self, what: str, total: int):
         pause = 1.0 if sys.stderr.isatty() else 60.0  # a log keeps every line
@@ -55,7 +157,7 @@ class Progress:
         self.units, self.rejected, self.seconds, self.start = 0, 0, 0.0, time.perf_counter()
 
     def add(self, seconds: float, note: str = "") -> None:
-        """One more file; of 0 seconds if it was refused."""
+        """Counts one more file, of so many seconds of audio; 0 seconds stand for a file that was refused."""
         self.seconds += seconds
         self.rejected += seconds == 0
         speed = self.seconds / (time.perf_counter() - self.start)
@@ -67,15 +169,16 @@ class Progress:
 
 
 class Seen(NamedTuple):
-    """What tells a file from another that was put in its place."""
+    """Size and time of a file when it was read, which tell it from another that is put in its place."""
 
     size: int
+    """Bytes."""
     modified: int
-    """Nanoseconds."""
+    """Time of the last change, in nanoseconds."""
 
     @classmethod
     def of(cls, path: Any) -> "Seen":
-        """Raises OSError, and AudioError for a name that no file can have."""
+        """Looks at a file. Raises OSError, and AudioError for a name that no file can have."""
         try:
             status = os.stat(path)
         except ValueError:
@@ -86,8 +189,9 @@ class Seen(NamedTuple):
 def attempt(path: Any, read: Callable[[], T]) -> T:
     """Returns what `read` makes of a file. Raises UnreadableError where it failed because of the operating system.
 
-    An unmounted disk, missing rights, a lost connection, no memory: none of it says anything about the file. Decoders
-    report such errors in words of their own, so that of a file that they refuse it is asked whether it can be read.
+    An unmounted disk, missing rights, a lost connection or too little memory say nothing about the file itself.
+    Decoders report such errors in words of their own; so when they refuse a file, it is read once to see whether the
+    operating system gives its bytes.
     """
     try:
         return read()
@@ -101,7 +205,7 @@ def attempt(path: Any, read: Callable[[], T]) -> T:
 
 
 def _trouble(path: Any) -> OSError | None:
-    """Why the operating system does not give the bytes of a file."""
+    """Returns the error with which the operating system refuses to give the bytes of a file; None if it gives them."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
             with open(path, "rb", buffering=0) as file:
@@ -115,21 +219,31 @@ def _trouble(path: Any) -> OSError | None:
 
 
 def death(exit_code: int | None) -> AudioError:
-    """What a process that died of a file says of it: of a crash, a verdict; of being killed, that it may try again."""
+    """Returns the error that a file is refused with because its decoder's process died.
+
+    A crash is a verdict on the file. A process that was killed says nothing about the file: the error is then an
+    UnreadableError, so that the next run tries the file again.
+    """
     kind = UnreadableError if exit_code in (-signal.SIGKILL, -signal.SIGTERM) else AudioError
     return kind(f"its decoder died with exit code {exit_code}")
 
 
 def reason(path: Any, error: Exception) -> str:
-    """Why a file is refused, without its name."""
+    """Returns why a file is refused, in words, without the name of the file."""
     text = told(error) if isinstance(error, (OmniCodecError, OSError)) else f"{type(error).__name__}: {error}"
     return text.removeprefix(f"{path}: ")
 
 
 def refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
-    """A unit's line about an entry that it is without; all of it is UTF-8.
+    """Returns the line that a unit keeps about an entry that is refused. All of its text is valid UTF-8.
 
-    folder: where the paths of the list begin. "again": the next run tries it, since this was no verdict.
+    With "again", the line says that the next run tries the entry once more, because the error was no verdict on it.
+
+    Args:
+        number: Number of the entry in its unit.
+        folder: Directory that the relative paths of the entries begin in.
+        entry: The entry.
+        error: Why it is refused.
     """
     why = reason(folder / entry.path, error)
     row = {"entry": number, "id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
@@ -137,55 +251,149 @@ def refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[st
 
 
 def listed(finished: dict[str, Any]) -> list[dict[str, Any]]:
-    """A finished unit's lines of rejects.jsonl."""
+    """Returns what rejects.jsonl lists of a finished unit."""
     return [{name: value for name, value in row.items() if name != "entry"} for row in finished["rejects"]]
 
 
-def to_do(finished: dict[str, Any] | None, folder: Path, entries: Sequence[Entry], retry_rejected: bool) -> list[int]:
-    """Numbers of the entries that are left to do: all of a unit that is not finished; of one that is, those that the
-    operating system did not give, those whose file has been replaced, and, if asked for, all that were refused.
+def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> list[int]:
+    """Returns the numbers of a unit's entries that are left to do.
 
-    finished: {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}.
+    These are all entries of a unit that is not finished. Of a finished one, they are the entries that the operating
+    system did not give, those whose file has been replaced, and with `retry_rejected` all that were refused.
+
+    Args:
+        finished: What the unit's JSON file holds, {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}; None if
+            the unit is not finished. Files of version 0.1 have no "clips".
+        unit: The unit.
+        retry_rejected: Whether entries that were refused are tried once more.
     """
+    everything = list(range(len(unit.entries)))
     if finished is None:
-        return list(range(len(entries)))
+        return everything
     again = [row for row in finished["rejects"] if retry_rejected or row.get("again")]
-    if again and "clips" not in finished:  # written before this was kept
-        return list(range(len(entries)))
-    replaced = [number for number, *seen in finished.get("clips", []) if _replaced(folder / entries[number].path, seen)]
+    if again and "clips" not in finished:
+        return everything
+    clips = finished.get("clips", [])
+    replaced = [number for number, *seen in clips if _replaced(unit.folder / unit.entries[number].path, seen)]
     return sorted({*(row["entry"] for row in again), *replaced})
 
 
 def _replaced(path: Path, seen: Sequence[int]) -> bool:
-    """Whether another file is there now; what cannot be looked at is not."""
+    """Whether another file has taken the place of the one that was seen. A file that cannot be looked at has not."""
     try:
         return Seen.of(path) != tuple(seen)
     except OSError:
         return False
 
 
-def join(folder: Path, rows: dict[Path, Callable[[Any], Iterable[Any]]]) -> None:
-    """Joins what finished units have left in `folder` into JSON-lines files: for each, what to take of every unit.
+class Outcomes(Generic[T]):
+    """What has become of each entry of a unit: a clip, a refusal, or nothing yet.
 
-    Of several processes that end at once, the last one to write sees everything: whoever finds more afterwards than
-    it has written writes again.
+    Clips that earlier runs have made are kept, when the unit is done once more for the sake of other entries.
+    """
+
+    def __init__(self, unit: Unit, finished: dict[str, Any] | None, clips: Sequence[T] | None, retry_rejected: bool):
+        """Takes over what an earlier run has left.
+
+        Args:
+            unit: The unit.
+            finished: What the unit's JSON file holds; None if it is not finished.
+            clips: What the unit's shard holds, in the order of the entries; None if it cannot be used.
+            retry_rejected: Whether entries that were refused are tried once more.
+        """
+        self._unit = unit
+        self.clips: dict[int, T] = {}
+        self.to_do = to_do(finished, unit, retry_rejected)
+        """Numbers of the entries that this run does."""
+        self.is_resumed = False
+        """Whether the clips of an earlier run have been taken over."""
+        self._seen: dict[int, Seen] = {}
+        self._rejects: dict[int, dict[str, Any]] = {}
+        if finished is not None:
+            self._resume(finished, clips)
+        self._open = set(self.to_do)
+
+    def _resume(self, finished: dict[str, Any], clips: Sequence[T] | None) -> None:
+        numbers = [number for number, *_ in finished.get("clips", [])]
+        # The file is of version 0.1, or a run was killed between writing the shard once more and writing this file.
+        if "clips" not in finished or clips is None or len(numbers) != len(clips):
+            self.to_do = list(range(len(self._unit.entries)))
+            return
+        self.is_resumed, self.clips = True, dict(zip(numbers, clips, strict=True))
+        self._seen = {number: Seen(*seen) for number, *seen in finished["clips"]}
+        self._rejects = {row["entry"]: row for row in finished["rejects"]}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._open
+
+    @property
+    def num_rejects(self) -> int:
+        """Number of entries that are refused."""
+        return len(self._rejects)
+
+    def add(self, number: int, clip: T, seen: Seen) -> None:
+        """Keeps the clip that an entry has become."""
+        self.leave_out(number)
+        self.clips[number], self._seen[number] = clip, seen
+
+    def keep(self, number: int, seen: Seen) -> None:
+        """Keeps the clip that an entry had become before: its file is another one, but holds the same bytes."""
+        self._open.discard(number)
+        self._seen[number] = seen
+
+    def refuse(self, number: int, row: dict[str, Any]) -> None:
+        """Refuses an entry with a row of `refusal`. If this is no verdict, a clip that it had become before is kept."""
+        if row.get("again") and number in self.clips:
+            self._open.discard(number)
+            return
+        self.leave_out(number)
+        self._rejects[number] = row
+
+    def leave_out(self, number: int) -> None:
+        """Forgets whatever was known of an entry, and leaves it out without refusing it."""
+        self._open.discard(number)
+        self.clips.pop(number, None)
+        self._seen.pop(number, None)
+        self._rejects.pop(number, None)
+
+    def to_json(self, shard: dict[str, Any]) -> str:
+        """Returns the text of the JSON file that marks the unit as finished.
+
+        shard: The unit's line of the index.
+        """
+        rejects = [self._rejects[number] for number in sorted(self._rejects)]
+        clips = [[number, *self._seen[number]] for number in sorted(self._seen)]
+        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips}) + "\n"
+
+
+# -- Collect
+
+
+def collect(folder: Path, index: Path, rejects: Path) -> None:
+    """Joins the JSON files that finished units have left in `folder` into the two lists of a job.
+
+    When several processes end at once, the last one to write sees the files of all: a process that finds more units
+    after it has written than before writes again.
     """
     written = None
-    while (seen := _units(folder)) != written:
-        with contextlib.ExitStack() as stack:
-            files = [(stack.enter_context(_rewriting(path)), take) for path, take in rows.items()]
-            for name, _ in seen:
+    while (found := _units(folder)) != written:
+        with _lines_of(index) as shard_lines, _lines_of(rejects) as reject_lines:
+            for name, _ in found:
                 unit = json.loads((folder / name).read_text())
-                for file, take in files:
-                    file.writelines(json.dumps(row) + "\n" for row in take(unit))
-        written = seen
+                shard_lines.write(json.dumps(unit["shard"]) + "\n")
+                reject_lines.writelines(json.dumps(row) + "\n" for row in listed(unit))
+        written = found
 
 
 @contextlib.contextmanager
-def _rewriting(path: Path) -> Iterator[TextIO]:
+def _lines_of(path: Path) -> Iterator[TextIO]:
+    """Opens a text file that takes the place of `path` when it is written."""
     with rewriting(path) as temporary, open(temporary, "w") as file:
         yield file
 
 
 def _units(folder: Path) -> list[tuple[str, Seen]]:
+    """Returns names and states of the JSON files of finished units."""
     return [(path.name, Seen.of(path)) for path in sorted(folder.glob("[!.]*.json"))]

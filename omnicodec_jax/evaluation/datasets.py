@@ -100,12 +100,10 @@ def _folder(folder: Path, domain: str) -> list[EvalClip]:
 
 def _manifest(path: Path, domain: str) -> list[EvalClip]:
     """Returns the clips that a manifest lists. Clips of other domains are passed over."""
-    manifest.check(path, domain)
     root = manifest.folder(path)
     return [
         EvalClip(entry.id, domain, root / entry.path, text, entry.offset, entry.duration, entry.problem)
-        for entry, text in manifest.transcribed(path)
-        if manifest.is_of(entry, domain)
+        for entry, text in manifest.transcribed(path, domain)
     ]
 
 

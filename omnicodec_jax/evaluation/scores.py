@@ -1,18 +1,14 @@
 """Scores clips by metrics, in processes of their own."""
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import soundfile
 
+from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS
 from omnicodec_jax.evaluation.metrics import Pair, Scorer, Unavailable
@@ -20,8 +16,8 @@ from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 
 METRICS = SIGNAL_METRICS | LEARNED_METRICS
 """All metrics by name."""
-AHEAD = 2
-"""How many clips are given to each process before the first of them is finished."""
+DEATH = "its process died: out of memory, or a fault of the package"
+"""Why a metric has no value whose process has died."""
 
 
 class ScoreRequest(NamedTuple):
@@ -34,6 +30,7 @@ class ScoreRequest(NamedTuple):
     degraded: Path
     """The file of the reconstruction."""
     transcript: str | None
+    """What is said in the clip; None if that is not known."""
     metrics: tuple[str, ...]
     """The names of the metrics."""
 
@@ -42,6 +39,7 @@ class Scores(NamedTuple):
     """The scores of a clip by metric. Every metric is in one of the two dicts."""
 
     values: dict[str, float]
+    """The scores."""
     why: dict[str, str]
     """Why the other metrics have no value."""
 
@@ -59,70 +57,50 @@ def choose_metrics(names: str) -> list[str]:
     return list(chosen)
 
 
-def score_all(tasks: Iterable[ScoreRequest], num_workers: int) -> Iterator[tuple[ScoreRequest, Scores]]:
-    """As they get ready. A clip whose process dies costs that clip its scores, and no other clip."""
-    tasks = iter(tasks)
-    while True:
-        running: dict[Any, ScoreRequest] = {}
-        unsent: list[ScoreRequest] = []
-        try:
-            with _pool(num_workers) as pool:
-                for task in tasks:
-                    unsent = [task]
-                    running[pool.submit(score, task)] = unsent.pop()
-                    while len(running) >= AHEAD * num_workers:
-                        yield from _finished(running)
-                while running:
-                    yield from _finished(running)
-            return
-        except BrokenProcessPool:
-            yield from ((task, _alone(task)) for task in (*running.values(), *unsent))
+def score_all(requests: Iterable[ScoreRequest], num_workers: int) -> Iterator[tuple[ScoreRequest, Scores]]:
+    """Computes scores in child processes, and yields them as they get ready.
+
+    When a process dies, its clip is tried once more, metric by metric, to know which metric kills its process. Only the
+    score of that metric is lost.
+    """
+    apart: dict[tuple[str, str, str], tuple[ScoreRequest, Scores]] = {}
+    with Children(Child(_score, "spawn", set_up=_one_thread, daemon=False) for _ in range(num_workers)) as children:
+        for request, event in children.run(requests):
+            key = request.key
+            if isinstance(event, Died) and key not in apart:
+                apart[key] = request, Scores({}, {})
+                for name in request.metrics:
+                    children.again(request._replace(metrics=(name,)))
+                continue
+            scores = Scores({}, dict.fromkeys(request.metrics, DEATH)) if isinstance(event, Died) else event.value
+            if key not in apart:
+                yield request, scores
+                continue
+            whole, so_far = apart[key]
+            so_far.values.update(scores.values)
+            so_far.why.update(scores.why)
+            if len(so_far.values) + len(so_far.why) == len(whole.metrics):
+                del apart[key]
+                yield whole, so_far
 
 
-@contextmanager
-def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _prepare)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, what waits is not begun
-
-
-def _prepare() -> None:
-    """Of a process: Ctrl-C is the parent's to handle, and processes are what runs side by side, not threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _one_thread() -> None:
+    """Keeps a process to one thread: processes run side by side, threads need not."""
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def _finished(running: dict[Any, ScoreRequest]) -> Iterator[tuple[ScoreRequest, Scores]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        result = future.result()
-        yield running.pop(future), result
+def _score(request: ScoreRequest, _report: Tell) -> Scores:
+    return score(request)
 
 
-def _alone(task: ScoreRequest) -> Scores:
-    """Of a clip that may have killed its process: metric by metric, to know which one does."""
+def score(request: ScoreRequest) -> Scores:
+    """Computes the scores of a clip in this process."""
+    reference, sample_rate = soundfile.read(request.reference, dtype="float32")
+    degraded, _ = soundfile.read(request.degraded, dtype="float32")
+    pair = Pair(reference, degraded, sample_rate, request.key[1], request.transcript)
     values: dict[str, float] = {}
     why: dict[str, str] = {}
-    for name in task.metrics:
-        try:
-            with _pool(1) as pool:
-                one = pool.submit(score, task._replace(metrics=(name,))).result()
-            values, why = values | one.values, why | one.why
-        except BrokenProcessPool:
-            why[name] = "its process died: out of memory, or a fault of the package"
-    return Scores(values, why)
-
-
-def score(task: ScoreRequest) -> Scores:
-    """Returns the scores of a clip. It runs in a worker process."""
-    (reference, sample_rate), (degraded, _) = (
-        soundfile.read(p, dtype="float32") for p in (task.reference, task.degraded)
-    )
-    pair = Pair(reference, degraded, sample_rate, task.key[1], task.transcript)
-    values: dict[str, float] = {}
-    why: dict[str, str] = {}
-    for name in task.metrics:
+    for name in request.metrics:
         try:
             values[name] = _scorer(name)(pair)
         except Unavailable as error:

@@ -56,7 +56,7 @@ def encoder(checkpoint, tmp_path_factory):
 def prepared(tmp_path_factory):
     """The bundled clips, of 3 to 9.4 s."""
     directory = tmp_path_factory.mktemp("data") / "prepared"
-    prepare.run({"sound": BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Task())
+    prepare.run({"sound": BUNDLED_CLIPS}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Share())
     return directory
 
 
@@ -96,7 +96,7 @@ def lengths(clips, tmp_path_factory):
     sound *= np.where(np.arange(sound.size) // 60_000 % 3, 0.003, 1).astype(np.float32)
     for seconds in LENGTHS:
         audio.save(directory / "audio" / f"{seconds}.wav", sound[: round(seconds * 24_000)], 24_000)
-    prepare.run({"sound": directory / "audio"}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Task())
+    prepare.run({"sound": directory / "audio"}, directory, prepare.PrepareConfig(validation=0.0), 1, units.Share())
     return directory
 
 
