@@ -26,7 +26,7 @@ ADVICE = {
     errno.EISDIR: "a directory stands where the file goes; choose another place",
     errno.EEXIST: "a file stands where a directory is needed; choose another place",
 }
-"""What to do where the operating system does not take a file."""
+"""Advice for errors with which the operating system refuses to write a file."""
 PROBE = bytes(1 << 16)
 
 
@@ -63,7 +63,7 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewriting(path: Path) -> Iterator[Path]:
-    """The same as `replacing`, for the few files that every run writes anew: what killed runs have left is removed."""
+    """Works as `replacing`, and first removes what killed runs have left; for files that every run writes anew."""
     remove_leftovers(path)
     with replacing(path) as temporary:
         yield temporary
@@ -86,14 +86,14 @@ def _temporary(path: Path, folder: Path) -> Path:
 
 
 def _stem(path: Path) -> str:
-    """As much of the name as fits a temporary one."""
+    """Returns as much of a file's name as fits into its temporary name."""
     room = NAME_BYTES - len(os.fsencode(f"..{uuid.UUID(int=0).hex}.partial{path.suffix}"))
     stem = os.fsencode(path.stem)
     return path.stem if len(stem) <= room else stem[:room].decode(errors="ignore")
 
 
 def lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file, made if it is not there; None if another process holds it.
+    """Locks a file, which is made if it is not there. Returns a descriptor, or None if another process holds the lock.
 
     The operating system gives it back when the process ends, however it ends. Where the file system has no locks,
     nothing is held.

@@ -450,6 +450,33 @@ def test_segments_hashed_as_before_are_known_to_be_there(tokens, disk):
     assert (summary.listed, summary.skipped, summary.clips) == (2, 2, 0)
 
 
+# -- Directories that change while a job runs
+
+
+def test_files_that_appear_or_vanish_while_a_job_runs_change_none_of_its_units(job, disk, monkeypatch):
+    if isinstance(job, Tokens):
+        job.sources = {"sound": disk}
+    else:
+        job.source = disk
+    job.run(Share(1, 2))
+
+    settle = units.to_do
+
+    def to_do(*arguments):  # the manifest has been read by then
+        sound(disk / "0.wav", 9)
+        (disk / "b.wav").unlink(missing_ok=True)
+        return settle(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "to_do", to_do)
+        done = job.run()
+    assert (done.listed, done.clips, done.rejected) == (4, 3, 1)
+    assert job.held() == {"a.wav", "c.wav", "d.wav"}
+    assert rejects(job)["b.wav"]["reason"] == "no such file"
+    with pytest.raises(DataError, match="use another --out|or another --out"):
+        job.run()
+
+
 # -- Two runs at once
 
 

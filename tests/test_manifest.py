@@ -153,6 +153,18 @@ def test_what_a_directory_holds_and_is_not_taken_is_counted_and_named(tmp_path, 
         manifest.read_all({"sound": tmp_path})
 
 
+def test_a_manifest_stays_as_it_was_when_it_was_read(tmp_path):
+    touch(tmp_path, "a.wav", "b.wav")
+    (tmp_path / "m.jsonl").write_text(LINE)
+    directory, lines = manifest.Manifest(tmp_path), manifest.Manifest(tmp_path / "m.jsonl")
+    touch(tmp_path, "0.wav")
+    (tmp_path / "b.wav").unlink()
+    (tmp_path / "m.jsonl").unlink()
+    for _ in range(2):
+        assert [entry.path for entry in directory] == ["a.wav", "b.wav"]
+        assert len(list(lines)) == 1
+
+
 def test_a_directory_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     def scandir(path, scandir=os.scandir):  # chmod would not keep root out
         if path.name == "closed":

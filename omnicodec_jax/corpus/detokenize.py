@@ -22,13 +22,13 @@ from omnicodec_jax.origin import Origin, relative
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 SETTINGS = "detokenized.json"
-"""What the audio of a directory was made with."""
+"""Name of the file that says what the audio of a directory was made with."""
 WRITERS = 4
-"""Threads that resample and write, while the devices go on."""
+"""Number of threads that resample and write while the devices go on."""
 
 
 class Decoded(NamedTuple):
-    """A file that is done, or why it is not."""
+    """An audio file that has been written, or the reason why it has not."""
 
     path: Path
     seconds: float
@@ -83,7 +83,7 @@ def detokenize(
 
 
 def _check(out: Path, made: dict[str, Any]) -> None:
-    """Raises DataError where files would stay that another model or other codebooks have given."""
+    """Raises DataError if `out` holds files that were made by another model or with other codebooks."""
     path = out / SETTINGS
     if path.is_file() and (kept := json.loads(path.read_text())) != made:
         changed = "; ".join(f"{name} = {kept.get(name)!r}, now {made[name]!r}" for name in made)
@@ -91,7 +91,7 @@ def _check(out: Path, made: dict[str, Any]) -> None:
 
 
 class Target(NamedTuple):
-    """Where a clip goes."""
+    """The file that a clip is written to."""
 
     path: str
     """DOMAIN/ID, inside OUT."""

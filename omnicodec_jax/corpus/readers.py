@@ -44,7 +44,7 @@ class Request(NamedTuple):
 class Read(NamedTuple):
     """A clip that has been read, and the hash of its source."""
 
-    clip: audio.Clip | None
+    clip: audio.LoadedClip | None
     """The clip; None if its source is the one that is known."""
     source: str
     """Hash of the file's bytes, and of the part of the file that is the clip."""

@@ -30,22 +30,22 @@ SUFFIX, MARKER = ".parquet", ".json"
 METADATA = b"omnicodec"
 """Key of the contract in a shard's schema metadata."""
 GROUP = 64
-"""Clips that are read at once."""
+"""Number of clips in a row group, which are read at once."""
 
 
 class Clip(NamedTuple):
     """Holds one row of a token shard: a clip's codes, and what brings the original's length and loudness back."""
 
     id: str
-    """The manifest's name for it."""
+    """Name of the clip in the manifest."""
     domain: str
-    """The manifest's."""
+    """Domain of the clip in the manifest."""
     codes: np.ndarray
-    """uint16 [N, K], k = 0 the semantic codebook."""
+    """Codes, uint16 [N, K]; k = 0 is the semantic codebook."""
     gain: float
-    """What the original was multiplied by before encoding."""
+    """Factor that the original was multiplied by before it was encoded."""
     sample_rate: int
-    """The original's, Hz."""
+    """Sample rate of the original, Hz."""
     num_samples: int
     """Length of the original, at its own rate."""
     source: str
@@ -53,7 +53,7 @@ class Clip(NamedTuple):
 
 
 def schema(num_codebooks: int, contract: dict[str, Any]) -> pa.Schema:
-    """Columns of a shard."""
+    """Returns the columns of a shard, with the contract in their metadata."""
     columns = {
         "id": pa.string(),
         "domain": pa.string(),
@@ -69,34 +69,34 @@ def schema(num_codebooks: int, contract: dict[str, Any]) -> pa.Schema:
 
 
 def shard_path(out: Path, name: str) -> Path:
-    """Where a unit's tokens are."""
+    """Returns the path of a unit's shard."""
     return out / SHARDS / f"{name}{SUFFIX}"
 
 
 def marker_path(out: Path, name: str) -> Path:
-    """Where it says what became of a unit's files."""
+    """Returns the path of the JSON file that says what became of a unit's entries, and marks it as finished."""
     return out / UNITS / f"{name}{MARKER}"
 
 
 def settings(out: Path) -> dict[str, Any] | None:
-    """The contract and the length of the shards of a directory; None if there are none."""
+    """Reads the contract and the length of the shards of a directory; None if there are none."""
     paths = [path for path in (out / STATE / SETTINGS, out / SETTINGS) if path.is_file()]
     return json.loads(paths[0].read_text()) if paths else None
 
 
 def rejects_path(out: Path) -> Path:
-    """Where the files are listed that were refused."""
+    """Returns the path of the list of files that were refused."""
     return next((path for path in (out / REJECTS, out / "rejects.jsonl") if path.is_file()), out / REJECTS)
 
 
 def finished(out: Path, name: str) -> dict[str, Any] | None:
-    """What became of a unit's files; None if it is not finished. The shard comes before its marker."""
+    """Reads what became of a unit's entries; None if it is not finished. Its shard is written before this file."""
     marker = marker_path(out, name)
     return json.loads(marker.read_text()) if marker.is_file() and shard_path(out, name).is_file() else None
 
 
 def move_old(out: Path) -> None:
-    """Brings what is not Parquet of a directory that an older version has written to where readers pass it over."""
+    """Moves the files that are not Parquet and were written by version 0.1 to where readers pass them over."""
     if not ((out / SETTINGS).is_file() and (out / SHARDS).is_dir()):
         return
     for path in (out / SHARDS).glob(f"[!.]*{MARKER}"):
@@ -138,7 +138,7 @@ def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
 
 
 def shards(out: Path) -> list[Path]:
-    """The finished ones, in the order of their names. Raises DataError where there are none."""
+    """Returns the paths of all finished shards, in the order of their names. Raises DataError if there are none."""
     # In this order, since `move_old` may be at it.
     names = {marker.stem for folder in (SHARDS, UNITS) for marker in (out / folder).glob(f"[!.]*{MARKER}")}
     if not names:
@@ -147,12 +147,12 @@ def shards(out: Path) -> list[Path]:
 
 
 def contract(out: Path) -> dict[str, Any]:
-    """What the tokens in a directory are, and what they depend on. Raises DataError."""
+    """Reads what the tokens in a directory are, and what they depend on. Raises DataError."""
     return read_contract(shards(out)[0])
 
 
 def read_contract(shard: Path) -> dict[str, Any]:
-    """The same of one shard. Raises DataError for what is no token shard."""
+    """Reads the contract of one shard. Raises DataError for a file that is no token shard."""
     try:
         metadata = pq.read_schema(shard).metadata or {}
         return json.loads(metadata[METADATA])
@@ -182,7 +182,7 @@ def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
 
 
 def read_shard(path: Path) -> Iterator[Clip]:
-    """Clips of one shard, in the order of the manifest."""
+    """Reads the clips of one shard, in the order of the manifest."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield from read_group(file, group)
@@ -197,7 +197,7 @@ def read_ids(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def read_group(file: pq.ParquetFile, group: int) -> list[Clip]:
-    """Clips of one row group."""
+    """Reads the clips of one row group."""
     table = file.read_row_group(group)
     column = table["codes"].combine_chunks()
     frames = column.values

@@ -12,7 +12,7 @@ from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 
 OPEN_GROUPS = 16
-"""Row groups a process keeps."""
+"""Number of row groups that a process keeps in memory."""
 
 
 def flat(codes: np.ndarray, codebook_sizes: list[int]) -> np.ndarray:

@@ -29,27 +29,27 @@ EXTENSIONS = frozenset(
         *("tta", "voc", "vob", "w64", "wav", "wave", "webm", "weba", "wma", "wmv", "wv", "3g2", "3gp", "3gpp"),
     )
 )
-"""What is taken for audio in a directory; a file that is named is tried whatever it is called."""
+"""Suffixes of the files that are taken for audio in a directory. A file that is named is tried whatever its suffix."""
 
 MIN_SECONDS = 0.025
-"""One analysis window of the semantic front end."""
+"""Length of the shortest clip that can be encoded: one analysis window of the semantic front end."""
 OVERHANG = 0.5
 """Seconds by which a part that is asked for may reach past the end: manifests round, and count what codecs add."""
 LOUD = 2.0
 """Peak, of full scale, above which a file is worth a remark (+6 dB): lossy codecs do not overshoot by that."""
 
 
-class Clip(NamedTuple):
+class LoadedClip(NamedTuple):
     """Holds one file, or a part of it, ready to encode."""
 
     samples: np.ndarray
-    """float32 [T], mono, at the rate asked for."""
+    """Mono samples, float32 [T], at the rate that was asked for."""
     gain: float
-    """What the file was multiplied by; counted from full scale if its samples exceed that."""
+    """Factor that the file was multiplied by. For samples above full scale, it counts from full scale."""
     sample_rate: int
-    """The file's own."""
+    """Sample rate of the file, Hz."""
     num_samples: int
-    """The file's own, at its own rate."""
+    """Length of the clip in the file, at the file's own rate."""
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
     offset: float = 0.0,
     duration: float | None = None,
     check: Callable[[Source], None] = lambda source: None,
-) -> Clip:
+) -> LoadedClip:
     """Reads any format of docs/formats.md, mixes it to mono, resamples it, scales it to `peak`.
 
     Args:
@@ -111,18 +111,18 @@ def load(
     if full_scale > LOUD:
         LOG.warning("%s: samples reach %.4g, where full scale is 1; brought down to it", path, full_scale)
     scale = 1 / full_scale if peak is None else peak / float(max(samples.max(), -samples.min()))
-    return Clip(samples * np.float32(scale), scale * full_scale, rate, length)
+    return LoadedClip(samples * np.float32(scale), scale * full_scale, rate, length)
 
 
 def resample(samples: np.ndarray, source: int, target: int) -> np.ndarray:
-    """float32 [T] → [ceil(T · target / source)], by soxr at high quality."""
+    """Resamples float32 [T] from the rate `source` to `target`; returns [ceil(T · target / source)]."""
     if source == target:
         return samples
     return fit_length(soxr.resample(samples, source, target, quality="HQ"), -(-samples.shape[0] * target // source))
 
 
 def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
-    """Cut, or filled up with zeros; no copy of what is long enough."""
+    """Returns samples cut to a length, or filled up to it with zeros. Samples that are long enough are not copied."""
     missing = length - samples.shape[0]
     return np.pad(samples, (0, missing)) if missing > 0 else samples[:length]
 
@@ -193,6 +193,6 @@ class _Output:
 
 
 def decode(path: Path) -> tuple[np.ndarray, int]:
-    """float32 [T, channels] and the sample rate, as they are in the file. Raises AudioError."""
+    """Returns the samples of a file, float32 [T, channels], and its sample rate. Raises AudioError."""
     with reading(path) as source:
         return np.concatenate([np.zeros((0, source.channels), np.float32), *source.blocks]), source.sample_rate

@@ -10,35 +10,35 @@ from typing import Literal, NamedTuple
 
 
 class Extent(NamedTuple):
-    """Bytes of coded audio."""
+    """Sizes in bytes of the coded audio of a file, by its header and as it is."""
 
     promised: int
-    """By the header."""
+    """Bytes of coded audio by the header."""
     held: int
-    """Of these, how many are in the file."""
+    """Number of these bytes that are in the file."""
     more: int = 0
-    """Bytes after them that belong to nothing the header knows."""
+    """Bytes after the audio that belong to nothing that the header knows."""
     pieces: int = 1
-    """Chunks in which they lie."""
+    """Number of chunks that the audio lies in."""
     has_tail: bool = False
-    """Whether other chunks follow."""
+    """Whether other chunks follow the audio."""
 
 
 class Chunks(NamedTuple):
     """How a container of chunks is laid out: each has a name, a size, and that many bytes."""
 
     start: int
-    """Where the first chunk begins."""
+    """Byte that the first chunk begins at."""
     name: int
-    """Bytes of its name,"""
+    """Width of a chunk's name, in bytes."""
     size: int
-    """of its size,"""
+    """Width of a chunk's size, in bytes."""
     order: Literal["little", "big"]
-    """and their order."""
+    """Byte order of the size."""
     audio: frozenset[bytes]
     """Names of the chunks that hold the audio."""
     whole: bool = False
-    """Whether the size counts name and size, too."""
+    """Whether a chunk's size counts the bytes of its name and size, too."""
     align: int = 1
     size_first: bool = False
     strict: bool = False
@@ -68,15 +68,15 @@ ANEW = re.compile(
     rb"|\x1aE\xdf\xa3|\.RMF",
     re.DOTALL,
 )
-"""What a second file begins with that was joined to a first."""
+"""Bytes that a file begins with; they tell where a second file was joined to a first."""
 OPEN_END = 0x7FFF0000
 """32 bit sizes from here on stand for "to the end", as written to a pipe."""
 SEARCHED = 1 << 16
-"""Bytes within which the next frame or page must be found."""
+"""Number of bytes within which the next frame or page must be found."""
 
 
 def extent(path: Path) -> Extent | None:
-    """How much audio the header of a file promises, and how much there is; None where it promises nothing."""
+    """Returns how much audio the header of a file promises, and how much there is; None if it promises nothing."""
     with mapped(path) as raw:
         if raw[:4] == b".snd":
             return _fixed(raw, int.from_bytes(raw[4:8], "big"), int.from_bytes(raw[8:12], "big"))
@@ -89,7 +89,7 @@ def extent(path: Path) -> Extent | None:
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """The bytes of a file."""
+    """Maps the bytes of a file into memory."""
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -137,13 +137,13 @@ def _is_name(name: bytes) -> bool:
 
 
 def _more(raw: mmap.mmap, position: int) -> int:
-    """Bytes after the audio that are neither tags nor zeros."""
+    """Returns how many bytes there are after the audio, if they are neither tags nor zeros."""
     position = after_tags(raw, position)
     return len(raw) - position if raw[position : position + SEARCHED].strip(b"\0") else 0
 
 
 def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent | None:
-    """Audio of one piece, of which the header says where it lies."""
+    """Returns the extent of audio that lies in one piece, where the header says."""
     if length >= OPEN_END:
         return None
     held = max(0, min(length, len(raw) - start))
@@ -162,7 +162,7 @@ def _sphere(raw: mmap.mmap) -> Extent | None:
 
 
 def _matroska(raw: mmap.mmap) -> Extent | None:
-    """The segment that holds all clusters."""
+    """Returns the extent of the segment that holds all clusters of a Matroska file."""
     start, length = segment(raw)
     if length is None:
         return None
@@ -172,14 +172,14 @@ def _matroska(raw: mmap.mmap) -> Extent | None:
 
 
 def segment(raw: mmap.mmap) -> tuple[int, int | None]:
-    """Where a Matroska file's segment begins, and its bytes; None of one that was written live."""
+    """Returns where a Matroska file's segment begins, and its size in bytes: None if the file was written live."""
     header, position = vint(raw, 4)
     length, start = vint(raw, position + (header or 0) + 4)
     return start, length
 
 
 def vint(raw: mmap.mmap, position: int) -> tuple[int | None, int]:
-    """EBML's number of variable width, None for an unknown size; and where it ends."""
+    """Reads an EBML number of variable width. Returns the number, None for an unknown size, and where it ends."""
     width = 9 - raw[position : position + 1][0].bit_length() if raw[position : position + 1] else 1
     bits = (1 << 7 * width) - 1
     value = int.from_bytes(raw[position : position + width], "big") & bits
@@ -187,7 +187,7 @@ def vint(raw: mmap.mmap, position: int) -> tuple[int | None, int]:
 
 
 def after_tags(raw: mmap.mmap, position: int) -> int:
-    """Where ID3, APE and Lyrics3 tags and zeros end that begin at a position."""
+    """Returns where the ID3, APE and Lyrics3 tags and the zeros end that begin at a position."""
     while position < len(raw):
         head = raw[position : position + 32]
         if head[:3] == b"ID3":

@@ -1,4 +1,4 @@
-"""Crops: what the learner hears of a segment, by the reference's rule (spec §4).
+"""Crops: the parts of segments that a model is trained on, by the reference's rule (spec §4).
 
     segment of a crop or more       a part of it
     of PAD_FROM of a crop or more   all of it, and silence after it
@@ -12,18 +12,18 @@ import numpy as np
 from omnicodec_jax.data import records
 
 PAD_FROM = 0.8
-"""Share of a crop from which on a segment is padded with silence, rather than repeated."""
+"""Length of a segment, as a share of a crop, from which on it is padded with silence and not repeated."""
 
 
 def num_starts(length: int, wanted: int) -> int:
-    """How many samples of a segment of `length` a crop of `wanted` can begin at, from the first on."""
+    """Returns at how many samples of a segment of `length` a crop of `wanted` can begin, from the first sample on."""
     if length >= wanted:
         return length - wanted + 1
     return 1 if length >= PAD_FROM * wanted else length
 
 
 def spread_starts(length: int, wanted: int, stride: int) -> list[int]:
-    """Starts of crops about a stride apart, spread evenly over all that there are; a padded segment has but one.
+    """Returns where crops begin, about a stride apart and evenly spread. A segment that is padded has one crop.
 
     Those of a long segment reach from its beginning to its end. What is left over is worth another crop from a tenth
     of a stride on: clips of "ten seconds" are often some milliseconds longer.
@@ -38,7 +38,7 @@ def spread_starts(length: int, wanted: int, stride: int) -> list[int]:
 
 
 def read(record: bytes, length: int, start: int, wanted: int) -> np.ndarray:
-    """The crop that begins at sample `start` of a segment of `length`: float32 [wanted]. Decodes no more than that."""
+    """Returns the crop that begins at sample `start` of a segment of `length`: float32 [wanted]."""
     if length >= wanted:
         samples = records.read_samples(record, start, wanted)
     else:

@@ -25,18 +25,18 @@ from omnicodec_jax.errors import AudioError
 BLOCK = 1 << 16
 """Samples per channel that are decoded at once: what is read stays in the cache until it is resampled."""
 SAMPLE_RATES = range(1000, 3_000_001)
-"""What lies outside is a header that lies."""
+"""Sample rates that a file may have. A header with any other rate is wrong."""
 SLACK = 0.025
 """Seconds that may be missing at the end of a file, as some writers count wrongly."""
 CODEC_SLACK = 0.5
-"""The same where a header counts what a codec adds at either end."""
+"""Seconds that may be missing where a header also counts what a codec adds at either end."""
 
 SNDFILE = frozenset(
     ("AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "NIST", "OGG", "RF64", "SDS", "SVX", "W64", "WAV", "WAVEX")
 )
-"""Formats that libsndfile decodes here; of others that it knows nothing tells whether they are whole."""
+"""Formats that libsndfile decodes here. It knows more, but nothing tells whether files of those are whole."""
 SEEKING = frozenset(("ALAW", "ULAW", "FLOAT", "DOUBLE", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM"))
-"""Codings besides PCM and MPEG in which libsndfile goes to a sample without decoding what is before it."""
+"""Codings besides PCM and MPEG in which libsndfile seeks to a sample without decoding what is before it."""
 LOSSY = ("VORBIS", "OPUS", "MPEG")
 """Codings whose first samples after a seek may be others: a frame leans on those before it."""
 
@@ -50,9 +50,9 @@ FFMPEG = COUNTED | frozenset(
         *("truehd", "voc", "w64", "wav", "webm"),
     )
 )
-"""Formats that FFmpeg decodes here: none that leaves sample rate or coding open, and none that names other files."""
+"""Formats that FFmpeg decodes here. None of them leaves the sample rate or the coding open, or names other files."""
 CHUNKED = frozenset(("aiff", "au", "caf", "voc", "w64", "wav"))
-"""Formats that FFmpeg reads in packets of any size, so that one which is cut says nothing."""
+"""Formats that FFmpeg reads in packets of any size; a packet that is cut does not mean that the file is."""
 SEEKABLE = COUNTED | {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 """Formats in which FFmpeg seeks to a packet whose place is known to the sample; others are decoded from their start."""
 PREROLL = 1.0
@@ -62,20 +62,27 @@ GRIDS = {"aac": 1024, "opus": 120}
 
 
 class Source(NamedTuple):
-    """An open file: its format, and its samples in blocks [t, channels], float32."""
+    """Format of an open audio file, and its samples."""
 
     sample_rate: int
     channels: int
     coding: str
-    """What its samples are stored as, by libsndfile's or FFmpeg's name."""
+    """Coding of the samples in the file, by libsndfile's or FFmpeg's name."""
     blocks: Iterator[np.ndarray]
+    """Samples of the file, float32 [t, channels], block by block."""
 
 
 @contextlib.contextmanager
 def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> Iterator[Source]:
-    """A file to read block by block, or the part of it from `offset`, of `duration` seconds or as far as it goes.
+    """Opens a file to be read block by block, or a part of it.
 
-    Raises AudioError here for what is no audio, and from the blocks for what is damaged or ends too early.
+    Opening raises AudioError for a file that is no audio. Reading the blocks raises AudioError for a file that is
+    damaged or ends too early.
+
+    Args:
+        path: The file.
+        offset: Where the part begins, in seconds.
+        duration: How long the part is, in seconds; None: it reaches to the end of the file.
     """
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
@@ -98,7 +105,7 @@ def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> I
 
 
 def seconds(path: Path) -> float:
-    """How long a file is by its header, at once; 0 where that does not say or cannot be read."""
+    """Returns how many seconds a file has by its header, without decoding it; 0 if the header does not say."""
     try:
         with contextlib.ExitStack() as stack:
             if file := _open_sndfile(path, stack):
@@ -112,7 +119,7 @@ def seconds(path: Path) -> float:
 
 
 def _open_sndfile(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
-    """None for what FFmpeg is to read."""
+    """Opens a file with libsndfile; None for a file that FFmpeg is to read."""
     descriptor = os.open(path, os.O_RDONLY)  # no name that could mean something else to a decoder
     stack.callback(os.close, descriptor)
     try:
@@ -149,7 +156,7 @@ def _sndfile(path: Path, file: soundfile.SoundFile, offset: float, duration: flo
 
 
 def _check_whole(path: Path, length: int, sample_rate: int) -> None:
-    """Raises AudioError for a file that holds less, or more, than it promises; length: the samples that are there."""
+    """Raises AudioError for a file that holds less or more than its header promises; length: samples in it."""
     extent = containers.extent(path)
     if extent is None:
         if problem := streams.fault(path):
@@ -173,7 +180,7 @@ class _Part(NamedTuple):
 
     file: soundfile.SoundFile
     safe: int
-    """The last sample that the decoder finds by itself."""
+    """The last sample that the decoder can seek to."""
 
 
 def _parts(path: Path, file: soundfile.SoundFile, spans: list[streams.Span]) -> Iterator[_Part]:
@@ -198,14 +205,14 @@ def _check_rate(now: int, before: int, place: str) -> None:
 
 
 def _with_channels(block: np.ndarray, channels: int) -> np.ndarray:
-    """[t, any] → [t, channels]: where their number changes within a file, the mix to mono in each."""
+    """Gives a block [t, any] the file's number of channels. If it has another number, each becomes its mix to mono."""
     if block.shape[1] == channels:
         return block
     return np.repeat(block.mean(axis=1, keepdims=True), channels, axis=1)
 
 
 def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length: int | None) -> Iterator[np.ndarray]:
-    """`length` samples from `start` on, all if that is None."""
+    """Yields `length` samples from `start` on; if `length` is None, all of them."""
     for file, safe in parts:
         first = min(start, file.frames)
         start -= first
@@ -231,7 +238,7 @@ def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length
 
 
 def _slack(length: int, sample_rate: int) -> float:
-    """Samples that may be missing of so many."""
+    """Returns how many samples may be missing of `length`."""
     return min(SLACK * sample_rate, length / 20)
 
 
@@ -246,7 +253,7 @@ def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
 
 
 def _to_the_end(path: Path, file: soundfile.SoundFile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The decoder stops without a word where the sample rate changes."""
+    """Raises AudioError after the blocks if the file goes on: the decoder stops where the sample rate changes."""
     yield from blocks
     position = os.lseek(file.name, 0, os.SEEK_CUR)
     if streams.mpeg_goes_on(path, position):
@@ -276,12 +283,12 @@ def quiet() -> Iterator[None]:
 
 
 def drop_remarks() -> None:
-    """The same for all of a process that reads files. Python's stderr stays: notes and tracebacks are for the user."""
+    """Drops these remarks for the rest of a process. Python's own stderr still reaches the user."""
     sys.stderr = os.fdopen(_without_stderr(), "w", buffering=1, errors="backslashreplace")
 
 
 def _without_stderr() -> int:
-    """Points file 2 to nowhere; gives what it was, -1 if it was closed."""
+    """Points the process's stderr to nowhere; returns a descriptor of what it was, -1 if it was closed."""
     try:
         kept = os.dup(2)
     except OSError:
@@ -296,7 +303,7 @@ def _without_stderr() -> int:
 
 
 def _open_ffmpeg(path: Path, stack: contextlib.ExitStack) -> InputContainer:
-    """Raises AudioError for what it cannot decode, or is not to."""
+    """Opens a file with FFmpeg. Raises AudioError for a file that it cannot decode, or is not meant to."""
     options = {"format_whitelist": ",".join(sorted(FFMPEG)), "protocol_whitelist": "file"}
     try:
         container = stack.enter_context(av.open(f"file:{os.path.abspath(path)}", options=options))
@@ -336,7 +343,7 @@ def _ffmpeg(path: Path, stack: contextlib.ExitStack, offset: float, duration: fl
 
 
 def _frames(container: InputContainer) -> Iterator[Any]:
-    """What the packets of the first audio stream are decoded to."""
+    """Yields the frames that the packets of the first audio stream are decoded to."""
     try:
         for packet in container.demux(container.streams.audio[0]):
             is_cut = packet.is_corrupt and container.format.name not in CHUNKED
@@ -353,7 +360,7 @@ def _frames(container: InputContainer) -> Iterator[Any]:
 def _go_to(
     container: InputContainer, frames: Iterator[Any], first: Any, start: int
 ) -> tuple[int | None, Iterator[Any]]:
-    """Sample of the first frame, and the frames, from some way before `start` on; None where it cannot be told."""
+    """Seeks to some way before `start`. Returns the first frame's sample, None if that is not known, and the frames."""
     stream, rate = container.streams.audio[0], first.sample_rate
     tick = stream.time_base or Fraction(0)
     grid = 1 if tick * rate == 1 else GRIDS.get(stream.codec_context.name, 0)
@@ -387,7 +394,7 @@ def _ffmpeg_blocks(
 def _all_of(
     path: Path, container: InputContainer, blocks: Iterator[np.ndarray], start: int, rate: int
 ) -> Iterator[np.ndarray]:
-    """Raises AudioError after a file of which less could be decoded than its header promises."""
+    """Yields blocks, and raises AudioError at the end if they are less than the header promises."""
     length, stream, name = start, container.streams.audio[0], container.format.name
     for block in blocks:
         length += len(block)

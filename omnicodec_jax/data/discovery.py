@@ -13,19 +13,19 @@ from omnicodec_jax.data.audio import EXTENSIONS
 LOG = logging.getLogger(__name__)
 
 KINDS_NAMED = 8
-"""Of what is passed over; the rest is added up."""
+"""Number of kinds that are named of what is passed over; the others are added up."""
 
 
 class Found(NamedTuple):
-    """What a directory holds."""
+    """Files that were found in a directory."""
 
     files: list[Path]
-    """Those with one of the suffixes, sorted."""
+    """Files with one of the suffixes, sorted."""
     others: Counter[str]
-    """How many of each kind are passed over."""
+    """Numbers of the files that are passed over, by their kind."""
 
     def __str__(self) -> str:
-        """The others by their kinds."""
+        """Describes what is passed over, kind by kind."""
         named = self.others.most_common(KINDS_NAMED)
         rest = self.others.total() - sum(count for _, count in named)
         if not self.others:
@@ -34,12 +34,12 @@ class Found(NamedTuple):
 
 
 def find(path: Path, suffixes: Set[str] = EXTENSIONS) -> list[Path]:
-    """The file itself, or all files below a directory with one of the suffixes, sorted; see `look`."""
+    """Returns the file itself, or all files below a directory with one of the suffixes, sorted; see `look`."""
     return look(path, suffixes).files
 
 
 def take(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
-    """The same as `look`, and tells the user what is passed over."""
+    """Finds files as `look` does, and tells the user what is passed over."""
     found = look(path, suffixes)
     if found.files and found.others:
         LOG.warning("%s: passed over %s; files taken: %d", path, found, len(found.files))
@@ -47,7 +47,7 @@ def take(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
 
 
 def look(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
-    """The file itself, or what is below a directory, by suffix.
+    """Returns the file itself, or the files below a directory, by suffix.
 
     Links to files and to directories are followed. A directory that several links lead to is taken once, as it is
     called without links if it can be; hidden files and directories are passed over.

@@ -1,4 +1,4 @@
-"""What is silence, and what is out of range: one rule for files and arrays, in every command."""
+"""Levels of audio, and the rule by which silent or out of range audio is refused: the same for files and arrays."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ INTEGERS = {np.dtype(name): 2.0 ** (8 * np.dtype(name).itemsize - 1) for name in
 
 
 class Level:
-    """Levels of one clip, taken block by block at its own rate."""
+    """Measures the levels of one clip, block by block at its own rate."""
 
     def __init__(self, coding: str):
         """coding: the name of what its samples are stored as, as libsndfile or FFmpeg calls it."""
@@ -28,7 +28,7 @@ class Level:
         self._energy, self._mono_energy = 0.0, 0.0
 
     def add(self, block: np.ndarray, mono: np.ndarray) -> None:
-        """float32 [t, channels], and its mix [t]."""
+        """Measures a block float32 [t, channels] and its mix to mono [t]."""
         self._low, self._high = float(np.minimum(self._low, mono.min())), float(np.maximum(self._high, mono.max()))
         if block.shape[1] > 1:
             self._energy += float(np.vdot(block, block)) / block.shape[1]
@@ -36,11 +36,11 @@ class Level:
 
     @property
     def peak(self) -> float:
-        """Of the mix."""
+        """Largest sample of the mix to mono, without its sign."""
         return max(self._high, -self._low)
 
     def check(self) -> None:
-        """Raises AudioError for what is not finite, out of range, or silent."""
+        """Raises AudioError for a clip that is not finite, out of range, or silent."""
         check_range(np.array([self._low, self._high]))
         if self._mono_energy < CANCELLED**2 * self._energy:
             raise AudioError("silent: its channels cancel each other in the mix to mono; keep only one of them")
@@ -66,7 +66,7 @@ def check_range(samples: np.ndarray) -> None:
 
 
 def as_float(samples: ArrayLike) -> np.ndarray:
-    """float32 in [-1, 1] of samples in memory: floats as they are, integers by their full scale.
+    """Returns samples as float32 in [-1, 1]: floats as they are, integers divided by their full scale.
 
     Raises AudioError for any other type.
     """

@@ -201,7 +201,7 @@ def _prepared(
     if refused:
         raise refused
 
-    def load() -> tuple[audio.Clip, Seen]:
+    def load() -> tuple[audio.LoadedClip, Seen]:
         seen = Seen.of(path)  # before the bytes: what is replaced meanwhile is not what was seen
         clip = audio.load(path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check)
         return clip, seen

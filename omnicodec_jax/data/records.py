@@ -40,35 +40,36 @@ Samples = TypeVar("Samples", int, np.ndarray)
 
 
 class Header(NamedTuple):
-    """What a record says of its segment."""
+    """Header of a record, which says what segment of which clip it holds."""
 
     id: str
     domain: str
     start: int
-    """Sample of the clip that the segment begins with, at 24 kHz."""
+    """Sample of the clip that the segment begins at, at 24 kHz."""
     clip_samples: int
     """Length of the whole clip, at 24 kHz."""
     gain: float
-    """What the file was multiplied by."""
+    """Factor that the file was multiplied by."""
     source_rate: int
+    """Sample rate of the file, Hz."""
     source_samples: int
-    """The file's own sample rate and length."""
+    """Length of the clip in the file, at the file's own rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One line of the index."""
+    """A shard, as one line of the index describes it."""
 
     name: str
     domain: str
     split: Split
     digest: str
-    """Of the manifest lines it was made of."""
+    """16 hex digits that identify the lines of the manifest that the shard was made of."""
     clips: tuple[int, ...]
     """Samples of each clip at 24 kHz; `segments` says how many records that makes."""
     bytes: int
     revision: int = 0
-    """How often clips have been added or replaced since."""
+    """Number of runs that have added or replaced clips since the shard was first written."""
 
     @property
     def content(self) -> str:
@@ -77,14 +78,14 @@ class Shard:
 
 
 def num_segments(clip_samples: Samples, segment_seconds: int) -> Samples:
-    """How many records clips become."""
+    """Returns how many records a clip becomes, or each of several clips."""
     return -(-clip_samples // (segment_seconds * SAMPLE_RATE))
 
 
 def segments(clip_samples: int, segment_seconds: int) -> list[tuple[int, int]]:
-    """Start and length of the segments of a clip: as equal as whole seconds allow, none above segment_seconds.
+    """Returns start and length of each segment of a clip. They are as equal as whole seconds allow.
 
-    Where there are several, each has at least segment_seconds // 2.
+    No segment is longer than segment_seconds. Where there are several, each has at least segment_seconds // 2.
     """
     count, seconds = num_segments(clip_samples, segment_seconds), -(-clip_samples // SAMPLE_RATE)
     bounds = [number * seconds // count * SAMPLE_RATE for number in range(count)] + [clip_samples]
@@ -92,7 +93,7 @@ def segments(clip_samples: int, segment_seconds: int) -> list[tuple[int, int]]:
 
 
 def encode(header: Header, samples: np.ndarray) -> bytes:
-    """A record of int16 samples [T]."""
+    """Returns a record of int16 samples [T]."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     text = json.dumps(header).encode()
@@ -100,13 +101,13 @@ def encode(header: Header, samples: np.ndarray) -> bytes:
 
 
 def read_header(record: bytes) -> Header:
-    """The header of a record."""
+    """Reads the header of a record."""
     (size,) = struct.unpack_from("<I", record)
     return Header(*json.loads(record[4 : 4 + size]))
 
 
 def read_samples(record: bytes, start: int = 0, count: int = -1) -> np.ndarray:
-    """int16 samples of a record from `start` on, `count` of them or all."""
+    """Reads int16 samples of a record from `start` on: `count` of them, or all if that is -1."""
     (size,) = struct.unpack_from("<I", record)
     with soundfile.SoundFile(io.BytesIO(memoryview(record)[4 + size :])) as file:
         if start:
@@ -122,7 +123,7 @@ def _reader(path: str) -> ArrayRecordReader:
 
 
 def read_record(path: Path, index: int) -> bytes:
-    """One record of a shard. Raises DataError if it is damaged; its checksum tells."""
+    """Reads one record of a shard. Raises DataError if its checksum is wrong, or the shard has no such record."""
     try:
         return _reader(str(path)).read([index])[0]
     except (RuntimeError, IndexError, ValueError) as error:
@@ -131,7 +132,7 @@ def read_record(path: Path, index: int) -> bytes:
 
 
 def read_clips(path: Path, clips: tuple[int, ...], segment_seconds: int) -> list[list[bytes]] | None:
-    """Records of a shard by clip; None if it is damaged, or holds other clips."""
+    """Reads the records of a shard, clip by clip; None if it is damaged, or holds other clips."""
     counts = [num_segments(clip, segment_seconds) for clip in clips]
     numbers = itertools.count()
     try:
@@ -156,12 +157,12 @@ def write_shard(path: Path, records: Any) -> int:
 
 
 def shard_path(directory: Path, name: str) -> Path:
-    """Where the records of a shard are."""
+    """Returns the path of a shard's records."""
     return directory / SHARDS / f"{name}{SUFFIX}"
 
 
 def read_index(directory: Path) -> list[Shard]:
-    """All shards of a prepared directory, by name. Raises DataError if there are none."""
+    """Reads the index of a prepared directory. Raises DataError if there is none, or if it is damaged."""
     path = directory / INDEX
     if not path.is_file():
         raise DataError(f"{directory}: no prepared audio here; run: omnicodec prepare --manifest … --out {directory}")
@@ -173,7 +174,7 @@ def read_index(directory: Path) -> list[Shard]:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """How a directory was prepared. Raises DataError."""
+    """Reads the settings that a directory was prepared with. Raises DataError."""
     try:
         return json.loads((directory / SETTINGS).read_text())
     except (OSError, ValueError) as error:
@@ -181,6 +182,6 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def fingerprint(shards: list[Shard]) -> str:
-    """16 hex digits that identify the data: equal for equal shards made of equal manifest lines."""
+    """Returns 16 hex digits that identify data: equal for equal shards that are made of equal manifest lines."""
     text = "".join(f"{shard.name} {shard.content} {shard.clips}\n" for shard in shards)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

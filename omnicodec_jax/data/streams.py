@@ -1,4 +1,4 @@
-"""Streams that have no length, or several: pages of Ogg, frames of MPEG audio, blocks of live Matroska."""
+"""Streams whose container does not say their length: pages of Ogg, frames of MPEG audio, blocks of live Matroska."""
 
 import mmap
 import zlib
@@ -15,9 +15,10 @@ MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the end of a file of pages, frames or blocks: the last is cut, or another file follows.
+    """Returns what is wrong with the end of a file of pages, frames or blocks; None if nothing is.
 
-    No end-of-stream mark of Ogg, and other bytes after the last piece, are nothing to complain of.
+    It is wrong if the last of them is cut, or if another file follows. A missing end-of-stream mark of Ogg, and other
+    bytes after the last piece, are tolerated.
     """
     with mapped(path) as raw:
         for magic in (b"fLaC\0\0\0\x22", b"TTA1"):
@@ -36,7 +37,7 @@ def fault(path: Path) -> str | None:
 
 
 def _places(raw: mmap.mmap, what: bytes) -> Iterator[int]:
-    """Where some bytes stand; by pieces, in which Python searches faster than in a mapping, and copies little."""
+    """Yields where some bytes stand. It searches piece by piece, which is faster in Python than searching a mapping."""
     for start in range(0, len(raw), 1 << 20):
         piece, place = raw[start : start + (1 << 20) + len(what) - 1], -1
         while (place := piece.find(what, place + 1)) >= 0:
@@ -57,7 +58,7 @@ def _cut_ogg(raw: mmap.mmap) -> str | None:
 
 
 def _cut_matroska(raw: mmap.mmap) -> str | None:
-    """Of a live one, whose segment and clusters need not have sizes, all blocks are gone through."""
+    """Returns what is wrong with the end of a Matroska file that was written live. It goes through all blocks."""
     position, length = segment(raw)
     if length is not None:
         return None
@@ -83,7 +84,7 @@ def _cut_mpeg(raw: mmap.mmap) -> str | None:
 
 
 def ogg_parts(path: Path) -> list[Span]:
-    """The streams of a file that lie one after the other, as radio recorders chain them."""
+    """Returns the parts of an Ogg file whose streams follow one another, as radio recorders chain them."""
     with mapped(path) as raw:
         starts, after = [], 0
         for page in _places(raw, b"OggS\0\2"):
@@ -101,7 +102,7 @@ def ogg_is_marked(path: Path) -> bool:
 
 
 def ogg_last_page(path: Path, span: Span) -> int:
-    """Samples in the last page of a stream, by the granule positions of the last two."""
+    """Returns how many samples the last page of a stream has, by the granule positions of the last two pages."""
     with mapped(path) as raw:
         positions, end = [], span[1]
         while len(positions) < 2 and (end := raw.rfind(b"OggS", span[0], end)) >= 0:
@@ -127,20 +128,20 @@ KBITS = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 KBITS[2, 3] = KBITS[2, 2]
-"""By version (3: MPEG 1) and layer."""
+"""Bit rates of MPEG audio in kbit/s, by version (3: MPEG 1) and layer."""
 
 
 class Mpeg(NamedTuple):
-    """MPEG audio that lies in a file."""
+    """The MPEG audio in a file."""
 
     parts: list[Span]
-    """Of files that were joined, whose headers tell where each ends."""
+    """Parts of the file: several, if files were joined whose headers tell where each ends."""
     is_counted: bool
-    """Whether the header of the first says how many frames it has."""
+    """Whether the header of the first part says how many frames it has."""
 
 
 def mpeg(path: Path) -> Mpeg:
-    """Where the parts of an MP3 file lie."""
+    """Finds the parts of an MP3 file."""
     with mapped(path) as raw:
         starts, counted, frame = [], False, _mpeg_frame(raw, after_tags(raw, 0))
         while frame is not None:
@@ -159,7 +160,7 @@ def mpeg_goes_on(path: Path, position: int) -> bool:
 
 
 def _mpeg_frame(raw: mmap.mmap, position: int) -> int | None:
-    """The next frame that another one follows."""
+    """Returns the position of the next frame that another frame follows; None if there is none."""
     end = min(len(raw), position + SEARCHED)
     while (position := raw.find(b"\xff", position, end)) >= 0:
         if (size := _mpeg_frame_size(raw, position)) and _mpeg_frame_size(raw, position + size):
@@ -169,7 +170,7 @@ def _mpeg_frame(raw: mmap.mmap, position: int) -> int | None:
 
 
 def _mpeg_frame_size(raw: mmap.mmap, position: int) -> int:
-    """Bytes of the frame whose header lies there; 0: none does."""
+    """Returns the size in bytes of the frame that begins at a position; 0 if none does."""
     head = int.from_bytes(raw[position : position + 4], "big")
     version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
     kbits, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
@@ -183,7 +184,7 @@ def _mpeg_frame_size(raw: mmap.mmap, position: int) -> int:
 
 
 def _xing(raw: mmap.mmap, frame: int) -> tuple[int, bool]:
-    """What the header in a first frame says: bytes of the stream (0: nothing), and whether it counts the frames."""
+    """Reads the header in a first frame: bytes of the stream (0: not given), and whether it counts the frames."""
     mono, mpeg1 = raw[frame + 3] >> 6 == 3, raw[frame + 1] >> 3 & 3 == 3
     tag = frame + 4 + {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[mpeg1, mono]
     if raw[tag : tag + 4] in (b"Xing", b"Info"):
