@@ -1,4 +1,4 @@
-"""Names for what is written of each clip: inside its folder, no longer than file systems allow, no two the same."""
+"""Names of the files that are written for clips: inside their folder, not too long for file systems, all different."""
 
 import hashlib
 import os
@@ -11,25 +11,25 @@ from pathlib import Path, PurePosixPath
 from omnicodec_jax.errors import DataError
 
 NAME_BYTES = 255
-"""Longest name that the common file systems take,"""
+"""Largest number of bytes in a name that the common file systems take."""
 PATH_BYTES = 1024
-"""and the longest relative path that is made of an id; whole paths may have some 4096."""
+"""Largest number of bytes in a relative path that is made of an id; whole paths may have some 4096."""
 
 
 def text(name: str) -> str:
-    """The name in characters that UTF-8 has: bytes of it that are none are written out, as in `caf\\udce9.wav`."""
+    """Returns a name as valid UTF-8 text; its bytes that are not UTF-8 are written out, as in `caf\\udce9.wav`."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def utf8(path: Path) -> Path:
-    """The path, for writers that take no other than UTF-8. Raises DataError for another."""
+    """Returns a path for writers that take only UTF-8. Raises DataError for a path that is not UTF-8."""
     if (known := text(str(path))) != str(path):
         raise DataError(f"{known}: the path is not UTF-8, as that of shards must be; choose another")
     return path
 
 
 def fit(name: str, suffix: str = "") -> str:
-    """The name with a suffix; what is too long for a file is cut, and a hash tells it from what is cut likewise."""
+    """Returns a name with a suffix. A name that is too long is cut, and gets a hash that tells it from others."""
     whole = os.fsencode(name)
     if len(whole + os.fsencode(suffix)) <= NAME_BYTES:
         return name + suffix
@@ -38,14 +38,14 @@ def fit(name: str, suffix: str = "") -> str:
 
 
 def _hash(name: str) -> str:
-    """What tells a name from others that would come out the same."""
+    """Returns a short hash that tells a name from others that would come out the same."""
     return f"~{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
 
 
 def inside(name: str) -> str:
-    """The relative path that a name stands for, wherever it points: without "..", a leading "/" and the like.
+    """Returns a relative path for a name, which stays inside its folder: without "..", a leading "/" and the like.
 
-    Empty, if nothing is left. What cannot be in a file's name is written out.
+    The path is empty if nothing is left. Characters that cannot be in a file's name are written out.
     """
     return "/".join(_writable(part) for part in name.split("/") if part not in ("", ".", ".."))
 
@@ -59,15 +59,22 @@ def _writable(part: str) -> str:
 
 
 def distinct(where: Path, names: Sequence[str], suffix: str, replaced: Set[str]) -> list[str]:
-    """For each clip a relative path of its own, made of its name, that ends in `suffix`.
+    """Returns a relative path for each clip, made of its name; no two are the same.
 
-    It stands in place of the name's own suffix, if that is one of `replaced`. Clips that would come out the same keep
-    theirs: a.wav and a.flac become a.wav.SUFFIX and a.flac.SUFFIX. What some disks take for one name gets a hash: Ab
-    and ab become Ab~HASH.SUFFIX and ab~HASH.SUFFIX. Raises DataError for clips that cannot be told apart; `where` is
-    named in its message.
+    Two names that would come out the same keep their own suffixes: a.wav and a.flac become a.wav.SUFFIX and
+    a.flac.SUFFIX. Names that some disks take for one get a hash: Ab and ab become Ab~HASH.SUFFIX and ab~HASH.SUFFIX.
+
+    Args:
+        where: Named in the message of errors.
+        names: Names of the clips.
+        suffix: What every path ends in.
+        replaced: Suffixes of names that `suffix` takes the place of.
+
+    Raises:
+        DataError: If clips cannot be told apart.
     """
     whole = [inside(name) or "clip" for name in names]
-    for name, times in Counter(whole).most_common(1):
+    for name, times in Counter(whole).items():
         if times > 1:
             raise DataError(f"{where}: {times} clips are called {text(name)}; give each its own `id`")
     short = [_without(name, replaced) for name in whole]
@@ -83,7 +90,7 @@ def distinct(where: Path, names: Sequence[str], suffix: str, replaced: Set[str])
 
 
 def key(name: str) -> str:
-    """The same for names that some disk takes for one: in other cases, or with accents composed or not."""
+    """Returns a key that is the same for names that some disk takes for one: without case and composed accents."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
@@ -93,10 +100,12 @@ def _without(name: str, replaced: Set[str]) -> str:
 
 
 def _fit_path(name: str, suffix: str) -> str:
-    *folders, last = name.split("/") if len(os.fsencode(name)) <= PATH_BYTES else [name.replace("/", "_")]
+    if len(os.fsencode(name)) > PATH_BYTES:
+        name = name.replace("/", "_")
+    *folders, last = name.split("/")
     return "/".join([*map(fit, folders), fit(last, suffix)])
 
 
 def assignments(text: str) -> list[str]:
-    """The parts of a command line's `NAME=PATH,NAME=PATH`; paths may hold commas."""
+    """Splits a command line's `NAME=PATH,NAME=PATH` at the commas between its parts; paths may hold commas, too."""
     return re.split(r",(?=\w[\w.+-]*=)", text)

@@ -31,17 +31,32 @@ class Decoded(NamedTuple):
     """An audio file that has been written, or the reason why it has not."""
 
     path: Path
+    """Path of the file."""
     seconds: float
+    """Audio in it; 0 if it has not been written."""
     error: Exception | None = None
+    """Why it has not been written; None if it has."""
 
 
 def detokenize(
     tokens: Path, out: Path, tokenizer: OmniCodecTokenizer, num_quantizers: int | None, suffix: str, share: Share
 ) -> Iterator[Decoded]:
-    """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length; those that are there stay.
+    """Writes OUT/<domain>/<id><suffix> for each clip, at the original's rate and length. Files that are there stay.
 
-    share: which shards this process does. Raises TokenError for tokens of another model, DataError for clips that
-    cannot be told apart, and where `out` holds audio that was made otherwise, or of something else.
+    Args:
+        tokens: Directory of token shards.
+        out: Directory of the audio.
+        tokenizer: The model that the tokens are of.
+        num_quantizers: Number of codebooks to decode from; None: all.
+        suffix: Format of the files.
+        share: Which shards this process does.
+
+    Yields:
+        What became of each file.
+
+    Raises:
+        TokenError: If the tokens are of another model.
+        DataError: If clips cannot be told apart, or `out` holds audio that was made otherwise, or of something else.
     """
     held = shards.contract(tokens)
     if held["model"] != tokenizer.model_hash:
@@ -94,15 +109,15 @@ class Target(NamedTuple):
     """The file that a clip is written to."""
 
     path: str
-    """DOMAIN/ID, inside OUT."""
+    """Path of the file inside OUT: DOMAIN/ID with the suffix."""
     clip: str
-    """The same of the clip itself."""
+    """DOMAIN/ID of the clip itself."""
     source: str
     """Hash of the audio that its tokens were made of."""
 
 
 def targets(tokens: Path, suffix: str) -> dict[Path, list[Target]]:
-    """For each shard where its clips go. Raises DataError for clips that cannot be told apart, in whatever shards."""
+    """Returns the file of each clip, shard by shard. Raises DataError for clips that cannot be told apart."""
     rows = {path: list(shards.read_ids(path)) for path in shards.shards(tokens)}
     clips = [
         (f"{domain}/{names.inside(id) or 'clip'}", source) for held in rows.values() for domain, id, source in held
@@ -113,7 +128,7 @@ def targets(tokens: Path, suffix: str) -> dict[Path, list[Target]]:
 
 
 def _origin(tokens: str, target: Target) -> Origin:
-    """What a file says; tokens: their directory, as seen from OUT."""
+    """Returns what a file says of its origin; tokens: directory of the shards, as seen from OUT."""
     return Origin(f"{tokens}/{target.clip}", target.source)
 
 

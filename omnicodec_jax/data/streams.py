@@ -150,7 +150,9 @@ def mpeg(path: Path) -> Mpeg:
             counted |= len(starts) == 1 and has_frames
             rest = after_tags(raw, frame + length) if length else len(raw)
             frame = _mpeg_frame(raw, rest) if len(raw) - rest > 4096 else None  # counts may be off by a frame
-        return Mpeg(_spans(starts or [0], len(raw)), counted)
+        if not starts:
+            starts = [0]
+        return Mpeg(_spans(starts, len(raw)), counted)
 
 
 def mpeg_goes_on(path: Path, position: int) -> bool:
