@@ -64,7 +64,7 @@ class Manifest:
     """A list of audio as it was when it was read.
 
     The list is read once, when this object is made. Whoever iterates over it afterwards gets the same entries, whatever
-    has become of the list and of its directories since. Entries are held compressed, in some 15 bytes each.
+    has become of the list and of its directories since. Entries are held compressed, in about 20 bytes each.
     """
 
     def __init__(self, path: Path, domain: str = ""):
