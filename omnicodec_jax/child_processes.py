@@ -82,7 +82,7 @@ class Child(Generic[Item]):
             set_up: Function that the process calls once, before its first item.
             daemon: False for work that starts processes itself.
         """
-        self._context = multiprocessing.get_context(method)
+        self._context: Any = multiprocessing.get_context(method)  # the contexts' classes have no common type
         if preload:
             self._context.set_forkserver_preload(list(preload))
         self._work, self._set_up, self._daemon = work, set_up, daemon
@@ -104,8 +104,7 @@ class Child(Generic[Item]):
 
     def _start(self) -> None:
         self.connection, end = self._context.Pipe()
-        process: Any = self._context.Process  # the contexts' classes have no common type
-        self._process = process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
+        self._process = self._context.Process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
         self._process.start()
         end.close()
 

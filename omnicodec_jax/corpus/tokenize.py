@@ -172,8 +172,7 @@ class Worker:
                         yield (name, number, result), prepared
 
             for (name, number, result), codes in self.tokenizer.encode_each(clips()):
-                opened[name].add(number, result, codes)
-                yield result.clip.num_samples / result.clip.sample_rate
+                yield opened[name].add(number, result, codes)
                 yield from self._close(opened)
             yield from self._close(opened)
 
@@ -197,8 +196,8 @@ class _OpenUnit:
         self.num_encoded = 0
         """Number of clips that this run has encoded."""
 
-    def add(self, number: int, result: Read, codes: np.ndarray) -> None:
-        """Keeps the codes [K, N] of an entry that has been read and encoded."""
+    def add(self, number: int, result: Read, codes: np.ndarray) -> float:
+        """Keeps the codes [K, N] of an entry that has been read and encoded; returns its seconds of audio."""
         assert result.clip is not None
         entry, clip = self.unit.entries[number], result.clip
         id, domain = names.text(entry.id), names.text(entry.domain or self.unit.domain)
@@ -206,6 +205,7 @@ class _OpenUnit:
         row = Clip(id, domain, tokens, clip.gain, clip.sample_rate, clip.num_samples, result.source)
         self.outcomes.add(number, row, result.seen)
         self.num_encoded += 1
+        return clip.num_samples / clip.sample_rate
 
     def refuse(self, number: int, error: Exception) -> None:
         """Refuses an entry."""
