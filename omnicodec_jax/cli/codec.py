@@ -53,7 +53,7 @@ def encode(
 
     features_of = None if features is None else _features_of(features, input)
 
-    def read(source: Path, target: Path) -> tuple[tuple[audio_files.Clip, Origin], Any]:
+    def read(source: Path, target: Path) -> tuple[tuple[audio_files.LoadedClip, Origin], Any]:
         origin = Origin.of(source, target)
         clip = audio_files.load(source, tokenizer.sample_rate, tokenizer.config.input_peak)
         given = None if features_of is None else _load_features(features_of(source), source)
@@ -62,7 +62,7 @@ def encode(
         except AudioError as error:
             raise AudioError(f"{source}: {error}") from None
 
-    def write(target: Path, known: tuple[audio_files.Clip, Origin], codes: np.ndarray) -> WrittenFile:
+    def write(target: Path, known: tuple[audio_files.LoadedClip, Origin], codes: np.ndarray) -> WrittenFile:
         clip, origin = known
         TokenFile(
             codes=codes.astype(np.uint16),
