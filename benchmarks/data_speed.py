@@ -66,7 +66,7 @@ def librosa_loop(paths: list[Path]) -> None:
 def prepare_files(paths: list[Path], out: Path) -> None:
     """Prepares files as one unit of work, in this process."""
     entries = tuple(Entry(path.name, str(path)) for path in paths)
-    unit = prepare.Unit("sound-train-000000", "sound", "train", Path(), entries)
+    unit = prepare.SplitUnit("sound-train-000000", "sound", Path(), entries, "train")
     prepare.prepare_unit(unit, out, prepare.PrepareConfig(), False, {}, lambda *_: None)
 
 
