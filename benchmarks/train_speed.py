@@ -111,7 +111,7 @@ class Run:
         return parts
 
     def codec(self, params: Any, codebooks: Any, batch: TrainBatch) -> object:
-        """Forward and backward of all but the frozen network."""
+        """Computes the forward and backward pass of the codec without the frozen network."""
         forward = dataclasses.replace(self.gan, wavlm=None).codec_forward(
             params, codebooks, batch, FrozenVariables(), jax.random.key(0)
         )

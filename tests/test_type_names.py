@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omnicodec_jax"
-ROOMS = ("training", "discriminators", "distributed", "losses.py")
-NOT_YET_READ = {Path("training/checkpoint.py"), Path("training/export.py")}
+ROOMS = (
+    "training",
+    "discriminators",
+    "distributed",
+    "losses.py",
+    "language_model",
+    "planning",
+    "evaluation",
+    "converters",
+)
+NOT_YET_READ = {Path("training/checkpoint.py"), Path("training/export.py"), Path("evaluation/scores.py")}
 """Files whose docstrings are not held to it yet."""
+COMMANDS = ("omnicodec ", "--")
+"""How the last line of a docstring begins that ends with a command line."""
 FRAGMENTS = ("Of ", "From ", "That ", "After ", "By ", "To ", "Those ", "With ", "As ", "Else ", "Here, ")
 
 
@@ -51,4 +62,7 @@ def test_a_docstring_names_its_subject_and_ends_its_sentence(modules, room):
     said = [text for tree in read for text in docstrings(tree)]
     assert len(said) > 10
     assert [text for text in said if text.startswith(FRAGMENTS)] == []
-    assert [text for text in said if text[-1] not in ".]" and "→" not in text] == []
+    ends = {text: text.splitlines()[-1].lstrip() for text in said}
+    assert [
+        text for text in said if text[-1] not in ".]" and "→" not in text and not ends[text].startswith(COMMANDS)
+    ] == []

@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 RATE = 24_000
 """The sample rate of all files, Hz."""
 TOLERANCE = 0.25
-"""By how many seconds a reconstruction may be shorter or longer than the original."""
+"""The number of seconds by which a reconstruction may be shorter or longer than the original."""
 ORIGINAL = "Original"
 """The name of the system that stands for the clips themselves."""
 

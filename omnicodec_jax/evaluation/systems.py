@@ -161,8 +161,8 @@ class Opus:
 class Folder:
     """A folder of reconstructions by some other system: files that are named like the clips, in any format.
 
-    FOLDER/system.json may say what its tokens cost; all of its fields are optional:
-    {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}
+    FOLDER/system.json may say what its tokens cost: {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}. All of
+    its fields are optional.
     """
 
     def __init__(self, name: str, folder: Path):

@@ -4,5 +4,5 @@ chips.py       the chips that can be planned for
 compiling.py   compiles a program until the compiler knows what it needs
 hlo.py         counts what a compiled program does
 step_plan.py   one step on one chip: memory, roofline, and the text that `omnicodec plan` prints
-programs.py    the programs that can be planned, a function for each
+programs.py    the programs that can be planned, a function for each.
 """
