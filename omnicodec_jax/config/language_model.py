@@ -1,4 +1,4 @@
-"""Options of the language model that judges tokens, and of its training."""
+"""Options of the language model that predicts tokens, and of its training."""
 
 import dataclasses
 from typing import Literal, get_args
