@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig
+from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig, identity
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
@@ -54,31 +54,31 @@ KINDS = {
     "wavlm": Kind(WavLMConfig, WavLM),
     "discriminators": Kind(DiscriminatorConfig, Discriminators),
 }
-"""By the model_type that config.json names."""
+"""Each kind of model, by the model_type that config.json names."""
 
 
 def model_type(config: Any) -> str:
-    """What config.json calls this kind of model."""
+    """Returns the model type that config.json has for a config."""
     return next(name for name, kind in KINDS.items() if kind.config is type(config))
 
 
 def build(config: Any) -> Any:
-    """The module that a config describes."""
+    """Makes the module that a config describes."""
     return KINDS[model_type(config)].module(config)
 
 
 def to_json(config: Any) -> str:
-    """config.json: the config and its model type."""
+    """Makes the text of config.json: the config, its model type and the format."""
     return config_files.to_json(config, model_type(config))
 
 
 def from_json(text: str, where: str = CONFIG) -> Any:
-    """The inverse of `to_json`. Raises ConfigError with the place."""
+    """Reads the text of a config.json of this or an earlier version. Raises ConfigError that names `where`."""
     return config_files.from_json(text, {name: kind.config for name, kind in KINDS.items()}, where)
 
 
 def flatten(variables: Variables) -> dict[str, Any]:
-    """Leaves under dotted names, as the weights file has them: "params.encoder.conv_in.kernel"."""
+    """Returns the leaves by dotted names, as in the weights file: "params.encoder.conv_in.kernel"."""
     leaves: dict[str, Any] = flatten_dict(dict(variables), sep=".")
     return leaves
 
@@ -89,7 +89,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model's weights file."""
+    """Returns the name and the shape of every tensor in a model's weights file."""
     template = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     return {name: leaf.shape for name, leaf in flatten(template).items()}
 
@@ -105,7 +105,11 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables) -
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """Config and variables (numpy). Raises ModelError with every tensor that is missing, unknown or misshapen."""
+    """Reads config and variables (numpy) of a model directory.
+
+    Raises ConfigError for a config.json that cannot be read, ModelError for files that are missing or damaged, and for
+    weights that do not fit the config, with every tensor that is missing, unknown or misshapen.
+    """
     directory = Path(directory)
     _refuse_unconverted(directory)
     for name in (CONFIG, WEIGHTS):
@@ -161,7 +165,10 @@ def _refuse_unconverted(directory: Path) -> None:
 def resolve(
     name: str | os.PathLike[str], revision: str | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)
 ) -> Path:
-    """The directory of a model: itself, or where those files of the hub's `owner/name` were downloaded to."""
+    """Returns the directory of a model: `name` itself, or where the files of the hub's `owner/name` were downloaded to.
+
+    Raises ModelError if there is no such model.
+    """
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():
@@ -181,9 +188,32 @@ def resolve(
         raise ModelError(f"{name}: no such model directory, and not to be had from the hub: {reason}") from None
 
 
-def model_hash(config: Any, variables: Variables) -> str:
-    """16 hex digits that identify a model: equal for equal config and weights, whatever file they came from."""
-    digest = hashlib.blake2b(to_json(config).encode(), digest_size=8)
+def model_hash(config: Any, variables: Variables, known: str | None = None) -> str:
+    """Computes the hash that identifies a model: equal for models that compute the same, whatever file they came from.
+
+    Args:
+        config: The model's config. The hash covers what differs from the defaults in the fields that change what the
+            model computes.
+        variables: Its weights; the hash covers all of them.
+        known: A hash that tokens, a run or stored features carry.
+
+    Returns:
+        16 hex digits; `known`, if version 0.1 gave that hash to this model.
+    """
+    hash = _digest(identity.covered(config, model_type(config)), variables)
+    if known is not None and known != hash and known == hash_of_0_1(config, variables):
+        return known
+    return hash
+
+
+def hash_of_0_1(config: Any, variables: Variables) -> str | None:
+    """Computes the hash that version 0.1 gave to a model; None for a model that it could not have had."""
+    text = identity.covered_by_0_1(config, model_type(config))
+    return None if text is None else _digest(text, variables)
+
+
+def _digest(text: str, variables: Variables) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
     for name, leaf in sorted(flatten(variables).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())

@@ -37,7 +37,7 @@ class TokenFile:
     codes: np.ndarray
     """Codes uint16 [K, N], of which k = 0 is the semantic codebook."""
     model: str
-    """Hash of the model that made the codes."""
+    """Hash of the model that made the codes; docs/tokens.md says what it covers."""
     frame_rate: float
     """Number of frames per second."""
     sample_rate: int
@@ -82,7 +82,8 @@ class TokenFile:
             path: A token file.
 
         Returns:
-            The model's hash, as `OmniCodecTokenizer.model_hash` gives it, and the source, if it is known.
+            The hash of the model that the file carries, of which `OmniCodecTokenizer.model_hash_as` says whether it is
+            a model's, and the source, if it is known.
 
         Raises:
             TokenError: If it is no token file.
@@ -105,7 +106,7 @@ class TokenFile:
             The codes, and what the metadata says.
 
         Raises:
-            TokenError: If it is no token file, or is damaged.
+            TokenError: If it is no token file, is damaged, or has metadata of a later version.
         """
         path = Path(path)
         if not path.is_file():
@@ -114,6 +115,8 @@ class TokenFile:
             with safe_open(path, "np") as file:
                 fields = _read_fields(file)
                 codes = file.get_tensor("codes")
+            if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
+                raise TokenError(f"{path}: unknown field {unknown[0]!r}: a later version has written it; upgrade")
             tokens = cls(codes=codes, **fields)
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None

@@ -155,6 +155,24 @@ class OmniCodecTokenizer:
         """16 hex digits that identify config and weights; token files carry them."""
         return model_directory.model_hash(self.config, self.variables)
 
+    @cached_property
+    def _hash_of_0_1(self) -> str | None:
+        return model_directory.hash_of_0_1(self.config, self.variables)
+
+    def model_hash_as(self, known: str | None) -> str:
+        """Gives this model's hash as something that was written earlier may carry it.
+
+        Args:
+            known: The hash that tokens carry, if there are any.
+
+        Returns:
+            `known`, if it is the hash that version 0.1 gave to this very model; `model_hash` otherwise. So tokens are
+            of this model if this gives what they carry.
+        """
+        if known is None or known == self.model_hash:
+            return self.model_hash
+        return known if known == self._hash_of_0_1 else self.model_hash
+
     @property
     def sample_rate(self) -> int:
         """Sample rate of the audio that goes in and comes out, Hz."""
@@ -198,7 +216,11 @@ class OmniCodecTokenizer:
     @cached_property
     def encoder_hash(self) -> str | None:
         """16 hex digits that identify the encoder of semantic features; None if there is none."""
-        return None if self._encoder is None else model_directory.model_hash(*self._encoder)
+        return self.encoder_hash_as(None)
+
+    def encoder_hash_as(self, known: str | None) -> str | None:
+        """Gives the encoder's hash as something that was written earlier may carry it: see `model_hash_as`."""
+        return None if self._encoder is None else model_directory.model_hash(*self._encoder, known=known)
 
     def num_frames(self, num_samples: int) -> int:
         """Counts the frames of a clip.

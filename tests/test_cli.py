@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import save_file
 
 from omnicodec_jax import cli, compilation_cache, targets
 from omnicodec_jax.cli import codec
@@ -226,6 +227,14 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
     assert tree(tmp_path / "out") == ["few.wav", "good.wav"]
     assert cli.decode(tmp_path / "t" / "few.safetensors", model=demo_model, num_quantizers=5) == 1
     assert "holds 4 codebooks, --num-quantizers asks for 5" in capsys.readouterr().err
+
+
+def test_tokens_of_a_later_version_are_refused_by_the_field_that_is_not_known(tmp_path):
+    about = {"model": "m", "frame_rate": 12.5, "sample_rate": 1, "num_samples": 1, "gain": 1.0, "brightness": 2}
+    codes = {"codes": np.zeros((1, 1), np.uint16)}
+    save_file(codes, tmp_path / "t.safetensors", {"omnicodec": json.dumps(about)})
+    with pytest.raises(TokenError, match=r"t\.safetensors: unknown field 'brightness': a later version"):
+        TokenFile.load(tmp_path / "t.safetensors")
 
 
 def test_features_from_files(folder, tmp_path, demo_model, capsys):

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from omnicodec_jax.config import (
     AcousticConfig,
@@ -19,7 +21,7 @@ from omnicodec_jax.config import (
     SemanticConfig,
     TransformerConfig,
 )
-from omnicodec_jax.config.files import load
+from omnicodec_jax.config.files import load, run_config
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.model_directory import from_json, to_json
 
@@ -154,8 +156,6 @@ def changed(*path: str, **values) -> str:
         (changed(dimensoin=4), "model/config.json: unknown field 'dimensoin'; did you mean 'dimension'?"),
         (changed("transformer", num_head=4), "transformer: unknown field 'num_head'; did you mean 'num_heads'?"),
         (changed(zzz=4), "unknown field 'zzz'"),
-        (changed("seanet", ratios=None, compress=None), "seanet: missing field(s) ratios, compress"),
-        (changed(seanet=None), "missing field(s) seanet"),
         (changed(dimension="512"), "dimension = '512': must be int"),
         (changed(dimension=512.0), "dimension = 512.0: must be int"),
         (changed(dimension=True), "dimension = True: must be int"),
@@ -167,6 +167,8 @@ def changed(*path: str, **values) -> str:
         (changed(seanet=3), "seanet: 3: must be an object"),
         (changed("codebook", decay=2), "CodebookConfig.decay = 2.0: must be between 0 and 1"),
         (changed(dimension=500), "CodecConfig.dimension = 500: must be a multiple"),
+        (changed(format="1"), "format = '1': must be a whole number"),
+        (changed(format=0), "format = 0: must be a whole number, 1 or more"),
         (changed(model_type="encodec"), "model_type = 'encodec': must be one of omnicodec, mimi"),
         (changed(model_type=None), "model_type = None: must be one of omnicodec, mimi"),
         ("[1]", "model_type = None"),
@@ -178,6 +180,50 @@ def test_wrong_json_is_refused_with_its_place(text, message):
         from_json(text, "model/config.json")
     assert str(caught.value).startswith("model/config.json")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mimi", "omnicodec"])
+def test_any_one_field_that_is_absent_takes_its_default(name):
+    config = {"mimi": MimiConfig(), "omnicodec": CodecConfig()}[name]
+    whole = json.loads(to_json(config))
+    for path in [*flatten_dict(whole), *((name,) for name, value in whole.items() if isinstance(value, dict))]:
+        if path != ("model_type",):
+            assert from_json(json.dumps(without(whole, path))) == config, path
+
+
+def without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    name, *inner = path
+    rest = {key: value for key, value in values.items() if key != name}
+    return rest | {name: without(values[name], tuple(inner))} if inner else rest
+
+
+def test_absent_field_takes_its_default_whatever_the_others_are():
+    read = from_json(
+        '{"model_type": "omnicodec", "transformer": {"num_layers": 3}, "semantic": null, "wavlm_dim": null}'
+    )
+    assert read == CodecConfig(transformer=TransformerConfig(num_layers=3), semantic=None, wavlm_dim=None)
+
+
+def test_field_without_a_default_must_be_there():
+    with pytest.raises(ConfigError, match=r"^runs/4: data: domains: missing field\(s\) name$"):
+        run_config({"data": {"domains": [{"weight": 2.0}]}}, "runs/4")
+
+
+def test_file_of_a_newer_format_is_refused_in_one_line_that_says_what_wrote_it():
+    newer = changed(format=2, made_by="omnicodec_jax 0.9.0", dimension="as wide as it goes", brightness=3)
+    with pytest.raises(ConfigError) as caught:
+        from_json(newer, "model/config.json")
+    assert str(caught.value).startswith("model/config.json: in format 2, written by omnicodec_jax 0.9.0; this is ")
+    assert "upgrade" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="written by a later version"):
+        from_json('{"format": 2}')
+
+
+def test_file_says_its_format_and_what_wrote_it():
+    whole = json.loads(to_json(CodecConfig()))
+    assert whole["format"] == 1
+    assert whole["made_by"].startswith("omnicodec_jax ")
 
 
 def test_whole_numbers_in_json_are_taken_for_floats():

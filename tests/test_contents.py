@@ -134,6 +134,7 @@ def test_a_model_says_what_its_tokens_are(tmp_path, said):
         "2000 Hz, hop 12 at 24000 Hz, 40000 bit/s",
         "5 codebooks of 16 entries",
         "semantic features: stored, 10 wide",
+        f"version 0.1 called it {model_directory.hash_of_0_1(OMNICODEC, variables(OMNICODEC))}",
     ]
 
 

@@ -80,7 +80,7 @@ def encode(
     files = targets.choose(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
     makers = _makers([target for _, target in files if target.exists()])
     if not overwrite:
-        _check_model(makers, tokenizer.model_hash)
+        _check_model(makers, tokenizer)
         targets.check_replaced(files, lambda target: makers[target][1])
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
     return ManyFiles("encode", files, read, write).run(tokenizer.encode_each, rate)
@@ -211,7 +211,7 @@ def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
 def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     """Reads a token file of this model. Raises TokenError, also for tokens of another model."""
     tokens = TokenFile.load(path)
-    if tokens.model != tokenizer.model_hash:
+    if tokens.model != tokenizer.model_hash_as(tokens.model):
         raise TokenError(
             f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}; give the one they are of"
         )
@@ -226,13 +226,13 @@ def _makers(files: list[Path]) -> dict[Path, tuple[str, Origin | None]]:
         raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
 
 
-def _check_model(makers: dict[Path, tuple[str, Origin | None]], model: str) -> None:
+def _check_model(makers: dict[Path, tuple[str, Origin | None]], tokenizer: Any) -> None:
     """Refuses to replace tokens of another model. Raises TokenError."""
-    others = [(path, maker) for path, (maker, _) in makers.items() if maker != model]
+    others = [(path, maker) for path, (maker, _) in makers.items() if maker != tokenizer.model_hash_as(maker)]
     if others:
         path, maker = others[0]
         raise TokenError(
-            f"{path}: holds tokens of model {maker}, and --model is {model}"
+            f"{path}: holds tokens of model {maker}, and --model is {tokenizer.model_hash}"
             + (f", as do {len(others) - 1} others" if others[1:] else "")
             + "; choose another output, or replace them with --overwrite"
         )

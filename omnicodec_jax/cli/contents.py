@@ -1,4 +1,4 @@
-"""What lies in a directory that one of the commands has written, in a few lines: `omnicodec inspect`."""
+"""`omnicodec inspect`: says in a few lines what a directory holds that one of the commands has written."""
 
 import json
 import math
@@ -18,7 +18,7 @@ DISTANCE = "mel_distance"
 
 
 def describe(path: Path) -> list[str] | None:
-    """Says what a directory holds, or a shard of tokens; None for what none of the commands has written as a whole.
+    """Says what a directory or a shard of tokens holds; None if no command has written it.
 
     Raises OmniCodecError for what is damaged.
     """
@@ -41,7 +41,7 @@ def describe(path: Path) -> list[str] | None:
 
 
 def codec(config: CodecConfig | MimiConfig) -> Iterator[str]:
-    """Says what a codec's tokens are."""
+    """Says what the tokens of a codec are: frame rate, bit rate and codebooks."""
     sizes = config.codebook_sizes
     rate = config.frame_rate * sum(math.log2(size) for size in sizes)
     yield f"{config.frame_rate:g} Hz, hop {config.hop_length} at {config.sample_rate} Hz, {rate:.10g} bit/s"
@@ -63,6 +63,8 @@ def _model(path: Path) -> Iterator[str]:
         yield from codec(config)
     if (path / "discriminators" / model_directory.CONFIG).is_file():
         yield "with its discriminators, to train on from"
+    if earlier := model_directory.hash_of_0_1(config, variables):
+        yield f"version 0.1 called it {earlier}"
 
 
 def _prepared(path: Path) -> Iterator[str]:
@@ -101,9 +103,7 @@ def _run(path: Path) -> Iterator[str]:
         return
     steps, last = sorted(folders), max(folders)
     about = json.loads((folders[last] / "about" / "metadata").read_text())
-    config: Config = config_files.from_json(
-        json.dumps({"model_type": "run", **about["config"]}), {"run": Config}, str(folders[last])
-    )
+    config: Config = config_files.run_config(about["config"], str(folders[last]))
     yield f"{path}: training run at step {last} of {config.optimizer.total_steps}"
     yield f"checkpoints of steps {', '.join(map(str, steps))}"
     measured = {step: folders[step] / "metrics" / "metrics" for step in steps}

@@ -1,6 +1,8 @@
 """Every option of the system: frozen dataclasses with validation.
 
-Numbers of the released code and of the paper live in `recipes/`; the defaults here are what both agree on.
+Numbers of the released code and of the paper live in `recipes/`; the defaults here are what both agree on. Saved
+configs outlive the options of their day: an option that is added needs a default that does what was done without it,
+and no default ever changes.
 """
 
 from omnicodec_jax.config.discriminators import (

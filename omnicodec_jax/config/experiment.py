@@ -70,7 +70,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DomainConfig:
-    """One domain of the prepared audio, and its share of every batch."""
+    """One domain of the prepared audio and its share of every batch."""
 
     name: str
     weight: float = 1.0
@@ -147,7 +147,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What does not change what is learnt, and so may change from one start of a run to the next."""
+    """Options that do not change what a run learns, so that they may change from one start of a run to the next."""
 
     mesh: MeshConfig = MeshConfig()
     start_from: str | None = None
@@ -171,7 +171,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment: what a recipe exposes as `config`."""
+    """All options of one training run. A recipe exposes one as `config`."""
 
     codec: CodecConfig = CodecConfig()
     discriminators: DiscriminatorConfig = DiscriminatorConfig()

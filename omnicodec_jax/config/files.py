@@ -12,37 +12,81 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
+from omnicodec_jax import __version__
 from omnicodec_jax.config import Config
+from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
 
 T = TypeVar("T")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Configs that come with the package."""
+FORMAT = 1
+"""Version of what is written here. It grows when files change so that earlier versions would misread them, which a new
+option with a default does not. Version 0.1 wrote none."""
+MADE_BY = f"omnicodec_jax {__version__}"
+RUN = "run"
+"""What the config of a training run has for a model type."""
+
+
+def to_dict(config: Any, model_type: str) -> dict[str, Any]:
+    """What a file says of a config: its kind, the format, what wrote it, and every field."""
+    return {"model_type": model_type, "format": FORMAT, "made_by": MADE_BY, **dataclasses.asdict(config)}
 
 
 def to_json(config: Any, model_type: str) -> str:
-    """config.json of a model directory."""
-    return json.dumps({"model_type": model_type, **dataclasses.asdict(config)}, indent=2) + "\n"
+    """The text of a model directory's config.json."""
+    return json.dumps(to_dict(config, model_type), indent=2) + "\n"
 
 
 def from_json(text: str, types: Mapping[str, type], where: str = "config.json") -> Any:
-    """The inverse of `to_json`: the dataclass that `types` has for the model type.
-
-    Unknown names, missing names and wrong types raise ConfigError, with the place.
-    """
+    """Reads what `to_json` has written. Raises ConfigError as `from_dict` does, and for what is not JSON."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from None
-    kind = values.pop("model_type", None) if isinstance(values, dict) else None
+    return from_dict(values, types, where)
+
+
+def from_dict(values: Any, types: Mapping[str, type], where: str) -> Any:
+    """Reads what `to_dict` has made, in this version or an earlier one.
+
+    Args:
+        values: Parsed JSON. Fields that are absent take their defaults: options have been added since it was written.
+        types: The dataclass of each model type.
+        where: The file, for messages.
+
+    Returns:
+        The config, of the class that `types` has for the file's model type.
+
+    Raises:
+        ConfigError: If the format is of a later version, a name is unknown, a field without a default is absent, or a
+            value is of the wrong type or out of range.
+    """
+    values = dict(values) if isinstance(values, dict) else {}
+    kind, format, made_by = (values.pop(name, None) for name in ("model_type", "format", "made_by"))
+    if format is not None and (type(format) is not int or format < 1):
+        raise ConfigError(f"{where}: format = {format!r}: must be a whole number, 1 or more")
+    if format is not None and format > FORMAT:
+        raise ConfigError(
+            f"{where}: in format {format}, written by {made_by or 'a later version'}; this is {MADE_BY}, which reads "
+            f"formats up to {FORMAT}: upgrade it (pip install --upgrade omnicodec-jax)"
+        )
     if not isinstance(kind, str) or kind not in types:
         raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(types)}")
     return _build(types[kind], values, where)
 
 
-def _build(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from parsed JSON: every field present, none unknown, each of its annotated type."""
+def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
+    """Reads the config, of that kind, which a run's checkpoint carries. Raises ConfigError as `from_dict` does."""
+    return from_dict({"model_type": RUN, **values}, {RUN: kind}, where)  # version 0.1 wrote no model type
+
+
+def _build(cls: type[T], values: Any, where: str, usual: Any = None) -> T:
+    """Makes a dataclass of parsed JSON: no name unknown, each value of its field's type.
+
+    Fields that are absent are as in `usual`, the owner's default for it, or else have the defaults of the class.
+    """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: {values!r}: must be an object with the fields of {cls.__name__}")
@@ -50,21 +94,25 @@ def _build(cls: type[T], values: Any, where: str) -> T:
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
             raise ConfigError(f"{where}: unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if missing := [name for name in hints if name not in values]:
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    made = {f.name: getattr(usual, f.name) if type(usual) is cls else default_of(f) for f in fields}
+    if missing := [name for name, value in made.items() if value is dataclasses.MISSING and name not in values]:
         raise ConfigError(f"{where}: missing field(s) {', '.join(missing)}")
     try:
-        return cls(**{name: _convert(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+        for name, value in values.items():
+            made[name] = _convert(hints[name], value, f"{where}: {name}", made[name])
+        return cls(**made)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
+        return _build(typing.cast(type, hint), value, where, usual)
     if origin is UnionType:
         (inner,) = (a for a in arguments if a is not NoneType)
-        return None if value is None else _convert(inner, value, where)
+        return None if value is None else _convert(inner, value, where, usual)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is Literal and value in arguments:

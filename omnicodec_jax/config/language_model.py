@@ -35,13 +35,13 @@ class LanguageModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
-    """One measurement of perplexity: what the recipe language_model exposes as `config`."""
+    """One measurement of perplexity. The recipe language_model exposes one as `config`."""
 
     model: LanguageModelConfig = LanguageModelConfig()
     layout: LayoutName = "flat"
     """What the model knows when it predicts a code: all before it, each codebook later by one, or earlier frames."""
     num_codebooks: int = 8
-    """The first ones; of tokens that have fewer, all."""
+    """How many codebooks the model learns, from the first on; all of them if the tokens have fewer."""
     window_frames: int = 256
     """Clips are cut into windows of so many frames; none knows what was before it."""
     held_out: float = 0.01

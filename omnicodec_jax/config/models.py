@@ -5,6 +5,7 @@ import math
 from typing import Literal, get_args
 
 from omnicodec_jax.config.checks import require, require_positive
+from omnicodec_jax.config.identity import TRAINING_ONLY
 
 SemanticSource = Literal["log_mel", "qwen3_aut", "stored"]
 MAX_CODEBOOK_SIZE = 65_536
@@ -52,7 +53,7 @@ class TransformerConfig:
     context: int = 250
     """A query sees itself and the `context - 1` steps before it."""
     max_period: float = 10000.0
-    layer_scale: float = 0.01
+    layer_scale: float = dataclasses.field(default=0.01, metadata=TRAINING_ONLY)
     """Initial LayerScale."""
 
     def __post_init__(self):
@@ -65,7 +66,8 @@ class SemanticConfig:
     """Semantic branch: frozen features, a transformer, one codebook."""
 
     source: SemanticSource = "stored"
-    """Features [S, feature_dim] are given with the audio, or computed from it: by the encoder, or by no network."""
+    """Where the features [S, feature_dim] come from. `stored`: they are given with the audio; `qwen3_aut`: the frozen
+    encoder computes them; `log_mel`: they are stacked frames of the log-mel spectrogram."""
     feature_dim: int = 2048
     codebook_size: int = 2048
     codebook_dim: int = 1024
@@ -87,7 +89,7 @@ class AcousticConfig:
     num_quantizers: int = 32
     codebook_size: int = 2048
     codebook_dim: int = 256
-    min_quantizers: int = 8
+    min_quantizers: int = dataclasses.field(default=8, metadata=TRAINING_ONLY)
     """Quantizer dropout draws the number of active layers from {min_quantizers, …, num_quantizers}."""
 
     def __post_init__(self):
@@ -106,14 +108,14 @@ class AcousticConfig:
 class CodebookConfig:
     """EMA codebook, shared by the semantic and the acoustic quantizers."""
 
-    decay: float = 0.99
+    decay: float = dataclasses.field(default=0.99, metadata=TRAINING_ONLY)
     epsilon: float = 1e-5
     """Smallest usage that an embedding is divided by."""
-    dead_threshold: float = 0.1
+    dead_threshold: float = dataclasses.field(default=0.1, metadata=TRAINING_ONLY)
     """A code is dead when its usage is below this share of the mean usage; 0 switches replacement off."""
-    check_every: int = 5
+    check_every: int = dataclasses.field(default=5, metadata=TRAINING_ONLY)
     """Steps between looks for dead codes."""
-    kmeans_iterations: int = 50
+    kmeans_iterations: int = dataclasses.field(default=50, metadata=TRAINING_ONLY)
 
     def __post_init__(self):
         require(0 < self.decay < 1, self, "decay", "between 0 and 1")
@@ -123,7 +125,7 @@ class CodebookConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """What OmniCodec and Mimi share: everything around the quantizers."""
+    """Options that OmniCodec and Mimi share: those of everything around the quantizers."""
 
     sample_rate: int = 24000
     dimension: int = 512
@@ -153,14 +155,14 @@ class BackboneConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecConfig(BackboneConfig):
-    """OmniCodec: what a model directory's config.json holds."""
+    """OmniCodec: all that config.json of a model directory says of it."""
 
     semantic: SemanticConfig | None = SemanticConfig()
     """None: the paper's ablation without the semantic branch (Table 2)."""
     acoustic: AcousticConfig = AcousticConfig()
     adapter_1: bool = True
     """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
-    wavlm_dim: int | None = 768
+    wavlm_dim: int | None = dataclasses.field(default=768, metadata=TRAINING_ONLY)
     """Width of the WavLM distillation head; None: no head."""
     input_peak: float | None = 0.95
 

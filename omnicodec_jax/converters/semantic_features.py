@@ -34,12 +34,13 @@ SHORTEST = SAMPLE_RATE // 10
 class TorchEncoder:
     """The Qwen3OmniMoeAudioEncoder of transformers, with the log-mel front end that it was trained with."""
 
-    def __init__(self, checkpoint: str, dtype: Literal["bfloat16", "float32"]):
+    def __init__(self, checkpoint: str, dtype: Literal["bfloat16", "float32"], known: str | None = None):
         """Loads the encoder.
 
         Args:
             checkpoint: Directory or hub id of all of Qwen3-Omni, of its thinker, or of the encoder alone.
             dtype: The number format that it computes in.
+            known: The hash that stored features carry; it is kept if version 0.1 gave it to this encoder.
         """
         torch = import_torch()
         from transformers import WhisperFeatureExtractor
@@ -49,7 +50,7 @@ class TorchEncoder:
         mapping, state_dict = qwen3_aut.load_audio_tower(checkpoint)
         config = qwen3_aut.config_from_transformers(mapping)
         variables = from_entries(state_dict, qwen3_aut.key_table(config), config)
-        self.hash = model_directory.model_hash(config, variables)
+        self.hash = model_directory.model_hash(config, variables, known)
         """The hash of its weights: that of the model directory that `omnicodec convert qwen3-aut` writes."""
         self.feature_dim = config.output_dim
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +162,8 @@ def main(
     crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
     if min(crop, stride) < SHORTEST:
         raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
-    model = TorchEncoder(encoder, dtype)
+    kept = features.read_format(out)
+    model = TorchEncoder(encoder, dtype, None if kept is None else kept.encoder)
     format = FeatureFormat(
         encoder=model.hash,
         compute=dtype,

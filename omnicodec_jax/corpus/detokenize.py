@@ -59,11 +59,17 @@ def detokenize(
         DataError: If clips cannot be told apart, or `out` holds audio that was made otherwise, or of something else.
     """
     held = shards.contract(tokens)
-    if held["model"] != tokenizer.model_hash:
+    if held["model"] != tokenizer.model_hash_as(held["model"]):
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
     tokenizer.check_num_quantizers(num_quantizers)
-    made = {"model": tokenizer.model_hash, "num_quantizers": num_quantizers or tokenizer.num_quantizers}
-    _check(out, made)
+    kept = _kept(out)
+    made = {
+        "model": tokenizer.model_hash_as(kept.get("model")),
+        "num_quantizers": num_quantizers or tokenizer.num_quantizers,
+    }
+    if kept not in ({}, made):
+        changed = "; ".join(f"{name} = {kept.get(name)!r}, now {made[name]!r}" for name in made)
+        raise DataError(f"{out}: holds audio that was made otherwise ({changed}); use another OUT")
     mine = dict(list(targets(tokens, suffix).items())[share.index :: share.count])
     origin = partial(_origin, relative(tokens.resolve(), out))
     left = _left(out, itertools.chain.from_iterable(mine.values()), origin)
@@ -97,12 +103,10 @@ def detokenize(
             yield future.result()
 
 
-def _check(out: Path, made: dict[str, Any]) -> None:
-    """Raises DataError if `out` holds files that were made by another model or with other codebooks."""
+def _kept(out: Path) -> dict[str, Any]:
+    """Reads which model and how many codebooks have given the audio that is there; empty if there is none."""
     path = out / SETTINGS
-    if path.is_file() and (kept := json.loads(path.read_text())) != made:
-        changed = "; ".join(f"{name} = {kept.get(name)!r}, now {made[name]!r}" for name in made)
-        raise DataError(f"{out}: holds audio that was made otherwise ({changed}); use another OUT")
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 class Target(NamedTuple):

@@ -28,7 +28,7 @@ SHARDS, STATE = "shards", "__omnicodec__"
 UNITS, INDEX, REJECTS, SETTINGS = f"{STATE}/units", f"{STATE}/index.jsonl", f"{STATE}/rejects.jsonl", "tokens.json"
 SUFFIX, MARKER = ".parquet", ".json"
 METADATA = b"omnicodec"
-"""Key of the contract in a shard's schema metadata."""
+"""Key of the contract in the schema metadata of a shard."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 
@@ -47,9 +47,9 @@ class Clip(NamedTuple):
     sample_rate: int
     """Sample rate of the original, Hz."""
     num_samples: int
-    """Length of the original, at its own rate."""
+    """Length of the original in samples, at its own rate."""
     source: str
-    """Hash of the original file's bytes, and of the part of it that was taken."""
+    """Hash of the bytes of the original file, and of the part of it that was taken."""
 
 
 def schema(num_codebooks: int, contract: dict[str, Any]) -> pa.Schema:
@@ -189,7 +189,7 @@ def read_shard(path: Path) -> Iterator[Clip]:
 
 
 def read_ids(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Domain, id and source of each clip of one shard, in their order."""
+    """Reads domain, id and source of each clip of one shard, in the order of the clips."""
     columns = ["domain", "id", "source"]
     with pq.ParquetFile(path) as file:
         table = file.read(columns)

@@ -107,9 +107,10 @@ class Worker:
         """Loads the model. Raises ModelError, and DataError if `job.out` holds tokens of another contract."""
         self.job = job
         self.tokenizer = OmniCodecTokenizer.from_pretrained(job.model, job.revision, job.encoder, jax.local_devices())
-        device, codec = jax.local_devices()[0], self.tokenizer
+        device, codec, kept = jax.local_devices()[0], self.tokenizer, shards.settings(job.out) or {}
+        model, encoder = codec.model_hash_as(kept.get("model")), codec.encoder_hash_as(kept.get("encoder"))
         self.contract = {
-            **_described(codec.config, codec.model_hash, codec.encoder_hash),
+            **_described(codec.config, model, encoder),
             "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
             "device": device.device_kind,
         }
@@ -234,14 +235,18 @@ class _OpenUnit:
 def described(job: Job) -> dict[str, Any]:
     """Returns what the tokens of a job are and what they depend on, apart from the device. It needs no device itself.
 
+    A directory that version 0.1 has begun keeps the hashes that it carries, if they are of this model and encoder.
     Raises ModelError, ConfigError for a model or an encoder that cannot be loaded or does not fit.
     """
+    kept = shards.settings(job.out) or {}
     config, variables = load_codec(job.model, job.revision)
     semantic = getattr(config, "semantic", None)
     if job.encoder is None and semantic is not None and semantic.source != "log_mel":
         raise ModelError("this model needs the semantic features of each clip: give --encoder DIR")
-    encoder = None if job.encoder is None else model_directory.model_hash(*read_encoder(job.encoder, semantic))
-    return _described(config, model_directory.model_hash(config, variables), encoder)
+    encoder = None
+    if job.encoder is not None:
+        encoder = model_directory.model_hash(*read_encoder(job.encoder, semantic), known=kept.get("encoder"))
+    return _described(config, model_directory.model_hash(config, variables, kept.get("model")), encoder)
 
 
 def _described(config: CodecConfig | MimiConfig, model: str, encoder: str | None) -> dict[str, Any]:

@@ -93,11 +93,21 @@ def shard_path(directory: Path, shard: Shard) -> Path:
 
 def save_format(directory: Path, format: FeatureFormat) -> None:
     """Writes features.json. Raises DataError if the directory has one with another format."""
-    path, text = directory / SETTINGS, json.dumps(dataclasses.asdict(format), indent=2) + "\n"
-    if path.is_file() and path.read_text() != text:
+    kept = read_format(directory)
+    if kept not in (None, format):
         raise DataError(f"{directory}: holds features of another encoder, format or crops; use another --out")
-    with rewriting(path) as temporary:
-        temporary.write_text(text)
+    if kept is None:
+        with rewriting(directory / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(format), indent=2) + "\n")
+
+
+def read_format(directory: Path) -> FeatureFormat | None:
+    """Reads the format of a directory of features; None if there is none yet. Raises DataError for what is damaged."""
+    path = directory / SETTINGS
+    try:
+        return FeatureFormat(**json.loads(path.read_text())) if path.is_file() else None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged, or of a later version: {error}") from None
 
 
 def identity(directory: Path) -> dict[str, object]:
@@ -117,12 +127,8 @@ class FeatureStore:
     @classmethod
     def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
         """Opens a directory. Raises DataError if it lacks the features of a shard, or of crops of this length."""
-        if not (directory / SETTINGS).is_file():
+        if (format := read_format(directory)) is None:
             raise DataError(f"{directory}: no semantic features here; run omnicodec convert semantic-features")
-        try:
-            format = FeatureFormat(**json.loads((directory / SETTINGS).read_text()))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{directory / SETTINGS}: damaged, or of a later version: {error}") from None
         if format.crop_samples not in (None, crop_samples):
             held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))
             raise DataError(

@@ -129,7 +129,10 @@ def run(
 def _check(out: Path, config: PrepareConfig) -> None:
     """Raises DataError if `out` was prepared with other settings."""
     path, now = out / records.SETTINGS, dataclasses.asdict(config)
-    if path.is_file() and (before := json.loads(path.read_text())) != now:
+    before = now
+    if path.is_file():  # what is absent was added since, and was as it is by default
+        before = dataclasses.asdict(PrepareConfig()) | json.loads(path.read_text())
+    if before != now:
         changed = ", ".join(
             f"{name} = {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
         )

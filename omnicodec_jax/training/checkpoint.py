@@ -1,7 +1,6 @@
 """Checkpoints of a run (Orbax): written while training goes on, whole or not there, and never of another run."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import shutil
@@ -47,21 +46,21 @@ FREE = (
     "config.log_every",
     "config.save_every",
 )
-"""Beginnings of the names of what may differ from what the checkpoint was made with."""
+"""Beginnings of the names of options whose values may differ from those in the checkpoint."""
 TOTAL_STEPS = "config.optimizer.total_steps"
-"""May differ until the end of the warm-up, which is the same for a run of any length."""
+"""The option that may differ until the end of the warm-up, which is the same for a run of any length."""
 DAMAGED = "damaged"
 """Folder of a run for checkpoints that cannot be read."""
 TEXTS = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics"}
 FOLDERS_OF_TEXTS = {"array_metadatas"}
 """Files of a checkpoint that are JSON, and folders of such files."""
 DISTANCE = "mel_distance"
-"""What the best checkpoint has least of."""
+"""Name of the metric that chooses the best checkpoint: the one with the lowest value."""
 STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
 """How many checkpoints of a language model are kept. The second is for when the first cannot be read."""
 THREADS = 10
-"""That Orbax may write one checkpoint in, and more."""
+"""An upper bound of the number of threads in which Orbax writes one checkpoint."""
 
 
 class Checkpoints:
@@ -85,7 +84,7 @@ class Checkpoints:
         or on other data, or if nothing of it can be read.
         """
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
-        self._about = {"config": dataclasses.asdict(config), "data": fingerprint, **learnt_from}
+        self._about = {"config": config_files.to_dict(config, config_files.RUN), "data": fingerprint, **learnt_from}
         self._kind, self._warmup_steps = type(config), config.optimizer.warmup_steps
         self._keep_last = config.run.keep_last if isinstance(config, Config) else KEPT_OF_LANGUAGE_MODELS
         self._set_damaged_aside()
@@ -117,7 +116,7 @@ class Checkpoints:
             raise self._could_not_be_written(failures[0]) from failures[0]
 
     def _close(self) -> list[Exception]:
-        """Waits for what is being written; what of it failed."""
+        """Waits until all that is being written is finished, and returns the errors of what failed."""
         manager, self._manager = self._manager, None
         failures: list[Exception] = []
         while manager is not None and len(failures) < THREADS:  # each of those that have failed is told of once
@@ -130,11 +129,11 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the last checkpoint that is finished on disk; None: there is none."""
+        """The step of the last checkpoint that is finished on disk; None if there is none."""
         return max(steps(self.directory), default=None)
 
     def save(self, state: State, mel_distance: float | None = None) -> None:
-        """Starts to write a state that is not there yet. Raises CheckpointError if that, or the last one, failed."""
+        """Starts to write a state, unless its step is there. Raises CheckpointError if this or the last one failed."""
         self.wait()  # as Orbax would; what it has begun to write may be this state
         if (step := int(state.step)) == self.latest:
             return
@@ -152,14 +151,14 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until everything is written. Raises CheckpointError if it could not be."""
+        """Waits until everything is written. Raises CheckpointError if writing failed."""
         if self._manager is not None:
             with self._explaining():
                 self._manager.wait_until_finished()
                 self._manager.check_for_errors()
 
     def restore(self, template: S) -> S:
-        """The last checkpoint as arrays with the shapes and shardings of the template."""
+        """Reads the last checkpoint into arrays with the shapes and shardings of the template."""
         if (step := self.latest) is None:
             raise CheckpointError(f"{self.directory}: no checkpoint here")
         return restore(self._workdir, step, template)
@@ -182,7 +181,7 @@ class Checkpoints:
         )
 
     def _set_damaged_aside(self) -> None:
-        """Out of the way of those that will be written, which may be of the same steps."""
+        """Moves damaged checkpoints to a folder of their own, since others of the same steps may be written."""
         last, damaged = last_whole(self.directory)
         for step, reason in damaged.items():
             aside = self._workdir / DAMAGED / str(step)
@@ -199,7 +198,9 @@ class Checkpoints:
     def _refuse_others(self, about: dict[str, Any], step: int) -> None:
         if unknown := [name for name in self._about if name not in about]:
             LOG.info("%s: from before runs kept it, so not compared: %s", self.directory, ", ".join(unknown))
-        held, wanted = _leaves(about), _leaves({name: self._about[name] for name in self._about if name in about})
+        config = config_files.run_config(about["config"], str(self.directory / str(step)), self._kind)
+        held = _leaves({**about, "config": config_files.to_dict(config, config_files.RUN)})
+        wanted = _leaves({name: self._about[name] for name in self._about if name in about})
         free = (*FREE, TOTAL_STEPS) if step <= self._warmup_steps else FREE
         differing = [
             f"{name}: {held.get(name)} in the checkpoint, {wanted.get(name)} now"
@@ -220,7 +221,7 @@ class Checkpoints:
 
 
 def steps(directory: Path) -> list[int]:
-    """Steps of the checkpoints that are finished on disk, in order.
+    """Lists the steps of the checkpoints that are finished on disk, in order.
 
     Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are those that it
     has begun to write, too.
@@ -229,10 +230,10 @@ def steps(directory: Path) -> list[int]:
 
 
 def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
-    """Step of the last checkpoint that can be read, and what is wrong with others, by step.
+    """Finds the last checkpoint that can be read: its step, and by step what is wrong with others.
 
-    Of those before it only what is quickly seen. Raises CheckpointError if there are checkpoints, but none that is
-    whole: to start anew is not for us to decide.
+    Checkpoints before it are only looked at as far as that is quick. Raises CheckpointError if there are checkpoints
+    but none that is whole: whether to start anew is for the user to decide.
     """
     last: int | None = None
     damaged: dict[int, str] = {}
@@ -248,7 +249,7 @@ def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
 
 
 def damage(folder: Path, arrays: bool = True) -> str | None:
-    """What keeps a checkpoint from being read; None: nothing. arrays: whether all of their bytes are looked at."""
+    """Says what keeps a checkpoint from being read; None if nothing does. arrays: whether to read all of its arrays."""
     try:
         for part in (f"{STATE}/_METADATA", f"{ABOUT}/metadata"):
             if not (folder / part).is_file():
@@ -271,7 +272,7 @@ def damage(folder: Path, arrays: bool = True) -> str | None:
 
 
 def read(workdir: Path, step: int | None) -> tuple[Config, int]:
-    """Config and step of a kept checkpoint, by default of the last one that is whole.
+    """Reads the config and the step of a kept checkpoint, by default of the last one that is whole.
 
     Raises CheckpointError if it is not there, or damaged.
     """
@@ -289,12 +290,25 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
         others = ", ".join(str(number) for number in kept if number != step) or "no others"
         raise CheckpointError(f"{workdir}: checkpoint of step {step} cannot be read ({reason}); there are {others}")
     assert step is not None
-    text = json.dumps({"model_type": "run", **_read_about(directory, step)["config"]})
-    return config_files.from_json(text, {"run": Config}, f"{directory / str(step)}"), step
+    return config_files.run_config(_read_about(directory, step)["config"], str(directory / str(step))), step
+
+
+def frozen_hashes(workdir: Path) -> dict[str, str]:
+    """Reads the hashes of the frozen networks that a run has learnt from, by name, as its checkpoints carry them.
+
+    Returns nothing for a new run, and for one from before checkpoints carried them.
+    """
+    directory = workdir.absolute() / DIRECTORY
+    for step in reversed(steps(directory)):
+        try:
+            return json.loads((directory / str(step) / ABOUT / "metadata").read_text()).get("frozen", {})
+        except (OSError, ValueError):  # damaged: `Checkpoints` sets it aside, and says so
+            continue
+    return {}
 
 
 def restore(workdir: Path, step: int, template: S) -> S:
-    """A kept checkpoint as arrays with the shapes and shardings of the template."""
+    """Reads a kept checkpoint into arrays with the shapes and shardings of the template."""
     folder = workdir.absolute() / DIRECTORY / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -313,7 +327,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _leaves(tree: Any, name: str = "") -> dict[str, str]:
-    """Values under dotted names, as JSON."""
+    """Returns the values of a tree by dotted names, as JSON."""
     if isinstance(tree, dict):
         return {path: leaf for key, value in tree.items() for path, leaf in _leaves(value, f"{name}.{key}").items()}
     return {name[1:]: json.dumps(tree)}

@@ -1,4 +1,4 @@
-"""From a run's checkpoint to a model directory that needs neither the run nor Orbax."""
+"""Export of a run's checkpoint as a model directory, which needs neither the run nor Orbax."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from omnicodec_jax.training.start import DISCRIMINATORS, state_template
 
 
 def export_model(workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
-    """Writes the codec to `out` and its discriminators to a folder in it. Returns the step.
+    """Writes the codec of a run to `out` and its discriminators to a folder in it. Returns the step.
 
-    step: of a kept checkpoint; None: the last one. ema: the moving average of the parameters in their place. Raises
-    CheckpointError for a run, a step or an average that is not there.
+    step: the step of a kept checkpoint; None: the last one. ema: whether to take the moving average of the parameters
+    in their place. Raises CheckpointError if the run, the step or the average is not there.
     """
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,14 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
     return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
 
 
-def hashes(gan: Gan, frozen: FrozenVariables) -> dict[str, str]:
-    """Hashes each frozen network: its config, and its weights as loaded. A run goes on with the same networks only."""
+def hashes(gan: Gan, frozen: FrozenVariables, known: Mapping[str, str]) -> dict[str, str]:
+    """Hashes each frozen network: its config, and its weights as loaded. A run goes on with the same networks only.
+
+    known: the hashes that the run's checkpoints carry; those that version 0.1 gave to the same networks are kept.
+    """
     networks = {"wavlm": (gan.wavlm, frozen.wavlm), "encoder": (gan.encoder, frozen.encoder)}
     return {
-        name: model_directory.model_hash(config, variables)
+        name: model_directory.model_hash(config, variables, known.get(name))
         for name, (config, variables) in networks.items()
         if config is not None
     }

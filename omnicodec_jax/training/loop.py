@@ -18,7 +18,7 @@ from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.training import frozen as frozen_networks
-from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import TrainingLog
 from omnicodec_jax.training.metrics_queue import MetricsQueue
@@ -105,7 +105,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
         LOG.info("start: %s: %d clips, %.2f h", domain.name, clips.samples.size, hours)
     with stage("reading the frozen networks"):
         gan, variables = frozen_networks.load(config)
-        identity: dict[str, Any] = {"frozen": frozen_networks.hashes(gan, variables)}
+        identity: dict[str, Any] = {"frozen": frozen_networks.hashes(gan, variables, frozen_hashes(workdir))}
         frozen = to_global(variables, mesh)
     config = gan.config
     if config.data.features is not None and reads_features(config):
