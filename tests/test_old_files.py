@@ -1,0 +1,242 @@
+"""Files that earlier versions have written, kept in tests/old_files: they are read for ever."""
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from omnicodec_jax import cli, model_directory
+from omnicodec_jax.config import Config, MeshConfig
+from omnicodec_jax.corpus import read_tokens, shards, tokenize
+from omnicodec_jax.corpus.detokenize import SETTINGS, detokenize
+from omnicodec_jax.data import features, prepare, records
+from omnicodec_jax.data.pipeline import Samples
+from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.data.units import Task
+from omnicodec_jax.distributed import sharding
+from omnicodec_jax.errors import CheckpointError, DataError, TokenError
+from omnicodec_jax.pretrained.wavlm import WavLMConfig
+from omnicodec_jax.token_file import TokenFile
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training import checkpoint, export, frozen
+from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.start import state_template
+from omnicodec_jax.training.step import Frozen, Gan
+
+OLD = Path(__file__).parent / "old_files"
+TOKENS = ["tokens", "tokens_0_1"]
+WEIGHTS = {"params": {"w": np.arange(4, dtype=np.float32)}}
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """A directory of old files that is kept as an archive, since it is large for what is in it."""
+    shutil.unpack_archive(OLD / f"{name}.tar.gz", folder, filter="data")
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> OmniCodecTokenizer:
+    return OmniCodecTokenizer.from_pretrained(OLD / "model")
+
+
+# -- Models
+
+
+@pytest.mark.parametrize("row", json.loads((OLD / "hashes.json").read_text()), ids=lambda row: row["hash"])
+def test_model_has_the_hash_that_version_0_1_gave_it(row):
+    config = model_directory.from_json(json.dumps(row["config"]))
+    assert model_directory.hash_of_0_1(config, WEIGHTS) == row["hash"]
+    assert model_directory.from_json(model_directory.to_json(config)) == config
+
+
+def test_model_that_is_saved_again_is_the_same_model(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert "format" not in json.loads((OLD / "model" / "config.json").read_text())
+    assert json.loads((tmp_path / "config.json").read_text())["format"] == 1
+    config, variables = model_directory.load(tmp_path)
+    assert model_directory.model_hash(config, variables) == tokenizer.model_hash
+    assert model_directory.hash_of_0_1(config, variables) == TokenFile.load(OLD / "clip.safetensors").model
+
+
+# -- Tokens
+
+
+def test_token_file_is_decoded_to_audio_of_the_length_of_the_original(tmp_path):
+    assert cli.decode(OLD / "clip.safetensors", tmp_path / "clip.wav", model=OLD / "model") == 0
+    audio, rate = soundfile.read(tmp_path / "clip.wav")
+    assert (audio.shape, rate) == ((3200,), 16_000)
+    assert np.abs(audio).max() > 0
+
+
+def test_token_file_of_the_same_model_is_replaced_and_of_another_is_not(tmp_path, capsys):
+    target, audio = Path(shutil.copy(OLD / "clip.safetensors", tmp_path)), tmp_path / "empty.wav"
+    audio.touch()
+    assert cli.encode(audio, target, model=OLD / "model") == 1  # not for the tokens that are there
+    assert f"error: {audio}" in capsys.readouterr().err
+    dataclasses.replace(TokenFile.load(target), model="0123456789abcdef").save(target)
+    with pytest.raises(TokenError, match="holds tokens of model 0123456789abcdef"):
+        cli.encode(audio, target, model=OLD / "model")
+
+
+def test_shards_of_either_layout_hold_what_the_token_file_holds():
+    codes = TokenFile.load(OLD / "clip.safetensors").codes
+    for name in TOKENS:
+        clips = {clip.id: clip for clip in read_tokens(OLD / name)}
+        assert sorted(clips) == ["a", "b"]
+        np.testing.assert_array_equal(clips["a"].codes.T, codes)
+
+
+def test_shards_of_either_layout_are_decoded_to_audio_of_the_length_of_the_originals(tokenizer, tmp_path):
+    for name in TOKENS:
+        done = list(detokenize(OLD / name, tmp_path / name, tokenizer, 2, ".wav", Task.parse("0/1")))
+        assert [(d.path.name, d.seconds, d.error) for d in done] == [("a.wav", 0.2, None), ("b.wav", 0.3, None)]
+        assert [soundfile.info(d.path).frames for d in done] == [3200, 7200]
+
+
+def test_audio_that_version_0_1_has_made_of_tokens_is_gone_on_with(tokenizer, tmp_path):
+    old = shards.contract(OLD / "tokens")["model"]
+    (tmp_path / "speech").mkdir()
+    for name in ("a.flac", "b.flac"):
+        (tmp_path / "speech" / name).touch()
+    for model in (old, tokenizer.model_hash):
+        (tmp_path / SETTINGS).write_text(json.dumps({"model": model, "num_quantizers": 4}))
+        assert list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Task.parse("0/1"))) == []
+    (tmp_path / SETTINGS).write_text(json.dumps({"model": "0123456789abcdef", "num_quantizers": 4}))
+    with pytest.raises(DataError, match="made otherwise"):
+        list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Task.parse("0/1")))
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_directory_of_tokens_is_gone_on_with_under_the_hash_that_it_was_begun_with(name, monkeypatch):
+    job = tokenize.Job(sources={}, out=OLD / name, model=str(OLD / "model"))
+    kept = shards.settings(OLD / name)
+    assert kept is not None
+    package, compiler = (words.split()[1] for words in kept["made_by"].split(", "))
+    monkeypatch.setattr(tokenize, "__version__", package)
+    monkeypatch.setattr(jax, "__version__", compiler)
+    contract = tokenize.described(job)
+    tokenize.check(job, contract)
+    assert contract["model"] == kept["model"] == TokenFile.model_of(OLD / "clip.safetensors")
+
+
+# -- Runs
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """The directory of the old run."""
+    return unpacked("run", tmp_path)
+
+
+def opened(run: Path, config: Config) -> Checkpoints:
+    """The checkpoints of the run when it goes on with that config, the same data and the same networks."""
+    about = json.loads((run / "checkpoints" / "2" / "about" / "metadata").read_text())
+    return Checkpoints(run, config, about["data"], {name: about[name] for name in ("frozen", "features")})
+
+
+def test_run_goes_on_from_its_checkpoint(run):
+    config, step = checkpoint.read(run, None)
+    template = state_template(config, sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    with opened(run, config) as held:
+        assert held.latest == step == 2
+        state = held.restore(template)
+    assert int(state.step) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_run_from_before_an_option_was_added_goes_on_with_its_default_and_no_other_value(run):
+    config, _ = checkpoint.read(run, None)
+    file = run / "checkpoints" / "2" / "about" / "metadata"
+    about = json.loads(file.read_text())
+    del about["config"]["optimizer"]["accumulation"], about["config"]["train"]["discriminator_update"]
+    file.write_text(json.dumps(about))
+    assert checkpoint.read(run, None)[0] == config
+    with opened(run, config):
+        pass
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, discriminator_update="simultaneous"))
+    with pytest.raises(CheckpointError, match=r'update: "alternating" in the checkpoint, "simultaneous" now'):
+        opened(run, other)
+
+
+def test_run_of_a_newer_format_is_refused_in_one_line(run):
+    config, _ = checkpoint.read(run, None)
+    file = run / "checkpoints" / "2" / "about" / "metadata"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"config": {"format": 2, "made_by": "omnicodec_jax 3.0.0"}}))
+    for read in (lambda: checkpoint.read(run, None), lambda: opened(run, config)):
+        with pytest.raises(ValueError, match=r"2: in format 2, written by omnicodec_jax 3\.0\.0; .* upgrade it"):
+            read()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_model_is_exported_from_a_run(run, tmp_path, ema):
+    assert export.export_model(run, tmp_path / "model", ema=ema) == 2
+    config, _ = model_directory.load(tmp_path / "model")
+    assert config == checkpoint.read(run, None)[0].codec
+
+
+def test_run_goes_on_with_the_frozen_networks_that_version_0_1_named(run):
+    wavlm = WavLMConfig(num_layers=2)
+    old = model_directory.hash_of_0_1(wavlm, WEIGHTS)
+    file = run / "checkpoints" / "2" / "about" / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"frozen": {"wavlm": old}}))
+    gan, variables = Gan(Config(), wavlm, None), Frozen(WEIGHTS, None)
+    assert frozen.hashes(gan, variables, checkpoint.frozen_hashes(run)) == {"wavlm": old}
+    new = {"wavlm": model_directory.model_hash(wavlm, WEIGHTS)}
+    for known in ({}, {"wavlm": "0123456789abcdef"}):
+        assert frozen.hashes(gan, variables, known) == new
+    file.write_text("cut off")
+    assert checkpoint.frozen_hashes(run) == {}
+
+
+# -- Data
+
+
+def test_prepared_audio_and_stored_features_are_learnt_from(run, tmp_path):
+    config, _ = checkpoint.read(run, None)
+    prepared, stored = (unpacked(name, tmp_path) for name in ("prepared", "features"))
+    data = dataclasses.replace(config.data, prepared=str(prepared), features=str(stored))
+    samples = Samples.open(data, 0, "train", stored_features=True)
+    about = json.loads((run / "checkpoints" / "2" / "about" / "metadata").read_text())
+    assert samples.fingerprint == about["data"]
+    assert features.identity(stored) == about["features"]
+    assert samples[0]["audio"].shape[-1] == 5760
+    assert samples[0]["features"].shape[-1] == 2
+
+
+def test_features_from_before_an_option_was_added_are_added_to_and_stay_as_they_are_called(tmp_path):
+    format = features.read_format(unpacked("features", tmp_path))
+    assert format is not None
+    text = json.dumps({name: value for name, value in dataclasses.asdict(format).items() if name != "number"})
+    (tmp_path / features.SETTINGS).write_text(text)
+    features.save_format(tmp_path, format)
+    assert (tmp_path / features.SETTINGS).read_text() == text
+    with pytest.raises(DataError, match="features of another encoder"):
+        features.save_format(tmp_path, dataclasses.replace(format, encoder="0123456789abcdef"))
+
+
+def test_prepared_audio_from_before_an_option_was_added_is_gone_on_with(tmp_path):
+    prepared = unpacked("prepared", tmp_path)
+    settings = json.loads((prepared / records.SETTINGS).read_text())
+    del settings["max_channels"]
+    (prepared / records.SETTINGS).write_text(json.dumps(settings))
+    go_on = partial(prepare.run, {}, prepared, num_workers=1, task=Task.parse("0/1"))
+    with pytest.raises(DataError, match="max_channels = 2, now 1"):
+        go_on(config=PrepareConfig(validation=0.0, max_channels=1))
+    assert go_on(config=PrepareConfig(validation=0.0)).files == 0
+
+
+# -- All
+
+
+@pytest.mark.parametrize("name", ["model", "tokens", "tokens_0_1", "prepared", "features", "run"])
+def test_inspect_says_what_is_there(name, tmp_path, capsys):
+    path = OLD / name if (OLD / name).is_dir() else unpacked(name, tmp_path)
+    assert cli.inspect(path) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: ")
