@@ -21,6 +21,7 @@ from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Task
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError, DataError, TokenError
+from omnicodec_jax.origin import Origin
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -77,6 +78,7 @@ def test_token_file_is_decoded_to_audio_of_the_length_of_the_original(tmp_path):
 def test_token_file_of_the_same_model_is_replaced_and_of_another_is_not(tmp_path, capsys):
     target, audio = Path(shutil.copy(OLD / "clip.safetensors", tmp_path)), tmp_path / "empty.wav"
     audio.touch()
+    dataclasses.replace(TokenFile.load(target), source=Origin.of(audio, target)).save(target)
     assert cli.encode(audio, target, model=OLD / "model") == 1  # not for the tokens that are there
     assert f"error: {audio}" in capsys.readouterr().err
     dataclasses.replace(TokenFile.load(target), model="0123456789abcdef").save(target)
@@ -122,7 +124,7 @@ def test_directory_of_tokens_is_gone_on_with_under_the_hash_that_it_was_begun_wi
     monkeypatch.setattr(jax, "__version__", compiler)
     contract = tokenize.described(job)
     tokenize.check(job, contract)
-    assert contract["model"] == kept["model"] == TokenFile.model_of(OLD / "clip.safetensors")
+    assert contract["model"] == kept["model"] == TokenFile.load(OLD / "clip.safetensors").model
 
 
 # -- Runs
