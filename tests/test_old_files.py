@@ -27,8 +27,8 @@ from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import checkpoint, export, frozen
 from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
-from omnicodec_jax.training.step import Frozen, Gan
 
 OLD = Path(__file__).parent / "old_files"
 TOKENS = ["tokens", "tokens_0_1"]
@@ -188,7 +188,7 @@ def test_run_goes_on_with_the_frozen_networks_that_version_0_1_named(run):
     old = model_directory.hash_of_0_1(wavlm, WEIGHTS)
     file = run / "checkpoints" / "2" / "about" / "metadata"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"frozen": {"wavlm": old}}))
-    gan, variables = Gan(Config(), wavlm, None), Frozen(WEIGHTS, None)
+    gan, variables = Gan(Config(), wavlm, None), FrozenVariables(WEIGHTS, None)
     assert frozen.hashes(gan, variables, checkpoint.frozen_hashes(run)) == {"wavlm": old}
     new = {"wavlm": model_directory.model_hash(wavlm, WEIGHTS)}
     for known in ({}, {"wavlm": "0123456789abcdef"}):
