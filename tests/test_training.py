@@ -143,9 +143,11 @@ def half(whole, tmp_path) -> Path:
     return tmp_path / "half"
 
 
-def command(config: Config, workdir: Path, limit: int | None = None, **environment: str):
-    """The real thing, in a process of its own."""
+def command(config: Config, workdir: Path, limit: int | None = None, alone: bool = True, **environment: str):
+    """The real thing, in a process of its own. `alone`: on one of eight devices, as here, with the programs of here."""
     code = "import runpy, sys\nsys.path.insert(0, '.')\n"
+    if alone:
+        code += "import jax\njax.devices = lambda: jax.local_devices()[:1]\n"
     if limit is not None:
         code += f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "runpy.run_path('train.py', run_name='__main__')"
@@ -154,7 +156,7 @@ def command(config: Config, workdir: Path, limit: int | None = None, **environme
     strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}  # as here: the same program
     return subprocess.Popen(
         [sys.executable, "-c", code, *options],
-        env={**os.environ, **strict, "XLA_FLAGS": QUICKLY, "OMNICODEC_CACHE": str(ROOT / ".jax_cache"), **environment},
+        env={**os.environ, **strict, "OMNICODEC_CACHE": str(ROOT / ".jax_cache"), **environment},
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -262,7 +264,10 @@ def two_processes(config: Config, workdir: Path) -> list[subprocess.Popen[str]]:
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}",
             "JAX_NUM_PROCESSES": "2",
         }
-    return [command(config, workdir, JAX_PROCESS_ID=str(number), **cluster) for number in range(2)]
+    return [
+        command(config, workdir, alone=False, XLA_FLAGS=QUICKLY, JAX_PROCESS_ID=str(number), **cluster)
+        for number in range(2)
+    ]
 
 
 def assert_near(found: Path, expected: Path) -> None:
