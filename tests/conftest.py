@@ -38,7 +38,8 @@ LONGEST_FIRST = ("test_training", "test_corpus", "test_train_step", "test_cli", 
 QUICK = (
     *("test_audio", "test_config", "test_contents", "test_datasets", "test_files", "test_formats", "test_help"),
     *("test_listening", "test_manifest", "test_metrics", "test_names", "test_page", "test_parameter_counts"),
-    *("test_records", "test_setup", "test_sharding_table", "test_waveform"),
+    *("test_public_names", "test_records", "test_setup", "test_sharding_table", "test_spec", "test_type_names"),
+    *("test_child_processes", "test_many_files", "test_waveform"),
 )
 """Test files that compile next to nothing and start few processes: what `make check` runs."""
 

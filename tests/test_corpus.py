@@ -60,7 +60,7 @@ def corpus(clips, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def job(corpus, demo_model, tmp_path, monkeypatch) -> Job:
-    """Of units of four files."""
+    """A job whose units have four files."""
     monkeypatch.setattr(units, "UNIT_ENTRIES", 4)
     monkeypatch.setenv("OMNICODEC_CACHE", str(ROOT / ".jax_cache"))
     return Job(sources=corpus, out=tmp_path / "tokens", model=str(demo_model), num_readers=2)

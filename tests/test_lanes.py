@@ -47,7 +47,7 @@ def test_padding_is_never_negative_while_a_long_clip_is_under_way(monkeypatch):
 
 
 class Output:
-    """Of a step: ready when it is let go, or never."""
+    """The output of a step: ready when it is let go, or never."""
 
     def __init__(self, error: Exception | None = None):
         self.go, self.error = threading.Event(), error

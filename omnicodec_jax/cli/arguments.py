@@ -156,7 +156,7 @@ def _standing_for(group: Group) -> Command:
     """Returns a function that stands for a group in lists of commands."""
 
     def choose(command: Any) -> None:
-        raise NotImplementedError
+        raise UsageError(group.about)
 
     kind = Literal[tuple(group.commands)]  # pyright: ignore[reportInvalidTypeForm]
     choose.__annotations__["command"] = tyro.conf.Positional[kind]

@@ -63,7 +63,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 @cache
 def random_variables() -> dict[str, Any]:
-    """Of TINY; gains apart from the norms."""
+    """Random variables of TINY, whose gains differ from the norms."""
     shapes = model_directory.expected_tensors(Discriminators(TINY))
     leaves = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
     return model_directory.unflatten(leaves)

@@ -159,7 +159,7 @@ def golden_inputs() -> tuple[jax.Array, tuple[jax.Array, ...]]:
 
 @cache
 def discriminator_terms() -> dict[str, float]:
-    """Of the initial discriminators."""
+    """The losses of the initial discriminators."""
 
     def terms(params, inputs):
         both = Discriminators(test_discriminators.GOLDEN).apply({"params": params}, *inputs)

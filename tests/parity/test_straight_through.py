@@ -27,7 +27,7 @@ def random_variables(rng: np.random.Generator, model: ResidualVectorQuantizer) -
 
 
 def torch_gradients(variables: dict, x: np.ndarray, weight: np.ndarray, active: int) -> dict[str, np.ndarray]:
-    """Of sum(weight · output) + 3 · commitment with respect to the input and the projections."""
+    """The gradients of sum(weight · output) + 3 · commitment with respect to the input and the projections."""
     leaf = partial(torch.tensor, dtype=torch.float64, requires_grad=True)
     parameters = {
         f"{projection}.{name}": leaf(np.asarray(value))
