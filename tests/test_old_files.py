@@ -18,7 +18,7 @@ from omnicodec_jax.corpus.detokenize import SETTINGS, detokenize
 from omnicodec_jax.data import features, prepare, records
 from omnicodec_jax.data.pipeline import Samples
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.data.units import Task
+from omnicodec_jax.data.units import Share
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError, DataError, TokenError
 from omnicodec_jax.origin import Origin
@@ -96,7 +96,7 @@ def test_shards_of_either_layout_hold_what_the_token_file_holds():
 
 def test_shards_of_either_layout_are_decoded_to_audio_of_the_length_of_the_originals(tokenizer, tmp_path):
     for name in TOKENS:
-        done = list(detokenize(OLD / name, tmp_path / name, tokenizer, 2, ".wav", Task.parse("0/1")))
+        done = list(detokenize(OLD / name, tmp_path / name, tokenizer, 2, ".wav", Share.parse("0/1")))
         assert [(d.path.name, d.seconds, d.error) for d in done] == [("a.wav", 0.2, None), ("b.wav", 0.3, None)]
         assert [soundfile.info(d.path).frames for d in done] == [3200, 7200]
 
@@ -108,10 +108,10 @@ def test_audio_that_version_0_1_has_made_of_tokens_is_gone_on_with(tokenizer, tm
         (tmp_path / "speech" / name).touch()
     for model in (old, tokenizer.model_hash):
         (tmp_path / SETTINGS).write_text(json.dumps({"model": model, "num_quantizers": 4}))
-        assert list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Task.parse("0/1"))) == []
+        assert list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Share.parse("0/1"))) == []
     (tmp_path / SETTINGS).write_text(json.dumps({"model": "0123456789abcdef", "num_quantizers": 4}))
     with pytest.raises(DataError, match="made otherwise"):
-        list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Task.parse("0/1")))
+        list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Share.parse("0/1")))
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -228,7 +228,7 @@ def test_prepared_audio_from_before_an_option_was_added_is_gone_on_with(tmp_path
     settings = json.loads((prepared / records.SETTINGS).read_text())
     del settings["max_channels"]
     (prepared / records.SETTINGS).write_text(json.dumps(settings))
-    go_on = partial(prepare.run, {}, prepared, num_workers=1, task=Task.parse("0/1"))
+    go_on = partial(prepare.run, {}, prepared, num_workers=1, share=Share.parse("0/1"))
     with pytest.raises(DataError, match="max_channels = 2, now 1"):
         go_on(config=PrepareConfig(validation=0.0, max_channels=1))
     assert go_on(config=PrepareConfig(validation=0.0)).files == 0

@@ -104,7 +104,7 @@ def detokenize(
 
 
 def _kept(out: Path) -> dict[str, Any]:
-    """Reads which model and how many codebooks have given the audio that is there; empty if there is none."""
+    """Reads which model and how many codebooks have made the audio that is in `out`; empty if there is none."""
     path = out / SETTINGS
     return json.loads(path.read_text()) if path.is_file() else {}
 
