@@ -113,7 +113,7 @@ def _convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
     if origin is UnionType:
         (inner,) = (a for a in arguments if a is not NoneType)
         return None if value is None else _convert(inner, value, where, usual)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is Literal and value in arguments:
         return value
