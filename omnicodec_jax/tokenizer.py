@@ -219,7 +219,14 @@ class OmniCodecTokenizer:
         return self.encoder_hash_as(None)
 
     def encoder_hash_as(self, known: str | None) -> str | None:
-        """Gives the encoder's hash as something that was written earlier may carry it: see `model_hash_as`."""
+        """Gives the encoder's hash as something that was written earlier may carry it: see `model_hash_as`.
+
+        Args:
+            known: The hash of the encoder that tokens carry, if there are any.
+
+        Returns:
+            `known`, if it is the hash that version 0.1 gave to this encoder; `encoder_hash` otherwise.
+        """
         return None if self._encoder is None else model_directory.model_hash(*self._encoder, known=known)
 
     def num_frames(self, num_samples: int) -> int:
