@@ -210,8 +210,8 @@ class Checkpoints:
         if self._kind is Config and any(line.startswith(TOTAL_STEPS) for line in differing):
             differing.append(
                 f"The learning rate has been falling since step {self._warmup_steps}, so that the run cannot be made "
-                f"longer. To train on: omnicodec export-model --workdir {self._workdir} --out DIR, then train.py with "
-                "--run.start-from DIR, a new --workdir and the steps to add"
+                f"longer. To train on: omnicodec export-model --workdir {self._workdir} --out DIR, then omnicodec "
+                "train with --run.start-from DIR, a new --workdir and the steps to add"
             )
         if differing:
             raise CheckpointError(
