@@ -362,8 +362,8 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     # Three steps in place of some hundred, on eight devices.
     short = "optimizer=replace(full.optimizer, total_steps=3, warmup_steps=1), data=replace(full.data, batch_size=8)"
     (tmp_path / "short.py").write_text(
-        "import runpy\nfrom dataclasses import replace\n"
-        f"full = runpy.run_path({str(demo.CONFIG)!r})['config']\nconfig = replace(full, {short})\n"
+        "from dataclasses import replace\nfrom omnicodec_jax.recipes.demo import config as full\n"
+        f"config = replace(full, {short})\n"
     )
     monkeypatch.setattr(demo, "RUNS", tmp_path)
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "short.py")
