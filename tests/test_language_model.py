@@ -46,9 +46,9 @@ TINY = PerplexityConfig(
 SIZES = (4, 3)
 
 TRANSITION = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.8, 0.1, 0.1], [0.1, 0.0, 0.1, 0.8], [0.5, 0.4, 0.1, 0.0]])
-"""Of the first codebook, from frame to frame."""
+"""Transition probabilities of the first codebook from frame to frame."""
 EMISSION = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9], [0.3, 0.3, 0.4]])
-"""Of the second codebook, given the first."""
+"""Probabilities of the second codebook, given the first."""
 
 
 def write(out: Path, clips: dict[str, np.ndarray], sizes: tuple[int, ...] = SIZES) -> Path:
@@ -85,7 +85,7 @@ def markov(clips: int, frames: int, seed: int = 0) -> np.ndarray:
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Of each row, nats."""
+    """The entropy of each row, in nats."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
 
 
@@ -102,7 +102,7 @@ def expected_perplexity(layout: str, frames: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
-    """Of the Markov source: two domains, 500 clips, 80 frames each: five whole windows."""
+    """Token shards of the Markov source: two domains, 500 clips, 80 frames each: five whole windows."""
     clips = {f"{('speech', 'music')[i % 2]}/{i}": codes for i, codes in enumerate(markov(500, 80))}
     return write(tmp_path_factory.mktemp("markov"), clips)
 

@@ -144,7 +144,7 @@ def test_intervals_are_students(count):
 
 @pytest.fixture
 def files(tmp_path) -> list[Path]:
-    """Of a rater who hears, with one rating given twice, and of one who does not hear the reference."""
+    """Ratings of a rater who hears, with one rating given twice, and of one who does not hear the reference."""
     ann = [rating(5, REFERENCE), rating(3), rating(4, minute=1), rating(2, "B")]
     bob = [rating(1, REFERENCE, rater="bob"), rating(5, "B", rater="bob")]
     return [save(tmp_path / "ann.csv", ann), save(tmp_path / "bob.csv", bob)]
