@@ -10,6 +10,7 @@ would shard channels and let every device compute all clips. XLA derives all oth
 sums over the global batch.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,11 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 from omnicodec_jax.config import MeshConfig
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.own_rows import BATCH_AXES
 
 T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+BATCH = P(BATCH_AXES)
 """The partition of every array that has clips as its first axis."""
 
 RULES = (
@@ -56,6 +58,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"are {len(devices)} devices; choose a mesh of as many"
         )
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """A context in which `own_rows.on_own_rows` finds the mesh, for what a step traces. None: there is one device."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def partition_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:

@@ -111,7 +111,11 @@ class CausalConv1d(nn.Module):
         steps, missing = x.shape[1], -x.shape[1] % self.stride
         if missing and is_streaming(self):
             raise ValueError("a stream's block must hold whole frames; give the end of the audio by `lengths`")
-        x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), mode="edge" if self.replicate else "constant")
+        if self.replicate:
+            # `jnp.pad` with mode="edge" would look at the edges of the batch, too, and its gradient exchange rows.
+            x = jnp.concatenate([x, jnp.repeat(x[:, -1:], missing, axis=1)], axis=1)
+        else:
+            x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
         if lengths is None:
             return x
         valid = (jnp.arange(steps + missing)[None] < lengths[:, None])[..., None]
@@ -215,6 +219,7 @@ def conv1d(
         padding=[(left, right)],
         rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=jax.lax.Precision.HIGHEST if kernel.shape[2] == 1 else None,  # audio comes out
     )
     multiply = partial(conv1d_as_product, stride=stride, dilation=dilation, left=left, right=right)
     # The gradient needs x and the kernel; without the checkpoint, intermediate arrays of both branches would be kept.

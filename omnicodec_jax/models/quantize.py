@@ -59,7 +59,8 @@ def cluster_sums(x: Vectors, codes: Int[Array, " M"], size: int) -> tuple[Float[
 
 def sample(key: PRNGKeyArray, x: Vectors, count: int) -> Float[Array, "K D"]:
     """Draws `count` of the vectors; none is drawn twice if there are enough."""
-    return jax.random.choice(key, x, (count,), replace=x.shape[0] < count)
+    # Numbers are drawn rather than vectors: to shuffle the vectors, devices would have to exchange all of them.
+    return x[jax.random.choice(key, x.shape[0], (count,), replace=x.shape[0] < count)]
 
 
 def ema_update(

@@ -4,7 +4,7 @@ Source: transformers' WavLMModel in evaluation mode. The numbers are the same; n
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.models.scan import scan_layers
+from omnicodec_jax.own_rows import on_own_rows
 
 Hidden = Float[Array, "B N D"]
 PositionBias = Float[Array, "H N N"]
@@ -91,6 +92,15 @@ def gelu(x: Hidden) -> Hidden:
     return jax.nn.gelu(x, approximate=False)
 
 
+def conv_of_own_rows(x: Hidden, kernel: Float[Array, "k I O"], *arguments: Any, **options: Any) -> Hidden:
+    """Computes `jax.lax.conv_general_dilated` on each device of the rows that it holds."""
+
+    def convolve(x: Hidden, kernel: Float[Array, "k I O"]) -> Hidden:
+        return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
+
+    return on_own_rows(convolve, x, kernel)
+
+
 class FeatureEncoder(nn.Module):
     """Front end of strided convolutions without padding."""
 
@@ -140,7 +150,7 @@ class GatedAttention(nn.Module):
         """Computes the gate a·(b·scale - 1) + 2; a and b are between 0 and 1 and depend on the query's own step."""
         scale = self.param("gate_scale", nn.initializers.ones, (1, x.shape[1], 1, 1))
         # The eight features are added up in two groups of four.
-        sums = nn.Dense(8, name="gate")(x).reshape(*x.shape[:3], 2, 4).sum(-1)
+        sums = nn.Dense(8, precision=jax.lax.Precision.HIGHEST, name="gate")(x).reshape(*x.shape[:3], 2, 4).sum(-1)
         a, b = jnp.split(nn.sigmoid(sums), 2, axis=-1)
         return a * (b * scale - 1) + 2
 
@@ -212,6 +222,7 @@ class WavLM(nn.Module):
             padding=[(kernel // 2, (kernel - 1) // 2)],
             feature_group_count=config.position_groups,
             dtype=self.dtype,
+            conv_general_dilated=conv_of_own_rows,
             name="position_conv",
         )(x)
         x = x.astype(jnp.float32) + gelu(position).astype(jnp.float32)

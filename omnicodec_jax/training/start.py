@@ -22,6 +22,7 @@ from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.models.initialize import COMPILE_QUICKLY, initialize_codebooks
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training import state
+from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.packing import Tree
 from omnicodec_jax.training.state import TrainState
@@ -122,7 +123,12 @@ def _first_batches(
     gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples
 ) -> Iterator[tuple[jax.Array, jax.Array | None]]:
     """Yields audio and semantic features of the run's first batches, as many as k-means needs."""
-    features = jax.jit(lambda batch, frozen: gan.inputs(batch, frozen).features)
+
+    @jax.jit
+    def features(batch: TrainBatch, frozen: FrozenVariables) -> jax.Array | None:
+        with sharding.in_force(mesh):
+            return gan.inputs(batch, frozen).features
+
     data, held = gan.config.data, sharding.batch_sharding(mesh)
     with contextlib.closing(Batches(samples, data.batch_size, data.num_workers, held)) as batches:
         for _ in range(_num_batches(gan.config)):

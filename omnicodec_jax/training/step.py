@@ -78,6 +78,13 @@ def train_step(
     Returns:
         The state after the step, and metrics: loss terms before they are weighted, norms of gradients before clipping.
     """
+    with sharding.in_force(mesh):
+        return _train_step(state, batch, frozen, gan, mesh)
+
+
+def _train_step(
+    state: TrainState, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh | None
+) -> tuple[TrainState, Metrics]:
     config = gan.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     old, frozen = state.packed(), sharding.gather(mesh, frozen)

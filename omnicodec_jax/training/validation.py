@@ -17,6 +17,7 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
+from omnicodec_jax.exact import full_float32
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
@@ -46,7 +47,8 @@ class Validator:
 
     def __init__(self, gan: Gan, mesh: Mesh, samples: Samples):
         self._gan, self._mesh, self._samples = gan, mesh, samples
-        self._evaluate = jax.jit(partial(_evaluate, gan=gan, mesh=mesh), out_shardings=sharding.replicated(mesh))
+        evaluate = full_float32(partial(_evaluate, gan=gan, mesh=mesh))
+        self._evaluate = jax.jit(evaluate, out_shardings=sharding.replicated(mesh))
 
     @classmethod
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
@@ -102,9 +104,10 @@ def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: 
     variables, frozen = sharding.gather(mesh, (variables, frozen))
     # In float32, whatever training computes in, since that is what a tokenizer will do with these weights.
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
-    inputs = gan.inputs(batch, frozen)
-    output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, inputs.audio, inputs.features)
-    distance = losses.multi_scale_mel(output.audio, inputs.audio, gan.config.codec.sample_rate)
+    with sharding.in_force(mesh):
+        inputs = gan.inputs(batch, frozen)
+        output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, inputs.audio, inputs.features)
+        distance = losses.multi_scale_mel(output.audio, inputs.audio, gan.config.codec.sample_rate)
     branches = {"semantic": output.semantic, "acoustic": output.acoustic}
     codes = {name: branch.codes for name, branch in branches.items() if branch is not None}
     return _BatchResult(distance, codes, inputs.audio[:CLIPS_SHOWN], output.audio[:CLIPS_SHOWN])
