@@ -27,6 +27,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omnicodec_jax import exact
 from omnicodec_jax.model_directory import Variables
 from omnicodec_jax.models.conv import STREAM
 
@@ -155,7 +156,8 @@ def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
         return sharded(variables, state, *rest)
 
     out_shardings = NamedSharding(mesh, rows)
-    return BatchStep(on_one_device, jax.jit(on_all_devices, donate_argnums=1, out_shardings=out_shardings))
+    platform = mesh.devices.flat[0].platform
+    return BatchStep(on_one_device, exact.jit(on_all_devices, platform, donate_argnums=1, out_shardings=out_shardings))
 
 
 class ContinuousBatcher:

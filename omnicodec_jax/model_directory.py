@@ -62,9 +62,9 @@ def model_type(config: Any) -> str:
     return next(name for name, kind in KINDS.items() if kind.config is type(config))
 
 
-def build(config: Any) -> Any:
-    """Makes the module that a config describes."""
-    return KINDS[model_type(config)].module(config)
+def build(config: Any, **options: Any) -> Any:
+    """Makes the module that a config describes; `options` are other fields of the module, such as `dtype`."""
+    return KINDS[model_type(config)].module(config, **options)
 
 
 def to_json(config: Any) -> str:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from omnicodec_jax import dsp, model_directory
-from omnicodec_jax.config import SemanticConfig
+from omnicodec_jax import dsp, exact, model_directory
+from omnicodec_jax.config import Precision, SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key
@@ -71,6 +71,12 @@ def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | N
     """Loads the frozen encoder of a codec's semantic branch onto the default device; see `read_encoder`."""
     config, variables = read_encoder(directory, semantic)
     return config, jax.tree.map(jnp.asarray, variables)
+
+
+def in_precision(encoder: FrozenEncoder, precision: Precision) -> FrozenEncoder:
+    """Returns an encoder that computes in another precision. Its weights are numpy arrays, as `read_encoder` reads."""
+    config, variables = encoder
+    return config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(precision)), variables)
 
 
 def check_features(features: np.ndarray, semantic: SemanticConfig, seconds: float) -> None:
@@ -133,7 +139,7 @@ class FeatureExtractor:
 
     def __init__(self, encoder: FrozenEncoder | None, devices: Sequence[Any], clock: Clock | None = None):
         """Takes the encoder, or None for stacked log-mel frames, and the devices that it runs on."""
-        self._log10_mel = jax.jit(dsp.log10_mel)
+        self._log10_mel = exact.jit(dsp.log10_mel)
         self._batcher = None
         if encoder is not None:
             config, variables = encoder

@@ -26,6 +26,7 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.data.features import num_vectors
 from omnicodec_jax.dsp import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import ModelError
+from omnicodec_jax.exact import full_float32
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -69,15 +70,15 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
     if beside.is_file() and not _is_export(beside):
         raise ModelError(f"{beside}: is there already, and no exported program's weights; give --out another name")
     weights = {name: np.asarray(leaf) for name, leaf in model_directory.flatten(tokenizer.variables).items()}
-    function, arguments = _program(tokenizer, what, seconds)
+    function, arguments = program(tokenizer, what, seconds)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
-    program = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *arguments)
+    exported = jax_export.export(function, platforms=PLATFORMS)(shapes, *arguments)
     with rewriting(beside) as temporary:
         save_file(weights, temporary, {MODEL: tokenizer.model_hash})
     with rewriting(out) as temporary:
-        temporary.write_bytes(program.serialize())
+        temporary.write_bytes(exported.serialize())
     inputs = [f"{list(leaf.shape)} {leaf.dtype}" for leaf in jax.tree.leaves(arguments[-2:])]
-    return f"(weights, … {', '.join(inputs)}) → {', '.join(str(list(leaf.shape)) for leaf in program.out_avals[:1])}"
+    return f"(weights, … {', '.join(inputs)}) → {', '.join(str(list(leaf.shape)) for leaf in exported.out_avals[:1])}"
 
 
 def _is_export(path: Path) -> bool:
@@ -89,9 +90,15 @@ def _is_export(path: Path) -> bool:
         return False
 
 
-def _program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Any, tuple[Any, ...]]:
+    """Makes the jitted function that is exported, and the shapes of its arguments after the first, the weights."""
+    function, arguments = _function(tokenizer, what, seconds)
+    return jax.jit(full_float32(function)), arguments
+
+
+def _function(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Makes a function of the weights and of other arguments, and the shapes of these other arguments."""
-    model, config = model_directory.build(tokenizer.config), tokenizer.config
+    model, config = tokenizer.model, tokenizer.config
     batch = jax_export.symbolic_shape("batch")[0]
     samples = round(seconds * config.sample_rate)
     frames = 1 if what == "decoder-step" else tokenizer.num_frames(samples)

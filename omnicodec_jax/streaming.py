@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from omnicodec_jax import dsp, model_directory
+from omnicodec_jax import dsp, exact
 from omnicodec_jax.blocks import Array, encode_block
-from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.data.audio import fit_length
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError
@@ -32,9 +32,9 @@ NOT_YET = -1
 
 
 @lru_cache
-def session_step(config: CodecConfig | MimiConfig, method: Any) -> Any:
+def session_step(model: nn.Module, method: Any) -> Any:
     """Makes the jitted `stream_step` of a causal method of a model; all streams of that model share it."""
-    return jax.jit(partial(stream_step, model_directory.build(config), method), donate_argnums=1)
+    return exact.jit(partial(stream_step, model, method), donate_argnums=1)
 
 
 class Stream:
@@ -42,7 +42,7 @@ class Stream:
 
     def __init__(self, tokenizer: OmniCodecTokenizer, method: Any):
         """Takes the codec, and the method of its model to apply."""
-        self._step = session_step(tokenizer.config, method)
+        self._step = session_step(tokenizer.model, method)
         self._variables, self._state = tokenizer.variables, None
 
     def __call__(self, fresh: np.ndarray | None, held: np.ndarray | None, *inputs: Array) -> jax.Array:
@@ -94,7 +94,7 @@ class StreamingDecoder:
             sessions: Number of streams side by side; they are rows of one batch.
         """
         self._tokenizer, self._sessions = tokenizer, sessions
-        self._stream = Stream(tokenizer, type(model_directory.build(tokenizer.config)).decode)
+        self._stream = Stream(tokenizer, type(tokenizer.model).decode)
 
     def __call__(self, codes: Array, reset: Iterable[int] = ()) -> np.ndarray:
         """Decodes the next frames of all sessions.

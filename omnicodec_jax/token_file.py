@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,19 @@ from omnicodec_jax.origin import Origin
 SUFFIX = ".safetensors"
 _KEY = "omnicodec"
 _DAMAGED = SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError
+_ADDED = {"precision": "float32", "encoder_precision": "float32"}
+"""Fields that version 0.1 did not know, and what was the case then."""
+
+
+class Maker(NamedTuple):
+    """What has made the codes of a file: others may have made others."""
+
+    model: str
+    """Hash of the model, of which `OmniCodecTokenizer.model_hash_as` says whether it is that of a given one."""
+    precision: str
+    """What the model's convolutions and matrix products were computed in."""
+    encoder_precision: str
+    """The same of the encoder of semantic features, if there was one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,10 @@ class TokenFile:
     """Factor that the original was multiplied by before encoding."""
     source: Origin | None = None
     """The original file; None if it is not known."""
+    precision: str = "float32"
+    """What the model's convolutions and matrix products were computed in."""
+    encoder_precision: str = "float32"
+    """The same of the encoder of semantic features, if there was one."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
         """Counts the frames that the original has for a model.
@@ -69,21 +86,22 @@ class TokenFile:
             path: File to write to; it should end in .safetensors.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
+        # Version 0.1 refuses fields that it does not know, and need not where they say what it takes for granted.
+        fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
             fields["source"] = self.source._asdict()
         with replacing(Path(path)) as temporary:
             save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
-    def made_by(path: str | os.PathLike[str]) -> tuple[str, Origin | None]:
-        """Reads which model has made a file, and of what, and not the codes.
+    def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:
+        """Reads what has made a file, and of what, and not the codes.
 
         Args:
             path: A token file.
 
         Returns:
-            The hash of the model that the file carries, of which `OmniCodecTokenizer.model_hash_as` says whether it is
-            a model's, and the source, if it is known.
+            What made the codes, and the source, if it is known.
 
         Raises:
             TokenError: If it is no token file.
@@ -91,7 +109,8 @@ class TokenFile:
         try:
             with safe_open(Path(path), "np") as file:
                 fields = _read_fields(file)
-                return fields["model"], fields.get("source")
+                precisions = (fields.get(name, default) for name, default in _ADDED.items())
+                return Maker(fields["model"], *precisions), fields.get("source")
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
 

@@ -24,12 +24,12 @@ import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, check_codes, encode_block
-from omnicodec_jax.config import CodecConfig, MimiConfig, SemanticConfig
+from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.lanes import Clock, ContinuousBatcher, Key, Use, replicate
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, load_encoder
+from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder
 
 
 class PreparedClip(NamedTuple):
@@ -88,6 +88,8 @@ class OmniCodecTokenizer:
         variables: model_directory.Variables,
         encoder: FrozenEncoder | None = None,
         devices: Sequence[Any] | None = None,
+        precision: Precision = "float32",
+        encoder_precision: Precision = "float32",
     ):
         """Takes a config and the weights that belong to it; `from_pretrained` reads both from a directory.
 
@@ -96,15 +98,22 @@ class OmniCodecTokenizer:
             variables: Its parameters and codebooks, as `model_directory.load` gives them.
             encoder: Qwen3-Omni's audio encoder, to compute semantic features that would have to be given otherwise.
             devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
+            precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
+                and TPUs, and many codes are others (docs/tokens.md).
+            encoder_precision: The same of the encoder.
         """
-        self.config = config
+        self.config, self.precision = config, precision
+        self.model = model_directory.build(config, dtype=jnp.dtype(precision))
+        """The codec as a Flax module, without its weights."""
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._clock = Clock()
         devices = jax.local_devices()[:1] if devices is None else devices
-        model, weights = model_directory.build(config), replicate(self.variables, devices)
+        model, weights = self.model, replicate(self.variables, devices)
         self._encoder_batcher = ContinuousBatcher(model, encode_block, weights, 1, devices, self._clock)
         self._decoder_batcher = ContinuousBatcher(model, type(model).decode, weights, 1, devices, self._clock)
         self._encoder = encoder
+        self.encoder_precision: Precision | None = None if encoder is None else encoder_precision
+        """What the encoder computes in; None if there is no encoder."""
         self.extract: FeatureExtractor | None = None
         """Computes semantic features; None if the model needs none, or if they must be given."""
         if self.semantic is not None:
@@ -112,7 +121,8 @@ class OmniCodecTokenizer:
                 model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock
             )
             if encoder is not None or self.semantic.source == "log_mel":
-                self.extract = FeatureExtractor(encoder, devices, self._clock)
+                computing = None if encoder is None else in_precision(encoder, encoder_precision)
+                self.extract = FeatureExtractor(computing, devices, self._clock)
 
     @classmethod
     def from_pretrained(
@@ -121,6 +131,8 @@ class OmniCodecTokenizer:
         revision: str | None = None,
         encoder: str | os.PathLike[str] | None = None,
         devices: Sequence[Any] | None = None,
+        precision: Precision = "float32",
+        encoder_precision: Precision = "float32",
     ) -> "OmniCodecTokenizer":
         """Loads a model from a directory, or from the Hugging Face hub.
 
@@ -130,6 +142,9 @@ class OmniCodecTokenizer:
             encoder: Directory of Qwen3-Omni's audio encoder (`omnicodec convert qwen3-aut`), to compute semantic
                 features that would have to be given otherwise.
             devices: Devices of this process, all of one kind. Default: one.
+            precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
+                and TPUs, and many codes are others (docs/tokens.md).
+            encoder_precision: The same of the encoder.
 
         Returns:
             The codec, ready to encode and decode.
@@ -139,8 +154,8 @@ class OmniCodecTokenizer:
             ConfigError: If its config.json is not one.
         """
         config, variables = load_codec(name, revision)
-        loaded = None if encoder is None else load_encoder(encoder, getattr(config, "semantic", None))
-        return cls(config, variables, loaded, devices)
+        loaded = None if encoder is None else read_encoder(encoder, getattr(config, "semantic", None))
+        return cls(config, variables, loaded, devices, precision, encoder_precision)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes the model as config.json and model.safetensors, each whole or not at all.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from safetensors import safe_open
 
 from omnicodec_jax import cli, model_directory
 from omnicodec_jax.config import Config, MeshConfig
@@ -86,6 +87,29 @@ def test_token_file_of_the_same_model_is_replaced_and_of_another_is_not(tmp_path
         cli.encode(audio, target, model=OLD / "model")
 
 
+def test_token_file_in_another_precision_is_not_replaced(tmp_path):
+    target, audio = Path(shutil.copy(OLD / "clip.safetensors", tmp_path)), tmp_path / "empty.wav"
+    audio.touch()
+    dataclasses.replace(TokenFile.load(target), source=Origin.of(audio, target)).save(target)
+    with pytest.raises(TokenError, match=r"clip.*: holds tokens of --precision float32, now bfloat16; choose"):
+        cli.encode(audio, target, model=OLD / "model", precision="bfloat16")
+    dataclasses.replace(TokenFile.load(target), precision="bfloat16", encoder_precision="bfloat16").save(target)
+    assert TokenFile.load(target).precision == "bfloat16"
+    with pytest.raises(TokenError, match=r"holds tokens of --precision bfloat16, now float32"):
+        cli.encode(audio, target, model=OLD / "model")
+    with pytest.raises(TokenError, match=r"holds tokens of --encoder-precision bfloat16, now float32"):
+        cli.encode(audio, target, model=OLD / "model", precision="bfloat16")
+
+
+def test_token_file_in_float32_is_one_that_version_0_1_reads(tmp_path):
+    known = {"model", "frame_rate", "sample_rate", "num_samples", "gain", "source"}
+    tokens = TokenFile.load(OLD / "clip.safetensors")
+    for precision, new in (("float32", set()), ("bfloat16", {"precision"})):
+        dataclasses.replace(tokens, precision=precision).save(tmp_path / "clip.safetensors")
+        with safe_open(tmp_path / "clip.safetensors", "np") as file:
+            assert set(json.loads(file.metadata()["omnicodec"])) == known | new
+
+
 def test_shards_of_either_layout_hold_what_the_token_file_holds():
     codes = TokenFile.load(OLD / "clip.safetensors").codes
     for name in TOKENS:
@@ -124,6 +148,10 @@ def test_directory_of_tokens_is_gone_on_with_under_the_hash_that_it_was_begun_wi
     monkeypatch.setattr(jax, "__version__", compiler)
     contract = tokenize.described(job)
     tokenize.check(job, contract)
+    assert (contract["compute_dtype"], contract["encoder_dtype"]) == ("float32", None)
+    faster = dataclasses.replace(job, precision="bfloat16")
+    with pytest.raises(DataError, match=r"not be the same \(compute_dtype = 'float32', now 'bfloat16'\); use another"):
+        tokenize.check(faster, tokenize.described(faster))
     assert contract["model"] == kept["model"] == TokenFile.load(OLD / "clip.safetensors").model
 
 

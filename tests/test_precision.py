@@ -10,6 +10,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_parts import PARTS, SAMPLES
 from tiny import HOP, MIMI, normal, variables
 from tiny import OMNICODEC as TWO_LAYERS
 
@@ -161,6 +162,22 @@ def test_matrix_products_are_bfloat16_but_for_codebooks_and_the_way_to_audio():
     convolutions = [equation for equation in forward() if equation.primitive.name == "conv_general_dilated"]
     float32 = [equation for equation in convolutions if types(equation) != {"bfloat16"}]
     assert [equation.outvars[0].aval.shape[2] for equation in float32] == [1]
+    assert all(equation.params["precision"] == highest for equation in float32)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_float32_products_of_a_step_in_bfloat16_are_full_float32(part):
+    """Where a step in bfloat16 computes in float32, it is meant: on a TPU it would be bfloat16 otherwise.
+
+    In the gradient of attention, what comes from the float32 logits meets bfloat16; that product is as it comes.
+    """
+    audio = jax.ShapeDtypeStruct((2, 1, SAMPLES), np.float32)
+    gradients = jax.grad(partial(PARTS[part].compute, jnp.bfloat16), argnums=(0, 1))
+    traced = equations(jax.make_jaxpr(gradients)(PARTS[part].variables(), audio).jaxpr)
+    products = [e for e in traced if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+    assert products
+    assert {e.params["precision"] for e in products if types(e) == {"float32"}} <= {highest}
 
 
 def test_mimi_gives_float32_audio():

@@ -13,12 +13,13 @@ import tyro
 from omnicodec_jax import names, targets
 from omnicodec_jax.cli.many_files import ManyFiles, WrittenFile
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
+from omnicodec_jax.config import Precision
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.origin import Origin
-from omnicodec_jax.token_file import SUFFIX, TokenFile
+from omnicodec_jax.token_file import SUFFIX, Maker, TokenFile
 
 Positional = tyro.conf.Positional
 
@@ -31,6 +32,8 @@ def encode(
     revision: str | None = None,
     features: Path | None = None,
     encoder: Path | None = None,
+    precision: Precision = "float32",
+    encoder_precision: Precision = "float32",
     overwrite: bool = False,
 ) -> int:
     """Turn audio into token files. Those that the same model has made of the same audio before are made again.
@@ -42,9 +45,11 @@ def encode(
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
         encoder: Or the encoder to compute them with: what `omnicodec convert qwen3-aut` has written.
-        overwrite: Replace token files of another model, and of other audio, too.
+        precision: What the model computes in: bfloat16 is faster on GPUs and TPUs, and flips codes (docs/tokens.md).
+        encoder_precision: The same of the encoder.
+        overwrite: Replace token files of another model or precision, and of other audio, too.
     """
-    tokenizer = _load_model(model, revision, encoder)
+    tokenizer = _load_model(model, revision, encoder, precision, encoder_precision)
     needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
     if needed and features is None and encoder is None:
         raise ModelError(
@@ -72,6 +77,8 @@ def encode(
             num_samples=clip.num_samples,
             gain=clip.gain,
             source=origin,
+            precision=tokenizer.precision,
+            encoder_precision=tokenizer.encoder_precision or "float32",
         ).save(target)
         return WrittenFile(
             clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
@@ -80,7 +87,7 @@ def encode(
     files = targets.choose(input, output, audio_files.EXTENSIONS, SUFFIX, "_tokens")
     makers = _makers([target for _, target in files if target.exists()])
     if not overwrite:
-        _check_model(makers, tokenizer)
+        _check_maker(makers, tokenizer)
         targets.check_replaced(files, lambda target: makers[target][1])
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
     return ManyFiles("encode", files, read, write).run(tokenizer.encode_each, rate)
@@ -218,30 +225,49 @@ def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     return tokens
 
 
-def _makers(files: list[Path]) -> dict[Path, tuple[str, Origin | None]]:
-    """Reads which model has made each token file, and of what. Raises TokenError for a file that is no token file."""
+def _makers(files: list[Path]) -> dict[Path, tuple[Maker, Origin | None]]:
+    """Reads what has made each token file, and of what. Raises TokenError for a file that is no token file."""
     try:
         return {path: TokenFile.made_by(path) for path in files}
     except TokenError as error:
         raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
 
 
-def _check_model(makers: dict[Path, tuple[str, Origin | None]], tokenizer: Any) -> None:
-    """Refuses to replace tokens of another model. Raises TokenError."""
-    others = [(path, maker) for path, (maker, _) in makers.items() if maker != tokenizer.model_hash_as(maker)]
+def _check_maker(makers: dict[Path, tuple[Maker, Origin | None]], tokenizer: Any) -> None:
+    """Refuses to replace tokens that another model, or the same in another precision, has made. Raises TokenError."""
+    computing = (tokenizer.precision, tokenizer.encoder_precision or "float32")
+    others = [
+        (path, maker)
+        for path, (maker, _) in makers.items()
+        if maker != (tokenizer.model_hash_as(maker.model), *computing)
+    ]
     if others:
         path, maker = others[0]
+        if maker.model != tokenizer.model_hash_as(maker.model):
+            differs = f"model {maker.model}, and --model is {tokenizer.model_hash}"
+        elif maker.precision != tokenizer.precision:
+            differs = f"--precision {maker.precision}, now {tokenizer.precision}"
+        else:
+            differs = f"--encoder-precision {maker.encoder_precision}, now {tokenizer.encoder_precision or 'float32'}"
         raise TokenError(
-            f"{path}: holds tokens of model {maker}, and --model is {tokenizer.model_hash}"
+            f"{path}: holds tokens of {differs}"
             + (f", as do {len(others) - 1} others" if others[1:] else "")
             + "; choose another output, or replace them with --overwrite"
         )
 
 
-def _load_model(model: Path | str | None, revision: str | None, encoder: Path | None = None) -> Any:
+def _load_model(
+    model: Path | str | None,
+    revision: str | None,
+    encoder: Path | None = None,
+    precision: Precision = "float32",
+    encoder_precision: Precision = "float32",
+) -> Any:
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    return OmniCodecTokenizer.from_pretrained(model_name(model), revision, encoder)
+    return OmniCodecTokenizer.from_pretrained(
+        model_name(model), revision, encoder, precision=precision, encoder_precision=encoder_precision
+    )
 
 
 def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:

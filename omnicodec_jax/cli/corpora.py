@@ -11,6 +11,7 @@ import tyro
 from omnicodec_jax import names
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
+from omnicodec_jax.config import Precision
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.files import replacing
 
@@ -73,6 +74,8 @@ def tokenize(
     model: ModelOption = None,
     revision: str | None = None,
     encoder: str | None = None,
+    precision: Precision = "float32",
+    encoder_precision: Precision = "float32",
     runner: Literal["here", "processes", "ray"] = "here",
     num_workers: int = 2,
     num_readers: int = os.cpu_count() or 1,
@@ -98,6 +101,8 @@ def tokenize(
         revision: Revision of a hub model.
         encoder: Encoder of the semantic features, for models that need one: what `omnicodec convert qwen3-aut` has
             written.
+        precision: What the model computes in: bfloat16 is faster on GPUs and TPUs, and flips codes (docs/tokens.md).
+        encoder_precision: The same of the encoder.
         runner: This process on all its devices; processes of this machine; or tasks of a Ray cluster.
         num_workers: Of the runners "processes" and "ray".
         num_readers: Processes that decode files ahead of the devices, for each worker.
@@ -118,6 +123,8 @@ def tokenize(
         model=model_name(model),
         revision=revision,
         encoder=encoder,
+        precision=precision,
+        encoder_precision=encoder_precision,
         shard_hours=shard_hours,
         skip_existing=skip_existing,
         retry_rejected=retry_rejected,

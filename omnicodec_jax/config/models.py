@@ -8,6 +8,8 @@ from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.config.identity import TRAINING_ONLY
 
 SemanticSource = Literal["log_mel", "qwen3_aut", "stored"]
+Precision = Literal["float32", "bfloat16"]
+"""What convolutions and matrix products of a model compute in."""
 MAX_CODEBOOK_SIZE = 65_536
 """Codes are stored as uint16."""
 

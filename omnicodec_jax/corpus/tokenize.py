@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from omnicodec_jax import __version__, model_directory, names
-from omnicodec_jax.config import CodecConfig, MimiConfig
+from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
@@ -54,6 +54,10 @@ class Job:
     """Revision of a hub model; None: the newest."""
     encoder: str | None = None
     """Directory of the encoder of semantic features; None for models that need none."""
+    precision: Precision = "float32"
+    """What the codec's convolutions and matrix products compute in."""
+    encoder_precision: Precision = "float32"
+    """The same of the encoder."""
     shard_hours: float = 1.0
     """Hours of audio in a shard, about."""
     skip_existing: bool = False
@@ -106,11 +110,13 @@ class Worker:
     def __init__(self, job: Job):
         """Loads the model. Raises ModelError, and DataError if `job.out` holds tokens of another contract."""
         self.job = job
-        self.tokenizer = OmniCodecTokenizer.from_pretrained(job.model, job.revision, job.encoder, jax.local_devices())
+        self.tokenizer = OmniCodecTokenizer.from_pretrained(
+            job.model, job.revision, job.encoder, jax.local_devices(), job.precision, job.encoder_precision
+        )
         device, codec, kept = jax.local_devices()[0], self.tokenizer, shards.settings(job.out) or {}
         model, encoder = codec.model_hash_as(kept.get("model")), codec.encoder_hash_as(kept.get("encoder"))
         self.contract = {
-            **_described(codec.config, model, encoder),
+            **_described(job, codec.config, model, encoder),
             "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
             "device": device.device_kind,
         }
@@ -246,10 +252,10 @@ def described(job: Job) -> dict[str, Any]:
     encoder = None
     if job.encoder is not None:
         encoder = model_directory.model_hash(*read_encoder(job.encoder, semantic), known=kept.get("encoder"))
-    return _described(config, model_directory.model_hash(config, variables, kept.get("model")), encoder)
+    return _described(job, config, model_directory.model_hash(config, variables, kept.get("model")), encoder)
 
 
-def _described(config: CodecConfig | MimiConfig, model: str, encoder: str | None) -> dict[str, Any]:
+def _described(job: Job, config: CodecConfig | MimiConfig, model: str, encoder: str | None) -> dict[str, Any]:
     return {
         "model": model,
         "encoder": encoder,
@@ -258,7 +264,8 @@ def _described(config: CodecConfig | MimiConfig, model: str, encoder: str | None
         "frame_rate": config.frame_rate,
         "codebook_sizes": list(config.codebook_sizes),
         "input_peak": config.input_peak,
-        "compute_dtype": "float32",
+        "compute_dtype": job.precision,
+        "encoder_dtype": None if encoder is None else job.encoder_precision,
         "made_by": f"omnicodec_jax {__version__}, jax {jax.__version__}",
         "promise": PROMISE,
     }
@@ -268,6 +275,8 @@ def check(job: Job, contract: dict[str, Any]) -> None:
     """Raises DataError if `job.out` holds tokens of another contract, or was cut into shards of another length."""
     if (kept := shards.settings(job.out)) is None:
         return
+    # Before the contract said so, encoders computed in float32.
+    kept.setdefault("encoder_dtype", None if kept.get("encoder") is None else "float32")
     hours = kept.get("shard_hours", job.shard_hours)  # absent where an older version has written
     if names := [name for name in contract if kept.get(name) != contract[name]]:
         changed = "; ".join(f"{name} = {kept.get(name)!r}, now {contract[name]!r}" for name in names)

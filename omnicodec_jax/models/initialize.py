@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from omnicodec_jax.exact import full_float32
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_codebooks
 
@@ -51,9 +52,10 @@ def initialize_codebooks(
     """
 
     def call(method: str) -> Callable[..., Any]:
-        return jax.jit(partial(model.apply, method=method))
+        return jax.jit(full_float32(partial(model.apply, method=method)))
 
     @jax.jit
+    @full_float32
     def branches(variables: dict[str, Any], audio: jax.Array, features: jax.Array | None):
         def both(model: OmniCodec):
             latent = model.acoustic_latent(audio)
