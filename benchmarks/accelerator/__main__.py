@@ -1,0 +1,113 @@
+"""Measure what a GPU or TPU makes of this package, and print one table: python -m benchmarks.accelerator
+
+Every row runs in a process of its own, with the whole device to itself, and fails by itself, with its reason in the
+table. `--small` runs all rows in miniature, on any machine.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.accelerator import sameness, speed
+from benchmarks.accelerator.sameness import Row
+from benchmarks.accelerator.settings import SMALL, Settings, write_model
+
+Measure = Callable[[Settings, Path], Row]
+MODEL = "model"
+"""Name of what makes the model that the rows use."""
+
+
+def rows(settings: Settings) -> dict[str, Measure]:
+    """Returns the rows by name, in the order of the table."""
+    found: dict[str, Measure] = {
+        "codes": sameness.codes_of_a_cpu,
+        "bfloat16": sameness.codes_in_bfloat16,
+        "processes": sameness.two_processes,
+        "upsampler": sameness.upsampler,
+        "golden": sameness.golden_steps,
+    }
+    found |= {f"step_{clips}": partial(speed.training_step, clips=clips) for clips in settings.batches}
+    found["slowest"] = speed.slowest_operations
+    found |= {f"tokenize_{name}": partial(speed.tokenization, precision=name) for name in ("float32", "bfloat16")}
+    found["mimi"] = speed.mimi
+    return found
+
+
+def measured(name: str, small: bool, model: Path, timeout: float) -> Row:
+    """Measures a row in a process of its own. What goes wrong there stands in the row."""
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--row", name, "--model", str(model)]
+    command += ["--small"] if small else []
+    # Two processes are compared, so that none may take the other's program from a cache.
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Row(name, f"failed: not done after {timeout:.0f} s", "")
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return Row(*json.loads(lines[-1]))
+    reasons = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return Row(name, f"failed: {reasons[-1]}", "")
+
+
+def main(
+    small: bool = False,
+    only: tuple[str, ...] = (),
+    timeout: float = 3600.0,
+    row: str | None = None,
+    model: Path | None = None,
+    fingerprint: bool = False,
+) -> int:
+    """Measure what a GPU or TPU makes of this package, and print one table.
+
+    Args:
+        small: Run every row in miniature, to see that it runs.
+        only: Rows to measure: codes, bfloat16, processes, upsampler, golden, step_6, …; all, if none is named.
+        timeout: Seconds after which a row is given up.
+        row: Measure this row in this process, and print it as JSON; for the command itself.
+        model: Directory of the model that this row uses.
+        fingerprint: Print digests of the codes and of the compiled encoder instead; for the row `processes`.
+    """
+    settings = SMALL if small else Settings()
+    if row is not None and model is not None:
+        return _measure_here(settings, row, model, fingerprint)
+    named = only or tuple(rows(settings))
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder)
+        print(f"{measured(MODEL, small, model, timeout).here}\n\n| | here | beside |\n| --- | --- | --- |", flush=True)
+        for name in named:
+            found = measured(name, small, model, timeout)
+            failed += found.here.startswith("failed")
+            print(f"| {' | '.join(found)} |", flush=True)
+    return int(failed == len(named))
+
+
+def _measure_here(settings: Settings, row: str, model: Path, fingerprint: bool) -> int:
+    """Measures one row in this process."""
+    import jax
+
+    if fingerprint:
+        print(sameness.fingerprint(settings, model))
+        return 0
+    if row == MODEL:
+        write_model(settings, model)
+        device = jax.devices()[0]
+        found = Row(
+            MODEL, f"{jax.device_count()} x {device.device_kind} ({device.platform}), jax {jax.__version__}", ""
+        )
+    else:
+        found = rows(settings)[row](settings, model)
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    from omnicodec_jax.cli import command
+
+    command.run(main, prog="python -m benchmarks.accelerator")

@@ -1,0 +1,109 @@
+"""The table of what an accelerator makes of this package runs through on any machine, and rows fail by themselves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.accelerator import __main__ as accelerator
+from benchmarks.accelerator import sameness, speed
+from benchmarks.accelerator.sameness import Row
+from benchmarks.accelerator.settings import SMALL, Settings, write_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow  # trains, and tokenizes in six processes
+def test_every_row_is_measured_in_miniature_on_a_cpu():
+    names = [name for name in accelerator.rows(SMALL) if name != "golden"]  # which compiles for minutes
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--small", "--only", *names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr
+    device, _, heading, _, *table = done.stdout.splitlines()
+    assert "x cpu (cpu), jax " in device
+    assert heading == "| | here | beside |"
+    assert len(table) == len(names)
+    assert "failed" not in done.stdout
+    assert "codes the same, compiled programs the same" in done.stdout
+
+
+def test_codes_of_a_cpu_are_those_of_a_cpu_and_no_codebook_gives_always_the_same(tmp_path):
+    write_model(SMALL, tmp_path)
+    row = sameness.codes_of_a_cpu(SMALL, tmp_path)
+    assert row.here.startswith("0 of ")
+    codes = sameness.codes_of(SMALL, tmp_path, jax.devices()[0])
+    assert min(len(np.unique(book)) for book in codes) > 1
+
+
+def test_mismatches_are_counted_by_codebook():
+    ours, theirs = np.zeros((2, 4, 100), np.int32)
+    theirs[1, :1], theirs[3, :50] = 1, 1
+    assert sameness.mismatches(ours, theirs) == ("51 of 400 differ (semantic 0.00%, first acoustic 1.00%, last 50.00%)")
+
+
+def test_upsampler_is_that_of_numpy():
+    assert float(sameness.upsampler(SMALL, Path()).here.split()[2]) < 1e-6
+
+
+def failing(monkeypatch, **reasons: str) -> None:
+    """Rows that are measured, but for those with a reason."""
+
+    def run(command, **options):
+        name = command[command.index("--row") + 1]
+        if name in reasons:
+            return SimpleNamespace(returncode=1, stdout="", stderr=f"Traceback …\n{reasons[name]}\n")
+        return SimpleNamespace(returncode=0, stdout=f"a log\n{json.dumps(Row(name, '1', '2'))}\n", stderr="a warning")
+
+    monkeypatch.setattr(accelerator.subprocess, "run", run)
+
+
+def test_a_row_that_fails_says_why_and_the_others_stand(monkeypatch, capsys):
+    failing(monkeypatch, step_24="RESOURCE_EXHAUSTED: Out of memory", golden="FileNotFoundError: no golden data in x")
+    assert accelerator.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| step_24 | failed: RESOURCE_EXHAUSTED: Out of memory |  |" in lines
+    assert "| golden | failed: FileNotFoundError: no golden data in x |  |" in lines
+    assert "| step_6 | 1 | 2 |" in lines
+    assert len(lines) == 4 + len(accelerator.rows(Settings()))
+
+
+def test_nothing_measured_is_no_success(monkeypatch):
+    failing(monkeypatch, codes="no device")
+    assert accelerator.main(only=("codes",)) == 1
+
+
+def test_a_row_that_hangs_is_given_up(monkeypatch):
+    def run(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(accelerator.subprocess, "run", run)
+    assert accelerator.measured("codes", True, Path(), 3.0) == Row("codes", "failed: not done after 3 s", "")
+
+
+def test_there_is_no_plan_for_a_cpu():
+    assert speed.plan(SMALL, 2) == "no plan for cpu"
+
+
+def test_plan_is_read_from_what_the_command_says(monkeypatch):
+    said = "per chip\n  total              13.40 GiB of 15.75\nroofline               713 ms a step, bound by memory; …"
+    monkeypatch.setattr(speed.jax, "devices", lambda: [SimpleNamespace(device_kind="TPU v5 lite")])
+    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said, stderr=""))
+    assert speed.plan(Settings(), 6) == "plan for v5e:1x1: 713 ms at best, 13.40 GiB"
+    refused = SimpleNamespace(stdout="", stderr="a warning\nerror: no libtpu\n")
+    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: refused)
+    assert speed.plan(Settings(), 6) == "no plan: error: no libtpu"
+
+
+def test_slow_operations_are_added_up_over_a_trace():
+    def event(duration: float, **stats: str) -> SimpleNamespace:
+        return SimpleNamespace(duration_ns=duration, stats=list(stats.items()))
+
+    lines = [SimpleNamespace(events=[event(3, hlo_op="dot.1"), event(4, hlo_op="fusion"), event(100)])]
+    lines.append(SimpleNamespace(events=[event(2, hlo_op="dot.1")]))
+    assert speed.operations(SimpleNamespace(planes=[SimpleNamespace(lines=lines)])) == {"dot.1": 5, "fusion": 4}
