@@ -22,7 +22,7 @@ from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.config import Config, MeshConfig
+from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, MeshConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
@@ -31,6 +31,7 @@ from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
 from omnicodec_jax.training import loop, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.log import TrainingLog
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import init_state, update_ema
 from omnicodec_jax.training.validation import ValidationResult, Validator
@@ -305,9 +306,8 @@ def test_weights_and_their_average_are_both_validated_and_the_average_decides(
 
     def validator(params: Any, *_: Any) -> ValidationResult:
         """Its mel distance is a weight and 10, to which the steps above add in the average."""
-        return ValidationResult(
-            10 + float(params["downsample"]["kernel"][0, 0, 0]), {}, np.zeros((0, 1, 1)), np.zeros((0, 1, 1))
-        )
+        distance, nothing = 10 + float(params["downsample"]["kernel"][0, 0, 0]), np.zeros((0, 1, 1))
+        return ValidationResult({1: 20.0, 4: distance}, {}, nothing, nothing)
 
     monkeypatch.setattr(Validator, "open", lambda *_: validator)
     short = replaced(config, optimizer={"total_steps": 3}, run={"validate_every": 3})
@@ -315,6 +315,34 @@ def test_weights_and_their_average_are_both_validated_and_the_average_decides(
     assert "held-out clips: mel distance 14.0000 by the weight average, 11.0000 by the weights" in caplog.text
     metrics = json.loads((tmp_path / "checkpoints" / "3" / "metrics" / "metrics").read_text())
     assert metrics == {"mel_distance": 14.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "distances", "told"),
+    [
+        (2, {1: 3.0, 2: 2.99, 4: 2.95}, True),
+        (2, {1: 3.0, 2: 2.99, 4: 3.2}, True),
+        (2, {1: 3.0, 2: 2.96, 4: 2.9}, False),
+        (1, {1: 3.0, 2: 2.99, 4: 2.95}, False),  # in warm-up
+    ],
+)
+def test_log_says_in_plain_words_that_the_decoder_ignores_the_acoustic_branch(step, distances, told, caplog):
+    caplog.set_level(logging.INFO)
+    nothing = np.zeros((0, 1, 1))
+    TrainingLog(TINY, None, 0).write_validation(step, ValidationResult(distances, {}, nothing, nothing), 0.0)
+    assert f"by codebooks 1: 3.0000, 2: {distances[2]:.4f}, 4: {distances[4]:.4f};" in caplog.text
+    assert ("the decoder ignores the acoustic branch: with all 4 codebooks" in caplog.text) == told
+
+
+def test_numbers_of_codebooks_that_validation_decodes():
+    def counts(acoustic: int, **options: Any) -> list[int]:
+        quantizer = AcousticConfig(num_quantizers=acoustic, min_quantizers=1)
+        return validation.codebook_counts(CodecConfig(acoustic=quantizer, **options))
+
+    assert counts(32) == [1, 2, 4, 8, 16, 32, 33]
+    assert counts(31) == [1, 2, 4, 8, 16, 32]
+    assert counts(1) == [1, 2]
+    assert counts(3, semantic=None, wavlm_dim=None) == [1, 2, 3]
 
 
 def test_average_of_the_weights_forgets_the_random_ones_within_a_hundred_steps():

@@ -1,5 +1,6 @@
 """Whole runs in miniature: what they show, and what becomes of them when they are stopped."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -24,7 +26,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
-from omnicodec_jax import cli, model_directory
+from omnicodec_jax import cli, losses, model_directory
 from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.prepare import PrepareConfig
@@ -173,6 +175,8 @@ def test_run_shows_what_happens_in_it(whole, config):
         *("codebook_usage/acoustic_02", "perplexity/semantic_00", "replaced/acoustic_01"),
         *("speed/steps_per_second", "speed/audio_seconds_per_second", "speed/data_wait_share", "speed/memory_gib"),
         *("validation/mel_distance", "validation_usage/acoustic_00", "data/unreadable_clips"),
+        *(f"validation_mel_distance/codebooks_{count:02d}" for count in (1, 2, 4)),
+        *("decoder_input/share_of_semantic", "decoder_input/share_of_acoustic", "latent/variation_over_time"),
     }
     assert expected <= tags
     shown = [value for event in events(whole) for value in event.summary.value if event.step == total]
@@ -371,6 +375,29 @@ def test_steps_that_are_not_finite_are_named_and_too_many_stop_the_run(half, con
     assert len(named) == 3
     assert all(message.count("sound:") + message.count("speech:") == config.data.batch_size for message in named)
     assert steps(half) == [MIDDLE]
+
+
+def test_validation_decodes_the_first_codebooks_alone(whole, config, tmp_path):
+    assert cli.export_model(workdir=whole, out=tmp_path / "ema", ema=True) == 0
+    variables = jax.tree.map(jnp.asarray, model_directory.load(tmp_path / "ema")[1])
+    gan, mesh = Gan(config), sharding.make_mesh(MeshConfig())
+    validator = Validator.open(gan, mesh)
+    assert validator is not None
+    found = validator(variables["params"], variables["codebooks"], FrozenVariables()).mel_distances
+    seen, last = scalars(whole), config.optimizer.total_steps
+    assert found == {n: pytest.approx(seen[last, f"validation_mel_distance/codebooks_{n:02d}"]) for n in (1, 2, 4)}
+    assert found[4] == pytest.approx(seen[last, "validation/mel_distance"])
+
+    @jax.jit
+    def decode_two(audio: jax.Array) -> jax.Array:
+        features = gan.inputs({"audio": audio}, FrozenVariables()).features
+        codes = gan.codec.apply(variables, audio, features, method="encode")
+        decoded = gan.codec.apply(variables, codes[:, :2], method="decode")
+        return losses.multi_scale_mel(decoded[:, :, : audio.shape[2]], audio, SAMPLE_RATE)
+
+    held_out = Samples.open(config.data, config.seed, "validation")
+    with contextlib.closing(Batches(held_out, config.data.batch_size, 0, sharding.batch_sharding(mesh))) as batches:
+        assert found[2] == pytest.approx(float(decode_two(next(batches)["audio"])), rel=1e-4)
 
 
 # -- Models out of runs, and runs out of models

@@ -174,9 +174,14 @@ class CodecConfig(BackboneConfig):
             require(self.wavlm_dim is None, self, "wavlm_dim", "None without a semantic branch")
 
     @property
+    def num_semantic_quantizers(self) -> int:
+        """How many of the codebooks are semantic: 1, or 0 without the semantic branch."""
+        return int(self.semantic is not None)
+
+    @property
     def num_quantizers(self) -> int:
         """K: all codebooks, the semantic one included."""
-        return self.acoustic.num_quantizers + (self.semantic is not None)
+        return self.num_semantic_quantizers + self.acoustic.num_quantizers
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -25,10 +25,14 @@ class CodecOutput(NamedTuple):
 
     audio: Audio
     """Reconstruction of the audio."""
+    latent: Latent
+    """The encoder's latent, before the codebooks."""
     acoustic: Quantized
     """Result of the acoustic codebooks."""
     semantic: Quantized | None
     """Result of the semantic codebook."""
+    semantic_image: Latent | None
+    """What adapter 2 makes of the quantized semantic vectors. The decoder takes its sum with `acoustic.output`."""
     semantic_features: Float[Array, "B S F"] | None
     """Reconstruction of the semantic features."""
     wavlm_projection: Float[Array, "B N W"] | None
@@ -100,9 +104,13 @@ class OmniCodec(Backbone):
             return latent
         return latent - self.adapter_1(semantic).astype(jnp.float32)
 
-    def recombine(self, acoustic: Latent, semantic: Latent | None) -> Latent:
-        """Adds what the semantic codes say to the quantized acoustic latent (adapter 2); the decoder takes the sum."""
-        return acoustic if semantic is None else acoustic + self.adapter_2(semantic).astype(jnp.float32)
+    def semantic_image(self, semantic: Latent | None) -> Latent | None:
+        """Computes what the semantic codes say to the decoder (adapter 2)."""
+        return None if semantic is None else self.adapter_2(semantic).astype(jnp.float32)
+
+    def recombine(self, acoustic: Latent, image: Latent | None) -> Latent:
+        """Adds the semantic image to the quantized acoustic latent; the decoder takes the sum."""
+        return acoustic if image is None else acoustic + image
 
     # -- Encode
 
@@ -155,7 +163,7 @@ class OmniCodec(Backbone):
             return self.acoustic_quantizer.decode(codes)
         # No acoustic codes decode to zeros, since the acoustic quantizer's output projection has no bias.
         semantic = self.semantic_quantizer.decode(codes[:, :1])
-        return self.recombine(self.acoustic_quantizer.decode(codes[:, 1:]), semantic)
+        return self.recombine(self.acoustic_quantizer.decode(codes[:, 1:]), self.semantic_image(semantic))
 
     def decode(self, codes: Codes) -> Audio:
         """Decodes codes [B, k, N] of the first k codebooks into audio [B, 1, N·hop]."""
@@ -188,7 +196,8 @@ class OmniCodec(Backbone):
         semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
         acoustic = self.acoustic_quantizer(self.decouple(latent, vector), num_quantizers)
-        upsampled = self.upsample(self.recombine(acoustic.output, vector))
+        image = self.semantic_image(vector)
+        upsampled = self.upsample(self.recombine(acoustic.output, image))
 
         # -- Self-guidance (paper §2.3): the output of the decoder transformer for the quantized latent should be what
         # it is for the latent before quantization. No gradient passes through that target, and nothing is kept for one.
@@ -203,8 +212,10 @@ class OmniCodec(Backbone):
             projection = None if config.wavlm_dim is None else self.wavlm_head(vector).astype(jnp.float32)
         return CodecOutput(
             audio=self.synthesize(hidden_quantized)[:, :, :samples],
+            latent=latent,
             acoustic=acoustic,
             semantic=semantic,
+            semantic_image=image,
             semantic_features=reconstructed,
             wavlm_projection=projection,
             hidden_quantized=hidden_quantized,

@@ -30,6 +30,7 @@ from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.semantic import semantic_features
 from omnicodec_jax.training.accumulation import TrainBatch
+from omnicodec_jax.training.branches import branch_metrics
 from omnicodec_jax.training.packing import Tree, pack
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class Gan:
             metrics = {
                 "num_quantizers": num_quantizers.astype(jnp.float32),
                 "replaced_acoustic": output.acoustic.replaced,
+                **branch_metrics(output),
             }
             if output.semantic is not None:
                 metrics["replaced_semantic"] = output.semantic.replaced

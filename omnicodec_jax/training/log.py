@@ -15,7 +15,7 @@ from omnicodec_jax import dsp
 from omnicodec_jax.config import Config
 from omnicodec_jax.training.events import EventWriter
 from omnicodec_jax.training.packing import Tree
-from omnicodec_jax.training.validation import ValidationResult
+from omnicodec_jax.training.validation import LEAST_GAIN, ValidationResult
 
 LOG = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ TAGS = {
     "learning_rate": "learning_rate/adamw",
     "unreadable_clips": "data/unreadable_clips",
     "num_quantizers": "step/num_quantizers",
+    "decoder_input_": "decoder_input/share_of_",
+    "latent_variation": "latent/variation_over_time",
     "skipped": "step/skipped",
 }
 """TensorBoard's tags by the beginning of a metric's name. All other metrics are losses."""
@@ -100,10 +102,15 @@ class TrainingLog:
         distance = f"mel distance {result.mel_distance:.4f}"
         if weights is not None:
             distance += f" by the weight average, {weights.mel_distance:.4f} by the weights"
-        LOG.info("step %d  held-out clips: %s, codebook usage %s", step, distance, shares)
+        curve = ", ".join(f"{count}: {value:.4f}" for count, value in result.mel_distances.items())
+        LOG.info("step %d  held-out clips: %s; by codebooks %s; codebook usage %s", step, distance, curve, shares)
+        if step >= max(1, self._config.optimizer.warmup_steps):
+            self._warn_of_ignored_codebooks(step, result)
         if self._events is None:
             return
         scalars = {"validation/mel_distance": result.mel_distance}
+        for count, value in result.mel_distances.items():
+            scalars[f"validation_mel_distance/codebooks_{count:02d}"] = value
         if weights is not None:
             scalars["validation/mel_distance_of_weights"] = weights.mel_distance
         for name, values in result.usage.items():
@@ -113,6 +120,18 @@ class TrainingLog:
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
                 samples, rate = np.clip(audio[0], -1, 1), self._config.codec.sample_rate
                 self._events.clip(step, f"validation_{row}/{name}", samples, rate, spectrogram(samples))
+
+    def _warn_of_ignored_codebooks(self, step: int, result: ValidationResult) -> None:
+        codec = self._config.codec
+        if not result.ignores_acoustic_codebooks(codec):
+            return
+        LOG.warning(
+            "step %d  the decoder ignores the acoustic branch: with all %d codebooks the mel distance is less than "
+            "%.0f %% below that with the semantic one alone (docs/training.md says what helps)",
+            step,
+            codec.num_quantizers,
+            100 * LEAST_GAIN,
+        )
 
 
 def tag(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Validation: the mel distance of the codec on held-out clips, always the same crops, with all codebooks."""
+"""Validation: the mel distance of the codec on held-out clips, always the same crops, by the number of codebooks."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omnicodec_jax import losses
-from omnicodec_jax.config import Config
+from omnicodec_jax.config import CodecConfig, Config
 from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.exact import full_float32
+from omnicodec_jax.models.backbone import Latent
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
@@ -27,19 +28,38 @@ LOG = logging.getLogger(__name__)
 
 CLIPS_SHOWN = 4
 """How many clips TensorBoard shows, with their reconstructions."""
+LEAST_GAIN = 0.02
+"""Share of the mel distance by which the acoustic codebooks lower it in a codec whose decoder listens to them."""
 
 
 class ValidationResult(NamedTuple):
     """How well one set of weights does on the held-out clips."""
 
-    mel_distance: float
-    """Mean of `losses.multi_scale_mel`."""
+    mel_distances: dict[int, float]
+    """Mean of `losses.multi_scale_mel` by the number of codebooks, from the first on, that are decoded."""
     usage: dict[str, np.ndarray]
     """For each branch and each of its codebooks: the share of entries that occur in the codes of these clips."""
     originals: np.ndarray
     """[CLIPS_SHOWN, 1, T]"""
     reconstructions: np.ndarray
-    """[CLIPS_SHOWN, 1, T]"""
+    """[CLIPS_SHOWN, 1, T], from all codebooks."""
+
+    @property
+    def mel_distance(self) -> float:
+        """The mel distance with all codebooks."""
+        return self.mel_distances[max(self.mel_distances)]
+
+    def ignores_acoustic_codebooks(self, codec: CodecConfig) -> bool:
+        """Whether the acoustic codebooks add next to nothing to the semantic one; False for a codec without that."""
+        semantic = self.mel_distances.get(codec.num_semantic_quantizers)
+        return semantic is not None and self.mel_distance > (1 - LEAST_GAIN) * semantic
+
+
+def codebook_counts(codec: CodecConfig) -> list[int]:
+    """The numbers of codebooks that validation decodes: the semantic one, powers of two, and all."""
+    count = codec.num_quantizers
+    powers = {2**i for i in range(count.bit_length()) if 2**i < count}
+    return sorted({*powers, codec.num_semantic_quantizers, count} - {0})
 
 
 class Validator:
@@ -78,14 +98,17 @@ class Validator:
             for _ in range(config.run.validation_batches):
                 batch = next(batches)
                 results.append(jax.device_get(self._evaluate({"params": params, CODEBOOKS: codebooks}, batch, frozen)))
-        usage = {}
-        for branch in results[0].codes:
-            codes = np.concatenate([result.codes[branch] for result in results], axis=2)
-            sizes = config.codec.codebook_sizes
-            size = sizes[0] if branch == "semantic" else sizes[-1]
-            usage[branch] = np.array([np.unique(codes[:, k]).size / size for k in range(codes.shape[1])])
-        distance = float(np.mean([result.mel_distance for result in results]))
-        return ValidationResult(distance, usage, results[0].originals, results[0].reconstructions)
+        codes = np.concatenate([result.codes for result in results], axis=2)
+        sizes, semantic = config.codec.codebook_sizes, config.codec.num_semantic_quantizers
+        shares = np.array([np.unique(codes[:, k]).size / size for k, size in enumerate(sizes)])
+        branches = {"semantic": shares[:semantic], "acoustic": shares[semantic:]}
+        means = np.mean([result.mel_distances for result in results], axis=0)
+        return ValidationResult(
+            mel_distances=dict(zip(codebook_counts(config.codec), means.tolist(), strict=True)),
+            usage={name: values for name, values in branches.items() if values.size},
+            originals=results[0].originals,
+            reconstructions=results[0].reconstructions,
+        )
 
 
 def reads_features(config: Config) -> bool:
@@ -94,8 +117,9 @@ def reads_features(config: Config) -> bool:
 
 
 class _BatchResult(NamedTuple):
-    mel_distance: jax.Array
-    codes: dict[str, jax.Array]
+    mel_distances: jax.Array
+    """One for each of `codebook_counts`."""
+    codes: jax.Array
     originals: jax.Array
     reconstructions: jax.Array
 
@@ -104,10 +128,17 @@ def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: 
     variables, frozen = sharding.gather(mesh, (variables, frozen))
     # In float32, whatever training computes in, since that is what a tokenizer will do with these weights.
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
+    config = gan.config.codec
+    call: Any = partial(gan.codec.clone(dtype=jnp.float32).apply, variables)
+
+    def decode(latent: Latent) -> tuple[jax.Array, jax.Array]:
+        decoded = call(latent, method="decode_latent")[:, :, : audio.shape[2]]
+        return losses.multi_scale_mel(decoded, audio, config.sample_rate), decoded[:CLIPS_SHOWN]
+
     with sharding.in_force(mesh):
         inputs = gan.inputs(batch, frozen)
-        output: Any = gan.codec.clone(dtype=jnp.float32).apply(variables, inputs.audio, inputs.features)
-        distance = losses.multi_scale_mel(output.audio, inputs.audio, gan.config.codec.sample_rate)
-    branches = {"semantic": output.semantic, "acoustic": output.acoustic}
-    codes = {name: branch.codes for name, branch in branches.items() if branch is not None}
-    return _BatchResult(distance, codes, inputs.audio[:CLIPS_SHOWN], output.audio[:CLIPS_SHOWN])
+        audio = inputs.audio
+        codes = call(audio, inputs.features, method="encode")
+        latents = [call(codes[:, :count], method="dequantize") for count in codebook_counts(config)]
+        distances, reconstructions = jax.lax.map(decode, jnp.stack(latents))  # in turn: one decoder's memory
+    return _BatchResult(distances, codes, audio[:CLIPS_SHOWN], reconstructions[-1])

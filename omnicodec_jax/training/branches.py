@@ -1,0 +1,35 @@
+"""What the decoder hears of each branch, and how much the encoder's latent says, as metrics of a training step."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from omnicodec_jax.losses import Scalar, Terms
+from omnicodec_jax.models.codec import CodecOutput
+
+
+def branch_metrics(output: CodecOutput) -> Terms:
+    """The share that each branch has in the variance of the decoder's input, and the variation of the encoder's latent.
+
+    All of it is over time within each clip, and then the mean over the clips. The shares add up to 1: a branch's share
+    is its covariance with the sum of both, and so is below 0 where it only takes away from the other. The variation is
+    the standard deviation, over all channels.
+    """
+    metrics = {"latent_variation": jnp.mean(jnp.sqrt(jnp.mean(over_time(output.latent) ** 2, axis=(1, 2))))}
+    if output.semantic_image is not None:
+        branches = {"semantic": output.semantic_image, "acoustic": output.acoustic.output}
+        heard = output.semantic_image + output.acoustic.output
+        metrics |= {f"decoder_input_{name}": share(branch, heard) for name, branch in branches.items()}
+    return metrics
+
+
+def over_time(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """The deviation from each clip's mean over time."""
+    return x - jnp.mean(x, axis=1, keepdims=True)
+
+
+def share(part: Float[Array, "B N D"], whole: Float[Array, "B N D"]) -> Scalar:
+    """The share of the variance over time of `whole` that its summand `part` brings; 0 for a clip without any."""
+    deviation = over_time(whole)
+    covariance = jnp.sum(over_time(part) * deviation, axis=(1, 2))
+    variance = jnp.sum(deviation**2, axis=(1, 2))
+    return jnp.mean(covariance / jnp.maximum(variance, 1e-20))
