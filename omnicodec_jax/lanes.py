@@ -37,6 +37,9 @@ CPU_BLOCKS = (120, 30, 6)
 """Frames of a block on a CPU. A step reads all weights, which costs a CPU as much as computing twelve frames."""
 ACCELERATOR_BLOCKS = (16,)
 """Frames of a block on a GPU or TPU, where many rows share the cost of reading the weights."""
+ACCELERATOR_VECTORS = (32,)
+"""Feature vectors of a block of the semantic branch on a GPU or TPU. A step of it reads and writes the attention's keys
+and values of 250 vectors, which takes as long for 16 vectors as for 32."""
 STEPS_AHEAD = 2
 """Number of steps that are handed to the devices before the result of the first of them is fetched."""
 

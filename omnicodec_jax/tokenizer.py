@@ -27,7 +27,7 @@ from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, 
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
-from omnicodec_jax.lanes import Clock, ContinuousBatcher, Key, Use, replicate
+from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, replicate
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder
 
@@ -117,8 +117,9 @@ class OmniCodecTokenizer:
         self.extract: FeatureExtractor | None = None
         """Computes semantic features; None if the model needs none, or if they must be given."""
         if self.semantic is not None:
+            blocks = None if devices[0].platform == "cpu" else ACCELERATOR_VECTORS
             self._semantic_batcher = ContinuousBatcher(
-                model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock
+                model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock, blocks
             )
             if encoder is not None or self.semantic.source == "log_mel":
                 computing = None if encoder is None else in_precision(encoder, encoder_precision)

@@ -41,6 +41,19 @@ def test_features_from_blocks_are_those_of_the_whole_clip(clips, extract, sample
     np.testing.assert_allclose(features, dsp.stack_frames(whole), rtol=0, atol=1e-5)
 
 
+def test_log_mel_does_not_wait_behind_the_steps_of_a_device(extract, monkeypatch):
+    compute, used = extract._log10_mel, []
+
+    def note(block):
+        used.append(block.devices())
+        return compute(block)
+
+    monkeypatch.setattr(extract, "_log10_mel", note)
+    with jax.default_device(jax.local_devices()[1]):
+        extract(np.ones(24_000, np.float32), 24_000)
+    assert used == [{jax.local_devices(backend="cpu")[0]}]
+
+
 def test_clip_below_one_window_has_no_features(extract):
     with pytest.raises(AudioError, match="598 samples"):
         extract(np.ones(598, np.float32), 24_000)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import HOP, MIMI, OMNICODEC, normal, variables
 
 from omnicodec_jax.model_directory import build
-from omnicodec_jax.models.conv import CausalConv1d
+from omnicodec_jax.models.conv import CausalConv1d, causal_conv1d
 from omnicodec_jax.models.transformer import rotary
 
 FRAMES = 30
@@ -131,6 +131,19 @@ def test_ragged_batch_at_once_has_the_codes_of_each_row_alone(name):
     for row, length in enumerate(LENGTHS):
         alone = codes_alone(name, length)[row]
         np.testing.assert_array_equal(codes[row, :, : alone.shape[1]], alone)
+
+
+@pytest.mark.parametrize(("channels", "stride", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 1, 4), (3, 2, 1)])
+def test_long_block_of_a_convolution_follows_its_past(channels, stride, dilation):
+    """It is joined to its past, where it need not be cut into cells as well: a TPU then moves half as much."""
+    kernel, x = normal(4, channels, 5), normal(2, 80, channels, seed=1)
+    reach = 3 * dilation + 1 - stride
+    convolve = jax.jit(partial(causal_conv1d, stride=stride, dilation=dilation))
+    expected = convolve(x, kernel, past=None)[:, 40 // stride :]
+    past, block = x[:, 40 - reach : 40], x[:, 40:]
+    np.testing.assert_allclose(convolve(block, kernel, past=past), expected, rtol=0, atol=1e-5)
+    added_in_place = "dynamic_update_slice" in convolve.lower(block, kernel, past=past).as_text()
+    assert added_in_place == (stride > 1)
 
 
 def test_replicating_convolution_starts_a_stream_with_its_first_step():

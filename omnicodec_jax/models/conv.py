@@ -188,15 +188,16 @@ def causal_conv1d(
 ) -> ConvOutput:
     """Convolves x as what follows `past`, which holds (k - 1)·dilation + 1 - stride steps; None: zeros.
 
-    A convolution is linear. So x is convolved after zeros, what the past adds to the first outputs is convolved by
-    itself, and both are added. Only a short x is copied to stand behind its past.
+    Past and block are joined into one row, so that a long row has the layout that suits the convolution. With a stride,
+    a long row would be copied once more, into cells of `stride` steps, if it were no whole number of tiles. A
+    convolution is linear. So what the past adds to the first outputs is computed by itself then.
     """
     reach = (kernel.shape[0] - 1) * dilation + 1
-    if past is not None and x.shape[1] <= SHORT:
+    if past is None:
+        return conv1d(x, kernel, stride, dilation, reach - stride)
+    if stride == 1 or x.shape[1] <= SHORT:
         return conv1d(jnp.concatenate([past, x], axis=1), kernel, stride, dilation)
     y = conv1d(x, kernel, stride, dilation, reach - stride)
-    if past is None:
-        return y
     touched = -(-past.shape[1] // stride)
     added = conv1d(past, kernel, stride, dilation, 0, (touched - 1) * stride + reach - past.shape[1])[:, : y.shape[1]]
     # This happens in place. `y.at[].add` would be a scatter, which makes the whole decoder a sixth slower on a CPU.
