@@ -106,6 +106,7 @@ def codec_losses(
 # -- Losses of the reconstructed audio
 
 
+@jax.named_scope("mel_loss")
 def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Scalar:
     """Multi-scale mel loss: mean absolute difference of log10-mel magnitudes, summed over seven scales (spec §3.1)."""
 
@@ -129,6 +130,7 @@ def adversarial(fake: tuple[DiscriminatorOutput, ...]) -> Scalar:
     return sum((jnp.mean((1 - output.logits) ** 2) for output in fake), start=jnp.zeros(()))
 
 
+@jax.named_scope("feature_matching")
 def feature_matching(
     real: tuple[DiscriminatorOutput, ...], fake: tuple[DiscriminatorOutput, ...], reduction: Literal["sum", "mean"]
 ) -> Scalar:

@@ -119,6 +119,7 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
     )
 
 
+@jax.named_scope("moving_average")
 def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed, step: ArrayLike) -> Packed | None:
     """Updates the moving average of the parameters after the step of number `step`.
 

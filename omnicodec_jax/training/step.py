@@ -196,6 +196,7 @@ def apply_optimizer(
     optimizer: optax.GradientTransformation, gradient: Packed, optimizer_state: optax.OptState, params: Packed
 ) -> tuple[Packed, optax.OptState]:
     """Parameters and optimizer state after one update."""
-    update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-    moved: Any = optax.apply_updates(params, update)
+    with jax.named_scope("optimizer"):
+        update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        moved: Any = optax.apply_updates(params, update)
     return moved, optimizer_state
