@@ -149,7 +149,8 @@ class FeatureExtractor:
 
     def __init__(self, encoder: FrozenEncoder | None, devices: Sequence[Any], clock: Clock | None = None):
         """Takes the encoder, or None for stacked log-mel frames, and the devices that it runs on."""
-        self._log10_mel, self._host = exact.jit(dsp.log10_mel), host()
+        self._host = host()
+        self._log10_mel = exact.jit(dsp.log10_mel, self._host.platform)
         self._batcher = None
         if encoder is not None:
             config, variables = encoder
