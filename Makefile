@@ -79,7 +79,7 @@ $(VENV)/.run: $(BIN)/uv requirements.txt requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.run
 	$(INSTALL) --editable '.[dev,torch,ray]'
 	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
-	$(INSTALL) --editable '.[tpu]' || echo "tests that need libtpu are skipped"
+	$(INSTALL) --editable '.[plan]' || echo "tests that need the compilers of TPUs and GPUs are skipped"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.run

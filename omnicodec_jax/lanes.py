@@ -128,13 +128,14 @@ def stream_step(
     return output, after if held is None or not state else jax.tree.map(partial(choose, held), state, after)
 
 
-def _mesh(devices: Sequence[Any]) -> Mesh:
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """Returns the mesh of devices that share out rows among them."""
     return Mesh(np.array(devices), ("rows",))
 
 
 def replicate(variables: Variables, devices: Sequence[Any]) -> Variables:
     """Puts weights on every device. Weights that are there already are not copied, so that batchers can share them."""
-    return jax.device_put(variables, NamedSharding(_mesh(devices), PartitionSpec()))
+    return jax.device_put(variables, NamedSharding(mesh_of(devices), PartitionSpec()))
 
 
 class BatchStep(NamedTuple):
@@ -192,7 +193,7 @@ class ContinuousBatcher:
         on_cpu = devices[0].platform == "cpu"
         self.rows = len(devices) * (1 if on_cpu else ACCELERATOR_ROWS)
         self._blocks = blocks or (CPU_BLOCKS if on_cpu else ACCELERATOR_BLOCKS)
-        mesh = _mesh(devices)
+        mesh = mesh_of(devices)
         self._variables = replicate(variables, devices)
         self._sharding = NamedSharding(mesh, PartitionSpec("rows"))
         self._step_on_one_device, self.step = batch_step(model, method, mesh)

@@ -37,7 +37,7 @@ def printed(monkeypatch, capsys, call, *words: str) -> str:
     """What a command prints before it exits with 0, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", list(words))
-    for name in ("log_progress", "_keep_libtpu_quiet"):  # they change more than this test
+    for name in ("log_progress", "_keep_compilers_quiet"):  # they change more than this test
         monkeypatch.setattr(command, name, lambda: None)
     monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setattr(os, "_exit", sys.exit)

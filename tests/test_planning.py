@@ -1,7 +1,9 @@
-"""Compiling for TPUs that are not there, and what is read from a compiled program."""
+"""Compiling for TPUs and GPUs that are not there, and the plans that are made of that."""
 
 import importlib.util
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,82 +13,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny import normal
 
-from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.planning import chips, hlo
-from omnicodec_jax.planning.chips import CHIPS, Chip, Topology
+from omnicodec_jax.cli.plan import plan
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.errors import ConfigError, UsageError
+from omnicodec_jax.planning import chips, tokenization
+from omnicodec_jax.planning.chips import Topology
 from omnicodec_jax.planning.compiling import CompiledProgram, compile_for, missing_memory
-from omnicodec_jax.planning.step_plan import StepPlan
+from omnicodec_jax.planning.speeds import TPUS, Chip
+from omnicodec_jax.planning.step_plan import StepPlan, table
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
-ROOT = Path(__file__).parents[1]
-CHIP = Chip(flops=1e12, bandwidth=1e9, memory=2**20)
-
-
-def totals(function, *arguments, **options) -> hlo.Totals:
-    return hlo.totals(jax.jit(function, **options).lower(*arguments).compile().as_text() or "")
-
-
-# -- What a program does
-
-
-def test_flops_of_products_count_every_turn_of_a_loop():
-    def ten_times(x):
-        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ x), None), x, None, length=10)[0]
-
-    assert totals(ten_times, jnp.ones((16, 16))).flops == 10 * 2 * 16**3
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"window_strides": (2,), "padding": [(3, 1)]},
-        {"window_strides": (1,), "padding": [(4, 0)], "rhs_dilation": (2,)},
-        {"window_strides": (1,), "padding": [(1, 2)], "lhs_dilation": (3,)},
-    ],
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `plan`")
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs JAX's plugin for CUDA, the extra `plan`"
 )
-def test_flops_of_convolutions_leave_out_padding_and_dilation(options):
-    def convolve(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=("NWC", "WIO", "NWC"), **options)
-
-    x, kernel = normal(2, 20, 4), normal(3, 4, 6)
-    ones = convolve(jnp.ones_like(x), jnp.ones_like(kernel))  # how many terms each sum has
-    assert totals(convolve, x, kernel).flops == 2 * ones.sum()
-
-
-def test_bytes_accessed_are_what_goes_in_and_comes_out():
-    assert totals(lambda x, y: x * y + 1, normal(8, 128), normal(8, 128)).bytes_accessed == 3 * 8 * 128 * 4
-
-
-def test_slices_of_a_loop_are_not_the_whole_array_each_time():
-    def sum_rows(x):
-        return jax.lax.scan(lambda carry, row: (carry + row, None), jnp.zeros(1024), x)[0]
-
-    x = normal(64, 1024)
-    assert totals(sum_rows, x).bytes_accessed < 6 * x.nbytes
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return jax.make_mesh((8,), ("x",), (AxisType.Auto,))
-
-
-def test_collectives_count_by_kind_and_as_often_as_they_run(mesh):
-    @jax.shard_map(mesh=mesh, in_specs=P("x"), out_specs=(P(), P("x")), check_vma=False)
-    def collect(x):  # a device's part: 4 KiB
-        total = jax.lax.scan(lambda carry, _: (jax.lax.psum(jnp.tanh(carry), "x"), None), x, None, length=5)[0]
-        return jax.lax.all_gather(x, "x", tiled=True), total
-
-    assert totals(collect, normal(8, 1024)).collectives == {"all-reduce": 5 * 4096, "all-gather": 8 * 4096}
-
-
-def test_no_collectives_where_nothing_is_exchanged(mesh):
-    rows = NamedSharding(mesh, P("x"))
-    assert totals(jnp.sin, normal(8, 16), in_shardings=rows, out_shardings=rows).collectives == {}
+ROOT = Path(__file__).parents[1]
+SPEEDS = {"bfloat16": 2e12, "float32 default": 1e12, "float32 highest": 1e11}
+CHIP = Chip(SPEEDS, bandwidth=1e9, memory=2**20, links=1e9)
+ALONE = Topology(CHIP, [None], 1)
 
 
 # -- The plan of a step
@@ -98,10 +48,10 @@ def compiled(memory: int) -> CompiledProgram:
 
 
 def test_plan_has_the_roofline_of_the_chip():
-    found = StepPlan.from_program(compiled(2**15), CHIP, seconds_of_audio=60.0)
+    found = StepPlan.from_program(compiled(2**15), ALONE, seconds_of_audio=60.0)
     assert (found.arguments, found.temporaries) == (2**13, 3 * 2**13)
     assert found.totals.flops == 2 * 32 * 32 * 64
-    assert found.step_seconds == found.totals.bytes_accessed / CHIP.bandwidth > found.totals.flops / CHIP.flops
+    assert found.step_seconds == found.totals.bytes_accessed / CHIP.bandwidth > found.totals.flops / 1e12
     for words in ("GiB of 0.00", "bound by", "collectives     none", "hours of audio"):
         assert words in str(found)
 
@@ -155,7 +105,7 @@ def test_what_the_compiler_gives_up_is_refused_alike():
         )
 
     with pytest.raises(ConfigError, match=r"does not fit: 2\.00 GiB more"):
-        compile_for(CHIPS["v5e"], Lowered(give_up))
+        compile_for(TPUS["v5e"], Lowered(give_up))
 
 
 @pytest.mark.parametrize(
@@ -167,21 +117,87 @@ def test_what_the_compiler_gives_up_is_refused_alike():
     ],
 )
 def test_shortfall_is_read_from_what_the_compiler_says(message, gib):
-    assert missing_memory(message, CHIPS["v5e"]) == gib
+    assert missing_memory(message, TPUS["v5e"]) == gib
 
 
-def test_unknown_chip_is_named():
-    with pytest.raises(ConfigError, match=r"v9:2x2: must be one of v4, v5e, v5p, v6e"):
-        Topology.parse("v9:2x2")
+# -- Names of topologies
 
 
-def test_without_libtpu_the_extra_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["v9:2x2", "a100", "a100:", "a100:0", "h100:x8", "h100:8x", "v5e", "v5e:4*4", "a100:two"]
+)
+def test_name_that_is_no_topology_is_refused_with_examples(name):
+    words = (
+        rf"--topology {re.escape(name)}: must be a chip and a number of them, such as v5e:4x4, a100:8 .* v5p, .*h100"
+    )
+    with pytest.raises(ConfigError, match=words):
+        Topology.parse(name)
+
+
+@pytest.mark.parametrize("name", ["a100:9", "h100:4x16", "h100:2x2x2"])
+def test_host_has_eight_gpus_at_most(name):
+    with pytest.raises(
+        ConfigError, match=f"{name}: a host has 1 to 8 GPUs; several hosts are hosts x GPUs, such as 4x8"
+    ):
+        Topology.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "per_host"),
+    [("a100:8", ("1x1x8", "cuda"), 8), ("h100:4x8", ("1x4x8", "cuda"), 8), ("a100-40gb:2x4", ("1x2x4", "cuda"), 4)],
+)
+def test_gpus_are_hosts_and_gpus_of_a_host(monkeypatch, name, asked, per_host):
+    monkeypatch.setattr(chips, "_require", lambda *modules: None)
+    seen = []
+
+    def devices(name, known, platform, topology, target_config):
+        seen.append((topology, platform))
+        assert f"device_memory_size: {42331013120 if '40gb' in name else 8}" in target_config
+        return [None] * math.prod(map(int, topology.split("x")))
+
+    monkeypatch.setattr(chips, "_devices", devices)
+    found = Topology.parse(name)
+    assert seen == [asked]
+    assert found.per_host == per_host
+    assert len(found.devices) == math.prod(map(int, asked[0].split("x")))
+
+
+def test_memory_of_a_gpu_is_what_jax_takes_of_it(monkeypatch):
+    monkeypatch.setattr(chips, "_require", lambda *modules: None)
+    monkeypatch.setattr(chips, "_devices", lambda *_, **options: [None])
+    assert Topology.parse("a100:1").chip.memory == 0.75 * 85100068864
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
+    assert Topology.parse("a100:1").chip.memory == pytest.approx(0.9 * 85100068864)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("v5e:2x2", "libtpu"), ("a100:4", "jax_cuda13_plugin")])
+def test_what_to_install_is_named_where_a_compiler_is_missing(monkeypatch, name, missing):
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"libtpu is not installed; in the checkout, pip install -e '\.\[tpu\]'"):
-        Topology.parse("v5e:2x2")
+    with pytest.raises(
+        ConfigError, match=rf"^{missing} is not installed; in the checkout, pip install -e '\.\[plan\]'$"
+    ):
+        Topology.parse(name)
 
 
-# -- Compiling for a TPU
+def test_tokenizing_of_several_programs_is_as_fast_as_all_of_them_one_after_the_other():
+    plan = StepPlan.from_program(compiled(2**15), ALONE, seconds_of_audio=60.0)
+    shown = table({"encoder": plan, "codec": plan})
+    speed = 60 / plan.step_seconds
+    assert f"{speed:15.0f}" in shown
+    assert f"{speed / 2:.0f} x real time at best" in shown
+
+
+# -- Compiling for TPUs and GPUs
+
+
+@pytest.fixture
+def uncached():
+    """No cache of compiled programs: what is found there is not compiled, so that nothing is known of it."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @needs_libtpu
@@ -190,17 +206,113 @@ def test_topology_that_libtpu_does_not_know_is_refused():
         Topology.parse("v5e:3x5")
 
 
-@needs_libtpu
 @pytest.mark.parametrize(
-    ("config", "axis"),
+    "name",
     [
-        ("tests/tiny_experiment.py", "--run.mesh.fsdp"),
-        pytest.param("language_model_demo", "--mesh.fsdp", marks=pytest.mark.slow),
+        pytest.param("v5e:1x1", marks=needs_libtpu),
+        pytest.param("a100:1", marks=needs_cuda),
+        pytest.param("h100:1", marks=needs_cuda),
     ],
 )
-def test_step_is_planned_for_a_tpu(config, axis):
-    command = [sys.executable, "-m", "omnicodec_jax", "plan", "--config", config, "--topology", "v5e:2x2", axis, "4"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""})
+def test_plan_of_a_small_program_is_what_its_arrays_take(uncached, name):
+    found = Topology.parse(name)
+    held = NamedSharding(Mesh(np.array(found.devices), ("x",)), P())
+    x = jax.ShapeDtypeStruct((1000, 40), jnp.float32, sharding=held)
+    program = compile_for(found.chip, jax.jit(lambda x: jnp.tanh(x) + 1).lower(x))
+    plan = StepPlan.from_program(program, found, 1.0)
+    size = 40 * (1024 if name == "v5e:1x1" else 1000) * 4  # a TPU fills up the 1000 to whole tiles
+    assert plan.arguments == size
+    assert size <= plan.temporaries < 1.1 * size + 4096
+    assert plan.totals.bytes_accessed == 2 * size
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["a100:2x4", "h100:2x4"])
+def test_gradient_is_planned_for_gpus_of_two_hosts(uncached, name):
+    found = Topology.parse(name)
+    mesh = Mesh(np.array(found.devices), ("x",))
+
+    def gradient(kernel, x):
+        def loss(kernel):
+            y = jax.lax.conv_general_dilated(x, kernel, (2,), [(3, 2)], dimension_numbers=("NWC", "WIO", "NWC"))
+            return jnp.square(y).sum()
+
+        return jax.grad(loss)(kernel)
+
+    shapes = [((7, 16, 32), P()), ((16, 64, 16), P("x"))]
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, held)) for shape, held in shapes
+    ]
+    plan = StepPlan.from_program(compile_for(found.chip, jax.jit(gradient).lower(*arguments)), found, 1.0)
+    taps = 7 * 32 - 3 - 1 - 1  # less those in padding
+    assert plan.totals.flops == pytest.approx(2 * (2 * 2 * 16 * 32 * taps), rel=0.05)
+    assert plan.totals.collectives == {"all-reduce": 7 * 16 * 32 * 2}
+    assert plan.exchange_seconds == pytest.approx(2 * 7 / 8 * 7 * 16 * 32 * 2 / (4 * found.chip.network))
+    assert "NVIDIA's libraries choose their algorithms on the device" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("config", "topology", "options"),
+    [
+        pytest.param("tests/tiny_experiment.py", "v5e:2x2", ["--run.mesh.fsdp", "4"], marks=needs_libtpu),
+        pytest.param("language_model_demo", "v5e:2x2", ["--mesh.fsdp", "4"], marks=[needs_libtpu, pytest.mark.slow]),
+        pytest.param("language_model_demo", "a100:4", ["--mesh.fsdp", "4"], marks=[needs_cuda, pytest.mark.slow]),
+        pytest.param(
+            "tests/tiny_experiment.py", "a100:4", ["--run.mesh.fsdp", "4"], marks=[needs_cuda, pytest.mark.slow]
+        ),
+    ],
+)
+def test_step_is_planned_for_chips_that_are_not_there(config, topology, options):
+    done = command("--config", config, "--topology", topology, *options)
+    memory = "GiB of 15.75" if topology.startswith("v5e") else "GiB of 59.44"
+    for words in (memory, "all-gather", "bound by", "x real time", "hours of audio a day and chip"):
+        assert words in done
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [pytest.param("v5e:1x1", marks=[needs_libtpu, pytest.mark.slow]), pytest.param("a100:1", marks=needs_cuda)],
+)
+def test_tokenizing_is_planned_for_chips_that_are_not_there(topology):
+    done = command(
+        "--what", "tokenizing", "--config", "tests/tiny_experiment.py", "--topology", topology, "--rows", "4"
+    )
+    for words in (
+        "log-mel of a clip",
+        "semantic branch",
+        "codec",
+        "x real time at best",
+        "hours of audio a day and chip",
+    ):
+        assert words in done
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        ("released_12hz", ["log-mel of a clip", "Qwen3-Omni's encoder", "semantic branch", "codec"]),
+        ("demo", ["log-mel of a clip", "semantic branch", "codec"]),
+    ],
+)
+def test_tokenizing_is_every_program_that_a_clip_passes_through(recipe, names):
+    codec = config_files.load(recipe).codec
+    programs = tokenization.programs(tokenization.Work(codec, 64, 16), jax.devices())
+    assert list(programs) == names
+    assert programs["codec"].seconds == 64 * 16 / 12.5
+    assert programs["log-mel of a clip"].seconds == 10
+    assert programs["semantic branch"].seconds == 64 * 16 / (12.5 if recipe == "demo" else 13)
+    if recipe != "demo":
+        assert programs["Qwen3-Omni's encoder"].seconds == 64 * 8
+
+
+def test_tokens_of_a_language_model_are_not_planned():
+    with pytest.raises(UsageError, match="--what tokenizing: --config language_model is a language model"):
+        plan(config="language_model", topology="a100:1", what="tokenizing", settings=PerplexityConfig())
+
+
+def command(*options: str) -> str:
+    words = [sys.executable, "-m", "omnicodec_jax", "plan", *options]
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    for words in ("GiB of 15.75", "all-gather", "bound by", "hours of audio a day and chip"):
-        assert words in done.stdout
+    return done.stdout

@@ -37,9 +37,17 @@ def test_lock_names_versions_only():
     assert "://" not in LOCK
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
-@pytest.mark.skipif(command.has_tpu(), reason="this machine has a TPU")
-def test_nothing_is_printed_about_tpus_on_a_machine_without_one():
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"needs {name}"))
+        for name in ("libtpu", "jax_cuda13_plugin")
+    ],
+)
+@pytest.mark.skipif(
+    command.has_tpu() or command.has_pci_device_of(command.NVIDIA), reason="this machine has a TPU or a GPU"
+)
+def test_nothing_is_printed_about_chips_that_are_not_there(compiler):
     code = "import jax; from omnicodec_jax.cli import command; command.exit_with(lambda: print(jax.devices()))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)

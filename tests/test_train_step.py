@@ -24,7 +24,7 @@ from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
-from omnicodec_jax.planning import hlo
+from omnicodec_jax.planning import totals as counting
 from omnicodec_jax.training import state
 from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs
 from omnicodec_jax.training.packing import pack, unpack
@@ -271,7 +271,7 @@ def test_kernels_are_gathered_once_and_every_device_computes_its_own_clips():
     audio = jax.ShapeDtypeStruct((16, 32, 128), np.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), audio)["params"]
 
-    def totals(devices: int) -> hlo.Totals:
+    def totals(devices: int) -> counting.Totals:
         mesh = sharding.make_mesh(MeshConfig(fsdp=devices), jax.devices()[:devices])
         held = sharding.shardings(mesh, params)
 
@@ -281,7 +281,7 @@ def test_kernels_are_gathered_once_and_every_device_computes_its_own_clips():
             return sharding.shard(mesh, square(whole))
 
         step = jax.jit(gradient, in_shardings=(held, sharding.batch_sharding(mesh)), out_shardings=held)
-        return hlo.totals(step.lower(params, audio).compile().as_text() or "")
+        return counting.totals(step.lower(params, audio).compile().as_text() or "")
 
     kernels = sum(leaf.size * 4 for leaf in jax.tree.leaves(params) if leaf.size >= sharding.MIN_SHARDED_SIZE)
     one, eight = totals(1), totals(8)

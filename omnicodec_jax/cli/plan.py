@@ -1,16 +1,16 @@
-"""`omnicodec plan`: the command that says what a training step needs on chips that are not there."""
+"""`omnicodec plan`: the command that says what training and tokenizing need on chips that are not there."""
+
+from typing import Literal
 
 from omnicodec_jax.cli.arguments import WithConfig
-from omnicodec_jax.config import Config, PerplexityConfig
+from omnicodec_jax.config import Config, PerplexityConfig, Precision
+from omnicodec_jax.errors import UsageError
 
 OF_CODEC = {
     "run.mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
     "run.mesh.fsdp": "Chips that share the state out among them.",
     "run.mesh.tensor": "Chips that share the transformers' channels.",
-    "data.segment_samples": "Samples of a clip, at 24 kHz.",
-    "train.compute_dtype": "Number format of convolutions and matrix products.",
     "train.remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
-    "train.discriminator_update": "Whether the codec learns against the updated discriminators or the earlier ones.",
     "optimizer.accumulation": "Parts that a batch is split into, one after the other: less memory.",
 }
 OF_LANGUAGE_MODEL = {
@@ -25,21 +25,42 @@ OF_LANGUAGE_MODEL = {
 }
 
 
-def plan(*, config: str, topology: str, clips_per_chip: int = 6, settings: Config | PerplexityConfig) -> None:
-    """Compile a training step for TPUs without any, and say what it needs.
+def plan(
+    *,
+    config: str,
+    topology: str,
+    what: Literal["training", "tokenizing"] = "training",
+    clips_per_chip: int = 6,
+    rows: int | None = None,
+    block: int | None = None,
+    precision: Precision = "float32",
+    encoder_precision: Precision = "float32",
+    settings: Config | PerplexityConfig,
+) -> None:
+    """Compile a program for TPUs or GPUs without any, and say what it needs.
 
     Args:
         config: Recipe, such as released_12hz or language_model, or a file of your own.
-        topology: Chips to compile for: v5e:4x4, v5p:2x2x2, …
-        clips_per_chip: The batch is this times the number of chips. (The batch of a language model is batch-size.)
+        topology: Chips to compile for. TPUs: v5e:4x4, v5p:2x2x2, …; GPUs: a100:8, or hosts x GPUs, h100:4x8.
+        what: The training step, or the programs that turn audio into tokens; of these, each chip runs its own.
+        clips_per_chip: Training: the batch is this times the number of chips. (That of a language model is batch-size.)
+        rows: Tokenizing: clips that a chip works on at once. Default: as many as `omnicodec tokenize` has.
+        block: Tokenizing: frames of a clip in a step. Default: as many as `omnicodec tokenize` has.
+        precision: Tokenizing: what the codec computes in.
+        encoder_precision: Tokenizing: what Qwen3-Omni's audio encoder computes in.
         settings: All that the config says.
     """
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from omnicodec_jax.planning import programs
+    from omnicodec_jax.planning import programs, step_plan, tokenization
 
-    if isinstance(settings, Config):
+    if what == "tokenizing":
+        if not isinstance(settings, Config):
+            raise UsageError(f"--what tokenizing: --config {config} is a language model; name a codec's")
+        asked = settings.codec, topology, rows, block, precision, encoder_precision
+        print(step_plan.table(tokenization.plan_tokenization(*asked)))
+    elif isinstance(settings, Config):
         print(programs.plan_training(settings, topology, clips_per_chip))
     else:
         print(programs.plan_language_model(settings, topology))

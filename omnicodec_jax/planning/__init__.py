@@ -1,8 +1,13 @@
 """Plans: what a program needs on chips that are not there, as the compiler for these chips says.
 
-chips.py       the chips that can be planned for
-compiling.py   compiles a program until the compiler knows what it needs
-hlo.py         counts what a compiled program does
-step_plan.py   one step on one chip: memory, roofline, and the text that `omnicodec plan` prints
-programs.py    the programs that can be planned, a function for each.
+speeds.py         what is known of each chip that can be planned for
+chips.py          devices of chips that are not there
+compiling.py      compiles a program until the compiler knows what it needs
+hlo.py            reads the text of a compiled program
+operations.py     counts its products and convolutions
+collectives.py    finds what chips exchange
+totals.py         adds up what a program does
+step_plan.py      one step on one chip: memory, roofline, and the text that `omnicodec plan` prints
+programs.py       plans the training steps of the codec and of the language model
+tokenization.py   plans the programs that turn audio into tokens.
 """

@@ -1,35 +1,18 @@
-"""The TPU chips that a program can be planned for: their speeds, and devices of topologies that are not there."""
+"""Chips that are not there, with the network between them, by names such as v5e:4x4 and h100:4x8."""
 
 import importlib.util
+import math
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
 
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.planning.speeds import GPUS, JAX_TAKES, TPUS, Chip
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """The speed and memory of one TPU chip. Of a v4 chip it is one core, since its two cores are separate devices."""
-
-    flops: float
-    """Operations per second in bfloat16."""
-    bandwidth: float
-    """Bytes per second between the chip and its memory."""
-    memory: float
-    """Bytes that a program can use."""
-
-
-CHIPS = {
-    "v4": Chip(137.5e12, 614e9, 15.25 * GIB),
-    "v5e": Chip(197e12, 819e9, 15.75 * GIB),
-    "v5p": Chip(459e12, 2765e9, 95.74 * GIB),
-    "v6e": Chip(918e12, 1640e9, 31.25 * GIB),
-}
-"""The chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. The memory is what
-libtpu 0.0.42 reports as available when a program does not fit."""
+GPUS_PER_HOST = 8
+"""The largest number of GPUs that share a host and its links."""
 
 
 class Topology(NamedTuple):
@@ -38,24 +21,71 @@ class Topology(NamedTuple):
     chip: Chip
     devices: list[Any]
     """The devices, none of which has to exist."""
+    per_host: int
+    """How many chips reach each other without the network between hosts."""
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
-        """Returns the topology of a name such as v5e:4x4. Raises ConfigError for names that libtpu does not know."""
-        from jax.experimental import topologies
+        """Returns the topology of a name: v5e:4x4 (a TPU slice), a100:8 (GPUs of a host), h100:4x8 (hosts x GPUs).
 
-        kind = name.partition(":")[0]
-        if kind not in CHIPS:
-            raise ConfigError(f"--topology {name}: must be one of {', '.join(CHIPS)}, and chips, such as v5e:4x4")
-        if importlib.util.find_spec("libtpu") is None:
-            raise ConfigError("libtpu is not installed; in the checkout, pip install -e '.[tpu]'")
-        # Without these, libtpu asks the network which machine this is, and lets no second process compile.
-        os.environ |= {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-        }
-        try:
-            return cls(CHIPS[kind], list(topologies.get_topology_desc(name, "tpu").devices))
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            raise ConfigError(f"--topology {name}: {error}") from None
+        Raises:
+            ConfigError: For a name that is none, for chips that do not come in this number, and where the compiler of
+                the chips is not installed.
+        """
+        kind, _, shape = name.partition(":")
+        if kind not in TPUS | GPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+            raise ConfigError(
+                f"--topology {name}: must be a chip and a number of them, such as v5e:4x4, a100:8 or h100:4x8 (hosts x "
+                f"GPUs of a host); there are {', '.join([*TPUS, *GPUS])}"
+            )
+        sizes = [int(size) for size in shape.split("x")]
+        return _tpus(name, TPUS[kind], sizes) if kind in TPUS else _gpus(name, GPUS[kind], sizes)
+
+
+def _tpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
+    """Returns a slice of TPUs, as libtpu knows it."""
+    _require("libtpu")
+    # Without these, libtpu asks the network which machine this is, and lets no second process compile.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    # libtpu takes four chips for the smallest host, unless told that there is one chip alone.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
+    devices = _devices(name, name, "tpu", **alone)
+    return Topology(chip, devices, len(devices))
+
+
+def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
+    """Returns GPUs of one or more hosts."""
+    if len(sizes) > 2 or sizes[-1] > GPUS_PER_HOST:
+        raise ConfigError(
+            f"--topology {name}: a host has 1 to {GPUS_PER_HOST} GPUs; several hosts are hosts x GPUs, such as 4x8"
+        )
+    _require("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
+    hosts, gpus = [1, *sizes][-2:]
+    # Both are needed: without either, the plugin would look for a GPU and CUDA here.
+    devices = _devices(name, "", "cuda", topology=f"1x{hosts}x{gpus}", target_config=chip.target)
+    taken = float(
+        os.environ.get("XLA_CLIENT_MEM_FRACTION", os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
+    )
+    return Topology(chip._replace(memory=chip.memory / JAX_TAKES * taken), devices, gpus)
+
+
+def _require(*modules: str) -> None:
+    """Raises ConfigError where a module that the compiler consists of is not installed."""
+    for module in modules:
+        root = module.partition(".")[0]
+        if importlib.util.find_spec(root) is None or importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{module} is not installed; in the checkout, pip install -e '.[plan]'")
+
+
+def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
+    """Returns the devices that a compiler describes. Raises ConfigError where it does not know them by that name."""
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(known, platform, **options).devices)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ConfigError(f"--topology {name}: {error}") from None

@@ -1,8 +1,8 @@
 """Compiling for chips that are not there, until the compiler has decided what the program needs.
 
-Nothing is allocated and no device is needed, only libtpu: pip install -e '.[tpu]'. The compilation is left as soon as
-memory is assigned. Writing machine code would come next: it takes libtpu many times as long as everything before it,
-and it would change nothing in the plan.
+Nothing is allocated and no device is needed, only the compilers: pip install -e '.[plan]'. The compilation is left as
+soon as memory is assigned. Writing machine code would come next: it takes libtpu many times as long as everything
+before it, and it would change nothing in the plan.
 """
 
 import logging
@@ -11,17 +11,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.planning.chips import GIB, Chip
+from omnicodec_jax.planning.speeds import GIB, JAX_TAKES, Chip
 
 LOG = logging.getLogger(__name__)
-
-ASSIGNED = "*.after_optimizations_after_buffer_assignment.txt"
-"""The file that XLA dumps after all the files that `CompiledProgram.read` reads."""
 
 
 class CompiledProgram(NamedTuple):
@@ -34,20 +31,46 @@ class CompiledProgram(NamedTuple):
     text: str
     """The scheduled HLO."""
 
-    @classmethod
-    def read(cls, folder: Path) -> "CompiledProgram":
-        """Reads what libtpu 0.0.42 has dumped into a folder."""
+
+REPORT = "-memory-usage-report"
+"""How the name of the report on memory ends."""
+
+
+class Compiler(NamedTuple):
+    """How a compiler is called, and what it calls the files that it dumps."""
+
+    options: dict[str, Any]
+    dumped: str
+    """Pattern of the names of the files, which end in what a file holds: nothing for the scheduled HLO."""
+    next: str
+    """Pattern of the name of a file that is dumped after all that `read` reads."""
+
+    def is_done(self, folder: Path) -> bool:
+        """Returns whether all that `read` reads is in a folder, whole."""
+        return any(folder.glob(f"{self.dumped}{REPORT}.txt")) and any(folder.glob(self.next))
+
+    def read(self, folder: Path) -> CompiledProgram:
+        """Reads what libtpu 0.0.42, or jax-cuda13-pjrt 0.10.2, has dumped into a folder."""
 
         def dumped(what: str) -> str:
-            (file,) = folder.glob(f"*.after_optimizations{what}.txt")
+            (file,) = folder.glob(f"{self.dumped}{what}.txt")
             return file.read_text()
 
-        total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", dumped("-memory-usage-report"))
+        total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", dumped(REPORT))
         if total is None:
             raise ValueError(f"{folder}: the memory report has no total")
         allocations = dumped("-buffer-assignment")
         arguments = re.findall(r"^allocation \d+: size (\d+),.* parameter \d+,", allocations, re.MULTILINE)
-        return cls(sum(map(int, arguments)), int(total[1]), dumped(""))
+        return CompiledProgram(sum(map(int, arguments)), int(total[1]), dumped(""))
+
+
+OF_TPUS = Compiler({}, "*.after_optimizations", "*.after_optimizations_after_buffer_assignment.txt")
+OF_GPUS = Compiler(
+    # Triton's products have to be tried out on the device: without one, there are products that it gives up.
+    {"xla_gpu_enable_triton_gemm": False},
+    "*_gpu_after_optimizations",
+    "*.ll",
+)
 
 
 def compile_for(chip: Chip, lowered: jax.stages.Lowered) -> CompiledProgram:
@@ -60,24 +83,26 @@ def compile_for(chip: Chip, lowered: jax.stages.Lowered) -> CompiledProgram:
     """
     LOG.info("traced; compiling, which takes minutes")
     start = time.perf_counter()
+    compiler = OF_TPUS if chip.target is None else OF_GPUS
     failures: list[Exception] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
 
         def compile_all() -> None:
             try:
-                lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-            except jax.errors.JaxRuntimeError as failure:
+                lowered.compile({**compiler.options, "xla_dump_to": name, "xla_dump_hlo_as_text": True})
+            except Exception as failure:
                 failures.append(failure)
 
         compiling = threading.Thread(target=compile_all, daemon=True)
         compiling.start()
-        while compiling.is_alive() and not any(Path(folder).glob(ASSIGNED)):
+        while compiling.is_alive() and not compiler.is_done(folder):
             compiling.join(timeout=0.5)
-        if failures:
+        if failures and not compiler.is_done(folder):
             if (shortfall := missing_memory(str(failures[0]), chip)) is None:
                 raise failures[0]
             raise does_not_fit(shortfall, chip) from None
-        program = CompiledProgram.read(Path(folder))
+        program = compiler.read(folder)
     LOG.info("compiled in %.0f s, except for machine code", time.perf_counter() - start)
     if (shortfall := program.memory - chip.memory) > 0:
         raise does_not_fit(shortfall / GIB, chip)
@@ -86,9 +111,10 @@ def compile_for(chip: Chip, lowered: jax.stages.Lowered) -> CompiledProgram:
 
 def does_not_fit(shortfall: float, chip: Chip) -> ConfigError:
     """Returns the error for a program that needs more memory than a chip has; `shortfall` is in GiB."""
+    taken = "" if chip.target is None else f"; JAX takes {JAX_TAKES:.0%} of a GPU's, XLA_CLIENT_MEM_FRACTION=.9 more"
     return ConfigError(
-        f"the step does not fit: {shortfall:.2f} GiB more than the {chip.memory / GIB:.2f} GiB of a chip; smaller "
-        "batches, optimizer.accumulation, remat or a larger mesh.fsdp may help"
+        f"the program does not fit: {shortfall:.2f} GiB more than the {chip.memory / GIB:.2f} GiB of a chip; smaller "
+        f"batches, optimizer.accumulation, remat or a larger mesh.fsdp may help{taken}"
     )
 
 

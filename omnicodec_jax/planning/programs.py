@@ -1,8 +1,6 @@
-"""The programs that can be planned: a function for each, which lowers it for chips that need not exist and plans it.
+"""The plans of training: a function for each step, which lowers it for chips that need not exist and plans it.
 
-    omnicodec plan --config released_12hz --topology v5e:4x4 --clips-per-chip 6
-
-To plan another program, add a function here.
+omnicodec plan --config released_12hz --topology v5e:4x4 --clips-per-chip 6
 """
 
 import dataclasses
@@ -42,19 +40,20 @@ def plan_training(config: Config, topology: str, clips_per_chip: int) -> StepPla
 
     Args:
         config: The run.
-        topology: The chips, such as v5e:4x4.
+        topology: The chips, such as v5e:4x4 or a100:8.
         clips_per_chip: The batch is this times the number of chips.
 
     Raises:
         ConfigError: For a topology that does not exist, or a step that does not fit.
     """
-    chip, devices = Topology.parse(topology)
+    found = Topology.parse(topology)
+    devices = found.devices
     data = dataclasses.replace(config.data, batch_size=clips_per_chip * len(devices))
     config = dataclasses.replace(config, data=data)
     LOG.info("%s on %d devices, %d clips a step", topology, len(devices), data.batch_size)
     lowered = lower_training_step(config, sharding.make_mesh(config.run.mesh, devices))
     seconds_of_audio = clips_per_chip * data.segment_samples / config.codec.sample_rate
-    return StepPlan.from_program(compile_for(chip, lowered), chip, seconds_of_audio)
+    return StepPlan.from_program(compile_for(found.chip, lowered), found, seconds_of_audio)
 
 
 def lower_training_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
@@ -104,7 +103,7 @@ def plan_language_model(config: PerplexityConfig, topology: str) -> StepPlan:
 
     Raises ConfigError as `plan_training` does.
     """
-    chip, devices = Topology.parse(topology)
-    lowered = language_model_training.lower_step(config, sharding.make_mesh(config.mesh, devices))
-    seconds_of_audio = config.batch_size * config.window_frames / FRAME_RATE / len(devices)
-    return StepPlan.from_program(compile_for(chip, lowered), chip, seconds_of_audio)
+    found = Topology.parse(topology)
+    lowered = language_model_training.lower_step(config, sharding.make_mesh(config.mesh, found.devices))
+    seconds_of_audio = config.batch_size * config.window_frames / FRAME_RATE / len(found.devices)
+    return StepPlan.from_program(compile_for(found.chip, lowered), found, seconds_of_audio)

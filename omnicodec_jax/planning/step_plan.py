@@ -1,10 +1,16 @@
 """The plan of a step: the memory, operations and traffic that it needs on one chip, and the time they take at best."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from omnicodec_jax.planning import hlo
-from omnicodec_jax.planning.chips import GIB, Chip
+from omnicodec_jax.planning.chips import Topology
 from omnicodec_jax.planning.compiling import CompiledProgram
+from omnicodec_jax.planning.speeds import GIB, Chip
+from omnicodec_jax.planning.totals import Totals, totals
+
+UNTUNED = """\
+NVIDIA's libraries choose their algorithms on the device: memory that their convolutions work in comes on top
+"""
 
 
 class StepPlan(NamedTuple):
@@ -15,20 +21,28 @@ class StepPlan(NamedTuple):
     """Bytes of state, batch and frozen networks."""
     temporaries: int
     """Bytes of activations, and of results that do not take the place of an argument. Machine code does not count."""
-    totals: hlo.Totals
+    totals: Totals
     seconds_of_audio: float
     """Audio that a chip processes in a step."""
+    per_host: int = 1
+    """How many chips reach each other without the network between hosts."""
 
     @classmethod
-    def from_program(cls, program: CompiledProgram, chip: Chip, seconds_of_audio: float) -> "StepPlan":
+    def from_program(cls, program: CompiledProgram, topology: Topology, seconds_of_audio: float) -> "StepPlan":
         """Returns the plan of a compiled step."""
-        temporaries = program.memory - program.arguments
-        return cls(chip, program.arguments, temporaries, hlo.totals(program.text), seconds_of_audio)
+        temporaries, counts = program.memory - program.arguments, totals(program.text)
+        return cls(topology.chip, program.arguments, temporaries, counts, seconds_of_audio, topology.per_host)
+
+    @property
+    def memory(self) -> int:
+        """Bytes on a chip."""
+        return self.arguments + self.temporaries
 
     @property
     def compute_seconds(self) -> float:
         """The time that the operations take at full speed."""
-        return self.totals.flops / self.chip.flops
+        counts = self.totals.operations.items()
+        return sum((count / self.chip.speeds[arithmetic] for arithmetic, count in counts), 0.0)
 
     @property
     def memory_seconds(self) -> float:
@@ -36,21 +50,52 @@ class StepPlan(NamedTuple):
         return self.totals.bytes_accessed / self.chip.bandwidth
 
     @property
+    def exchange_seconds(self) -> float:
+        """The time that the exchanges with other chips take at full speed."""
+        exchanges = self.totals.exchanges.items()
+        return sum((times * each.seconds(self.chip, self.per_host) for each, times in exchanges), 0.0)
+
+    @property
     def step_seconds(self) -> float:
-        """The roofline: no step is faster than its operations, nor faster than its memory traffic."""
-        return max(self.compute_seconds, self.memory_seconds)
+        """The roofline: no step is faster than its operations, its memory traffic, or its exchanges."""
+        return max(self.compute_seconds, self.memory_seconds, self.exchange_seconds)
+
+    @property
+    def bound_by(self) -> str:
+        """What takes longest."""
+        times = {"compute": self.compute_seconds, "memory": self.memory_seconds, "exchanges": self.exchange_seconds}
+        return max(times, key=lambda name: times[name])
 
     def __str__(self) -> str:
-        total, bound = self.arguments + self.temporaries, self.step_seconds
-        by = "memory" if bound > self.compute_seconds else "compute"
-        kinds = ", ".join(f"{kind} {size / 1e9:.3f} GB" for kind, size in sorted(self.totals.collectives.items()))
+        bound, kinds = self.step_seconds, sorted(self.totals.collectives.items())
+        exchanged = ", ".join(f"{kind} {size / 1e9:.3f} GB" for kind, size in kinds)
         share = sum(self.totals.collectives.values()) / max(1, self.totals.bytes_accessed)
+        arithmetic = ", ".join(f"{name} {count / 1e12:.3g}" for name, count in sorted(self.totals.operations.items()))
         return f"""per chip
   arguments       {self.arguments / GIB:8.2f} GiB
   temporaries     {self.temporaries / GIB:8.2f} GiB
-  total           {total / GIB:8.2f} GiB of {self.chip.memory / GIB:.2f}
-  FLOPs           {self.totals.flops / 1e12:8.2f} T, {1e3 * self.compute_seconds:.0f} ms
+  total           {self.memory / GIB:8.2f} GiB of {self.chip.memory / GIB:.2f}
+  FLOPs           {self.totals.flops / 1e12:8.2f} T ({arithmetic}), {1e3 * self.compute_seconds:.0f} ms
   bytes accessed  {self.totals.bytes_accessed / 1e9:8.1f} GB, {1e3 * self.memory_seconds:.0f} ms
-  collectives     {kinds or "none"}: {share:.2%} of the bytes accessed
-roofline          {1e3 * bound:8.0f} ms a step, bound by {by}; {self.seconds_of_audio * 24 / bound:.0f} hours of audio \
-a day and chip"""
+  collectives     {exchanged or "none"}: {share:.2%} of the bytes accessed, {1e3 * self.exchange_seconds:.1f} ms
+{"" if self.chip.target is None else UNTUNED}\
+roofline          {1e3 * bound:8.1f} ms a step, bound by {self.bound_by}; {self.seconds_of_audio / bound:.0f} x real \
+time, {self.seconds_of_audio * 24 / bound:.0f} hours of audio a day and chip"""
+
+
+def table(plans: Mapping[str, StepPlan]) -> str:
+    """Returns a table of programs that a chip runs for the same audio, and how fast it is with all of them.
+
+    The audio of a step may differ from program to program: what counts is the time for a second of audio.
+    """
+    chip = next(iter(plans.values())).chip
+    lines = [f"{'':24}{'GiB':>7}{'TFLOP':>9}{'GB':>9}{'ms':>9}  bound by{'x real time':>15}"]
+    for name, plan in plans.items():
+        ms, speed = 1e3 * plan.step_seconds, plan.seconds_of_audio / plan.step_seconds
+        counts = f"{plan.totals.flops / 1e12:9.3f}{plan.totals.bytes_accessed / 1e9:9.2f}{ms:9.2f}"
+        lines.append(f"{name:24}{plan.memory / GIB:7.2f}{counts}  {plan.bound_by:8}{speed:15.0f}")
+    fastest = 1 / sum(plan.step_seconds / plan.seconds_of_audio for plan in plans.values())
+    needed = sum(plan.arguments for plan in plans.values()) + max(plan.temporaries for plan in plans.values())
+    memory = f"{needed / GIB:.2f} GiB of {chip.memory / GIB:.2f}"
+    lines.append(f"{memory}; {fastest:.0f} x real time at best, {24 * fastest:.0f} hours of audio a day and chip")
+    return "\n".join([*lines, *([] if chip.target is None else [UNTUNED.strip()])])

@@ -1,0 +1,153 @@
+"""The plan of tokenizing: each program that a chip runs to turn audio into tokens, as the tokenizer calls it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from omnicodec_jax import dsp, lanes, semantic
+from omnicodec_jax.blocks import encode_block
+from omnicodec_jax.child_processes import Child, Children, Reported, Tell
+from omnicodec_jax.config import CodecConfig, Precision
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.planning.chips import Topology
+from omnicodec_jax.planning.compiling import compile_for
+from omnicodec_jax.planning.step_plan import StepPlan
+from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, Qwen3AuT, Qwen3AuTConfig
+
+LOG = logging.getLogger(__name__)
+
+RATE = dsp.MEL_SAMPLE_RATE
+"""Sample rate of what log-mels are made of, Hz."""
+
+
+class Work(NamedTuple):
+    """What is to be planned: the shape of a step, and what it computes in."""
+
+    codec: CodecConfig
+    rows: int
+    """Clips at once."""
+    block: int
+    """Frames of each."""
+    precision: Precision = "float32"
+    encoder_precision: Precision = "float32"
+
+
+class Program(NamedTuple):
+    """One program of a chip, and the audio that one run of it gets through."""
+
+    lower: Callable[[], jax.stages.Lowered]
+    seconds: float
+
+
+def plan_tokenization(
+    codec: CodecConfig,
+    topology: str,
+    rows: int | None = None,
+    block: int | None = None,
+    precision: Precision = "float32",
+    encoder_precision: Precision = "float32",
+) -> dict[str, StepPlan]:
+    """Returns what each program of the encoder needs on a chip, in the order in which a clip passes through them.
+
+    Args:
+        codec: The codec. Where it takes features of Qwen3-Omni's audio encoder, that is planned too.
+        topology: The chips, such as v5e:1x1. Each works by itself.
+        rows: Clips at once; None: as many as the tokenizer takes.
+        block: Frames of a block; None: as many as the tokenizer takes.
+        precision: What the codec computes in.
+        encoder_precision: What Qwen3-Omni's audio encoder computes in.
+
+    Raises:
+        ConfigError: For a topology that does not exist, or a program that does not fit.
+    """
+    devices = Topology.parse(topology).devices
+    shape = rows or lanes.ACCELERATOR_ROWS, block or lanes.ACCELERATOR_BLOCKS[0]
+    work = Work(codec, *shape, precision, encoder_precision)
+    LOG.info("%s, %d rows x %d frames", topology, *shape)
+    plans = {}
+    for name in programs(work, devices):
+        # Each in a process that ends with it, since the compiler itself cannot be stopped.
+        with Children([Child(partial(_plan, work, topology), "spawn", set_up=_set_up)]) as children:
+            for _, event in children.run([name]):
+                if isinstance(event, Reported):
+                    plans[name] = event.value
+        if name not in plans:
+            raise ConfigError(f"the compiler died of the program {name!r}: out of memory?")
+        LOG.info("%s: planned", name)
+    return plans
+
+
+def _set_up() -> None:
+    """Keeps a child process from looking for chips."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _plan(work: Work, topology: str, name: str, report: Tell) -> None:
+    """Reports the plan of one program, and ends the process."""
+    found = Topology.parse(topology)
+    program = programs(work, found.devices)[name]
+    report(StepPlan.from_program(compile_for(found.chip, program.lower()), found, program.seconds))
+    os._exit(0)
+
+
+def programs(work: Work, devices: list[Any]) -> dict[str, Program]:
+    """Returns the programs by name."""
+    return dict(_programs(work, devices[:1]))
+
+
+def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
+    codec, rows, block, *_ = work
+    model, step = OmniCodec(codec, dtype=jnp.dtype(work.precision)), partial(_step, devices=devices, rows=rows)
+    counts = _shape(rows, dtype=jnp.int32)
+    audio, frames = (_shape(rows, 1, block * codec.hop_length), counts), rows * block / codec.frame_rate
+    if (branch := codec.semantic) is None:
+        yield "codec", Program(lambda: step(model, encode_block, audio), frames)
+        return
+    hop = semantic.MEL_BLOCK * dsp.MEL_HOP
+    samples = _shape(hop + dsp.MEL_WINDOW - dsp.MEL_HOP)
+    log_mel = Program(lambda: jax.jit(dsp.log10_mel).lower(_on(SingleDeviceSharding(devices[0]), samples)), hop / RATE)
+    yield "log-mel of a clip", log_mel
+    if branch.source != "log_mel":
+        config, dtype = Qwen3AuTConfig(), jnp.dtype(work.encoder_precision)
+        window = config.window_chunks * CHUNK_FRAMES
+        mel = _shape(rows, window, config.num_mel_bins), counts, _shape(rows, dtype=jnp.bool_)
+        run = partial(step, Qwen3AuT(config, dtype), Qwen3AuT.__call__, mel, dtype=dtype)
+        yield "Qwen3-Omni's encoder", Program(run, rows * window * dsp.MEL_HOP / RATE)
+    features = (_shape(rows, block, branch.feature_dim),)
+    vectors = TOKENS_PER_CHUNK if branch.source != "log_mel" else RATE / dsp.MEL_HOP / dsp.FRAMES_PER_FEATURE
+    yield "semantic branch", Program(lambda: step(model, OmniCodec.semantic_hidden, features), rows * block / vectors)
+    hidden = _shape(rows, block, codec.dimension)
+    yield "codec", Program(lambda: step(model, encode_block, (*audio, hidden)), frames)
+
+
+def _step(
+    model: Any, method: Any, inputs: tuple[Any, ...], devices: list[Any], rows: int, dtype: Any = jnp.float32
+) -> jax.stages.Lowered:
+    """Returns the step of all rows of a chip, lowered from shapes as `ContinuousBatcher` calls it."""
+    mesh = lanes.mesh_of(devices)
+    step = lanes.batch_step(model, method, mesh)
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+    variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), variables)
+    marks = _shape(rows, dtype=jnp.bool_)
+    state = jax.eval_shape(step.on_one_device, variables, {}, marks, marks, *inputs)[1]
+    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("rows",)))
+    held = _on(everywhere, variables)
+    on_all_devices: Any = step.on_all_devices
+    return on_all_devices.lower(held, *_on(split, (state, marks, marks, *inputs)))
+
+
+def _shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(axes, dtype)
+
+
+def _on(sharding: Any, tree: Any) -> Any:
+    """Returns shapes with a sharding."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

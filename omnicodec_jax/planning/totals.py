@@ -1,0 +1,86 @@
+"""Counts what a compiled program does, from its text: operations, memory traffic and exchanges between chips."""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from omnicodec_jax.planning import collectives, hlo
+from omnicodec_jax.planning.collectives import Collective
+from omnicodec_jax.planning.hlo import Computations, Instruction, num_bytes
+from omnicodec_jax.planning.operations import operations
+from omnicodec_jax.planning.speeds import Arithmetic
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
+"""Operations that read and write no memory themselves."""
+
+
+class Totals(NamedTuple):
+    """The counts of one run of a program on one device."""
+
+    operations: Counter[Arithmetic]
+    """Operations of matrix products and convolutions. A multiplication with its addition counts as 2."""
+    bytes_accessed: int
+    """Bytes that are read from memory and written to it. What stays in on-chip memory does not count."""
+    exchanges: Counter[Collective]
+    """How often each exchange between chips takes place."""
+
+    @property
+    def flops(self) -> int:
+        """The operations of all kinds of arithmetic."""
+        return self.operations.total()
+
+    @property
+    def collectives(self) -> dict[str, int]:
+        """Bytes by kind of exchange. What counts is the larger of its operands and its result."""
+        return collectives.by_kind(self.exchanges)
+
+
+def totals(text: str) -> Totals:
+    """Returns what a program does, from its `compiled.as_text()`."""
+    computations, entry = hlo.parse(text)
+    found: Counter[Arithmetic] = Counter()
+    exchanges: Counter[Collective] = Counter()
+    hidden: set[Collective] = set()
+    moved = 0
+    for computation, instruction, times in hlo.running(computations, entry):
+        for arithmetic, count in operations(computations, computation, instruction).items():
+            found[arithmetic] += times * count
+        for collective in collectives.collectives(computations, computation, instruction):
+            if instruction.op == "fusion":  # an exchange that runs behind several fusions is in each of them
+                if collective in hidden:
+                    continue
+                hidden.add(collective)
+            exchanges[collective] += times
+        if instruction.op not in FREE and not instruction.op.endswith("-done"):
+            moved += times * _moved(computations, hlo.operand_types(computation, instruction), instruction)
+    return Totals(found, moved, exchanges)
+
+
+def _moved(computations: Computations, operands: list[str], instruction: Instruction) -> int:
+    """Returns the bytes that an instruction reads from memory and writes to it."""
+    read = [num_bytes(operand, on_chip=False) for operand in operands]
+    written = num_bytes(_without_workspace(instruction), on_chip=False)
+    if instruction.op in ("slice", "dynamic-slice"):
+        return (num_bytes(instruction.type) if read[0] else 0) + written
+    if instruction.op == "dynamic-update-slice":
+        return read[1] + (num_bytes(operands[1]) if written else 0)
+    if instruction.op.endswith("-start"):
+        return written
+    for fused in map(computations.__getitem__, instruction.called if instruction.op == "fusion" else []):
+        operands_of = [(user, user.operands) for user in fused.values()]
+        for name, parameter in fused.items():
+            if parameter.op != "parameter" or not read[int(parameter.arguments)]:
+                continue
+            users = [user for user, used in operands_of if name in used]
+            if all(user.op in ("slice", "dynamic-slice") for user in users):
+                read[int(parameter.arguments)] = sum(num_bytes(user.type) for user in users)
+            elif all(user.op == "dynamic-update-slice" and user.operands[0] == name for user in users):  # in place
+                read[int(parameter.arguments)] = 0
+                written -= num_bytes(parameter.type) - sum(num_bytes(fused[user.operands[1]].type) for user in users)
+    return sum(read) + max(0, written)
+
+
+def _without_workspace(instruction: Instruction) -> str:
+    """Returns the type of a result without the workspace that a call of one of NVIDIA's libraries returns beside it."""
+    is_call = instruction.op == "custom-call" and re.search(r'target="__cu(dnn|blas)', instruction.attributes)
+    return re.sub(r", [su]8\[\d+\](\{[^{}]*\})?\)$", ")", instruction.type) if is_call else instruction.type
