@@ -305,6 +305,13 @@ def test_tokenizing_is_every_program_that_a_clip_passes_through(recipe, names):
         assert programs["Qwen3-Omni's encoder"].seconds == 64 * 8
 
 
+@pytest.mark.parametrize("options", [{"rows": 0}, {"block": -1}])
+def test_step_without_clips_is_refused(options):
+    ((name, count),) = options.items()
+    with pytest.raises(ConfigError, match=f"^--{name} {count}: must be 1 or more$"):
+        tokenization.plan_tokenization(config_files.load("demo").codec, "a100:1", **options)
+
+
 def test_tokens_of_a_language_model_are_not_planned():
     with pytest.raises(UsageError, match="--what tokenizing: --config language_model is a language model"):
         plan(config="language_model", topology="a100:1", what="tokenizing", settings=PerplexityConfig())

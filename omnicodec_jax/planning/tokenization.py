@@ -66,8 +66,11 @@ def plan_tokenization(
         encoder_precision: What Qwen3-Omni's audio encoder computes in.
 
     Raises:
-        ConfigError: For a topology that does not exist, or a program that does not fit.
+        ConfigError: For a topology that does not exist, a step without clips, or a program that does not fit.
     """
+    for name, count in (("rows", rows), ("block", block)):
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name} {count}: must be 1 or more")
     devices = Topology.parse(topology).devices
     shape = rows or lanes.ACCELERATOR_ROWS, block or lanes.ACCELERATOR_BLOCKS[0]
     work = Work(codec, *shape, precision, encoder_precision)
