@@ -70,7 +70,9 @@ class Run:
             self.batch["features"] = jnp.asarray(rng.standard_normal(shape, np.float32))
         self.frozen = FrozenVariables(wavlm=None if wavlm is None else random_variables(WavLM(wavlm), rng))
         discriminators = random_variables(Discriminators(config.discriminators), rng)["params"]
-        self.state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
+        state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
+        # A step gives its state away, and the moving average of the parameters begins as the parameters themselves.
+        self.state = jax.tree.map(jnp.copy, state)
 
     def cases(self) -> Iterator[tuple[str, Case, float]]:
         """Yields name, function and GFLOP of the step, then of each of its parts by itself, compiling each in turn."""

@@ -51,6 +51,28 @@ def test_upsampler_is_that_of_numpy():
     assert float(sameness.upsampler(SMALL, Path()).here.split()[2]) < 1e-6
 
 
+@pytest.fixture
+def golden(monkeypatch, tmp_path) -> SimpleNamespace:
+    """One golden step with one loss, which is off by a thousandth here."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    data = SimpleNamespace(DIRECTORY=tmp_path, load=lambda: SimpleNamespace(steps=[{"msspec": 30.0}]))
+    ours = SimpleNamespace(metrics=[{"mel": 2.002}])
+    steps = SimpleNamespace(TERMS={"mel": "msspec"}, WEIGHTED={"mel": 15}, run=lambda: ours)
+    monkeypatch.setitem(sys.modules, "golden", data)
+    monkeypatch.setitem(sys.modules, "test_golden_steps", steps)
+    return data
+
+
+def test_golden_steps_are_compared_loss_by_loss(golden):
+    assert sameness.golden_steps(SMALL, Path()).here == "losses off by up to 1.0e-03 (mel, step 0)"
+
+
+def test_golden_steps_need_their_data(golden):
+    golden.DIRECTORY /= "absent"
+    with pytest.raises(FileNotFoundError, match="no golden data in .*absent"):
+        sameness.golden_steps(SMALL, Path())
+
+
 def failing(monkeypatch, **reasons: str) -> None:
     """Rows that are measured, but for those with a reason."""
 
@@ -64,10 +86,10 @@ def failing(monkeypatch, **reasons: str) -> None:
 
 
 def test_a_row_that_fails_says_why_and_the_others_stand(monkeypatch, capsys):
-    failing(monkeypatch, step_24="RESOURCE_EXHAUSTED: Out of memory", golden="FileNotFoundError: no golden data in x")
+    failing(monkeypatch, step_24="RESOURCE_EXHAUSTED: 90 | 80 GiB", golden="FileNotFoundError: no golden data in x")
     assert accelerator.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| step_24 | failed: RESOURCE_EXHAUSTED: Out of memory |  |" in lines
+    assert r"| step_24 | failed: RESOURCE_EXHAUSTED: 90 \| 80 GiB |  |" in lines
     assert "| golden | failed: FileNotFoundError: no golden data in x |  |" in lines
     assert "| step_6 | 1 | 2 |" in lines
     assert len(lines) == 4 + len(accelerator.rows(Settings()))

@@ -84,7 +84,8 @@ def main(
         for name in named:
             found = measured(name, small, model, timeout)
             failed += found.here.startswith("failed")
-            print(f"| {' | '.join(found)} |", flush=True)
+            cells = (cell.replace("|", r"\|") for cell in found)
+            print(f"| {' | '.join(cells)} |", flush=True)
     return int(failed == len(named))
 
 
