@@ -189,6 +189,16 @@ def soxr_filters(source: int, target: int) -> tuple[np.ndarray, int]:
     return filters, reach
 
 
+def whole_periods(source: int, target: int) -> tuple[int, int]:
+    """Returns how many samples a step of a resampler takes and makes: a whole number of periods, of some 32 phases.
+
+    The kernel is mostly zeros then, yet ten times as fast as one of two or three phases.
+    """
+    divisor = math.gcd(source, target)
+    periods = max(1, 32 * divisor // target)
+    return periods * source // divisor, periods * target // divisor
+
+
 def resample(
     samples: Float[Array, "*B T"], source: int, target: int, filters: Filters = sinc_filters
 ) -> Float[Array, "*B N"]:
@@ -204,11 +214,7 @@ def resample(
     """
     if source == target:
         return samples
-    divisor = math.gcd(source, target)
-    # A step makes several periods, about 32 phases. The kernel is mostly zeros then, yet ten times as fast as one of
-    # two or three phases.
-    periods = max(1, 32 * divisor // target)
-    source, target = periods * source // divisor, periods * target // divisor
+    source, target = whole_periods(source, target)
     kernel, reach = filters(source, target)
     resampled = jax.lax.conv_general_dilated(
         samples.reshape(-1, samples.shape[-1], 1),

@@ -31,6 +31,7 @@ CONVERTERS = {
     "wavlm": "omnicodec convert wavlm",
     "mimi": "omnicodec convert mimi",
     "qwen3_omni": "omnicodec convert qwen3-aut",
+    "omnicodec": "omnicodec convert from-torch",
 }
 """What converts checkpoints of transformers, by the beginning of the model_type in their config.json."""
 PYTORCH = (".pth", ".pt", ".ckpt", ".bin")

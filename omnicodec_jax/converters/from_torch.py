@@ -1,6 +1,7 @@
 """Converts a PyTorch checkpoint of the reference implementation to a model directory.
 
 omnicodec convert from-torch --checkpoint omnicodec.pth --config released_12hz --out models/omnicodec
+omnicodec convert from-torch --checkpoint models/torch --out models/omnicodec
 
 Discriminators are needed to train on. Their place is a folder in the model directory:
 
@@ -8,38 +9,63 @@ omnicodec convert from-torch --checkpoint discriminators.pth --discriminators --
     --out models/omnicodec/discriminators
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators as reference_discriminators
-from omnicodec_jax.converters import reference
+from omnicodec_jax.converters import pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, name_groups, read_state_dict, unwrap
 
 
-def main(checkpoint: Path, config: Path, out: Path, discriminators: bool = False, part: str | None = None) -> None:
+def main(
+    checkpoint: Path, out: Path, config: Path | None = None, discriminators: bool = False, part: str | None = None
+) -> None:
     """Convert a PyTorch checkpoint of OmniCodec.
 
     Args:
-        checkpoint: .pth or .safetensors file: a state dict, or anything that holds one, as Lightning's checkpoints do.
-        config: Recipe or config file that it was trained with, or the reference's own YAML file.
+        checkpoint: .pth or .safetensors file: a state dict, or anything that holds one, as Lightning's checkpoints do;
+            or a directory that to-torch has written, or the model there has saved: its discriminators come along.
         out: Model directory to write.
+        config: Recipe or config file that it was trained with, or the reference's own YAML file. A directory has its
+            own.
         discriminators: It is a checkpoint of the discriminators.
         part: Where the checkpoint holds the model more than once, which to take, such as "ema".
     """
+    if checkpoint.is_dir() and (checkpoint / model_directory.CONFIG).is_file():
+        if config is not None or discriminators or part is not None:
+            raise ConversionError(f"{checkpoint}: says itself what it is; leave out --config, --discriminators, --part")
+        network, tensors = pytorch_model.load(checkpoint)
+        beside = pytorch_model.load_discriminators(checkpoint)
+        if beside is not None:
+            _convert(checkpoint, *beside, reference_discriminators, out / pytorch_model.DISCRIMINATORS)
+        _convert(checkpoint, network, tensors, reference, out)
+        return
     tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference
+    if config is None:
+        raise ConversionError(f"{checkpoint}: does not say what it is; give the --config that it was trained with")
     network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
+    _convert(checkpoint, network, tensors, kind, out, part)
+
+
+def _convert(
+    checkpoint: Path, network: Any, tensors: Mapping[str, np.ndarray], kind: Any, out: Path, part: str | None = None
+) -> None:
+    """Converts a state dict of the codec, or of its discriminators, to a model directory."""
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in kind.key_table(network)], part)
         variables = kind.from_state_dict(state_dict, network)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint}: {error}") from None
     model_directory.save(out, network, variables)
-    dropped = [] if discriminators else [key for key in state_dict if key.startswith(reference.DROPPED)]
+    dropped = [key for key in state_dict if key.startswith(reference.DROPPED)] if kind is reference else []
     count, digest = len(state_dict) - len(dropped), model_directory.model_hash(network, variables)
-    print(f"{out}: {count} tensors, {'discriminators' if discriminators else 'model'} {digest}")
+    print(f"{out}: {count} tensors, {'model' if kind is reference else 'discriminators'} {digest}")
     if left_out := left_out + dropped:
         print(f"left out on purpose: {name_groups(left_out)}")
 

@@ -1,16 +1,25 @@
-"""Converts a model directory, or its discriminators, to a state dict of the PyTorch reference implementation.
+"""Converts a model directory, or its discriminators, for PyTorch.
 
+omnicodec convert to-torch --model models/omnicodec --out models/torch
 omnicodec convert to-torch --model models/omnicodec --out omnicodec.pth
 omnicodec convert to-torch --model models/omnicodec/discriminators --out discriminators.pth
+
+A directory is a model that transformers runs. A file is a bare state dict for the reference implementation.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
-from omnicodec_jax.converters import discriminators, reference
+from omnicodec_jax.converters import discriminators, pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
 from omnicodec_jax.files import rewriting
+
+PYTORCH = (".pth", ".pt")
+SUFFIXES = (*PYTORCH, ".safetensors")
 
 
 def main(model: Path, out: Path) -> None:
@@ -18,25 +27,39 @@ def main(model: Path, out: Path) -> None:
 
     Args:
         model: Model directory or hub id of an OmniCodec, or the folder of its discriminators.
-        out: .pth or .safetensors file to write: a bare state dict.
+        out: Directory to write, for transformers; or a .pth or .safetensors file: a bare state dict.
     """
-    config, variables = model_directory.load(model_directory.resolve(model))
-    if isinstance(config, CodecConfig):
-        state_dict, dropped = reference.to_state_dict(variables, config), reference.DROPPED
-    elif isinstance(config, DiscriminatorConfig):
-        state_dict, dropped = discriminators.to_state_dict(variables, config), ()
-    else:
+    directory = model_directory.resolve(model)
+    config, variables = model_directory.load(directory)
+    if not isinstance(config, CodecConfig | DiscriminatorConfig):
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
-    with rewriting(out) as path:
-        if out.suffix == ".safetensors":
+    if out.suffix in SUFFIXES:
+        kind = reference if isinstance(config, CodecConfig) else discriminators
+        state_dict = kind.to_state_dict(variables, config)
+        _write(out, state_dict)
+        print(f"{out}: {len(state_dict)} tensors")
+    elif out.suffix in model_directory.PYTORCH or out.is_file():
+        raise ConversionError(f"{out}: must be a directory, or end in {', '.join(SUFFIXES)}")
+    elif isinstance(config, DiscriminatorConfig):
+        raise ConversionError(f"{out}: discriminators go to a file that ends in {', '.join(SUFFIXES)}")
+    else:
+        _write(out / pytorch_model.CHECKPOINT, reference.to_state_dict(variables, config))
+        if (directory / pytorch_model.DISCRIMINATORS / model_directory.CONFIG).is_file():
+            beside = model_directory.load(directory / pytorch_model.DISCRIMINATORS)
+            pytorch_model.save_discriminators(out, *beside)
+        count = pytorch_model.save(out, config, variables)
+        print(f"{out}: {count} tensors; AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True) loads them")
+    if isinstance(config, CodecConfig):
+        print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in reference.DROPPED))
+
+
+def _write(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dict as PyTorch or safetensors do, by the suffix."""
+    with rewriting(path) as temporary:
+        if path.suffix in PYTORCH:
+            torch = import_torch()
+            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, temporary)
+        else:
             from safetensors.numpy import save_file
 
-            save_file(state_dict, path)
-        elif out.suffix in (".pth", ".pt"):
-            torch = import_torch()
-            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, path)
-        else:
-            raise ConversionError(f"{out}: must end in .pth, .pt or .safetensors")
-    print(f"{out}: {len(state_dict)} tensors")
-    if dropped:
-        print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in dropped))
+            save_file(dict(state_dict), temporary)

@@ -1,0 +1,184 @@
+"""The model of `converters/pytorch` with our weights: in memory, and as a directory that transformers reads.
+
+The weights have the authors' keys. A directory holds, beside config.json and model.safetensors, the code of the model,
+so that `AutoModel.from_pretrained(directory, trust_remote_code=True)` needs torch and transformers alone.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from omnicodec_jax import dsp, model_directory
+from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.converters import discriminators, reference
+from omnicodec_jax.converters.tensors import ConversionError, import_torch, read_state_dict
+from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.files import rewriting
+
+CODE = Path(__file__).parent / "pytorch"
+FILES = ("configuration_omnicodec.py", "feature_extraction_omnicodec.py", "modeling_omnicodec.py")
+"""The files of code in a directory."""
+CHECKPOINT = "omnicodec.pth"
+"""The checkpoint in a directory for the authors' own program, which reads no safetensors."""
+PREPROCESSOR = "preprocessor_config.json"
+DISCRIMINATORS = "discriminators"
+"""The name of the discriminators in a directory: .json their config, .safetensors their weights."""
+CLASSES = {"AutoConfig": "configuration_omnicodec.OmniCodecConfig", "AutoModel": "modeling_omnicodec.OmniCodecModel"}
+EXTRACTOR = {"AutoFeatureExtractor": "feature_extraction_omnicodec.OmniCodecFeatureExtractor"}
+
+NAMES = {
+    "sampling_rate": "sample_rate",
+    "hidden_size": "dimension",
+    "num_filters": "seanet.n_filters",
+    "num_residual_layers": "seanet.n_residual_layers",
+    "upsampling_ratios": "seanet.ratios",
+    "kernel_size": "seanet.kernel_size",
+    "residual_kernel_size": "seanet.residual_kernel_size",
+    "last_kernel_size": "seanet.last_kernel_size",
+    "dilation_growth_rate": "seanet.dilation_base",
+    "compress": "seanet.compress",
+    "num_hidden_layers": "transformer.num_layers",
+    "num_attention_heads": "transformer.num_heads",
+    "intermediate_size": "transformer.dim_feedforward",
+    "sliding_window": "transformer.context",
+    "rope_theta": "transformer.max_period",
+    "layer_scale_initial_scale": "transformer.layer_scale",
+    "semantic_source": "semantic.source",
+    "semantic_feature_dim": "semantic.feature_dim",
+    "semantic_codebook_size": "semantic.codebook_size",
+    "semantic_codebook_dim": "semantic.codebook_dim",
+    "num_acoustic_quantizers": "acoustic.num_quantizers",
+    "codebook_size": "acoustic.codebook_size",
+    "codebook_dim": "acoustic.codebook_dim",
+    "codebook_epsilon": "codebook.epsilon",
+    "use_adapter_1": "adapter_1",
+    "wavlm_dim": "wavlm_dim",
+    "input_peak": "input_peak",
+}
+"""The options of `OmniCodecConfig`, and the places of ours that they stand for."""
+SEMANTIC_COUNT = "num_semantic_quantizers"
+"""The option that says whether there is a semantic branch."""
+FOR_TRAINING = "training_options"
+"""The option that holds, by our names, those that only training here knows."""
+FRONT_END = "log_mel."
+"""What stands before the names of filters, which are no weights."""
+
+
+def config_to_transformers(config: CodecConfig) -> dict[str, Any]:
+    """Returns the options of `OmniCodecConfig` for a config of ours."""
+    values = dict(_leaves(dataclasses.asdict(config)))
+    options = {theirs: values.pop(ours) for theirs, ours in NAMES.items() if ours in values}
+    options[SEMANTIC_COUNT] = int(config.semantic is not None)
+    values.pop("semantic", None)
+    return options | {FOR_TRAINING: values}
+
+
+def config_from_transformers(options: Mapping[str, Any], where: str) -> CodecConfig:
+    """Returns our config for the options in a config.json. Raises ConfigError that names `where`."""
+    values: dict[str, Any] = {}
+    named = {ours: options[theirs] for theirs, ours in NAMES.items() if theirs in options}
+    for name, value in (named | dict(options.get(FOR_TRAINING, {}))).items():
+        section, _, field = name.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[field] = value
+    if not options.get(SEMANTIC_COUNT, 1):
+        values["semantic"] = None
+    return config_files.from_dict({"model_type": "omnicodec", **values}, {"omnicodec": CodecConfig}, where)
+
+
+def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values in nested dicts with their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def state_dict(config: CodecConfig, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the state dict of `OmniCodecModel`: the authors' one, and the filters of the log-mel."""
+    tensors = reference.to_state_dict(variables, config)
+    if config.semantic is None:
+        return tensors
+    filters = dsp.mel_filterbank(dsp.MEL_SAMPLE_RATE, dsp.MEL_WINDOW, dsp.MEL_BINS)
+    tensors[f"{FRONT_END}filters"] = np.ascontiguousarray(filters)
+    if config.sample_rate != dsp.MEL_SAMPLE_RATE:
+        kernel, _ = dsp.soxr_filters(*dsp.whole_periods(config.sample_rate, dsp.MEL_SAMPLE_RATE))
+        tensors[f"{FRONT_END}resampler"] = np.ascontiguousarray(kernel[:, 0])
+    return tensors
+
+
+def build(config: CodecConfig, variables: Mapping[str, Any]) -> Any:
+    """Makes an `OmniCodecModel` with the weights of our variables, in float32 and for inference."""
+    torch = import_torch()
+    from omnicodec_jax.converters.pytorch.configuration_omnicodec import OmniCodecConfig
+    from omnicodec_jax.converters.pytorch.modeling_omnicodec import OmniCodecModel
+
+    model = OmniCodecModel(OmniCodecConfig(**config_to_transformers(config)))
+    tensors = {key: torch.tensor(value) for key, value in state_dict(config, variables).items()}
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+# -- Directories
+
+
+def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any]) -> int:
+    """Writes a directory, config.json last, so that it marks a complete one. Returns the number of tensors."""
+    tensors = state_dict(config, variables)
+    with rewriting(directory / model_directory.WEIGHTS) as path:
+        save_file(tensors, path, {"format": "pt"})
+    for name in FILES:
+        with rewriting(directory / name) as path:
+            path.write_bytes((CODE / name).read_bytes())
+    extractor = {"feature_extractor_type": "OmniCodecFeatureExtractor", "auto_map": EXTRACTOR}
+    extractor |= {"sampling_rate": config.sample_rate, "input_peak": config.input_peak}
+    described = {"architectures": ["OmniCodecModel"], "auto_map": CLASSES, "model_type": "omnicodec"}
+    described |= {"dtype": "float32", **config_to_transformers(config)}
+    for name, values in ((PREPROCESSOR, extractor), (model_directory.CONFIG, described)):
+        with rewriting(directory / name) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n")
+    return len(tensors)
+
+
+def save_discriminators(directory: Path, config: DiscriminatorConfig, variables: Mapping[str, Any]) -> None:
+    """Writes discriminators with the authors' keys into a directory of `save`, and their config."""
+    with rewriting(directory / f"{DISCRIMINATORS}.safetensors") as path:
+        save_file(discriminators.to_state_dict(variables, config), path, {"format": "pt"})
+    with rewriting(directory / f"{DISCRIMINATORS}.json") as path:
+        path.write_text(model_directory.to_json(config))
+
+
+def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:
+    """Reads config and state dict of a directory that `save`, or `save_pretrained` of the model there, has written.
+
+    Raises:
+        ConversionError: If files are missing or cannot be read, or it is the directory of another model.
+        ConfigError: If the config is none of an OmniCodec.
+    """
+    path = directory / model_directory.CONFIG
+    try:
+        options = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(options, dict) or options.get("model_type") != "omnicodec" or SEMANTIC_COUNT not in options:
+        raise ConversionError(f"{directory}: not what omnicodec convert to-torch has written")
+    tensors = read_state_dict(directory / model_directory.WEIGHTS)
+    weights = {key: value for key, value in tensors.items() if not key.startswith(FRONT_END)}
+    return config_from_transformers(options, str(path)), weights
+
+
+def load_discriminators(directory: Path) -> tuple[DiscriminatorConfig, dict[str, np.ndarray]] | None:
+    """Reads config and state dict of a directory's discriminators; None: it has none. Raises as `load` does."""
+    path = directory / f"{DISCRIMINATORS}.json"
+    if not path.is_file():
+        return None
+    config = model_directory.from_json(path.read_text(), str(path))
+    if not isinstance(config, DiscriminatorConfig):
+        raise ConfigError(f"{path}: not the config of discriminators")
+    return config, read_state_dict(path.with_suffix(".safetensors"))
