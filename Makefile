@@ -77,7 +77,7 @@ $(VENV)/.run: $(BIN)/uv requirements.txt requirements.lock pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(INSTALL) --editable '.[dev,torch,ray]'
+	$(INSTALL) --editable '.[dev,torch,onnx,ray]'
 	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
 	$(INSTALL) --editable '.[plan]' || echo "tests that need the compilers of TPUs and GPUs are skipped"
 	touch $@

@@ -10,7 +10,7 @@ from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
-from omnicodec_jax.errors import AudioError, ConfigError
+from omnicodec_jax.errors import AudioError, ConfigError, ModelError
 
 INIT_BATCH = 16
 """How many segments of audio `init` encodes at once."""
@@ -91,19 +91,34 @@ def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool
 
 
 def export(
-    *, what: Literal["decoder-step", "decoder", "encoder"], out: Path, model: ModelOption = None, seconds: float = 10.0
+    *,
+    what: Literal["decoder-step", "decoder", "encoder", "encoder-from-audio"],
+    out: Path,
+    model: ModelOption = None,
+    format: Literal["stablehlo", "onnx"] = "stablehlo",
+    seconds: float = 10.0,
 ) -> int:
-    """Write a StableHLO program and its weights, which run with jax alone, without this package.
+    """Write a program that runs without this package: StableHLO with jax alone, ONNX with ONNX Runtime.
 
     Args:
-        what: One frame of a live stream, or clips of so many seconds; the batch may have any size.
-        out: File to write, ending in .stablehlo; the weights go beside it.
+        what: One frame of a live stream, or whole clips; the batch may have any size. An encoder takes audio and
+            semantic features; encoder-from-audio, for ONNX, computes the features of models whose source is log_mel.
+        out: File to write, ending in .stablehlo, whose weights go beside it, or in .onnx, which holds them.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
-        seconds: Length of the clips.
+        format: What the program is written in.
+        seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.
     """
-    from omnicodec_jax.stablehlo import export_stablehlo
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer
+    if format == "onnx":
+        from omnicodec_jax.converters.onnx_program import export_onnx
+        from omnicodec_jax.tokenizer import load_codec
 
-    signature = export_stablehlo(OmniCodecTokenizer.from_pretrained(model_name(model)), what, seconds, out)
+        signature = export_onnx(*load_codec(model_name(model)), what, out)
+    elif what == "encoder-from-audio":
+        raise ModelError("--what encoder-from-audio: only with --format onnx")
+    else:
+        from omnicodec_jax.stablehlo import export_stablehlo
+        from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+        signature = export_stablehlo(OmniCodecTokenizer.from_pretrained(model_name(model)), what, seconds, out)
     print(f"{out}: {signature}")
     return 0

@@ -9,6 +9,7 @@ A directory is a model that transformers runs. A file is a bare state dict for t
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def main(model: Path, out: Path) -> None:
     if not isinstance(config, CodecConfig | DiscriminatorConfig):
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
     if out.suffix in SUFFIXES:
-        kind = reference if isinstance(config, CodecConfig) else discriminators
+        kind: Any = reference if isinstance(config, CodecConfig) else discriminators
         state_dict = kind.to_state_dict(variables, config)
         _write(out, state_dict)
         print(f"{out}: {len(state_dict)} tensors")

@@ -17,12 +17,13 @@ transformers, codebooks, the log-mel and the convolutions from and to audio are 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_omnicodec import OmniCodecConfig
 
@@ -31,35 +32,40 @@ Cache = dict[str, Tensor]
 and a row that is set to zero begins anew while the others go on."""
 
 
-Size = int | torch.SymInt
-"""A number of steps, which is a symbol while the model is exported for any length."""
+Size = Any
+"""A number of steps: an integer, or a symbol while the model is exported for any length."""
 
 
 @dataclass
 class OmniCodecOutput(ModelOutput):
     """Codes [B, K, N] and the audio [B, 1, T] that they decode to."""
 
-    audio_codes: torch.LongTensor | None = None
-    audio_values: torch.FloatTensor | None = None
+    audio_codes: Tensor | None = None
+    audio_values: Tensor | None = None
 
 
 @dataclass
 class OmniCodecEncoderOutput(ModelOutput):
     """Codes [B, K, N] of the first K codebooks; 0 past the last frame of a row."""
 
-    audio_codes: torch.LongTensor | None = None
+    audio_codes: Tensor | None = None
 
 
 @dataclass
 class OmniCodecDecoderOutput(ModelOutput):
     """Audio [B, 1, N · frame_size], float32, and the cache that the next call of a stream takes."""
 
-    audio_values: torch.FloatTensor | None = None
+    audio_values: Tensor | None = None
     decoder_cache: Cache | None = None
 
 
 # -- Layers. In a stream they find what came before in the cache, and leave there what the next call needs. The model
 # gives each layer its name in the cache.
+
+
+def ceil_div(number: Any, divisor: int) -> Any:
+    """Divides and rounds up. Of negative numbers, exported programs do not take the floor, so there are none here."""
+    return (number + divisor - 1) // divisor
 
 
 class CacheUser(nn.Module):
@@ -87,21 +93,21 @@ class KeptFloat32(nn.Module):
         return super()._apply(moved, recurse)
 
 
-class Linear(nn.Linear):
+class OmniCodecLinear(nn.Linear):
     """A linear layer that computes in the dtype of its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.to(self.weight.dtype))
 
 
-class LayerNorm(nn.LayerNorm):
+class OmniCodecLayerNorm(nn.LayerNorm):
     """A layer norm in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
-class CausalConv1d(CacheUser):
+class OmniCodecConv1d(CacheUser):
     """A convolution whose outputs depend on the past alone: [B, C, T] → [B, O, ceil(T / stride)].
 
     Before the first step lie zeros, and after the last one too, where T is no multiple of the stride; with `replicate`
@@ -127,7 +133,7 @@ class CausalConv1d(CacheUser):
 
     def forward(self, x: Tensor, cache: Cache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Convolves x; `lengths` [B] are the valid steps of each row, and what follows them is ignored."""
-        conv = self.conv["conv"]
+        conv: Any = self.conv["conv"]
         dtype = torch.float32 if self.float32 else conv.weight.dtype
         x = x.to(dtype)
         if self.stride > 1:
@@ -140,7 +146,7 @@ class CausalConv1d(CacheUser):
 
     def _fill_last_window(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         steps = x.shape[-1]
-        total = -(-steps // self.stride) * self.stride
+        total = ceil_div(steps, self.stride) * self.stride
         places = torch.arange(total, device=x.device)
         if self.replicate:
             last = x.new_full((1,), steps - 1, dtype=torch.long) if lengths is None else (lengths - 1).clamp(min=0)
@@ -150,7 +156,7 @@ class CausalConv1d(CacheUser):
         return x if lengths is None else torch.where((places < lengths[:, None])[:, None], x, 0)
 
 
-class CausalConvTranspose1d(CacheUser):
+class OmniCodecConvTranspose1d(CacheUser):
     """A transposed convolution whose outputs depend on the past alone: [B, C, T] → [B, O, T · stride].
 
     The kernel has 2 · stride taps. The last `stride` steps, which would need the next input, are cut off.
@@ -163,7 +169,7 @@ class CausalConvTranspose1d(CacheUser):
         self.float32 = groups > 1  # a depthwise one takes little time
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        convtr = self.convtr["convtr"]
+        convtr: Any = self.convtr["convtr"]
         dtype = torch.float32 if self.float32 else convtr.weight.dtype
         x = x.to(dtype)
         stride, steps = convtr.stride[0], x.shape[-1]
@@ -176,14 +182,14 @@ class CausalConvTranspose1d(CacheUser):
 # -- SEANet
 
 
-class ResidualBlock(nn.Module):
+class OmniCodecResidualBlock(nn.Module):
     """x + conv(ELU(dilated conv(ELU(x))))."""
 
     def __init__(self, config: OmniCodecConfig, channels: int, dilation: int):
         super().__init__()
         inner = channels // config.compress
-        dilated = CausalConv1d(channels, inner, config.residual_kernel_size, dilation=dilation)
-        self.block = nn.ModuleList([nn.ELU(), dilated, nn.ELU(), CausalConv1d(inner, channels, 1)])
+        dilated = OmniCodecConv1d(channels, inner, config.residual_kernel_size, dilation=dilation)
+        self.block = nn.ModuleList([nn.ELU(), dilated, nn.ELU(), OmniCodecConv1d(inner, channels, 1)])
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         return x + run(self.block, x, cache)
@@ -192,7 +198,7 @@ class ResidualBlock(nn.Module):
 def residual_blocks(config: OmniCodecConfig, channels: int) -> list[nn.Module]:
     """Makes the residual blocks of a stage, with growing dilation."""
     dilations = [config.dilation_growth_rate**i for i in range(config.num_residual_layers)]
-    return [ResidualBlock(config, channels, dilation) for dilation in dilations]
+    return [OmniCodecResidualBlock(config, channels, dilation) for dilation in dilations]
 
 
 def run(layers: nn.ModuleList, x: Tensor, cache: Cache | None) -> Tensor:
@@ -202,43 +208,43 @@ def run(layers: nn.ModuleList, x: Tensor, cache: Cache | None) -> Tensor:
     return x
 
 
-class Encoder(nn.Module):
+class OmniCodecEncoder(nn.Module):
     """SEANet's encoder: audio [B, 1, T] → [B, D, ceil(T / hop)]."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
         channels = config.num_filters
-        layers: list[nn.Module] = [CausalConv1d(1, channels, config.kernel_size, float32=True)]
+        layers: list[nn.Module] = [OmniCodecConv1d(1, channels, config.kernel_size, float32=True)]
         for ratio in reversed(config.upsampling_ratios):
             layers += [*residual_blocks(config, channels), nn.ELU()]
-            layers.append(CausalConv1d(channels, 2 * channels, 2 * ratio, stride=ratio))
+            layers.append(OmniCodecConv1d(channels, 2 * channels, 2 * ratio, stride=ratio))
             channels *= 2
-        layers += [nn.ELU(), CausalConv1d(channels, config.hidden_size, config.last_kernel_size)]
+        layers += [nn.ELU(), OmniCodecConv1d(channels, config.hidden_size, config.last_kernel_size)]
         self.model = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Returns the latent, and the number of its valid steps if the number of valid samples is given."""
         for layer in self.model:
-            if isinstance(layer, CausalConv1d) and layer.stride > 1:
+            if isinstance(layer, OmniCodecConv1d) and layer.stride > 1:
                 x = layer(x, None, lengths)
-                lengths = None if lengths is None else -(-lengths // layer.stride)
+                lengths = None if lengths is None else ceil_div(lengths, layer.stride)
             else:
                 x = layer(x)
         return x, lengths
 
 
-class Decoder(nn.Module):
+class OmniCodecDecoder(nn.Module):
     """SEANet's decoder: [B, D, M] → audio [B, 1, M · hop], float32, not bounded to ±1."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
         channels = config.num_filters * 2 ** len(config.upsampling_ratios)
-        layers: list[nn.Module] = [CausalConv1d(config.hidden_size, channels, config.kernel_size)]
+        layers: list[nn.Module] = [OmniCodecConv1d(config.hidden_size, channels, config.kernel_size)]
         for ratio in config.upsampling_ratios:
-            layers += [nn.ELU(), CausalConvTranspose1d(channels, channels // 2, ratio)]
+            layers += [nn.ELU(), OmniCodecConvTranspose1d(channels, channels // 2, ratio)]
             channels //= 2
             layers += residual_blocks(config, channels)
-        layers += [nn.ELU(), CausalConv1d(channels, 1, config.last_kernel_size, float32=True)]
+        layers += [nn.ELU(), OmniCodecConv1d(channels, 1, config.last_kernel_size, float32=True)]
         self.model = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -248,14 +254,14 @@ class Decoder(nn.Module):
 # -- Transformer
 
 
-class Attention(CacheUser):
+class OmniCodecAttention(CacheUser):
     """Causal attention of each step to the last `sliding_window` steps."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
         self.num_heads, self.window = config.num_attention_heads, config.sliding_window
         self.in_proj_weight = nn.Parameter(torch.empty(3 * config.hidden_size, config.hidden_size))
-        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out_proj = OmniCodecLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, cache: Cache | None) -> Tensor:
         """Attends. `cos` and `sin` [B, 1, T, C / 2] rotate the steps, which see what `visible` [B, 1, T, L] says."""
@@ -278,7 +284,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
-class LayerScale(nn.Module):
+class OmniCodecLayerScale(nn.Module):
     """A factor for each channel."""
 
     def __init__(self, config: OmniCodecConfig):
@@ -289,29 +295,29 @@ class LayerScale(nn.Module):
         return x.float() * self.scale.float()
 
 
-class TransformerLayer(nn.Module):
+class OmniCodecTransformerLayer(nn.Module):
     """x += scale · attention(norm(x)); x += scale · feed_forward(norm(x))."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(config.hidden_size), LayerNorm(config.hidden_size)
-        self.self_attn = Attention(config)
-        self.linear1 = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.linear2 = Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = LayerScale(config), LayerScale(config)
+        self.norm1, self.norm2 = OmniCodecLayerNorm(config.hidden_size), OmniCodecLayerNorm(config.hidden_size)
+        self.self_attn = OmniCodecAttention(config)
+        self.linear1 = OmniCodecLinear(config.hidden_size, config.intermediate_size, bias=False)
+        self.linear2 = OmniCodecLinear(config.intermediate_size, config.hidden_size, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = OmniCodecLayerScale(config), OmniCodecLayerScale(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), cos, sin, visible, cache))
         return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
 
 
-class Transformer(CacheUser):
+class OmniCodecTransformer(CacheUser):
     """A stack of layers without a final norm: [B, T, D] → [B, T, D] float32."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
         self.transformer = nn.ModuleDict(
-            {"layers": nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])}
+            {"layers": nn.ModuleList([OmniCodecTransformerLayer(config) for _ in range(config.num_hidden_layers)])}
         )
         self.window = config.sliding_window
         half = config.hidden_size // config.num_attention_heads // 2
@@ -331,7 +337,8 @@ class Transformer(CacheUser):
         distance = positions[:, :, None] - keys[:, None, :]
         visible = (distance >= 0) & (distance < self.window) & (keys >= 0)[:, None]
         cos, sin = self._rotation(positions)
-        for layer in self.transformer["layers"]:
+        layers: Any = self.transformer["layers"]
+        for layer in layers:
             x = layer(x, cos[:, None], sin[:, None], visible[:, None], cache)
         return x
 
@@ -349,8 +356,12 @@ class Transformer(CacheUser):
 # -- Codebooks
 
 
-class Codebook(KeptFloat32):
+class OmniCodecCodebook(KeptFloat32):
     """A codebook, stored as moving averages: an entry is embedding_sum / cluster_usage."""
+
+    _initialized: Tensor
+    cluster_usage: Tensor
+    embedding_sum: Tensor
 
     def __init__(self, size: int, dim: int, epsilon: float):
         super().__init__()
@@ -369,15 +380,15 @@ class Codebook(KeptFloat32):
         return self.embedding_sum[codes] / self.cluster_usage.clamp(min=self.epsilon)[codes][..., None]
 
 
-class SemanticQuantizer(nn.Module):
+class OmniCodecSemanticQuantizer(nn.Module):
     """One codebook between two projections."""
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__()
-        self.project_in = Linear(config.hidden_size, config.semantic_codebook_dim)
-        self.project_out = Linear(config.semantic_codebook_dim, config.hidden_size)
+        self.project_in = OmniCodecLinear(config.hidden_size, config.semantic_codebook_dim)
+        self.project_out = OmniCodecLinear(config.semantic_codebook_dim, config.hidden_size)
         size, dim = config.semantic_codebook_size, config.semantic_codebook_dim
-        self._codebook = Codebook(size, dim, config.codebook_epsilon)
+        self._codebook = OmniCodecCodebook(size, dim, config.codebook_epsilon)
 
     def encode(self, x: Tensor) -> Tensor:
         """Quantizes vectors [B, N, D] to codes [B, N]."""
@@ -388,7 +399,7 @@ class SemanticQuantizer(nn.Module):
         return self.project_out(self._codebook.decode(codes)).float()
 
 
-class AcousticQuantizer(nn.Module):
+class OmniCodecAcousticQuantizer(nn.Module):
     """Residual codebooks between two projections, each of which quantizes what those before it leave."""
 
     def __init__(self, config: OmniCodecConfig):
@@ -397,16 +408,20 @@ class AcousticQuantizer(nn.Module):
         self.output_proj = nn.Conv1d(config.codebook_dim, config.hidden_size, 1, bias=False)
         layers = []
         for _ in range(config.num_acoustic_quantizers):
-            codebook = Codebook(config.codebook_size, config.codebook_dim, config.codebook_epsilon)
+            codebook = OmniCodecCodebook(config.codebook_size, config.codebook_dim, config.codebook_epsilon)
             layers.append(nn.ModuleDict({"_codebook": codebook}))
         self.vq = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+
+    @property
+    def _layers(self) -> Any:
+        return self.vq["layers"]
 
     def encode(self, x: Tensor, count: int) -> list[Tensor]:
         """Quantizes vectors [B, N, D] to the codes [B, N] of the first `count` codebooks."""
         weight = self.input_proj.weight[:, :, 0]
         x = F.linear(x.to(weight.dtype), weight).float()
         quantized, codes = torch.zeros_like(x), []
-        for layer in self.vq["layers"][:count]:
+        for layer in self._layers[:count]:
             codes.append(layer["_codebook"].encode(x - quantized))
             quantized = quantized + layer["_codebook"].decode(codes[-1])
         return codes
@@ -415,7 +430,7 @@ class AcousticQuantizer(nn.Module):
         """Sums the vectors of codes [B, k, N] of the first k codebooks: [B, N, D]."""
         weight = self.output_proj.weight[:, :, 0]
         total = torch.zeros(codes.shape[0], codes.shape[2], weight.shape[1], device=codes.device)
-        for layer, chosen in zip(self.vq["layers"], codes.unbind(1)):  # noqa: B905 (a prefix has fewer codes)
+        for layer, chosen in zip(self._layers, codes.unbind(1)):  # noqa: B905 (a prefix has fewer codes)
             total = total + layer["_codebook"].decode(chosen)
         return F.linear(total.to(weight.dtype), weight).float()
 
@@ -425,7 +440,7 @@ class AcousticQuantizer(nn.Module):
 
 def frame(x: Tensor, length: int, hop: int, count: Size) -> Tensor:
     """Cuts x [B, T] into `count` overlapping frames, the first of which begins at sample 0: [B, count, length]."""
-    pieces = -(-length // hop)
+    pieces = ceil_div(length, hop)
     hops = F.pad(x, (0, pieces * hop))[:, : (count + pieces - 1) * hop].reshape(x.shape[0], -1, hop)
     return torch.cat([hops[:, i : i + count] for i in range(pieces)], dim=-1)[..., :length]
 
@@ -455,12 +470,14 @@ def interpolate(x: Tensor, lengths: Tensor, size: Size, sizes: Tensor) -> Tensor
     return take(x, before) * (1 - weight) + take(x, after) * weight
 
 
-class LogMel(KeptFloat32):
+class OmniCodecLogMel(KeptFloat32):
     """Whisper's log-mel spectrogram, 100 frames of 128 bins a second, of audio that is resampled to 16 kHz.
 
     The filters of the resampler and of the mel scale are in the checkpoint.
     """
 
+    filters: Tensor
+    resampler: Tensor | None
     RATE, WINDOW, HOP, BINS = 16_000, 400, 160, 128
     REACH = 96
     """Number of samples, at the lower rate, that the resampler reaches to either side."""
@@ -514,11 +531,11 @@ class LogMel(KeptFloat32):
             return audio, lengths
         taps, count = self.resampler.shape[0], samples // self.source + 1
         frames = frame(F.pad(audio, (self.reach, 0)), taps, self.source, count)
-        size = -(-samples * self.target // self.source)
+        size = ceil_div(samples * self.target, self.source)
         resampled = (frames @ self.resampler).flatten(1)[:, :size]
         given = (2 * lengths * self.target + self.source) // (2 * self.source)
         places = torch.arange(size, device=audio.device)
-        return torch.where(places < given[:, None], resampled, 0), -(-lengths * self.target // self.source)
+        return torch.where(places < given[:, None], resampled, 0), ceil_div(lengths * self.target, self.source)
 
 
 def stack_frames(mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,9 +544,9 @@ def stack_frames(mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Features [B, ceil(M / 8), 1024], and the number of valid vectors of each row [B].
     """
-    count = -(-mel.shape[1] // 8)
+    count = ceil_div(mel.shape[1], 8)
     index = torch.minimum(torch.arange(8 * count, device=mel.device)[None], (counts - 1)[:, None])
-    return take(mel, index).reshape(mel.shape[0], count, -1), -(-counts // 8)
+    return take(mel, index).reshape(mel.shape[0], count, -1), ceil_div(counts, 8)
 
 
 # -- The model
@@ -545,6 +562,8 @@ def count_valid(mask: Tensor | None, x: Tensor, axis: int) -> Tensor:
 class OmniCodecModel(PreTrainedModel):
     """The codec. `encode` makes codes of audio, `decode` audio of codes, and calling it both.
 
+    A stream is decoded frame by frame: the `audio_values` of all calls, one after the other, are those of one call.
+
     Examples:
         >>> from transformers import AutoFeatureExtractor, AutoModel
         >>> model = AutoModel.from_pretrained("models/torch", trust_remote_code=True)
@@ -552,42 +571,47 @@ class OmniCodecModel(PreTrainedModel):
         >>> inputs = extract([clip], sampling_rate=24_000, return_tensors="pt")
         >>> codes = model.encode(**inputs, num_quantizers=4).audio_codes  # [B, 4, N]
         >>> audio = model.decode(codes).audio_values  # [B, 1, N · frame_size]
-
-    A stream, frame by frame; `audio_values` of all calls, one after the other, are those of one call:
         >>> cache = model.empty_decoder_cache(batch_size=1)
         >>> for frame in codes.split(1, dim=2):
-        ...     audio, cache = model.decode(frame, decoder_cache=cache, return_dict=False)
+        ...     audio, cache = model.decode(frame, decoder_cache=cache, return_dict=False)  # [B, 1, frame_size]
     """
 
+    config: OmniCodecConfig
     config_class = OmniCodecConfig
     base_model_prefix = "omnicodec"
     main_input_name = "input_values"
     input_modalities = "audio"
-    _keep_in_fp32_modules_strict = ("_codebook", "log_mel")
+    _keep_in_fp32_modules_strict = ("_codebook", "log_mel")  # type: ignore[assignment]
     # The authors' checkpoints hold the frozen encoder, and a layer that is never used.
-    _keys_to_ignore_on_load_unexpected = (r"^qwen_encoder\.", r"^transform\.", r"^frozen_encoder\.")
+    _keys_to_ignore_on_load_unexpected = (  # type: ignore[assignment]
+        r"^qwen_encoder\.",
+        r"^transform\.",
+        r"^frozen_encoder\.",
+    )
 
     def __init__(self, config: OmniCodecConfig):
         super().__init__(config)
         width = config.hidden_size
-        self.encoder, self.encoder_transformer = Encoder(config), Transformer(config)
-        self.downsample = nn.ModuleDict({"conv": CausalConv1d(width, width, 4, stride=2, bias=False, replicate=True)})
-        self.acoustic_quantizer = AcousticQuantizer(config)
-        self.upsample = nn.ModuleDict({"convtr": CausalConvTranspose1d(width, width, 2, groups=width, bias=False)})
-        self.decoder_transformer, self.decoder = Transformer(config), Decoder(config)
+        self.encoder, self.encoder_transformer = OmniCodecEncoder(config), OmniCodecTransformer(config)
+        self.downsample = nn.ModuleDict(
+            {"conv": OmniCodecConv1d(width, width, 4, stride=2, bias=False, replicate=True)}
+        )
+        self.acoustic_quantizer = OmniCodecAcousticQuantizer(config)
+        self.upsample = nn.ModuleDict({"convtr": OmniCodecConvTranspose1d(width, width, 2, groups=width, bias=False)})
+        self.decoder_transformer, self.decoder = OmniCodecTransformer(config), OmniCodecDecoder(config)
         if config.num_semantic_quantizers:
-            self.log_mel = LogMel(config)
-            self.proj_gt_se_emb = Linear(config.semantic_feature_dim, width)
-            self.semantic_encoder = Transformer(config)
-            self.semantic_quantizer = SemanticQuantizer(config)
-            self.proj_se_q_ac_q = Linear(width, width)
+            self.log_mel = OmniCodecLogMel(config)
+            self.proj_gt_se_emb = OmniCodecLinear(config.semantic_feature_dim, width)
+            self.semantic_encoder = OmniCodecTransformer(config)
+            self.semantic_quantizer = OmniCodecSemanticQuantizer(config)
+            self.proj_se_q_ac_q = OmniCodecLinear(width, width)
             if config.use_adapter_1:
-                self.proj_se_q_ac_emb = Linear(width, width)
+                self.proj_se_q_ac_emb = OmniCodecLinear(width, width)
             # Only training uses these; they are here so that nothing of a checkpoint is lost.
-            self.semantic_decoder = Transformer(config)
-            self.proj_se_q_gt = Linear(width, config.semantic_feature_dim)
+            self.semantic_decoder = OmniCodecTransformer(config)
+            self.proj_se_q_gt = OmniCodecLinear(width, config.semantic_feature_dim)
             if config.wavlm_dim is not None:
-                self.proj_wavlm = Linear(width, config.wavlm_dim)
+                self.proj_wavlm = OmniCodecLinear(width, config.wavlm_dim)
         self.frozen_encoder: nn.Module | None = None
         """Encoder of transformers that computes the semantic features, to be set where they are not given: for
         `semantic_source` "qwen3_aut" a Qwen3OmniMoeAudioEncoder."""
@@ -598,11 +622,11 @@ class OmniCodecModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Attention):
+        if isinstance(module, OmniCodecAttention):
             nn.init.normal_(module.in_proj_weight, std=0.02)
-        elif isinstance(module, LayerScale):
+        elif isinstance(module, OmniCodecLayerScale):
             nn.init.constant_(module.scale, self.config.layer_scale_initial_scale)
-        elif isinstance(module, Codebook):
+        elif isinstance(module, OmniCodecCodebook):
             nn.init.ones_(module._initialized)
             nn.init.ones_(module.cluster_usage)
             nn.init.zeros_(module.embedding_sum)
@@ -611,7 +635,7 @@ class OmniCodecModel(PreTrainedModel):
 
     def get_encoded_length(self, input_length: Tensor) -> Tensor:
         """Counts the frames of clips: ceil(input_length / frame_size)."""
-        return -(-input_length // self.config.frame_size)
+        return ceil_div(input_length, self.config.frame_size)
 
     def get_audio_codes_mask(self, padding_mask: Tensor, padding_side: str = "right") -> Tensor:
         """Marks the valid frames of each row, [B, N], given the mask [B, T] of valid samples."""
@@ -645,6 +669,18 @@ class OmniCodecModel(PreTrainedModel):
         Raises:
             ValueError: If the shape or `num_quantizers` is none that the model takes, or features are missing.
         """
+        codes = self._encode(input_values, padding_mask, num_quantizers, semantic_features, semantic_features_mask)
+        return OmniCodecEncoderOutput(audio_codes=codes)
+
+    def _encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None,
+        num_quantizers: int | None,
+        semantic_features: Tensor | None,
+        semantic_features_mask: Tensor | None,
+    ) -> Tensor:
+        """Encodes audio [B, 1, T] into codes [B, K, N]; see `encode`."""
         if input_values.ndim != 3 or input_values.shape[1] != 1:
             raise ValueError(f"input_values of shape {list(input_values.shape)}: must be [batch, 1, samples], mono")
         count = self.config.num_quantizers if num_quantizers is None else num_quantizers
@@ -669,7 +705,7 @@ class OmniCodecModel(PreTrainedModel):
         if padding_mask is not None:
             valid_frames = torch.arange(latent.shape[1], device=frames.device) < frames[:, None]
             audio_codes = torch.where(valid_frames[:, None], audio_codes, 0)
-        return OmniCodecEncoderOutput(audio_codes=audio_codes)
+        return audio_codes
 
     def _semantic_features(
         self, audio: Tensor, lengths: Tensor, given: Tensor | None, mask: Tensor | None
@@ -685,14 +721,15 @@ class OmniCodecModel(PreTrainedModel):
                 f"this model takes semantic features ({source}): give semantic_features [batch, vectors, "
                 f"{self.config.semantic_feature_dim}], or set model.frozen_encoder to the encoder that computes them"
             )
-        if audio.shape[2] * LogMel.RATE < LogMel.WINDOW * self.config.sampling_rate:
+        if audio.shape[2] * OmniCodecLogMel.RATE < OmniCodecLogMel.WINDOW * self.config.sampling_rate:
             raise ValueError(f"{audio.shape[2]} samples: too short for semantic features, which need 25 ms or more")
         mel, counts = self.log_mel(audio[:, 0], lengths)
         return stack_frames(mel, counts) if source == "log_mel" else self._encode_log_mel(mel, counts)
 
     def _encode_log_mel(self, mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features of log-mels by transformers' encoder of Qwen3-Omni, each row as a clip of its own."""
-        encoder, rows = self.frozen_encoder, []
+        encoder: Any = self.frozen_encoder
+        rows = []
         for row, count in zip(mel, counts.tolist(), strict=True):
             output = encoder(row[:count].T.to(encoder.dtype), feature_lens=counts.new_tensor([count]))
             rows.append(output.last_hidden_state.float())
@@ -719,16 +756,20 @@ class OmniCodecModel(PreTrainedModel):
         Raises:
             ValueError: If the shape of the codes is none that the model can have made.
         """
-        if audio_codes.ndim != 3 or not 1 <= audio_codes.shape[1] <= self.config.num_quantizers:
-            most = self.config.num_quantizers
-            raise ValueError(f"codes of shape {list(audio_codes.shape)}: must be [batch, 1 to {most}, frames]")
         cache = None if decoder_cache is None else dict(decoder_cache)
-        latent = self._dequantize(audio_codes.long()).transpose(1, 2)
-        hidden = self.decoder_transformer(self.upsample["convtr"](latent, cache).transpose(1, 2), cache)
-        audio = self.decoder(hidden.transpose(1, 2), cache)
+        audio = self._decode(audio_codes, cache)
         if padding_mask is not None:
             audio = audio[..., : padding_mask.shape[-1]]
         return OmniCodecDecoderOutput(audio_values=audio, decoder_cache=cache)
+
+    def _decode(self, codes: Tensor, cache: Cache | None) -> Tensor:
+        """Decodes codes [B, k, N] into audio [B, 1, N · frame_size], and brings the cache of a stream up to date."""
+        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.config.num_quantizers:
+            most = self.config.num_quantizers
+            raise ValueError(f"codes of shape {list(codes.shape)}: must be [batch, 1 to {most}, frames]")
+        latent = self._dequantize(codes.long()).transpose(1, 2)
+        hidden = self.decoder_transformer(self.upsample["convtr"](latent, cache).transpose(1, 2), cache)
+        return self.decoder(hidden.transpose(1, 2), cache)
 
     def _dequantize(self, codes: Tensor) -> Tensor:
         """Sums the vectors of codes [B, k, N]: [B, N, D]."""
@@ -740,8 +781,8 @@ class OmniCodecModel(PreTrainedModel):
     @torch.no_grad()
     def empty_decoder_cache(self, batch_size: int = 1) -> Cache:
         """Makes the cache with which a stream begins."""
-        codes = torch.zeros(batch_size, 1, 1, dtype=torch.long, device=self.device)
-        cache = self.decode(codes, decoder_cache={}, return_dict=True).decoder_cache
+        cache: Cache = {}
+        self._decode(torch.zeros(batch_size, 1, 1, dtype=torch.long, device=self.device), cache)
         return {name: torch.zeros_like(tensor) for name, tensor in cache.items()}
 
     @can_return_tuple
@@ -760,11 +801,11 @@ class OmniCodecModel(PreTrainedModel):
             `audio_codes` [B, K, N] and `audio_values` [B, 1, T]; with `return_dict=False` a tuple.
         """
         if audio_codes is None:
-            audio_codes = self.encode(
-                input_values, padding_mask, num_quantizers, semantic_features, semantic_features_mask, return_dict=True
-            ).audio_codes
-        audio = self.decode(audio_codes, return_dict=True).audio_values
-        return OmniCodecOutput(audio_codes=audio_codes, audio_values=audio[..., : input_values.shape[-1]])
+            audio_codes = self._encode(
+                input_values, padding_mask, num_quantizers, semantic_features, semantic_features_mask
+            )
+        audio = self._decode(audio_codes, None)[..., : input_values.shape[-1]]
+        return OmniCodecOutput(audio_codes=audio_codes, audio_values=audio)
 
 
 __all__ = ["OmniCodecModel"]
