@@ -278,7 +278,6 @@ def test_tokenizing_is_planned_for_chips_that_are_not_there(topology):
         "--what", "tokenizing", "--config", "tests/tiny_experiment.py", "--topology", topology, "--rows", "4"
     )
     for words in (
-        "log-mel of a clip",
         "semantic branch",
         "codec",
         "x real time at best",
@@ -290,8 +289,8 @@ def test_tokenizing_is_planned_for_chips_that_are_not_there(topology):
 @pytest.mark.parametrize(
     ("recipe", "names"),
     [
-        ("released_12hz", ["log-mel of a clip", "Qwen3-Omni's encoder", "semantic branch", "codec"]),
-        ("demo", ["log-mel of a clip", "semantic branch", "codec"]),
+        ("released_12hz", ["Qwen3-Omni's encoder", "semantic branch", "codec"]),
+        ("demo", ["semantic branch", "codec"]),
     ],
 )
 def test_tokenizing_is_every_program_that_a_clip_passes_through(recipe, names):
@@ -299,8 +298,7 @@ def test_tokenizing_is_every_program_that_a_clip_passes_through(recipe, names):
     programs = tokenization.programs(tokenization.Work(codec, 64, 16), jax.devices())
     assert list(programs) == names
     assert programs["codec"].seconds == 64 * 16 / 12.5
-    assert programs["log-mel of a clip"].seconds == 10
-    assert programs["semantic branch"].seconds == 64 * 16 / (12.5 if recipe == "demo" else 13)
+    assert programs["semantic branch"].seconds == 64 * 32 / (12.5 if recipe == "demo" else 13)
     if recipe != "demo":
         assert programs["Qwen3-Omni's encoder"].seconds == 64 * 8
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from omnicodec_jax import dsp, lanes, semantic
+from omnicodec_jax import dsp, lanes
 from omnicodec_jax.blocks import encode_block
 from omnicodec_jax.child_processes import Child, Children, Reported, Tell
 from omnicodec_jax.config import CodecConfig, Precision
@@ -56,6 +56,8 @@ def plan_tokenization(
     encoder_precision: Precision = "float32",
 ) -> dict[str, StepPlan]:
     """Returns what each program of the encoder needs on a chip, in the order in which a clip passes through them.
+
+    The log-mel is not among them: the host computes it.
 
     Args:
         codec: The codec. Where it takes features of Qwen3-Omni's audio encoder, that is planned too.
@@ -114,19 +116,16 @@ def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
     if (branch := codec.semantic) is None:
         yield "codec", Program(lambda: step(model, encode_block, audio), frames)
         return
-    hop = semantic.MEL_BLOCK * dsp.MEL_HOP
-    samples = _shape(hop + dsp.MEL_WINDOW - dsp.MEL_HOP)
-    log_mel = Program(lambda: jax.jit(dsp.log10_mel).lower(_on(SingleDeviceSharding(devices[0]), samples)), hop / RATE)
-    yield "log-mel of a clip", log_mel
     if branch.source != "log_mel":
         config, dtype = Qwen3AuTConfig(), jnp.dtype(work.encoder_precision)
         window = config.window_chunks * CHUNK_FRAMES
         mel = _shape(rows, window, config.num_mel_bins), counts, _shape(rows, dtype=jnp.bool_)
         run = partial(step, Qwen3AuT(config, dtype), Qwen3AuT.__call__, mel, dtype=dtype)
         yield "Qwen3-Omni's encoder", Program(run, rows * window * dsp.MEL_HOP / RATE)
-    features = (_shape(rows, block, branch.feature_dim),)
-    vectors = TOKENS_PER_CHUNK if branch.source != "log_mel" else RATE / dsp.MEL_HOP / dsp.FRAMES_PER_FEATURE
-    yield "semantic branch", Program(lambda: step(model, OmniCodec.semantic_hidden, features), rows * block / vectors)
+    vectors = lanes.ACCELERATOR_VECTORS[0]
+    rate = TOKENS_PER_CHUNK if branch.source != "log_mel" else RATE / dsp.MEL_HOP / dsp.FRAMES_PER_FEATURE
+    features = (_shape(rows, vectors, branch.feature_dim),)
+    yield "semantic branch", Program(lambda: step(model, OmniCodec.semantic_hidden, features), rows * vectors / rate)
     hidden = _shape(rows, block, codec.dimension)
     yield "codec", Program(lambda: step(model, encode_block, (*audio, hidden)), frames)
 
