@@ -115,7 +115,7 @@ class Run:
     def codec(self, params: Any, codebooks: Any, batch: TrainBatch) -> object:
         """Computes the forward and backward pass of the codec without the frozen network."""
         forward = dataclasses.replace(self.gan, wavlm=None).codec_forward(
-            params, codebooks, batch, FrozenVariables(), jax.random.key(0)
+            params, codebooks, batch, FrozenVariables(), jax.random.key(0), jnp.zeros((), jnp.int32)
         )
         return forward.vjp(jnp.ones_like(forward.reconstruction), None)
 

@@ -47,6 +47,25 @@ def forward(config: CodecConfig, params: dict, *args, key: jax.Array | None = No
     return OmniCodec(config).apply(given, *args, mutable=["codebooks"], rngs={"codebooks": key})[0]
 
 
+# -- Semantic dropout
+
+
+def test_clips_whose_semantic_vectors_are_left_out_do_not_hear_them():
+    audio, features = inputs(OMNICODEC)
+
+    @jax.jit
+    def decoded(features: jax.Array) -> CodecOutput:
+        kept = jnp.asarray([False, True])
+        return forward(OMNICODEC, variables(OMNICODEC)["params"], audio, features, None, kept)
+
+    one, other = decoded(features), decoded(features + 1)
+    np.testing.assert_array_equal(one.audio[0], other.audio[0])
+    np.testing.assert_array_equal(one.acoustic.codes[0], other.acoustic.codes[0])
+    assert not np.array_equal(one.audio[1], other.audio[1])
+    assert not np.array_equal(one.acoustic.codes[1], other.acoustic.codes[1])
+    assert not np.array_equal(one.semantic.codes[0], other.semantic.codes[0])  # the semantic codebook learns from all
+
+
 # -- Self-guidance
 
 

@@ -19,6 +19,7 @@ from omnicodec_jax.config import (
     OptimizerConfig,
     SEANetConfig,
     SemanticConfig,
+    TrainConfig,
     TransformerConfig,
 )
 from omnicodec_jax.config.files import load, run_config
@@ -102,6 +103,10 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (OptimizerConfig, "warmup_steps", 500_000),
         (OptimizerConfig, "accumulation", 0),
         (DataConfig, "batch_size", 0),
+        (TrainConfig, "discriminator_from", -1),
+        (TrainConfig, "semantic_dropout", 1.5),
+        (TrainConfig, "semantic_dropout_until", -1),
+        (TrainConfig, "initialization", "xavier"),
     ],
 )
 def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):
@@ -124,8 +129,19 @@ def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):
             lambda: Config(data=DataConfig(batch_size=5), optimizer=OptimizerConfig(accumulation=2)),
             "DataConfig.batch_size = 5",
         ),
+        (
+            lambda: Config(
+                codec=CodecConfig(semantic=None, wavlm_dim=None),
+                loss=LossConfig(semantic=0.0),
+                train=TrainConfig(semantic_dropout=0.5),
+            ),
+            "TrainConfig.semantic_dropout = 0.5",
+        ),
     ],
-    ids=["features of log-mel", "head without branch", "loss without branch", "loss without head", "odd batch"],
+    ids=[
+        *("features of log-mel", "head without branch", "loss without branch", "loss without head", "odd batch"),
+        "dropout without branch",
+    ],
 )
 def test_parts_that_do_not_fit_together_are_refused_by_field_and_value(make, message):
     with pytest.raises(ConfigError) as caught:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,7 +11,8 @@ from tiny import HOP, OMNICODEC, normal, variables
 
 from omnicodec_jax.config import CodebookConfig
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.models.initialize import initialize_codebooks
+from omnicodec_jax.models.conv import Dense
+from omnicodec_jax.models.initialize import initialize_codebooks, preserve_variance
 
 FRAMES = 24
 CONFIG = dataclasses.replace(OMNICODEC, codebook=CodebookConfig(kmeans_iterations=5))
@@ -43,3 +45,12 @@ def test_sharded_batches_give_the_codebooks_of_one_device():
     for name, state in alone["codebooks"].items():
         for field, value in state.items():
             np.testing.assert_allclose(sharded["codebooks"][name][field], value, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_that_preserve_the_variance_are_wider_and_nothing_else_changes():
+    drawn = jax.jit(Dense(512).init)(jax.random.key(0), jnp.zeros((1, 256)))["params"]
+    wide, x = preserve_variance(drawn), normal(1000, 256)
+    kept = np.var(np.asarray(x @ wide["kernel"])) / np.var(np.asarray(x))
+    assert kept == pytest.approx(1, rel=0.05)
+    assert np.var(np.asarray(x @ drawn["kernel"])) / np.var(np.asarray(x)) == pytest.approx(1 / 3, rel=0.05)
+    np.testing.assert_array_equal(wide["bias"], drawn["bias"])

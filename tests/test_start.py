@@ -334,6 +334,15 @@ def test_log_says_in_plain_words_that_the_decoder_ignores_the_acoustic_branch(st
     assert ("the decoder ignores the acoustic branch: with all 4 codebooks" in caplog.text) == told
 
 
+def test_line_of_the_log_over_steps_with_and_without_discriminators_shows_the_losses_of_those_that_have_them(caplog):
+    caplog.set_level(logging.INFO)
+    log, books = TrainingLog(TINY, None, 0), {"semantic_quantizer": {"cluster_usage": np.ones((1, 8))}}
+    for metrics in ({"total": 4.0}, {"total": 2.0, "mel": 1.0}):
+        log.add({name: np.float32(value) for name, value in metrics.items()}, 0.0)
+    log.write(2, books)
+    assert "step 2/8  total 3  mel 1 " in caplog.text
+
+
 def test_numbers_of_codebooks_that_validation_decodes():
     def counts(acoustic: int, **options: Any) -> list[int]:
         quantizer = AcousticConfig(num_quantizers=acoustic, min_quantizers=1)

@@ -165,23 +165,67 @@ def test_simultaneous_update_uses_the_discriminators_as_they_were():
 
 
 def test_simultaneous_update_saves_running_the_discriminators_forward():
-    first = first_state()
-
-    def flops(function, *arguments) -> float:  # as traced: nothing is left to the compiler to find
-        return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-
-    discriminate = Discriminators(TINY.discriminators).apply
-    forward = flops(discriminate, {"params": first.discriminators}, batch()["audio"])
+    first, discriminate = first_state(), jax.jit(Discriminators(TINY.discriminators).apply)
+    forward = discriminate.lower({"params": first.discriminators}, batch()["audio"]).cost_analysis()["flops"]
     steps = [
-        flops(
-            partial(train_step, gan=Gan(replaced(TINY, train={"discriminator_update": update}))),
-            first,
-            batch(),
-            FrozenVariables(),
-        )
+        traced_flops(replaced(TINY, train={"discriminator_update": update}), first)
         for update in ("alternating", "simultaneous")
     ]
     assert steps[0] - steps[1] > 1.8 * forward  # on real audio, and on reconstructed
+
+
+def traced_flops(config: Config, first: TrainState, **options: bool) -> float:
+    """What a step computes, as traced: nothing is left to the compiler to find."""
+    step = jax.jit(partial(train_step, gan=Gan(config), **options))
+    return step.lower(first, batch(), FrozenVariables()).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_before_discriminators_begin_a_step_costs_what_it_does_without_them(accumulation):
+    config = replaced(TINY, optimizer={"accumulation": accumulation})
+    none = dataclasses.replace(config, discriminators=DiscriminatorConfig(stft=None, waveform=None, wavlm=None))
+    without = state_template(none, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+    unjudged = traced_flops(config, first_state(), judged=False)
+    assert unjudged <= 1.001 * traced_flops(none, without)
+    assert unjudged < 0.8 * traced_flops(config, first_state())
+
+
+def test_before_discriminators_begin_they_stay_as_they_are_and_the_codec_learns():
+    mesh, before = sharding.make_mesh(MeshConfig(), jax.devices()[:1]), alone()[0]
+    after, metrics = jax.device_get(
+        jit_step(Gan(TINY), mesh, before, FrozenVariables(), judged=False)(before, batch(), FrozenVariables())
+    )
+    for part in ("discriminators", "discriminator_optimizer"):
+        assert not any(changed(getattr(before, part), getattr(after, part))), part
+    assert sum(changed(before.params, after.params)) > 20
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    names = {name.split("_")[0] for name in metrics}
+    assert {"mel", "semantic", "commitment", "total"} <= names
+    assert names.isdisjoint({"adversarial", "feature", "discriminator"})
+
+
+def test_semantic_dropout_leaves_out_its_share_of_the_clips_until_its_last_step():
+    def kept(step: int, **options: Any) -> Any:
+        gan = Gan(replaced(TINY, train=options))
+        return gan.semantic_kept(jax.random.key(0), jnp.asarray(step, jnp.int32), 1000)
+
+    assert kept(0) is None
+    assert np.mean(kept(0, semantic_dropout=0.3)) == pytest.approx(0.7, abs=0.05)
+    assert np.mean(kept(9, semantic_dropout=0.3, semantic_dropout_until=10)) == pytest.approx(0.7, abs=0.05)
+    assert np.all(kept(10, semantic_dropout=0.3, semantic_dropout_until=10))
+
+
+def test_decoder_of_clips_under_semantic_dropout_hears_the_acoustic_branch_alone():
+    gan, first = Gan(replaced(TINY, train={"semantic_dropout": 1.0, "semantic_dropout_until": 1})), first_state()
+
+    @jax.jit
+    def acoustic_share(step: jax.Array) -> jax.Array:
+        key = jax.random.key(0)
+        forward = gan.codec_forward(first.params, first.codebooks, batch(), FrozenVariables(), key, step)
+        return forward.metrics["decoder_input_acoustic"]
+
+    assert acoustic_share(jnp.int32(0)) == pytest.approx(1)
+    assert acoustic_share(jnp.int32(1)) != pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("use", ["discriminator_gradient", "adversarial_gradient"])

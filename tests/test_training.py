@@ -117,8 +117,9 @@ def traced_once(one_device):
             programs[key] = trace()
         return programs[key]
 
-    def jit_step(gan: Gan, mesh: jax.sharding.Mesh, *held: Any):
-        return shared("step", gan, mesh, lambda: real_step(gan, mesh, *held))
+    def jit_step(gan: Gan, mesh: jax.sharding.Mesh, state: Any, networks: Any, judged: bool):
+        any_start = Gan(replaced(gan.config, train={"discriminator_from": 0}), gan.wavlm, gan.encoder)
+        return shared(f"step {judged}", any_start, mesh, lambda: real_step(gan, mesh, state, networks, judged))
 
     def validator(self: Validator, gan: Gan, mesh: jax.sharding.Mesh, samples: Samples):
         real_validator(self, gan, mesh, samples)
@@ -312,6 +313,22 @@ def test_processes_that_are_asked_to_stop_save_and_go_on(whole, config, tmp_path
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     assert_near(tmp_path / "two", whole)
+
+
+def test_discriminators_begin_at_a_step_and_a_run_that_is_stopped_before_it_is_the_undisturbed_one(config, tmp_path):
+    begun = MIDDLE + 1
+    late = replaced(config, train={"discriminator_from": begun}, run={"save_every": begun - 1})
+    assert loop.run(late, tmp_path / "whole") == 0
+    assert steps(tmp_path / "whole") == [0, MIDDLE, begun, late.optimizer.total_steps]
+    seen = scalars(tmp_path / "whole", LOSSES)
+    judged = ("loss/adversarial_stft", "loss/discriminator_waveform", "gradient_norm/stft")
+    assert {step for step, tag in seen if tag in judged} == set(range(begun + 1, late.optimizer.total_steps + 1))
+    assert {step for step, tag in seen if tag == "loss/mel"} == set(range(1, late.optimizer.total_steps + 1))
+    for step in (MIDDLE, begun):
+        half = tmp_path / f"from {step}"
+        shutil.copytree(tmp_path / "whole" / "checkpoints" / str(step), half / "checkpoints" / str(step))
+        assert loop.run(late, half) == 0
+        assert scalars(half, LOSSES) == scalars(tmp_path / "whole", LOSSES, after=step)
 
 
 @pytest.mark.parametrize(("start", "stop", "traced"), [(5, 7, True), (6, 20, True), (3, 4, False)])

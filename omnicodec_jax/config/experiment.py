@@ -122,11 +122,27 @@ class TrainConfig:
     discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
     """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
     saves running them forward again."""
+    discriminator_from: int = 0
+    """Step from which the discriminators judge and learn. Before it the codec learns from the other losses alone, and a
+    step costs what it does without discriminators. Their learning rate warms up from there."""
+    semantic_dropout: float = 0.0
+    """Share of the clips of each batch whose semantic vectors are left out of both adapters, so that their acoustic
+    codes must say everything."""
+    semantic_dropout_until: int | None = None
+    """Step at which semantic dropout ends; None: never."""
+    initialization: Literal["pytorch", "variance_preserving"] = "pytorch"
+    """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance."""
 
     def __post_init__(self):
         require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
         updates = ("alternating", "simultaneous")
         require(self.discriminator_update in updates, self, "discriminator_update", "'alternating' or 'simultaneous'")
+        require(self.discriminator_from >= 0, self, "discriminator_from", "0 or more")
+        require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
+        until = self.semantic_dropout_until
+        require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
+        distributions = ("pytorch", "variance_preserving")
+        require(self.initialization in distributions, self, "initialization", "'pytorch' or 'variance_preserving'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,5 +207,6 @@ class Config:
         )
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
+            require(self.train.semantic_dropout == 0, self.train, "semantic_dropout", "0 without a semantic branch")
         if self.codec.wavlm_dim is None:
             require(self.loss.wavlm_distillation == 0, self.loss, "wavlm_distillation", "0 without a WavLM head")

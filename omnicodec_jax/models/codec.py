@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.dsp import interpolate
@@ -15,6 +15,8 @@ from omnicodec_jax.models.conv import Dense, Lengths, is_streaming
 from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
 
 Features = Float[Array, "B S F"]
+Kept = Bool[Array, " B"]
+"""The clips whose semantic vectors semantic dropout leaves in."""
 
 
 class CodecOutput(NamedTuple):
@@ -96,17 +98,18 @@ class OmniCodec(Backbone):
         return super().example_inputs() + (() if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),))
 
     # -- Semantic-acoustic decoupling (paper §2.2): what the semantic codes say is subtracted from the acoustic latent
-    # before its quantizer, and added again after it. `semantic` are the quantized semantic vectors.
+    # before its quantizer, and added again after it. `semantic` are the quantized semantic vectors. In training, both
+    # are left out for the clips that are not `kept`.
 
-    def decouple(self, latent: Latent, semantic: Latent | None) -> Latent:
+    def decouple(self, latent: Latent, semantic: Latent | None, kept: Kept | None = None) -> Latent:
         """Subtracts what the semantic codes say from the latent (adapter 1), for the acoustic codebooks."""
         if semantic is None or not self.config.adapter_1:
             return latent
-        return latent - self.adapter_1(semantic).astype(jnp.float32)
+        return latent - of_kept(self.adapter_1(semantic).astype(jnp.float32), kept)
 
-    def semantic_image(self, semantic: Latent | None) -> Latent | None:
+    def semantic_image(self, semantic: Latent | None, kept: Kept | None = None) -> Latent | None:
         """Computes what the semantic codes say to the decoder (adapter 2)."""
-        return None if semantic is None else self.adapter_2(semantic).astype(jnp.float32)
+        return None if semantic is None else of_kept(self.adapter_2(semantic).astype(jnp.float32), kept)
 
     def recombine(self, acoustic: Latent, image: Latent | None) -> Latent:
         """Adds the semantic image to the quantized acoustic latent; the decoder takes the sum."""
@@ -176,6 +179,7 @@ class OmniCodec(Backbone):
         audio: Audio,
         semantic_features: Features | None = None,
         num_quantizers: int | Int[Array, ""] | None = None,
+        kept: Kept | None = None,
     ) -> CodecOutput:
         """Encodes and decodes a batch of crops, and computes what the losses need.
 
@@ -185,6 +189,7 @@ class OmniCodec(Backbone):
             audio: float32 [B, 1, T].
             semantic_features: float32 [B, S, F]; None if the config has no semantic branch.
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
+            kept: Clips whose semantic vectors semantic dropout leaves in; None: all.
         """
         if is_streaming(self):
             raise ValueError('a training forward is no stream: apply it with mutable=["codebooks"]')
@@ -195,8 +200,8 @@ class OmniCodec(Backbone):
         hidden = self.semantic_frames(semantic_features, frames)
         semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
-        acoustic = self.acoustic_quantizer(self.decouple(latent, vector), num_quantizers)
-        image = self.semantic_image(vector)
+        acoustic = self.acoustic_quantizer(self.decouple(latent, vector, kept), num_quantizers)
+        image = self.semantic_image(vector, kept)
         upsampled = self.upsample(self.recombine(acoustic.output, image))
 
         # -- Self-guidance (paper §2.3): the output of the decoder transformer for the quantized latent should be what
@@ -232,3 +237,8 @@ class OmniCodec(Backbone):
         """Projects the result of `acoustic_latent` to the vectors that the acoustic codebooks quantize."""
         semantic = None if semantic_codes is None else self.semantic_quantizer.decode(semantic_codes)
         return self.acoustic_quantizer.vectors(self.decouple(latent, semantic))
+
+
+def of_kept(x: Latent, kept: Kept | None) -> Latent:
+    """Puts zeros in the place of the clips that are not kept."""
+    return x if kept is None else jnp.where(kept[:, None, None], x, 0.0)

@@ -1,6 +1,7 @@
 """The initial values of a model: random parameters, and codebooks that k-means fits to real batches."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -33,6 +34,15 @@ def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
     It is to be jitted: as single operations, the draws take minutes.
     """
     return dict(model.init(key, *model.example_inputs()))  # type: ignore[attr-defined]
+
+
+def preserve_variance(params: Any) -> Any:
+    """Widens the distribution of random kernels by √3, to U(±√3/√fan_in): a layer keeps the variance of its input."""
+
+    def widened(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+        return leaf * math.sqrt(3) if path[-1] == jax.tree_util.DictKey("kernel") else leaf
+
+    return jax.tree.map_with_path(widened, params)
 
 
 def initialize_codebooks(

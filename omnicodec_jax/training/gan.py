@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from omnicodec_jax import losses
 from omnicodec_jax.config import Config
@@ -144,13 +144,28 @@ class Gan:
 
     # -- Generator
 
+    def semantic_kept(self, key: PRNGKeyArray, step: Int[Array, ""], clips: int) -> Bool[Array, " B"] | None:
+        """Draws the clips whose semantic vectors semantic dropout leaves in, at this step; None: the run has none."""
+        train = self.config.train
+        if train.semantic_dropout == 0:
+            return None
+        kept = jax.random.bernoulli(key, 1 - train.semantic_dropout, (clips,))
+        return kept if train.semantic_dropout_until is None else kept | (step >= train.semantic_dropout_until)
+
     def codec_forward(
-        self, params: Tree, codebooks: Tree, batch: TrainBatch, frozen: FrozenVariables, key: PRNGKeyArray
+        self,
+        params: Tree,
+        codebooks: Tree,
+        batch: TrainBatch,
+        frozen: FrozenVariables,
+        key: PRNGKeyArray,
+        step: Int[Array, ""],
     ) -> CodecForward:
         """Runs the codec forward on a batch. Self-guidance and the update of the codebooks are part of it."""
         inputs = self.inputs(batch, frozen)
         dropout_key, codebooks_key = jax.random.split(key)
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
+        kept = self.semantic_kept(jax.random.fold_in(key, 1), step, inputs.audio.shape[0])
 
         def reconstruct(params: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
             output, updated = self.codec.apply(
@@ -158,6 +173,7 @@ class Gan:
                 inputs.audio,
                 inputs.features,
                 num_quantizers,
+                kept,
                 mutable=[CODEBOOKS],
                 rngs={CODEBOOKS: codebooks_key},
             )

@@ -57,7 +57,8 @@ class TrainingLog:
     def write(self, step: int, codebooks: Tree) -> None:
         """Writes the means over the steps that were added since the last call, and the health of the codebooks."""
         elapsed, steps = time.perf_counter() - self._since, len(self._metrics)
-        means = {name: np.mean([metrics[name] for metrics in self._metrics], axis=0) for name in self._metrics[0]}
+        names = dict.fromkeys(name for metrics in self._metrics for name in metrics)  # not every step has all
+        means = {name: np.mean([m[name] for m in self._metrics if name in m], axis=0) for name in names}
         batch = self._config.data.batch_size * self._config.data.segment_samples / self._config.codec.sample_rate
         speed = {
             "steps_per_second": steps / elapsed,

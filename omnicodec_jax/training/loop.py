@@ -157,7 +157,8 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     if start == 0 and setup.validator is not None:
         with stage("held-out clips before the first step"), interruption.ending_the_process():
             validate(setup, state, log)
-    step = jit_step(setup.gan, mesh, state, setup.frozen)
+    judged_from = config.train.discriminator_from
+    unjudged, judged = (jit_step(setup.gan, mesh, state, setup.frozen, judges) for judges in (False, True))
 
     with (
         contextlib.closing(
@@ -181,9 +182,13 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             with stage("first batch") if first else contextlib.nullcontext():
                 batch = next(batches)
             waited = time.perf_counter() - began
-            with compiling(interruption) if first else contextlib.nullcontext():
+            step = judged if number >= judged_from else unjudged
+            compiles = first or number == judged_from
+            if compiles:
+                checkpoints.wait()  # so that nothing is lost where a signal ends the process
+            with compiling(interruption, number, first) if compiles else contextlib.nullcontext():
                 state, metrics = step(state, batch, setup.frozen)
-                if first:
+                if compiles:
                     jax.block_until_ready((state, metrics))
             queue.add(number, metrics, waited)
             checkpoints.check()
@@ -192,7 +197,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             last = done == total_steps
             logs = last or done % config.run.log_every == 0
             validates = last or done % config.run.validate_every == 0
-            saves = validates or done % config.run.save_every == 0
+            saves = validates or done == judged_from or done % config.run.save_every == 0
             if profile is not None and done == profile.stop:
                 jax.block_until_ready(state)
                 trace.close()
@@ -208,9 +213,12 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
 
 
 @contextlib.contextmanager
-def compiling(interruption: multihost.Interruption) -> Iterator[None]:
-    """A context for the first step, which compiles for minutes, and which a signal ends at once."""
-    with stage("compiling the training step, and the first step"), interruption.ending_the_process():
+def compiling(interruption: multihost.Interruption, number: int, first: bool) -> Iterator[None]:
+    """A context for the first step of a program, which compiles for minutes, and which a signal ends at once."""
+    what = (
+        "the training step, and the first step" if first else f"the discriminators, which judge from step {number} on"
+    )
+    with stage(f"compiling {what}"), interruption.ending_the_process():
         yield
 
 

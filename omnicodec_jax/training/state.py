@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 from omnicodec_jax.config import Config, OptimizerConfig
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.models.initialize import init_variables, preserve_variance
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 
@@ -97,9 +97,11 @@ def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
-    """Draws the state before the first step: PyTorch's initial distributions, empty codebooks. Call it under jit."""
+    """Draws the state before the first step: random weights, empty codebooks. Call it under jit."""
     codec_key, discriminator_key = jax.random.split(key)
     variables = init_variables(OmniCodec(config.codec), codec_key)
+    if config.train.initialization == "variance_preserving":
+        variables["params"] = preserve_variance(variables["params"])
     discriminators = init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})
     return start_state(config, variables, discriminators)
 

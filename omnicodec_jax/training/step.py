@@ -5,7 +5,8 @@
               └──── update of the codec ── gradient of its parameters ────────────────────────────────────┘
 
 The gradients are in gan.py. With discriminator_update="simultaneous" the codec's adversarial losses come from the
-discriminators before their update, so that these run forward only once.
+discriminators before their update, so that these run forward only once. Before the step discriminator_from there is no
+discriminator in it: that is another program, on the same state.
 """
 
 from collections.abc import Callable
@@ -45,17 +46,17 @@ There XLA does not compute anything twice, and by default it starts every operat
 
 
 def jit_step(
-    gan: Gan, mesh: Mesh, state: TrainState, frozen: FrozenVariables
+    gan: Gan, mesh: Mesh, state: TrainState, frozen: FrozenVariables, judged: bool = True
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Compiles `train_step` for a mesh: (state, batch, frozen) → (state, metrics).
 
     The state that is passed to the step is donated: its memory is used for the new state. Of `state` and `frozen` only
-    the shapes are used here.
+    the shapes are used here. judged: whether the discriminators take part.
     """
     state_sharding, frozen_sharding = sharding.shardings(mesh, (state, frozen))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
-        partial(train_step, gan=gan, mesh=mesh),
+        partial(train_step, gan=gan, mesh=mesh, judged=judged),
         in_shardings=(state_sharding, sharding.batch_sharding(mesh), frozen_sharding),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -64,7 +65,12 @@ def jit_step(
 
 
 def train_step(
-    state: TrainState, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh | None = None
+    state: TrainState,
+    batch: TrainBatch,
+    frozen: FrozenVariables,
+    gan: Gan,
+    mesh: Mesh | None = None,
+    judged: bool = True,
 ) -> tuple[TrainState, Metrics]:
     """Updates discriminators, codec and codebooks on one batch. A step that is not finite changes nothing.
 
@@ -74,21 +80,22 @@ def train_step(
         frozen: Variables of WavLM and of the audio encoder.
         gan: The networks and their config.
         mesh: The devices that the state is sharded over; None: one device.
+        judged: Whether the discriminators judge and learn; without them they stay as they are.
 
     Returns:
         The state after the step, and metrics: loss terms before they are weighted, norms of gradients before clipping.
     """
     with sharding.in_force(mesh):
-        return _train_step(state, batch, frozen, gan, mesh)
+        return _train_step(state, batch, frozen, gan, mesh, judged)
 
 
 def _train_step(
-    state: TrainState, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh | None
+    state: TrainState, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh | None, judged: bool
 ) -> tuple[TrainState, Metrics]:
     config = gan.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     old, frozen = state.packed(), sharding.gather(mesh, frozen)
-    step = gradients_and_discriminator_update(gan, mesh, state, old, batch, frozen, key)
+    step = gradients_and_discriminator_update(gan, mesh, state, old, batch, frozen, key, judged)
     gradient = sharding.shard(mesh, step.generator.gradient)
     params, optimizer_state = apply_optimizer(
         generator_optimizer(config), gradient, old.generator_optimizer, old.params
@@ -138,6 +145,7 @@ def gradients_and_discriminator_update(
     batch: TrainBatch,
     frozen: FrozenVariables,
     key: PRNGKeyArray,
+    judged: bool,
 ) -> StepGradients:
     """Computes the gradients of both sides of the GAN; the discriminators and the codebooks are updated on the way.
 
@@ -148,7 +156,7 @@ def gradients_and_discriminator_update(
 
     def run_codec(codebooks: Tree, micro: MicroBatch) -> CodecForward:
         micro_key = jax.random.fold_in(key, micro.number)
-        return gan.codec_forward(codec_params, codebooks, micro.batch, frozen, micro_key)
+        return gan.codec_forward(codec_params, codebooks, micro.batch, frozen, micro_key, state.step)
 
     def discriminator_gradient(forward: CodecForward) -> LossGradient:
         return merge_gradients(gan.for_each_discriminator(discriminator_params, forward, gan.discriminator_gradient))
@@ -173,7 +181,12 @@ def gradients_and_discriminator_update(
         return merge_gradients([pair[0] for pair in pairs]), gan.generator_gradient(forward, adversarial)
 
     micro_batches = split(batch, count)
-    if config.train.discriminator_update == "simultaneous":
+    if not judged:
+        unjudged = partial(gan.generator_gradient, adversarial=())
+        codebooks, g_gradient = mean_over(micro_batches, run_codec, unjudged, state.codebooks)
+        d_gradient = merge_gradients(())
+        discriminators, d_optimizer = old.discriminators, old.discriminator_optimizer
+    elif config.train.discriminator_update == "simultaneous":
         codebooks, (d_gradient, g_gradient) = mean_over(micro_batches, run_codec, both_gradients, state.codebooks)
         discriminators, d_optimizer = update_discriminators(d_gradient)
     elif count == 1:
