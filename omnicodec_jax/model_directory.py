@@ -19,9 +19,11 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.files import is_lfs_pointer, rewriting
+from omnicodec_jax.models.backbone import PARTS
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
+from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 
@@ -189,7 +191,7 @@ def resolve(
         raise ModelError(f"{name}: no such model directory, and not to be had from the hub: {reason}") from None
 
 
-def model_hash(config: Any, variables: Variables, known: str | None = None) -> str:
+def model_hash(config: Any, variables: Variables, known: str | None = None, known_tokens: str | None = None) -> str:
     """Computes the hash that identifies a model: equal for models that compute the same, whatever file they came from.
 
     Args:
@@ -197,14 +199,28 @@ def model_hash(config: Any, variables: Variables, known: str | None = None) -> s
             model computes.
         variables: Its weights; the hash covers all of them.
         known: A hash that tokens, a run or stored features carry.
+        known_tokens: The `tokens_hash` that tokens carry beside it; None: they have none.
 
     Returns:
-        16 hex digits; `known`, if version 0.1 gave that hash to this model.
+        16 hex digits; `known`, if version 0.1 gave that hash to this model, or if what has it makes the same tokens.
     """
     hash = _digest(identity.covered(config, model_type(config)), variables)
-    if known is not None and known != hash and known == hash_of_0_1(config, variables):
+    if known is None or known == hash:
+        return hash
+    if known_tokens is not None and known_tokens == tokens_hash(config, variables):
         return known
-    return hash
+    return known if known == hash_of_0_1(config, variables) else hash
+
+
+def tokens_hash(config: Any, variables: Variables) -> str:
+    """Computes the hash of what makes a codec's tokens: equal for models that differ in their decoders alone.
+
+    It covers the same of the config as `model_hash`, the encoder, the quantizers and the codebooks. Returns 16 hex
+    digits.
+    """
+    makers = {*PARTS["encoder"], *PARTS["quantizer"]}
+    params = {name: tree for name, tree in variables["params"].items() if name in makers}
+    return _digest(identity.covered(config, model_type(config)), {"params": params, CODEBOOKS: variables[CODEBOOKS]})
 
 
 def hash_of_0_1(config: Any, variables: Variables) -> str | None:

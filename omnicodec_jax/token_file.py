@@ -17,7 +17,7 @@ from omnicodec_jax.origin import Origin
 SUFFIX = ".safetensors"
 _KEY = "omnicodec"
 _DAMAGED = SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError
-_ADDED = {"precision": "float32", "encoder_precision": "float32"}
+_ADDED = {"precision": "float32", "encoder_precision": "float32", "tokens_hash": None}
 """Fields that version 0.1 did not know, and what was the case then."""
 
 
@@ -25,11 +25,14 @@ class Maker(NamedTuple):
     """What has made the codes of a file: others may have made others."""
 
     model: str
-    """Hash of the model, of which `OmniCodecTokenizer.model_hash_as` says whether it is that of a given one."""
+    """Hash of the model. Of it and of `tokens_hash`, `OmniCodecTokenizer.model_hash_as` says whether they are a given
+    model's."""
     precision: str
     """What the model's convolutions and matrix products were computed in."""
     encoder_precision: str
     """The same of the encoder of semantic features, if there was one."""
+    tokens_hash: str | None
+    """Hash of the part of the model that makes codes; None: the file is of an earlier version."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class TokenFile:
     """What the model's convolutions and matrix products were computed in."""
     encoder_precision: str = "float32"
     """The same of the encoder of semantic features, if there was one."""
+    tokens_hash: str | None = None
+    """Hash of the part of the model that makes codes, which models with other decoders share; None: not known."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
         """Counts the frames that the original has for a model.
@@ -109,8 +114,8 @@ class TokenFile:
         try:
             with safe_open(Path(path), "np") as file:
                 fields = _read_fields(file)
-                precisions = (fields.get(name, default) for name, default in _ADDED.items())
-                return Maker(fields["model"], *precisions), fields.get("source")
+                added = (fields.get(name, default) for name, default in _ADDED.items())
+                return Maker(fields["model"], *added), fields.get("source")
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
 

@@ -172,21 +172,29 @@ class OmniCodecTokenizer:
         return model_directory.model_hash(self.config, self.variables)
 
     @cached_property
+    def tokens_hash(self) -> str:
+        """16 hex digits that identify what makes the tokens: those of a model that differs in its decoder alone."""
+        return model_directory.tokens_hash(self.config, self.variables)
+
+    @cached_property
     def _hash_of_0_1(self) -> str | None:
         return model_directory.hash_of_0_1(self.config, self.variables)
 
-    def model_hash_as(self, known: str | None) -> str:
+    def model_hash_as(self, known: str | None, tokens_hash: str | None = None) -> str:
         """Gives this model's hash as something that was written earlier may carry it.
 
         Args:
             known: The hash that tokens carry, if there are any.
+            tokens_hash: The `tokens_hash` that they carry beside it; tokens of earlier versions have none.
 
         Returns:
-            `known`, if it is the hash that version 0.1 gave to this very model; `model_hash` otherwise. So tokens are
-            of this model if this gives what they carry.
+            `known`, if it is the hash that version 0.1 gave to this very model, or that of a model whose tokens are the
+            same; `model_hash` otherwise. So tokens are of this model if this gives what they carry.
         """
         if known is None or known == self.model_hash:
             return self.model_hash
+        if tokens_hash is not None and tokens_hash == self.tokens_hash:
+            return known
         return known if known == self._hash_of_0_1 else self.model_hash
 
     @property

@@ -106,7 +106,7 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (TrainConfig, "discriminator_from", -1),
         (TrainConfig, "semantic_dropout", 1.5),
         (TrainConfig, "semantic_dropout_until", -1),
-        (TrainConfig, "initialization", "xavier"),
+        (TrainConfig, "freeze", ("encoder", "quantizer", "decoder")),
     ],
 )
 def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):

@@ -130,10 +130,12 @@ def test_a_model_says_what_its_tokens_are(tmp_path, said):
     first, *rest = said()
     assert first.startswith("DIR: omnicodec model ")
     assert first.endswith(" parameters")
+    tokens_hash = model_directory.tokens_hash(OMNICODEC, variables(OMNICODEC))
     assert rest == [
         "2000 Hz, hop 12 at 24000 Hz, 40000 bit/s",
         "5 codebooks of 16 entries",
         "semantic features: stored, 10 wide",
+        f"hash of what makes its tokens, its decoder left out: {tokens_hash}",
         f"version 0.1 called it {model_directory.hash_of_0_1(OMNICODEC, variables(OMNICODEC))}",
     ]
 

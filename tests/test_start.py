@@ -27,6 +27,7 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
 from omnicodec_jax.distributed import multihost, sharding
+from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
 from omnicodec_jax.training import loop, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
@@ -338,9 +339,14 @@ def test_line_of_the_log_over_steps_with_and_without_discriminators_shows_the_lo
     caplog.set_level(logging.INFO)
     log, books = TrainingLog(TINY, None, 0), {"semantic_quantizer": {"cluster_usage": np.ones((1, 8))}}
     for metrics in ({"total": 4.0}, {"total": 2.0, "mel": 1.0}):
-        log.add({name: np.float32(value) for name, value in metrics.items()}, 0.0)
+        log.add({name: np.asarray(value) for name, value in metrics.items()}, 0.0)
     log.write(2, books)
     assert "step 2/8  total 3  mel 1 " in caplog.text
+
+
+def test_parts_of_random_weights_are_not_frozen(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.freeze = \('encoder',\): .*--run\.start-from"):
+        loop.run(replaced(config, train={"freeze": ("encoder",)}), tmp_path)
 
 
 def test_numbers_of_codebooks_that_validation_decodes():

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from collectives import carrying_clips
 from jax.sharding import Mesh
+from tiny import normal
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
@@ -20,16 +21,21 @@ from omnicodec_jax.config import (
     STFTDiscriminatorConfig,
     TransformerConfig,
 )
+from omnicodec_jax.config.experiment import FrozenPart
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.distributed import sharding
+from omnicodec_jax.model_directory import model_hash, tokens_hash
+from omnicodec_jax.models.backbone import PARTS
+from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.planning import totals as counting
 from omnicodec_jax.training import state
 from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs
+from omnicodec_jax.training.learning import fixed_modules, learning
 from omnicodec_jax.training.packing import pack, unpack
 from omnicodec_jax.training.start import state_template
-from omnicodec_jax.training.state import TrainState
+from omnicodec_jax.training.state import TrainState, start_state
 from omnicodec_jax.training.step import jit_step, train_step
 
 STEPS = 5
@@ -53,10 +59,10 @@ def first_state() -> TrainState:
     return first.replace(codebooks=books)
 
 
-def jitted(config: Config):
+def jitted(config: Config, first: TrainState | None = None):
     """The step on one device: of TINY the very program that the runs of test_training.py compile."""
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    step = jit_step(Gan(config), mesh, first_state(), FrozenVariables())
+    step = jit_step(Gan(config), mesh, first_state() if first is None else first, FrozenVariables())
     return lambda *arguments: jax.device_get(step(*arguments, FrozenVariables()))  # as what goes in is given away
 
 
@@ -68,7 +74,7 @@ def tiny_step():
 def run(config: Config = TINY, steps: int = 1, first: TrainState | None = None):
     """The state after some steps, and the metrics of each. Other programs than TINY's are not kept."""
     now, metrics = first_state() if first is None else first, []
-    step = tiny_step() if config == TINY else jitted(config)
+    step = tiny_step() if config == TINY else jitted(config, now)
     for number in range(steps):
         now, result = step(now, batch(number))
         metrics.append(result)
@@ -180,7 +186,7 @@ def traced_flops(config: Config, first: TrainState, **options: bool) -> float:
     return step.lower(first, batch(), FrozenVariables()).cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_before_discriminators_begin_a_step_costs_what_it_does_without_them(accumulation):
     config = replaced(TINY, optimizer={"accumulation": accumulation})
     none = dataclasses.replace(config, discriminators=DiscriminatorConfig(stft=None, waveform=None, wavlm=None))
@@ -204,6 +210,53 @@ def test_before_discriminators_begin_they_stay_as_they_are_and_the_codec_learns(
     assert names.isdisjoint({"adversarial", "feature", "discriminator"})
 
 
+def test_decoder_learns_alone_and_tokens_stay_what_they_were():
+    parts = ("encoder", "quantizer")
+    config, before = replaced(TINY, train={"freeze": parts}), alone()[0]
+    fixed = fixed_modules(config.train)
+    variables = {"params": before.params, "codebooks": before.codebooks}
+    start = jax.device_get(start_state(config, variables, before.discriminators))
+    after, metrics = run(config, 3, start.replace(ema_params=before.ema_params))
+    for part in ("params", "ema_params"):
+        old, new = getattr(before, part), getattr(after, part)
+        assert not any(changed({name: old[name] for name in fixed}, {name: new[name] for name in fixed})), part
+        for name in PARTS["decoder"]:
+            assert any(changed(old[name], new[name])), name
+    assert not any(changed(before.codebooks, after.codebooks))
+    assert metrics[-1]["grad_norm_codec"] > 0
+    held = " ".join(jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(after.generator_optimizer))
+    assert "decoder_transformer" in held
+    assert "encoder_transformer" not in held
+    assert "quantizer" not in held
+    moved = {"params": after.params, "codebooks": after.codebooks}
+    for hash, same in ((tokens_hash, True), (model_hash, False)):
+        assert (hash(config.codec, moved) == hash(config.codec, variables)) == same
+
+    @jax.jit
+    def encode(variables: Any, batch: dict[str, jax.Array]) -> Any:
+        features = Gan(config).inputs(batch, FrozenVariables()).features
+        return OmniCodec(config.codec).apply(variables, batch["audio"], features, method="encode")
+
+    np.testing.assert_array_equal(encode(moved, batch()), encode(variables, batch()))
+
+
+@pytest.mark.parametrize("part", get_args(FrozenPart))
+def test_every_part_that_can_be_frozen_keeps_its_codebooks_and_has_no_gradient(part):
+    train = replaced(TINY, train={"freeze": (part,)}).train
+    modules = set(PARTS[part])
+    assert modules <= first_state().params.keys()
+    assert learning(train, first_state().params).keys() == first_state().params.keys() - modules
+    model = Gan(replaced(TINY, train={"freeze": (part,)})).codec
+    learnt = jax.jit(partial(model.apply, mutable=["codebooks"]))
+    given = {"params": first_state().params, "codebooks": first_state().codebooks}
+    features = normal(TINY.data.batch_size, 3, 1024)
+    _, after = learnt(given, batch()["audio"], features, rngs={"codebooks": jax.random.key(0)})
+    still = {
+        name for name in given["codebooks"] if not any(changed(given["codebooks"][name], after["codebooks"][name]))
+    }
+    assert still == modules & given["codebooks"].keys()
+
+
 def test_semantic_dropout_leaves_out_its_share_of_the_clips_until_its_last_step():
     def kept(step: int, **options: Any) -> Any:
         gan = Gan(replaced(TINY, train=options))
@@ -219,13 +272,13 @@ def test_decoder_of_clips_under_semantic_dropout_hears_the_acoustic_branch_alone
     gan, first = Gan(replaced(TINY, train={"semantic_dropout": 1.0, "semantic_dropout_until": 1})), first_state()
 
     @jax.jit
-    def acoustic_share(step: jax.Array) -> jax.Array:
+    def acoustic_share(now: TrainState, batch: dict[str, jax.Array], step: jax.Array) -> jax.Array:
         key = jax.random.key(0)
-        forward = gan.codec_forward(first.params, first.codebooks, batch(), FrozenVariables(), key, step)
+        forward = gan.codec_forward(now.params, now.codebooks, batch, FrozenVariables(), key, step)
         return forward.metrics["decoder_input_acoustic"]
 
-    assert acoustic_share(jnp.int32(0)) == pytest.approx(1)
-    assert acoustic_share(jnp.int32(1)) != pytest.approx(1, abs=1e-3)
+    assert acoustic_share(first, batch(), jnp.int32(0)) == pytest.approx(1)
+    assert acoustic_share(first, batch(), jnp.int32(1)) != pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("use", ["discriminator_gradient", "adversarial_gradient"])

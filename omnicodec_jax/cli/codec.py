@@ -79,6 +79,7 @@ def encode(
             source=origin,
             precision=tokenizer.precision,
             encoder_precision=tokenizer.encoder_precision or "float32",
+            tokens_hash=tokenizer.tokens_hash,
         ).save(target)
         return WrittenFile(
             clip.samples.size / tokenizer.sample_rate, f"{codes.shape[0]} codebooks x {codes.shape[1]} frames"
@@ -218,7 +219,7 @@ def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
 def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
     """Reads a token file of this model. Raises TokenError, also for tokens of another model."""
     tokens = TokenFile.load(path)
-    if tokens.model != tokenizer.model_hash_as(tokens.model):
+    if tokens.model != tokenizer.model_hash_as(tokens.model, tokens.tokens_hash):
         raise TokenError(
             f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}; give the one they are of"
         )
@@ -236,14 +237,15 @@ def _makers(files: list[Path]) -> dict[Path, tuple[Maker, Origin | None]]:
 def _check_maker(makers: dict[Path, tuple[Maker, Origin | None]], tokenizer: Any) -> None:
     """Refuses to replace tokens that another model, or the same in another precision, has made. Raises TokenError."""
     computing = (tokenizer.precision, tokenizer.encoder_precision or "float32")
-    others = [
-        (path, maker)
-        for path, (maker, _) in makers.items()
-        if maker != (tokenizer.model_hash_as(maker.model), *computing)
-    ]
+
+    def as_now(maker: Maker) -> Maker:
+        model = tokenizer.model_hash_as(maker.model, maker.tokens_hash)
+        return Maker(model, *computing, maker.tokens_hash)
+
+    others = [(path, maker) for path, (maker, _) in makers.items() if maker != as_now(maker)]
     if others:
         path, maker = others[0]
-        if maker.model != tokenizer.model_hash_as(maker.model):
+        if maker.model != as_now(maker).model:
             differs = f"model {maker.model}, and --model is {tokenizer.model_hash}"
         elif maker.precision != tokenizer.precision:
             differs = f"--precision {maker.precision}, now {tokenizer.precision}"

@@ -61,6 +61,7 @@ def _model(path: Path) -> Iterator[str]:
     yield f"{path}: {kind} model {hash}, {parameters:,} parameters"
     if isinstance(config, CodecConfig | MimiConfig):
         yield from codec(config)
+        yield f"hash of what makes its tokens, its decoder left out: {model_directory.tokens_hash(config, variables)}"
     if (path / "discriminators" / model_directory.CONFIG).is_file():
         yield "with its discriminators, to train on from"
     if earlier := model_directory.hash_of_0_1(config, variables):

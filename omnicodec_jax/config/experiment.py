@@ -1,11 +1,13 @@
 """Options of a training run."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.config.discriminators import DiscriminatorConfig
 from omnicodec_jax.config.models import CodecConfig
+
+FrozenPart = Literal["encoder", "semantic", "quantizer", "decoder"]
 
 
 # Source: paper Eq. 1; spec §3.2.
@@ -132,6 +134,9 @@ class TrainConfig:
     """Step at which semantic dropout ends; None: never."""
     initialization: Literal["pytorch", "variance_preserving"] = "pytorch"
     """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance."""
+    freeze: tuple[FrozenPart, ...] = ()
+    """Parts of the codec that stay as they are in the model that `run.start_from` names, codebooks included. With
+    `encoder` and `quantizer` only the decoder learns, and tokens made before stay valid."""
 
     def __post_init__(self):
         require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
@@ -143,6 +148,11 @@ class TrainConfig:
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
         distributions = ("pytorch", "variance_preserving")
         require(self.initialization in distributions, self, "initialization", "'pytorch' or 'variance_preserving'")
+        parts = get_args(FrozenPart)
+        require(set(self.freeze) <= set(parts), self, "freeze", f"some of {', '.join(parts)}")
+        require(
+            not {"encoder", "quantizer", "decoder"} <= set(self.freeze), self, "freeze", "less than all of the codec"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def detokenize(
         DataError: If clips cannot be told apart, or `out` holds audio that was made otherwise, or of something else.
     """
     held = shards.contract(tokens)
-    if held["model"] != tokenizer.model_hash_as(held["model"]):
+    if held["model"] != tokenizer.model_hash_as(held["model"], held.get("tokens_hash")):
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
     tokenizer.check_num_quantizers(num_quantizers)
     kept = _kept(out)

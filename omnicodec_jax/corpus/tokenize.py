@@ -114,9 +114,9 @@ class Worker:
             job.model, job.revision, job.encoder, jax.local_devices(), job.precision, job.encoder_precision
         )
         device, codec, kept = jax.local_devices()[0], self.tokenizer, shards.settings(job.out) or {}
-        model, encoder = codec.model_hash_as(kept.get("model")), codec.encoder_hash_as(kept.get("encoder"))
+        model = codec.model_hash_as(kept.get("model"), kept.get("tokens_hash"))
         self.contract = {
-            **_described(job, codec.config, model, encoder),
+            **_described(job, codec.config, model, codec.tokens_hash, codec.encoder_hash_as(kept.get("encoder"))),
             "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
             "device": device.device_kind,
         }
@@ -252,12 +252,16 @@ def described(job: Job) -> dict[str, Any]:
     encoder = None
     if job.encoder is not None:
         encoder = model_directory.model_hash(*read_encoder(job.encoder, semantic), known=kept.get("encoder"))
-    return _described(job, config, model_directory.model_hash(config, variables, kept.get("model")), encoder)
+    model = model_directory.model_hash(config, variables, kept.get("model"), kept.get("tokens_hash"))
+    return _described(job, config, model, model_directory.tokens_hash(config, variables), encoder)
 
 
-def _described(job: Job, config: CodecConfig | MimiConfig, model: str, encoder: str | None) -> dict[str, Any]:
+def _described(
+    job: Job, config: CodecConfig | MimiConfig, model: str, tokens_hash: str, encoder: str | None
+) -> dict[str, Any]:
     return {
         "model": model,
+        "tokens_hash": tokens_hash,
         "encoder": encoder,
         "sample_rate": config.sample_rate,
         "hop_length": config.hop_length,
@@ -275,8 +279,9 @@ def check(job: Job, contract: dict[str, Any]) -> None:
     """Raises DataError if `job.out` holds tokens of another contract, or was cut into shards of another length."""
     if (kept := shards.settings(job.out)) is None:
         return
-    # Before the contract said so, encoders computed in float32.
+    # Before the contract said so, encoders computed in float32, and tokens were of one model alone.
     kept.setdefault("encoder_dtype", None if kept.get("encoder") is None else "float32")
+    kept.setdefault("tokens_hash", contract.get("tokens_hash"))
     hours = kept.get("shard_hours", job.shard_hours)  # absent where an older version has written
     if names := [name for name in contract if kept.get(name) != contract[name]]:
         changed = "; ".join(f"{name} = {kept.get(name)!r}, now {contract[name]!r}" for name in names)

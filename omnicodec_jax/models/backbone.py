@@ -1,5 +1,7 @@
 """The backbone that OmniCodec and Mimi share: SEANet and a transformer on either side of the quantizers."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -14,6 +16,15 @@ Audio = Float[Array, "B 1 T"]
 Latent = Float[Array, "B N D"]
 Codes = Int[Array, "B K N"]
 
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("encoder", "encoder_transformer", "downsample", "semantic_in", "semantic_encoder"),
+    "semantic": ("semantic_in", "semantic_encoder", "semantic_quantizer"),
+    "quantizer": ("semantic_quantizer", "adapter_1", "acoustic_quantizer"),
+    "decoder": ("adapter_2", "upsample", "decoder_transformer", "decoder"),
+}
+"""The top-level modules of each part of a codec. Encoder and quantizer alone decide what the tokens of audio are; the
+semantic part is in both. The modules that are in none are heads, which only training has a use for."""
+
 
 class Backbone(nn.Module):
     """Encoder and decoder of a codec, which puts its quantizers between them (Mimi, arXiv 2410.00037 §3.1).
@@ -25,6 +36,8 @@ class Backbone(nn.Module):
     config: BackboneConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    fixed: tuple[str, ...] = ()
+    """Modules that do not learn. The gradient is left to the caller; of a quantizer here, its codebooks stay."""
 
     def setup(self):
         config, dtype = self.config, self.dtype

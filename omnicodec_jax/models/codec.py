@@ -71,6 +71,7 @@ class OmniCodec(Backbone):
             config.dimension,
             config.codebook,
             dtype=self.dtype,
+            learns="acoustic_quantizer" not in self.fixed,
         )
         if config.semantic is not None:
             self.semantic_in = dense(config.dimension)
@@ -83,6 +84,7 @@ class OmniCodec(Backbone):
                 config.codebook,
                 use_bias=True,
                 dtype=self.dtype,
+                learns="semantic_quantizer" not in self.fixed,
             )
             self.adapter_2 = dense(config.dimension)
             self.semantic_decoder = self._transformer()

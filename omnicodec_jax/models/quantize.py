@@ -210,6 +210,8 @@ class ResidualVectorQuantizer(nn.Module):
     config: CodebookConfig
     use_bias: bool = False
     dtype: DTypeLike = jnp.float32
+    learns: bool = True
+    """Whether the codebooks learn in training."""
 
     def setup(self):
         self.project_in = Dense(self.codebook_dim, use_bias=self.use_bias, dtype=self.dtype)
@@ -262,7 +264,7 @@ class ResidualVectorQuantizer(nn.Module):
         active = self.num_quantizers if num_quantizers is None else num_quantizers
         if isinstance(active, int) and not 1 <= active <= self.num_quantizers:
             raise ValueError(f"num_quantizers = {active}: must be between 1 and {self.num_quantizers}")
-        learning = self.is_mutable_collection(CODEBOOKS) and not self.is_initializing()
+        learning = self.learns and self.is_mutable_collection(CODEBOOKS) and not self.is_initializing()
         x = self.project_in(x).astype(jnp.float32)
 
         codes, quantized, loss, mean_quantized, replaced = self._quantize(

@@ -31,6 +31,7 @@ from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.semantic import semantic_features
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.branches import branch_metrics
+from omnicodec_jax.training.learning import fixed_modules, learning
 from omnicodec_jax.training.packing import Tree, pack
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class CodecForward(NamedTuple):
     codebooks: Tree
     """The codebooks after their update."""
     vjp: Callable[[Audio, HiddenStates | None], Tree]
-    """Maps the gradients of the reconstruction and of `wavlm_states` to the gradient of the codec's parameters.
+    """Maps the gradients of the reconstruction and of `wavlm_states` to that of the codec's parameters which learn.
 
     The gradient of `codec_loss` is included."""
 
@@ -115,7 +116,8 @@ class Gan:
     @property
     def codec(self) -> OmniCodec:
         """The generator."""
-        return OmniCodec(self.config.codec, jnp.dtype(self.config.train.compute_dtype), self.config.train.remat)
+        train = self.config.train
+        return OmniCodec(self.config.codec, jnp.dtype(train.compute_dtype), train.remat, fixed_modules(train))
 
     # -- Frozen networks
 
@@ -167,9 +169,9 @@ class Gan:
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
         kept = self.semantic_kept(jax.random.fold_in(key, 1), step, inputs.audio.shape[0])
 
-        def reconstruct(params: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
+        def reconstruct(learnt: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
             output, updated = self.codec.apply(
-                {"params": params, CODEBOOKS: codebooks},
+                {"params": {**params, **learnt}, CODEBOOKS: codebooks},
                 inputs.audio,
                 inputs.features,
                 num_quantizers,
@@ -189,7 +191,8 @@ class Gan:
             loss = losses.weighted_sum(terms, self.config.loss)
             return (output.audio, loss), (updated[CODEBOOKS], {**terms, **metrics})
 
-        (reconstruction, loss), codec_vjp, (codebooks, metrics) = jax.vjp(reconstruct, params, has_aux=True)
+        learnt = learning(self.config.train, params)
+        (reconstruction, loss), codec_vjp, (codebooks, metrics) = jax.vjp(reconstruct, learnt, has_aux=True)
         wavlm_states, wavlm_vjp = jax.vjp(lambda audio: self.wavlm_states(audio, frozen), reconstruction)
 
         def vjp(d_reconstruction: Audio, d_wavlm_states: HiddenStates | None) -> Tree:

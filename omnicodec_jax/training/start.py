@@ -64,8 +64,13 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
     """Makes the state before the first step: weights, and codebooks that k-means fits to the first batches.
 
     Codebooks that come with the weights of a model stay as they are. Raises ConfigError or ModelError for a
-    `run.start_from` that does not fit the config.
+    `run.start_from` that does not fit the config, or is missing where parts of the codec are frozen.
     """
+    if gan.config.train.freeze and gan.config.run.start_from is None:
+        raise ConfigError(
+            f"train.freeze = {gan.config.train.freeze!r}: random weights would be kept as they are; name the model "
+            "that they come from with --run.start-from"
+        )
     # The keys of a step are folded from its number. No step has this one.
     key = jax.random.fold_in(jax.random.key(gan.config.seed), 2**32 - 1)
     weights_key, codebooks_key = jax.random.split(key)

@@ -13,6 +13,7 @@ from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables, preserve_variance
 from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.training.learning import learning
 from omnicodec_jax.training.packing import Packed, Tree, pack, unpack
 
 
@@ -29,7 +30,7 @@ class TrainState(struct.PyTreeNode):
     codebooks: Tree
     discriminators: Tree
     generator_optimizer: optax.OptState
-    """Moments of the codec's parameters, packed."""
+    """Moments of the codec's parameters that learn, packed."""
     discriminator_optimizer: optax.OptState
     """Moments of the discriminators' parameters, packed."""
     ema_params: Tree | None
@@ -114,7 +115,7 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
         params=params,
         codebooks=variables[CODEBOOKS],
         discriminators=discriminators,
-        generator_optimizer=generator_optimizer(config).init(pack(params)),
+        generator_optimizer=generator_optimizer(config).init(pack(learning(config.train, params))),
         discriminator_optimizer=discriminator_optimizer(config).init(pack(discriminators)),
         ema_params=None if config.optimizer.ema_decay is None else params,
         skipped=jnp.zeros((), jnp.int32),
@@ -123,13 +124,14 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
 
 @jax.named_scope("moving_average")
 def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed, step: ArrayLike) -> Packed | None:
-    """Updates the moving average of the parameters after the step of number `step`.
+    """Updates the moving average of the parameters `params` after the step of number `step`; others in it stay.
 
     The decay is lower at first, so that the average spans a tenth of the steps that there were. With a decay of 0.999
     from the beginning, a third of the average would still be random weights after a thousand steps.
     """
-    if config.ema_decay is None:
+    if config.ema_decay is None or average is None:
         return None
     done = jnp.asarray(step, jnp.float32)
     decay = jnp.minimum(config.ema_decay, (1 + done) / (10 + done))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    averaged = {name: average[name] for name in params}
+    return {**average, **jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, averaged, params)}

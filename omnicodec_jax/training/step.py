@@ -30,6 +30,7 @@ from omnicodec_jax.training.gan import (
     Metrics,
     merge_gradients,
 )
+from omnicodec_jax.training.learning import learning
 from omnicodec_jax.training.packing import Packed, Tree, unpack
 from omnicodec_jax.training.state import (
     TrainState,
@@ -98,11 +99,11 @@ def _train_step(
     step = gradients_and_discriminator_update(gan, mesh, state, old, batch, frozen, key, judged)
     gradient = sharding.shard(mesh, step.generator.gradient)
     params, optimizer_state = apply_optimizer(
-        generator_optimizer(config), gradient, old.generator_optimizer, old.params
+        generator_optimizer(config), gradient, old.generator_optimizer, learning(config.train, old.params)
     )
     new = TrainState(
         step=state.step,
-        params=params,
+        params={**old.params, **params},
         codebooks=step.codebooks,
         discriminators=step.discriminators,
         generator_optimizer=optimizer_state,
