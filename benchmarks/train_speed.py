@@ -30,7 +30,7 @@ from omnicodec_jax.config import DiscriminatorConfig, MeshConfig, TrainConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.distributed import sharding
-from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.model_directory import build
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.training.accumulation import TrainBatch
@@ -70,7 +70,7 @@ class Run:
             self.batch["features"] = jnp.asarray(rng.standard_normal(shape, np.float32))
         self.frozen = FrozenVariables(wavlm=None if wavlm is None else random_variables(WavLM(wavlm), rng))
         discriminators = random_variables(Discriminators(config.discriminators), rng)["params"]
-        state: TrainState = start_state(config, random_variables(OmniCodec(codec), rng), discriminators)
+        state: TrainState = start_state(config, random_variables(build(codec), rng), discriminators)
         # A step gives its state away, and the moving average of the parameters begins as the parameters themselves.
         self.state = jax.tree.map(jnp.copy, state)
 

@@ -39,6 +39,8 @@ def self_guidance(output: CodecOutput, norm: Literal["l1", "l2"]) -> Scalar:
     The hidden states on the latent before quantization are the target and take no gradient. Both are computed in
     `OmniCodec.__call__`.
     """
+    if output.hidden_guide is None:
+        raise ValueError("this codec has no self-guidance")
     difference = output.hidden_quantized - stop_gradient(output.hidden_guide)
     return jnp.mean(jnp.abs(difference) if norm == "l1" else difference**2)
 
@@ -62,21 +64,28 @@ def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Ar
     return jax.lax.reduce_window(hidden, 0.0, jax.lax.add, window, (1, stride, 1), edges) / (2 * stride)
 
 
-def wavlm_distillation(projection: Float[Array, "B N W"], hidden: Float[Array, "B S W"], frame_rate: float) -> Scalar:
-    """WavLM distillation loss: -log σ(cosine) between each channel of the projection and the same channel of WavLM.
+def wavlm_distillation(
+    projection: Float[Array, "B N W"],
+    hidden: Float[Array, "B S W"],
+    frame_rate: float,
+    kind: Literal["speechtokenizer", "mimi"] = "speechtokenizer",
+) -> Scalar:
+    """WavLM distillation loss: how far the projection is from WavLM's hidden states, by the cosine between them.
 
-    The cosine is over time. Source: "D-axis" distillation of SpeechTokenizer (arXiv 2308.16692 §3.3). The longer of the
-    two sequences is cut.
+    `speechtokenizer`: -log σ(cosine) between the same channels of both, over time ("D-axis" distillation, arXiv
+    2308.16692 §3.3). `mimi`: 1 - cosine between the same frames of both, over channels (arXiv 2410.00037 §3.3). The
+    longer of the two sequences is cut.
     """
     target = pool_to_frames(hidden, frame_rate)
     steps = min(projection.shape[1], target.shape[1])
     projection, target = projection[:, :steps], target[:, :steps]
+    axis = 1 if kind == "speechtokenizer" else 2
 
-    def norm(x: Float[Array, "B N W"]) -> Float[Array, "B W"]:
-        return jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=1), 1e-16))
+    def norm(x: Float[Array, "B N W"]) -> Float[Array, "B _"]:
+        return jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=axis), 1e-16))
 
-    cosine = jnp.sum(projection * target, axis=1) / (norm(projection) * norm(target))
-    return -jnp.mean(jax.nn.log_sigmoid(cosine))
+    cosine = jnp.sum(projection * target, axis=axis) / (norm(projection) * norm(target))
+    return jnp.mean(1 - cosine) if kind == "mimi" else -jnp.mean(jax.nn.log_sigmoid(cosine))
 
 
 def codec_losses(
@@ -88,18 +97,19 @@ def codec_losses(
 ) -> Terms:
     """The generator's terms that need neither the reconstructed audio nor a discriminator.
 
-    `wavlm_state` is WavLM's last hidden state on the real audio. Semantic terms are left out for a codec without
-    semantic branch, and distillation for one without a WavLM head.
+    `wavlm_state` is WavLM's last hidden state on the real audio. A term is left out for a codec without the part that
+    it is of: self-guidance, a semantic codebook, a branch for semantic features, a WavLM head.
     """
-    terms = {
-        "commitment_acoustic": output.acoustic.commitment,
-        "self_guidance": self_guidance(output, config.self_guidance_norm),
-    }
-    if output.semantic is not None and features is not None:
+    terms = {"commitment_acoustic": output.acoustic.commitment}
+    if output.hidden_guide is not None:
+        terms["self_guidance"] = self_guidance(output, config.self_guidance_norm)
+    if output.semantic is not None:
         terms["commitment_semantic"] = output.semantic.commitment
+    if output.semantic_features is not None and features is not None:
         terms["semantic"] = semantic_reconstruction(output, features)
     if output.wavlm_projection is not None and wavlm_state is not None:
-        terms["wavlm_distillation"] = wavlm_distillation(output.wavlm_projection, wavlm_state, frame_rate)
+        projection, kind = output.wavlm_projection, config.wavlm_distillation_kind
+        terms["wavlm_distillation"] = wavlm_distillation(projection, wavlm_state, frame_rate, kind)
     return terms
 
 

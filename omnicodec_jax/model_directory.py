@@ -212,6 +212,11 @@ def model_hash(config: Any, variables: Variables, known: str | None = None, know
     return known if known == hash_of_0_1(config, variables) else hash
 
 
+def compute_alike(one: Any, other: Any) -> bool:
+    """Whether two configs describe models that compute the same of the same weights."""
+    return identity.covered(one, model_type(one)) == identity.covered(other, model_type(other))
+
+
 def tokens_hash(config: Any, variables: Variables) -> str:
     """Computes the hash of what makes a codec's tokens: equal for models that differ in their decoders alone.
 

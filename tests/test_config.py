@@ -22,9 +22,9 @@ from omnicodec_jax.config import (
     TrainConfig,
     TransformerConfig,
 )
-from omnicodec_jax.config.files import load, run_config
+from omnicodec_jax.config.files import load, run_config, to_dict
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.model_directory import from_json, to_json
+from omnicodec_jax.model_directory import compute_alike, from_json, to_json
 
 RECIPES = sorted(
     path for path in (Path(__file__).parents[1] / "configs").rglob("*.py") if "language_model" not in path.stem
@@ -45,7 +45,7 @@ ABLATED = {
 
 
 def test_ablations_change_what_they_say_and_nothing_else():
-    assert len(RECIPES) == 5 + len(ABLATED)
+    assert len(RECIPES) == 7 + len(ABLATED)
     configs = {path.stem: dataclasses.asdict(load(path)) for path in RECIPES}
     whole = configs["paper_12hz"]
     for name, fields in ABLATED.items():
@@ -98,6 +98,8 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (CodecConfig, "dimension", 500),
         (CodecConfig, "sample_rate", 0),
         (MimiConfig, "num_quantizers", 1),
+        (MimiConfig, "min_quantizers", 32),
+        (TrainConfig, "quantizer_bypass", -0.5),
         (LossConfig, "mel", -1.0),
         (OptimizerConfig, "betas", (0.5, 1.0)),
         (OptimizerConfig, "warmup_steps", 500_000),
@@ -277,3 +279,33 @@ def test_wrong_config_file_is_refused_by_name_and_reason(tmp_path, text, message
 def test_config_file_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"gone\.py: no such config file"):
         load(tmp_path / "gone.py")
+
+
+# -- Runs of several codecs
+
+
+def test_run_of_mimi_comes_back_from_json_as_it_was_and_a_codec_without_a_kind_is_omnicodec():
+    config = load("mimi")
+    values = json.loads(json.dumps(to_dict(config, "run")))
+    assert values["codec"]["model_type"] == "mimi"
+    values.pop("model_type"), values.pop("format"), values.pop("made_by")
+    assert run_config(values, "here") == config
+    ours = json.loads(json.dumps(to_dict(load("demo"), "run")))
+    assert "model_type" not in ours["codec"]
+    values["codec"]["model_type"] = "encodec"
+    with pytest.raises(ConfigError, match="here: codec: model_type = 'encodec': must be one of omnicodec, mimi"):
+        run_config(values, "here")
+
+
+def test_mimi_without_what_it_has_none_of_is_refused_by_field():
+    loss = load("mimi").loss
+    for name in ("semantic", "self_guidance"):
+        with pytest.raises(ConfigError, match=f"LossConfig.{name} = 1.0: must be 0"):
+            Config(codec=MimiConfig(wavlm_dim=8), loss=dataclasses.replace(loss, **{name: 1.0}))
+    with pytest.raises(ConfigError, match="LossConfig.wavlm_distillation = 1.0"):
+        Config(codec=MimiConfig(), loss=loss)
+
+
+def test_mimi_is_the_same_model_with_a_head_for_training_and_without():
+    assert compute_alike(MimiConfig(wavlm_dim=1024, min_quantizers=4), MimiConfig())
+    assert not compute_alike(MimiConfig(num_quantizers=8), MimiConfig())

@@ -50,6 +50,7 @@ SMALL = Settings(str(TINY), 0.24, (2,), 2, 1, "float32", 2, 1)
 def codec_config(settings: Settings) -> CodecConfig:
     """Returns the codec of the settings, with stacked log-mel frames in place of an encoder's features."""
     codec = config_files.load(settings.config).codec
+    assert isinstance(codec, CodecConfig)
     semantic = codec.semantic or SemanticConfig()
     return dataclasses.replace(codec, semantic=dataclasses.replace(semantic, source="log_mel", feature_dim=1024))
 

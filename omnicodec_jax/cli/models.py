@@ -31,7 +31,6 @@ def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int =
     import jax.numpy as jnp
 
     from omnicodec_jax import dsp, model_directory
-    from omnicodec_jax.models.codec import OmniCodec
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
 
     codec = config_files.load(config).codec
@@ -50,7 +49,7 @@ def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int =
         for i in starts
     ]
 
-    model, (weights_key, codebooks_key) = OmniCodec(codec), jax.random.split(jax.random.key(seed))
+    model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
     variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
     model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
     print(f"{out}: untrained model of {config}")

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.config.discriminators import DiscriminatorConfig
-from omnicodec_jax.config.models import CodecConfig
+from omnicodec_jax.config.models import CodecConfig, MimiConfig
 
 FrozenPart = Literal["encoder", "semantic", "quantizer", "decoder"]
 
@@ -28,11 +28,16 @@ class LossConfig:
     feature_matching_waveform: float = 1.0
     feature_matching_wavlm: float = 1.0
     wavlm_distillation: float = 0.0
+    wavlm_distillation_kind: Literal["speechtokenizer", "mimi"] = "speechtokenizer"
+    """`speechtokenizer`: -log σ(cosine) of each channel over time; `mimi`: 1 - cosine of each frame over channels."""
 
     def __post_init__(self):
         require(self.self_guidance_norm in ("l1", "l2"), self, "self_guidance_norm", "'l1' or 'l2'")
+        kinds = ("speechtokenizer", "mimi")
+        kind = self.wavlm_distillation_kind
+        require(kind in kinds, self, "wavlm_distillation_kind", "'speechtokenizer' or 'mimi'")
         for field in dataclasses.fields(self):
-            if field.name != "self_guidance_norm":
+            if field.name not in ("self_guidance_norm", "wavlm_distillation_kind"):
                 require(getattr(self, field.name) >= 0, self, field.name, "0 or more")
 
 
@@ -132,6 +137,9 @@ class TrainConfig:
     codes must say everything."""
     semantic_dropout_until: int | None = None
     """Step at which semantic dropout ends; None: never."""
+    quantizer_bypass: float = 0.0
+    """Share of the clips of each batch whose vectors reach the decoder as they are before quantization (the acoustic
+    ones of OmniCodec, all of Mimi); the codebooks learn from them all the same."""
     initialization: Literal["pytorch", "variance_preserving"] = "pytorch"
     """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance."""
     freeze: tuple[FrozenPart, ...] = ()
@@ -146,6 +154,7 @@ class TrainConfig:
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
+        require(0 <= self.quantizer_bypass <= 1, self, "quantizer_bypass", "in [0, 1]")
         distributions = ("pytorch", "variance_preserving")
         require(self.initialization in distributions, self, "initialization", "'pytorch' or 'variance_preserving'")
         parts = get_args(FrozenPart)
@@ -199,7 +208,7 @@ class RunConfig:
 class Config:
     """All options of one training run. A recipe exposes one as `config`."""
 
-    codec: CodecConfig = CodecConfig()
+    codec: CodecConfig | MimiConfig = CodecConfig()
     discriminators: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -217,6 +226,9 @@ class Config:
         )
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
-            require(self.train.semantic_dropout == 0, self.train, "semantic_dropout", "0 without a semantic branch")
+        if self.codec.num_semantic_quantizers == 0:
+            require(self.train.semantic_dropout == 0, self.train, "semantic_dropout", "0 without a semantic codebook")
+        if isinstance(self.codec, MimiConfig):
+            require(self.loss.self_guidance == 0, self.loss, "self_guidance", "0 for Mimi, which has none")
         if self.codec.wavlm_dim is None:
             require(self.loss.wavlm_distillation == 0, self.loss, "wavlm_distillation", "0 without a WavLM head")

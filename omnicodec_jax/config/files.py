@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
 from omnicodec_jax import __version__
-from omnicodec_jax.config import Config
+from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
 
@@ -27,11 +27,17 @@ option with a default does not. Version 0.1 wrote none."""
 MADE_BY = f"omnicodec_jax {__version__}"
 RUN = "run"
 """What the config of a training run has for a model type."""
+CODECS = {"omnicodec": CodecConfig, "mimi": MimiConfig}
+"""The codecs that a run can train, by the model type in the codec of its config. A codec without one is the first."""
 
 
 def to_dict(config: Any, model_type: str) -> dict[str, Any]:
     """What a file says of a config: its kind, the format, what wrote it, and every field."""
-    return {"model_type": model_type, "format": FORMAT, "made_by": MADE_BY, **dataclasses.asdict(config)}
+    values = dataclasses.asdict(config)
+    if isinstance(config, Config) and not isinstance(config.codec, CodecConfig):
+        kind = next(name for name, codec in CODECS.items() if codec is type(config.codec))
+        values["codec"] = {"model_type": kind, **values["codec"]}
+    return {"model_type": model_type, "format": FORMAT, "made_by": MADE_BY, **values}
 
 
 def to_json(config: Any, model_type: str) -> str:
@@ -110,9 +116,14 @@ def _convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where, usual)
-    if origin is UnionType:
+    if origin is UnionType and NoneType in arguments:
         (inner,) = (a for a in arguments if a is not NoneType)
         return None if value is None else _convert(inner, value, where, usual)
+    if origin is UnionType and isinstance(value, dict):  # of several codecs
+        kind = value.get("model_type", next(iter(CODECS)))
+        if kind not in CODECS:
+            raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(CODECS)}")
+        return _build(CODECS[kind], {name: item for name, item in value.items() if name != "model_type"}, where, usual)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is Literal and value in arguments:

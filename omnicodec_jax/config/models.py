@@ -200,6 +200,10 @@ class MimiConfig(BackboneConfig):
     """All codebooks, the semantic ones included."""
     codebook_size: int = 2048
     codebook_dim: int = 256
+    min_quantizers: int = dataclasses.field(default=1, metadata=TRAINING_ONLY)
+    """Quantizer dropout draws the number of active acoustic codebooks from {min_quantizers, …, all of them}."""
+    wavlm_dim: int | None = dataclasses.field(default=None, metadata=TRAINING_ONLY)
+    """Width of the WavLM distillation head; None: no head."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -209,6 +213,25 @@ class MimiConfig(BackboneConfig):
             self,
             "num_quantizers",
             f"more than num_semantic_quantizers={self.num_semantic_quantizers}",
+        )
+        acoustic = self.num_quantizers - self.num_semantic_quantizers
+        require(
+            1 <= self.min_quantizers <= acoustic, self, "min_quantizers", f"between 1 and {acoustic}, the acoustic ones"
+        )
+
+    @property
+    def semantic(self) -> None:
+        """None: no features go in, since the semantic codebook quantizes the latent of the audio."""
+        return None
+
+    @property
+    def acoustic(self) -> AcousticConfig:
+        """The acoustic quantizer by itself."""
+        return AcousticConfig(
+            num_quantizers=self.num_quantizers - self.num_semantic_quantizers,
+            codebook_size=self.codebook_size,
+            codebook_dim=self.codebook_dim,
+            min_quantizers=self.min_quantizers,
         )
 
     @property

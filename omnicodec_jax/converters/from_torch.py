@@ -71,9 +71,12 @@ def _convert(
 
 
 def _read_config(path: Path) -> CodecConfig:
-    """Returns the codec's config from a recipe, a config file, or a YAML file of the reference."""
+    """Returns OmniCodec's config from a recipe, a config file, or a YAML file of the reference."""
     if path.suffix not in (".yaml", ".yml"):
-        return config_files.load(path).codec
+        codec = config_files.load(path).codec
+        if not isinstance(codec, CodecConfig):
+            raise ConversionError(f"{path}: a config of Mimi, whose checkpoints omnicodec convert mimi converts")
+        return codec
     import yaml
 
     try:

@@ -1,14 +1,17 @@
-"""Converts a Mimi checkpoint in the layout of transformers to a model directory.
+"""Converts Mimi from the layout of transformers to a model directory, and back.
 
 omnicodec convert mimi --checkpoint kyutai/mimi --out models/mimi
+omnicodec convert mimi --checkpoint models/mimi --out mimi_for_transformers --to-transformers
 """
 
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import MimiConfig, SEANetConfig, TransformerConfig
@@ -27,8 +30,10 @@ from omnicodec_jax.converters.tensors import (
     from_entries,
     name_groups,
     read_state_dict,
+    to_entries,
     unwrap,
 )
+from omnicodec_jax.files import rewriting
 
 LAYER_NAMES = {
     "self_attn.o_proj.weight": "attention.out.kernel",
@@ -84,6 +89,68 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
     )
 
 
+def config_to_transformers(config: MimiConfig) -> dict[str, Any]:
+    """Returns what config.json says of the model in transformers: the inverse of `config_from_transformers`.
+
+    Raises ConversionError for options that transformers has no room for.
+    """
+    usual = MimiConfig()
+    for name, value in {"input_peak": usual.input_peak, "codebook.epsilon": usual.codebook.epsilon}.items():
+        if (found := operator.attrgetter(name)(config)) != value:
+            raise ConversionError(f"{name} = {found!r}: transformers' Mimi has {value!r}, and no option for it")
+    seanet, transformer = config.seanet, config.transformer
+    return {
+        "model_type": "mimi",
+        "architectures": ["MimiModel"],
+        "dtype": "float32",
+        "sampling_rate": config.sample_rate,
+        "frame_rate": config.frame_rate,
+        "audio_channels": 1,
+        "hidden_size": config.dimension,
+        "num_filters": seanet.n_filters,
+        "num_residual_layers": seanet.n_residual_layers,
+        "upsampling_ratios": list(seanet.ratios),
+        "kernel_size": seanet.kernel_size,
+        "last_kernel_size": seanet.last_kernel_size,
+        "residual_kernel_size": seanet.residual_kernel_size,
+        "dilation_growth_rate": seanet.dilation_base,
+        "compress": seanet.compress,
+        "use_causal_conv": True,
+        "use_conv_shortcut": False,
+        "pad_mode": "constant",
+        "trim_right_ratio": 1.0,
+        "codebook_size": config.codebook_size,
+        "codebook_dim": config.codebook_dim,
+        "vector_quantization_hidden_dimension": config.codebook_dim,
+        "num_quantizers": config.num_quantizers,
+        "num_semantic_quantizers": config.num_semantic_quantizers,
+        "upsample_groups": config.dimension,
+        "num_hidden_layers": transformer.num_layers,
+        "intermediate_size": transformer.dim_feedforward,
+        "num_attention_heads": transformer.num_heads,
+        "num_key_value_heads": transformer.num_heads,
+        "head_dim": config.dimension // transformer.num_heads,
+        "hidden_act": "gelu",
+        "norm_eps": 1e-5,
+        "attention_bias": False,
+        "sliding_window": transformer.context,
+        "rope_theta": transformer.max_period,
+        "layer_scale_initial_scale": transformer.layer_scale,
+    }
+
+
+def feature_extractor(config: MimiConfig) -> dict[str, Any]:
+    """Returns what preprocessor_config.json says of the audio that goes into the model in transformers."""
+    return {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": config.sample_rate,
+    }
+
+
 def key_table(config: MimiConfig) -> list[KeyEntry]:
     """Returns an entry for every tensor of a checkpoint whose attention is packed."""
     entries = [*seanet_entries(config.seanet, "encoder.layers.", "decoder.layers.", "conv", "conv")]
@@ -136,13 +203,55 @@ def pack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict
     return packed
 
 
-def main(checkpoint: Path, out: Path) -> None:
-    """Convert a Mimi checkpoint, such as kyutai/mimi, to a model directory.
+def unpack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
+    """The inverse of `pack_attention`."""
+    unpacked: dict[str, np.ndarray] = {}
+    for key, value in state_dict.items():
+        if not key.endswith(PACKED):
+            unpacked[key] = value
+            continue
+
+        def halves(weight: np.ndarray) -> np.ndarray:
+            neighbours = weight.reshape(num_heads, -1, 2, weight.shape[1])
+            return neighbours.swapaxes(1, 2).reshape(weight.shape)
+
+        q, k, v = np.split(value, 3)
+        for part, weight in zip("qkv", (halves(q), halves(k), v), strict=True):
+            unpacked[f"{key.removesuffix(PACKED)}self_attn.{part}_proj.weight"] = np.ascontiguousarray(weight)
+    return unpacked
+
+
+def to_state_dict(variables: Mapping[str, Any], config: MimiConfig) -> dict[str, np.ndarray]:
+    """Returns a model's tensors as transformers names them. A WavLM head, which only training needs, is left out."""
+    return unpack_attention(to_entries(variables, key_table(config)), config.transformer.num_heads)
+
+
+def main(checkpoint: Path, out: Path, to_transformers: bool = False) -> None:
+    """Convert a Mimi checkpoint, such as kyutai/mimi, to a model directory, or back.
 
     Args:
         checkpoint: Directory with config.json and model.safetensors, as transformers saves it, or a hub id.
         out: Model directory to write.
+        to_transformers: Convert the other way: `checkpoint` is a model directory, and `out` what
+            `transformers.MimiModel.from_pretrained` loads.
     """
+    (_to_transformers if to_transformers else _from_transformers)(checkpoint, out)
+
+
+def _to_transformers(model: Path, out: Path) -> None:
+    config, variables = model_directory.load(model_directory.resolve(model))
+    if not isinstance(config, MimiConfig):
+        raise ConversionError(f"{model}: a {model_directory.model_type(config)} model, not Mimi")
+    texts = {"config.json": config_to_transformers(config), "preprocessor_config.json": feature_extractor(config)}
+    with rewriting(out / model_directory.WEIGHTS) as path:
+        save_file(to_state_dict(variables, config), path, {"format": "pt"})
+    for name, values in texts.items():
+        with rewriting(out / name) as path:
+            path.write_text(json.dumps(values, indent=2) + "\n")
+    print(f"{out}: Mimi for transformers, of model {model_directory.model_hash(config, variables)}")
+
+
+def _from_transformers(checkpoint: Path, out: Path) -> None:
     directory = model_directory.resolve(checkpoint)
     if not (directory / "config.json").is_file():
         raise ConversionError(f"{directory}: no config.json here; give a directory that transformers saved")

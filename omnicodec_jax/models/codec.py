@@ -41,7 +41,7 @@ class CodecOutput(NamedTuple):
     """Projection of the quantized semantic vectors to the width of WavLM's hidden states."""
     hidden_quantized: Float[Array, "B M D"]
     """Output of the decoder transformer for the quantized latent, two steps a frame."""
-    hidden_guide: Float[Array, "B M D"]
+    hidden_guide: Float[Array, "B M D"] | None
     """Output of the decoder transformer for the latent before quantization: the target of self-guidance, without
     gradient."""
 
@@ -182,6 +182,7 @@ class OmniCodec(Backbone):
         semantic_features: Features | None = None,
         num_quantizers: int | Int[Array, ""] | None = None,
         kept: Kept | None = None,
+        bypassed: Bool[Array, " B"] | None = None,
     ) -> CodecOutput:
         """Encodes and decodes a batch of crops, and computes what the losses need.
 
@@ -192,6 +193,7 @@ class OmniCodec(Backbone):
             semantic_features: float32 [B, S, F]; None if the config has no semantic branch.
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
             kept: Clips whose semantic vectors semantic dropout leaves in; None: all.
+            bypassed: Clips whose acoustic vectors are not quantized; None: none.
         """
         if is_streaming(self):
             raise ValueError('a training forward is no stream: apply it with mutable=["codebooks"]')
@@ -202,7 +204,7 @@ class OmniCodec(Backbone):
         hidden = self.semantic_frames(semantic_features, frames)
         semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
-        acoustic = self.acoustic_quantizer(self.decouple(latent, vector, kept), num_quantizers)
+        acoustic = self.acoustic_quantizer(self.decouple(latent, vector, kept), num_quantizers, bypassed)
         image = self.semantic_image(vector, kept)
         upsampled = self.upsample(self.recombine(acoustic.output, image))
 
@@ -230,6 +232,11 @@ class OmniCodec(Backbone):
         )
 
     # -- Codebook initialisation
+
+    def codebook_inputs(self, audio: Audio, semantic_features: Features | None = None) -> tuple[Latent, Latent | None]:
+        """Computes the latent that the acoustic codebooks are fitted to, and what the semantic one is."""
+        latent = self.acoustic_latent(audio)
+        return latent, self.semantic_frames(semantic_features, latent.shape[1])
 
     def semantic_vectors(self, hidden: Latent) -> Float[Array, "M V"]:
         """Projects the result of `semantic_frames` to the vectors that the semantic codebook quantizes."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from omnicodec_jax.exact import full_float32
 from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_codebooks
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def preserve_variance(params: Any) -> Any:
 
 
 def initialize_codebooks(
-    model: OmniCodec, variables: dict[str, Any], batches: Iterable[Batch], key: PRNGKeyArray
+    model: OmniCodec | Mimi, variables: dict[str, Any], batches: Iterable[Batch], key: PRNGKeyArray
 ) -> dict[str, Any]:
     """Fits the semantic codebook, and then one acoustic codebook after the other, each to what is left (spec §8.4).
 
@@ -64,16 +65,8 @@ def initialize_codebooks(
     def call(method: str) -> Callable[..., Any]:
         return jax.jit(full_float32(partial(model.apply, method=method)))
 
-    @jax.jit
-    @full_float32
-    def branches(variables: dict[str, Any], audio: jax.Array, features: jax.Array | None):
-        def both(model: OmniCodec):
-            latent = model.acoustic_latent(audio)
-            return latent, model.semantic_frames(features, latent.shape[1])
-
-        return nn.apply(both, model)(variables)
-
-    parts = [branches(variables, *batch) for batch in batches]
+    inputs = call("codebook_inputs")
+    parts = [inputs(variables, *batch) for batch in batches]
     latent, hidden = jax.tree.map(lambda *leaves: jnp.concatenate([_one_row(leaf) for leaf in leaves], axis=1), *parts)
     semantic_key, acoustic_key = jax.random.split(key)
     progress = FitProgress(model.config.num_quantizers)

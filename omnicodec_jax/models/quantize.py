@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.lax import Precision, stop_gradient
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.conv import Dense
@@ -254,12 +254,18 @@ class ResidualVectorQuantizer(nn.Module):
         """Projects x to the vectors that the codebooks quantize, as rows, for `fit_residual_codebooks`."""
         return self.project_in(x).astype(jnp.float32).reshape(-1, self.codebook_dim)
 
-    def __call__(self, x: Float[Array, "B N D"], num_quantizers: int | Int[Array, ""] | None = None) -> Quantized:
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        num_quantizers: int | Int[Array, ""] | None = None,
+        bypassed: Bool[Array, " B"] | None = None,
+    ) -> Quantized:
         """Quantizes vectors in training.
 
         Args:
             x: float32 [B, N, D].
             num_quantizers: Number of codebooks that are on (quantizer dropout), which may be traced; None: all.
+            bypassed: Rows whose output is made of what is before the codebooks; None: no rows.
         """
         active = self.num_quantizers if num_quantizers is None else num_quantizers
         if isinstance(active, int) and not 1 <= active <= self.num_quantizers:
@@ -277,7 +283,9 @@ class ResidualVectorQuantizer(nn.Module):
 
         usage = self.cluster_usage.value / self.cluster_usage.value.sum(-1, keepdims=True)
         entropy = -jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-20)), axis=-1) / jnp.log(self.codebook_size)
-        output = self.project_out(x + stop_gradient(quantized - x)).astype(jnp.float32)
+        error = stop_gradient(quantized - x)
+        error = error if bypassed is None else jnp.where(bypassed[:, None, None], 0.0, error)
+        output = self.project_out(x + error).astype(jnp.float32)
         return Quantized(output, codes, commitment, entropy, replaced)
 
     def _quantize(self, x: Float[Array, "B N D"], active: int | jax.Array | None, key: PRNGKeyArray | None):

@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from omnicodec_jax import dsp, lanes
 from omnicodec_jax.blocks import encode_block
 from omnicodec_jax.child_processes import Child, Children, Reported, Tell
-from omnicodec_jax.config import CodecConfig, Precision
+from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.model_directory import build
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.planning.chips import Topology
@@ -31,7 +32,7 @@ RATE = dsp.MEL_SAMPLE_RATE
 class Work(NamedTuple):
     """What is to be planned: the shape of a step, and what it computes in."""
 
-    codec: CodecConfig
+    codec: CodecConfig | MimiConfig
     rows: int
     """Clips at once."""
     block: int
@@ -48,7 +49,7 @@ class Program(NamedTuple):
 
 
 def plan_tokenization(
-    codec: CodecConfig,
+    codec: CodecConfig | MimiConfig,
     topology: str,
     rows: int | None = None,
     block: int | None = None,
@@ -110,7 +111,7 @@ def programs(work: Work, devices: list[Any]) -> dict[str, Program]:
 
 def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
     codec, rows, block, *_ = work
-    model, step = OmniCodec(codec, dtype=jnp.dtype(work.precision)), partial(_step, devices=devices, rows=rows)
+    model, step = build(codec).clone(dtype=jnp.dtype(work.precision)), partial(_step, devices=devices, rows=rows)
     counts = _shape(rows, dtype=jnp.int32)
     audio, frames = (_shape(rows, 1, block * codec.hop_length), counts), rows * block / codec.frame_rate
     if (branch := codec.semantic) is None:

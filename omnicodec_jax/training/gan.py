@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from omnicodec_jax import losses
+from omnicodec_jax import losses, model_directory
 from omnicodec_jax.config import Config
 from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators, SubDiscriminator, sub_discriminators
 from omnicodec_jax.discriminators.wavlm import HiddenStates
@@ -24,6 +24,7 @@ from omnicodec_jax.dsp import resample
 from omnicodec_jax.losses import Scalar, Terms
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS, draw_num_quantizers
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
@@ -114,10 +115,10 @@ class Gan:
     encoder: Qwen3AuTConfig | None = None
 
     @property
-    def codec(self) -> OmniCodec:
+    def codec(self) -> OmniCodec | Mimi:
         """The generator."""
-        train = self.config.train
-        return OmniCodec(self.config.codec, jnp.dtype(train.compute_dtype), train.remat, fixed_modules(train))
+        train, model = self.config.train, model_directory.build(self.config.codec)
+        return model.clone(dtype=jnp.dtype(train.compute_dtype), remat=train.remat, fixed=fixed_modules(train))
 
     # -- Frozen networks
 
@@ -154,6 +155,11 @@ class Gan:
         kept = jax.random.bernoulli(key, 1 - train.semantic_dropout, (clips,))
         return kept if train.semantic_dropout_until is None else kept | (step >= train.semantic_dropout_until)
 
+    def bypassed(self, key: PRNGKeyArray, clips: int) -> Bool[Array, " B"] | None:
+        """Draws the clips whose vectors are not quantized; None: the run quantizes all."""
+        share = self.config.train.quantizer_bypass
+        return None if share == 0 else jax.random.bernoulli(key, share, (clips,))
+
     def codec_forward(
         self,
         params: Tree,
@@ -167,7 +173,9 @@ class Gan:
         inputs = self.inputs(batch, frozen)
         dropout_key, codebooks_key = jax.random.split(key)
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
-        kept = self.semantic_kept(jax.random.fold_in(key, 1), step, inputs.audio.shape[0])
+        clips = inputs.audio.shape[0]
+        kept = self.semantic_kept(jax.random.fold_in(key, 1), step, clips)
+        bypassed = self.bypassed(jax.random.fold_in(key, 2), clips)
 
         def reconstruct(learnt: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
             output, updated = self.codec.apply(
@@ -176,6 +184,7 @@ class Gan:
                 inputs.features,
                 num_quantizers,
                 kept,
+                bypassed,
                 mutable=[CODEBOOKS],
                 rngs={CODEBOOKS: codebooks_key},
             )

@@ -90,10 +90,15 @@ def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
         return drawn
     with stage(f"weights of {config.run.start_from}"):
         variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+        # Heads that only training needs may be in one of them alone: those that are missing are drawn.
+        params = {name: tree for name, tree in variables["params"].items() if name in drawn.params}
+        heads = {name: tree for name, tree in drawn.params.items() if name not in params}
+        variables = to_global({**variables, "params": params}, mesh)
         # The random discriminators are global arrays already; those that are loaded are arrays of this host.
         discriminators = drawn.discriminators if discriminators is None else to_global(discriminators, mesh)
         start = jax.jit(partial(state.start_state, config), out_shardings=held)
-        return jax.block_until_ready(start(to_global(variables, mesh), discriminators))
+        variables["params"] |= heads
+        return jax.block_until_ready(start(variables, discriminators))
 
 
 def _fit_codebooks(
@@ -144,10 +149,10 @@ def _first_batches(
 def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     """Loads the variables of a codec, and those of its discriminators if the directory has them (else None).
 
-    Raises ConfigError if either is not what the config describes.
+    Raises ConfigError if either is not what the config describes. What only training reads may be another.
     """
     codec, variables = model_directory.load(directory)
-    if codec != config.codec:
+    if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
     if not (directory / DISCRIMINATORS / model_directory.CONFIG).is_file():
         return variables, None

@@ -8,9 +8,9 @@ import optax
 from flax import struct
 from jaxtyping import ArrayLike, PRNGKeyArray
 
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config, OptimizerConfig
 from omnicodec_jax.discriminators import Discriminators
-from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables, preserve_variance
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training.learning import learning
@@ -100,7 +100,7 @@ def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
 def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
     """Draws the state before the first step: random weights, empty codebooks. Call it under jit."""
     codec_key, discriminator_key = jax.random.split(key)
-    variables = init_variables(OmniCodec(config.codec), codec_key)
+    variables = init_variables(model_directory.build(config.codec), codec_key)
     if config.train.initialization == "variance_preserving":
         variables["params"] = preserve_variance(variables["params"])
     discriminators = init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omnicodec_jax import losses
-from omnicodec_jax.config import CodecConfig, Config
+from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
@@ -49,13 +49,13 @@ class ValidationResult(NamedTuple):
         """The mel distance with all codebooks."""
         return self.mel_distances[max(self.mel_distances)]
 
-    def ignores_acoustic_codebooks(self, codec: CodecConfig) -> bool:
+    def ignores_acoustic_codebooks(self, codec: CodecConfig | MimiConfig) -> bool:
         """Whether the acoustic codebooks add next to nothing to the semantic one; False for a codec without that."""
         semantic = self.mel_distances.get(codec.num_semantic_quantizers)
         return semantic is not None and self.mel_distance > (1 - LEAST_GAIN) * semantic
 
 
-def codebook_counts(codec: CodecConfig) -> list[int]:
+def codebook_counts(codec: CodecConfig | MimiConfig) -> list[int]:
     """The numbers of codebooks that validation decodes: the semantic one, powers of two, and all."""
     count = codec.num_quantizers
     powers = {2**i for i in range(count.bit_length()) if 2**i < count}

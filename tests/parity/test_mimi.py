@@ -1,6 +1,9 @@
 """Mimi against transformers, from a checkpoint that transformers wrote."""
 
+import dataclasses
 import json
+import logging
+import re
 import shutil
 from typing import NamedTuple
 
@@ -13,11 +16,25 @@ import transformers
 from golden import ROOT, relative_error
 from safetensors.numpy import load_file, save_file
 
+from omnicodec_jax.config import (
+    CodebookConfig,
+    Config,
+    DataConfig,
+    DiscriminatorConfig,
+    DomainConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    STFTDiscriminatorConfig,
+    TrainConfig,
+)
 from omnicodec_jax.converters import mimi as convert_mimi
 from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.data import records
 from omnicodec_jax.model_directory import build
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training import export, loop
 
 TINY = {"num_filters": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
 TINY |= {"num_key_value_heads": 4, "intermediate_size": 64, "codebook_size": 64, "codebook_dim": 16}
@@ -145,6 +162,102 @@ def test_full_size_model_gives_what_transformers_gives(tmp_path, clips):
         audio = pair.theirs.decode(codes).audio_values.numpy()
     np.testing.assert_array_equal(pair.ours.encode(clip[None, None], 24_000), codes.numpy())
     assert relative_error(pair.ours.decode(codes.numpy()), audio) < 1e-4
+
+
+# -- Back to transformers
+
+
+def to_transformers(model, out) -> transformers.MimiModel:
+    """Converts a model, and loads it without anything missing or unexpected."""
+    convert_mimi.main(checkpoint=model, out=out, to_transformers=True)
+    theirs, info = transformers.MimiModel.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()), info
+    return theirs.eval()
+
+
+def test_mimi_goes_to_flax_and_back_to_the_last_bit(tiny, tmp_path):
+    tiny.ours.save_pretrained(tmp_path / "ours")
+    back = to_transformers(tmp_path / "ours", tmp_path / "back")
+    expected, found = tiny.theirs.state_dict(), back.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    for name in convert_mimi.config_to_transformers(tiny.ours.config):
+        if name not in ("architectures", "dtype", "frame_rate", "rope_theta"):
+            assert getattr(back.config, name) == getattr(tiny.theirs.config, name), name
+    assert back.config.frame_rate == tiny.theirs.config.frame_rate
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "back")
+    assert extractor.sampling_rate == 24_000
+    convert_mimi.main(checkpoint=tmp_path / "back", out=tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "ours" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.fixture
+def prepared(tmp_path, speech):
+    """A second of speech as prepared audio, to train on and held out."""
+    samples = (32767 * speech[0, 0, : records.SAMPLE_RATE]).astype(np.int16)
+    header = records.Header("speech:0", "speech", 0, 24_000, 1.0, samples.size, samples.size)
+    folder, lines = tmp_path / "prepared", []
+    for split in ("train", "validation"):
+        name = f"speech-{split}-000000"
+        size = records.write_shard(records.shard_path(folder, name), [records.encode(header, samples)])
+        shard = records.Shard(name=name, domain="speech", split=split, digest="0", clips=(samples.size,), bytes=size)
+        lines.append(json.dumps(dataclasses.asdict(shard)))
+    (folder / records.INDEX).write_text("\n".join(lines))
+    (folder / records.SETTINGS).write_text('{"segment_seconds": 30}')
+    return folder
+
+
+def test_mimi_is_fine_tuned_and_given_back_with_the_same_codes(tiny, speech, prepared, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tiny.ours.save_pretrained(tmp_path / "ours")
+    config = Config(
+        codec=dataclasses.replace(tiny.ours.config, min_quantizers=2, wavlm_dim=8),
+        discriminators=DiscriminatorConfig(
+            stft=STFTDiscriminatorConfig(filters=4, windows=(206,)), waveform=None, wavlm=None
+        ),
+        loss=LossConfig(semantic=0.0, self_guidance=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, total_steps=3),
+        data=DataConfig(
+            prepared=str(prepared),
+            domains=(DomainConfig(name="speech"),),
+            batch_size=2,
+            segment_samples=5760,
+            num_workers=0,
+        ),
+        train=TrainConfig(compute_dtype="float32", remat=False, quantizer_bypass=0.5),
+        run=RunConfig(start_from=str(tmp_path / "ours"), validation_batches=1),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        assert loop.run(config, tmp_path / "run") == 0
+    assert re.search(r"step 3  held-out clips: .*; by codebooks 1: \S+, 2: \S+, 4: \S+, 8: ", caplog.text)
+    export.export_model(tmp_path / "run", tmp_path / "tuned")
+    tuned, before = OmniCodecTokenizer.from_pretrained(tmp_path / "tuned"), tiny.ours
+    assert "wavlm_head" in tuned.variables["params"]
+    for name in ("encoder", "decoder"):
+        kernel = tuned.variables["params"][name]["conv_in"]["kernel"]
+        assert not np.array_equal(kernel, before.variables["params"][name]["conv_in"]["kernel"])
+    theirs = to_transformers(tmp_path / "tuned", tmp_path / "theirs")
+    with torch.no_grad():
+        codes = theirs.encode(torch.from_numpy(speech)).audio_codes.numpy()
+        audio = theirs.decode(torch.from_numpy(codes)).audio_values.numpy()
+    np.testing.assert_array_equal(tuned.encode(speech, 24_000), codes)
+    assert relative_error(tuned.decode(codes), audio) < 1e-4
+
+
+def test_what_transformers_has_no_option_for_is_refused(tiny, demo_model, tmp_path):
+    for config, message in (
+        (dataclasses.replace(tiny.ours.config, input_peak=0.5), "input_peak = 0.5"),
+        (dataclasses.replace(tiny.ours.config, codebook=CodebookConfig(epsilon=0.1)), "codebook.epsilon = 0.1"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            convert_mimi.config_to_transformers(config)
+    with pytest.raises(ConversionError, match="a omnicodec model, not Mimi"):
+        convert_mimi.main(checkpoint=demo_model, out=tmp_path / "none", to_transformers=True)
+    assert not (tmp_path / "none").exists()
 
 
 # -- Wrong checkpoints
