@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from omnicodec_jax.config import LossConfig
 from omnicodec_jax.discriminators import DiscriminatorOutputs
-from omnicodec_jax.discriminators.conv import DiscriminatorOutput
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.dsp import mel_spectrogram
 from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import CodecOutput
@@ -152,8 +152,8 @@ def feature_matching(
     total = jnp.zeros(())
     for real_output, fake_output in zip(real, fake, strict=True):
         differences = [
-            jnp.mean(jnp.abs(y.astype(jnp.float32) - stop_gradient(x).astype(jnp.float32)))
-            for x, y in zip(real_output.feature_maps, fake_output.feature_maps, strict=True)
+            jnp.sum(jnp.abs(y.astype(jnp.float32) - stop_gradient(x).astype(jnp.float32))) / size
+            for x, y, size in zip(real_output.stored_maps, fake_output.stored_maps, fake_output.sizes, strict=True)
         ]
         total += sum(differences, start=jnp.zeros(())) / (len(differences) if reduction == "mean" else 1)
     return total

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from omnicodec_jax.config import DiscriminatorConfig
-from omnicodec_jax.discriminators.conv import DiscriminatorOutput
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.discriminators.stft import STFTDiscriminator
 from omnicodec_jax.discriminators.waveform import WaveformDiscriminator
 from omnicodec_jax.discriminators.wavlm import HiddenStates, WavLMDiscriminator

@@ -1,7 +1,7 @@
-"""The convolution with weight normalisation of every discriminator, and the output type of a sub-discriminator."""
+"""The convolution with weight normalisation of every discriminator."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.models.conv import add_bias, torch_uniform
-
-
-class DiscriminatorOutput(NamedTuple):
-    """Logits and feature maps of one sub-discriminator on one batch of audio."""
-
-    logits: Float[Array, "B ..."]
-    """float32. The discriminator is trained towards 1 on real audio and towards 0 on fake audio."""
-    feature_maps: tuple[Float[Array, "B ..."], ...]
-    """The activations that the feature matching loss compares. The logits are not among them."""
 
 
 class Conv(nn.Module):
@@ -39,14 +30,19 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B ... C"]) -> Float[Array, "B ... O"]:
-        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel, init = self._kernel(x.shape[-1])
+        y = conv(x.astype(self.dtype), kernel, self.stride, self.dilation, self.groups)
+        return add_bias(self, y, init)
+
+    def _kernel(self, inputs: int) -> tuple[Float[Array, "... I O"], nn.initializers.Initializer]:
+        """Returns the normed kernel in `dtype`, and the initializer of the bias."""
+        shape = (*self.kernel_size, inputs // self.groups, self.features)
         init = torch_uniform(math.prod(shape[:-1]))
         kernel = self.param("kernel", init, shape)
         if self.weight_norm:
             norm = jnp.sqrt(jnp.sum(kernel**2, axis=range(kernel.ndim - 1), keepdims=True))
             kernel *= self.param("gain", lambda _: norm) / norm
-        y = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.groups)
-        return add_bias(self, y, init)
+        return kernel.astype(self.dtype), init
 
 
 def conv(

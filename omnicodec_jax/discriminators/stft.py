@@ -8,7 +8,9 @@ from flax import linen as nn
 from jaxtyping import Array, Complex, Float
 
 from omnicodec_jax.config import STFTDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
+from omnicodec_jax.discriminators.cells import CellConv, apply_cell_layers, from_cells
+from omnicodec_jax.discriminators.conv import Conv
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.dsp import hann_window, stft
 from omnicodec_jax.models.backbone import Audio
 
@@ -31,16 +33,13 @@ class STFTScale(nn.Module):
         energy = np.sum(hann_window(self.window) ** 2, dtype=np.float64)
         x = real_and_imaginary(stft(audio[:, 0], self.window, self.window // 2) / float(np.sqrt(energy)))
         layers = [
-            Conv(filters, (3, 9), weight_norm=False, dtype=dtype, name="conv_0"),
-            *[Conv(filters, (3, 9), stride=2, dilation=2**i, dtype=dtype, name=f"conv_{i + 1}") for i in range(3)],
-            Conv(filters, (3, 3), dtype=dtype, name="conv_4"),
+            CellConv(filters, (3, 9), weight_norm=False, dtype=dtype, name="conv_0"),
+            *[CellConv(filters, (3, 9), stride=2, dilation=2**i, dtype=dtype, name=f"conv_{i + 1}") for i in range(3)],
+            CellConv(filters, (3, 3), dtype=dtype, name="conv_4"),
         ]
-        feature_maps = []
-        for layer in layers:
-            x = nn.leaky_relu(layer(x), self.config.negative_slope)
-            feature_maps.append(x)
-        logits = Conv(1, (3, 3), dtype=dtype, name="conv_post")(x)
-        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(feature_maps))
+        maps, bins = apply_cell_layers(x, layers, self.config.negative_slope)
+        logits = Conv(1, (3, 3), dtype=dtype, name="conv_post")(from_cells(maps[-1], bins[-1]))
+        return DiscriminatorOutput(logits.astype(jnp.float32), maps, bins)
 
 
 class STFTDiscriminator(nn.Module):

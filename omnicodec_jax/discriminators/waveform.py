@@ -13,7 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import WaveformDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
+from omnicodec_jax.discriminators.cells import CellConv, Cells, apply_cell_layers, from_cells
+from omnicodec_jax.discriminators.conv import Conv
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.discriminators.stft import real_and_imaginary
 from omnicodec_jax.dsp import reflect_pad, resample, stft
 from omnicodec_jax.models.backbone import Audio
@@ -127,17 +129,21 @@ class Resolution(nn.Module):
         x = real_and_imaginary(spectrum)
         edges = [int(share * x.shape[2]) for share in BANDS]
         filters = self.channels // 32
-        activations, bands = [], []
+        stored: list[Cells] = []
+        bins: list[int] = []
+        bands = []
         for i, (low, high) in enumerate(pairwise(edges)):
             kernels = [(3, 9)] * 4 + [(3, 3)]
             layers = [
-                Conv(filters, size, 2 if 0 < j < 4 else 1, dtype=self.dtype, name=f"band_{i}_conv_{j}")
+                CellConv(filters, size, 2 if 0 < j < 4 else 1, dtype=self.dtype, name=f"band_{i}_conv_{j}")
                 for j, size in enumerate(kernels)
             ]
-            activations += apply_layers(x[:, :, low:high], layers)
-            bands.append(activations[-1])
+            maps, sizes = apply_cell_layers(x[:, :, low:high], layers, NEGATIVE_SLOPE)
+            stored += maps
+            bins += sizes
+            bands.append(from_cells(maps[-1], sizes[-1]))
         logits = Conv(1, (3, 3), dtype=self.dtype, name="conv_post")(jnp.concatenate(bands, axis=2))
-        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(activations))
+        return DiscriminatorOutput(logits.astype(jnp.float32), tuple(stored), tuple(bins))
 
 
 class WaveformDiscriminator(nn.Module):

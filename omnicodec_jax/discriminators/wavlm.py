@@ -7,7 +7,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import WavLMDiscriminatorConfig
-from omnicodec_jax.discriminators.conv import Conv, DiscriminatorOutput
+from omnicodec_jax.discriminators.conv import Conv
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 
 HiddenStates = tuple[Float[Array, "B S W"], ...]
 """WavLM's embedding and the outputs of all of its layers, for audio at 16 kHz."""

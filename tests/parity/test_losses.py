@@ -21,7 +21,7 @@ from omnicodec_jax.config import LossConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import wavlm as convert_wavlm
 from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators
-from omnicodec_jax.discriminators.conv import DiscriminatorOutput
+from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.pretrained.wavlm import WavLM
 
 
