@@ -22,7 +22,7 @@ from omnicodec_jax.config import (
     TransformerConfig,
 )
 from omnicodec_jax.config.experiment import FrozenPart
-from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.discriminators import Discriminators, sub_discriminators
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.model_directory import model_hash, tokens_hash
 from omnicodec_jax.models.backbone import PARTS
@@ -279,6 +279,25 @@ def test_decoder_of_clips_under_semantic_dropout_hears_the_acoustic_branch_alone
 
     assert acoustic_share(first, batch(), jnp.int32(0)) == pytest.approx(1)
     assert acoustic_share(first, batch(), jnp.int32(1)) != pytest.approx(1, abs=1e-3)
+
+
+def test_real_and_reconstructed_audio_in_one_batch_give_the_gradient_of_both():
+    only = DiscriminatorConfig(stft=STFTDiscriminatorConfig(filters=2, windows=(22,)), waveform=None, wavlm=None)
+    gan, module = Gan(dataclasses.replace(TINY, discriminators=only)), Discriminators(only)
+    (sub,) = sub_discriminators(only)
+    real, fake = (jnp.asarray(batch(number)["audio"][:2, :, :300]) for number in (0, 1))
+    params = jax.jit(module.init)(jax.random.key(0), real)["params"]
+    forward = CodecForward(TrainInputs(real, None, None), fake, None, jnp.zeros(()), {}, {}, lambda *_: {})
+
+    def gradient(run, params):
+        return gan.discriminator_gradient(run(sub, params, forward))
+
+    runs = gan.discriminator_forward, gan.discriminator_forward_in_one_batch
+    apart, together = (jax.jit(partial(gradient, run))(params) for run in runs)
+    for mine, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-4 * np.abs(other).max())
+    apart, together = (jax.jit(partial(gradient, run)).lower(params).as_text().count("convolution(") for run in runs)
+    assert together == apart / 2
 
 
 @pytest.mark.parametrize("use", ["discriminator_gradient", "adversarial_gradient"])

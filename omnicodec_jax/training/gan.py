@@ -93,10 +93,11 @@ class DiscriminatorForward(NamedTuple):
     real: DiscriminatorOutputs
     fake: DiscriminatorOutputs
     """Outputs on the codec's reconstruction."""
-    vjp_real: Callable[[DiscriminatorOutputs], tuple[Tree]]
-    """Maps the gradient of `real` to that of the sub-discriminator's parameters."""
-    vjp_fake: Callable[[DiscriminatorOutputs], tuple[Tree, Audio, HiddenStates | None]]
-    """Maps the gradient of `fake` to those of the parameters, of the reconstruction, and of WavLM's states of it."""
+    vjp_params: Callable[[DiscriminatorOutputs, DiscriminatorOutputs], Tree]
+    """Maps the gradients of `real` and of `fake` to that of the sub-discriminator's parameters."""
+    vjp_fake: Callable[[DiscriminatorOutputs], tuple[Tree, Audio, HiddenStates | None]] | None
+    """Maps the gradient of `fake` to those of the parameters, of the reconstruction, and of WavLM's states of it; None
+    where both ran as one batch."""
 
 
 class LossGradient(NamedTuple):
@@ -251,7 +252,30 @@ class Gan:
             real_states, fake_states = forward.inputs.wavlm_states, forward.wavlm_states
         real, vjp_real = jax.vjp(lambda params: self.discriminate(sub, params, audio, real_states), params)
         fake, vjp_fake = jax.vjp(partial(self.discriminate, sub), params, forward.reconstruction, fake_states)
-        return DiscriminatorForward(real, fake, vjp_real, vjp_fake)
+
+        def vjp_params(d_real: DiscriminatorOutputs, d_fake: DiscriminatorOutputs) -> Tree:
+            return jax.tree.map(jnp.add, vjp_real(d_real)[0], vjp_fake(d_fake)[0])
+
+        return DiscriminatorForward(real, fake, vjp_params, vjp_fake)
+
+    def discriminator_forward_in_one_batch(
+        self, sub: SubDiscriminator, discriminators: Tree, forward: CodecForward
+    ) -> DiscriminatorForward:
+        """Runs a sub-discriminator once on a batch of both, for the gradient of its parameters alone.
+
+        A batch twice as large moves less memory than two batches on a TPU. Rows of both alternate, so that each stays
+        on the device that holds it.
+        """
+        states = (forward.inputs.wavlm_states, forward.wavlm_states) if sub.takes_wavlm_states else (None, None)
+        audio, states = interleave((forward.inputs.audio, states[0]), (forward.reconstruction, states[1]))
+        outputs, vjp = jax.vjp(lambda params: self.discriminate(sub, params, audio, states), sub.select(discriminators))
+
+        def vjp_params(d_real: DiscriminatorOutputs, d_fake: DiscriminatorOutputs) -> Tree:
+            return vjp(interleave(d_real, d_fake))[0]
+
+        pairs = jax.tree.map(lambda rows: rows.reshape(-1, 2, *rows.shape[1:]), outputs)
+        real, fake = (jax.tree.map(lambda pair, which=which: pair[:, which], pairs) for which in (0, 1))
+        return DiscriminatorForward(real, fake, vjp_params, None)
 
     def discriminator_gradient(self, forward: DiscriminatorForward) -> LossGradient:
         """The gradient of a sub-discriminator's loss by its parameters. No gradient goes to the reconstruction."""
@@ -261,8 +285,7 @@ class Gan:
             return sum(terms.values(), start=jnp.zeros(())), terms
 
         (d_real, d_fake), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(forward.real, forward.fake)
-        gradient = jax.tree.map(jnp.add, forward.vjp_real(d_real)[0], forward.vjp_fake(d_fake)[0])
-        return LossGradient(gradient, terms)
+        return LossGradient(forward.vjp_params(d_real, d_fake), terms)
 
     def adversarial_gradient(self, forward: DiscriminatorForward) -> LossGradient:
         """The gradient of the adversarial and the feature matching loss that one sub-discriminator gives the codec.
@@ -274,23 +297,38 @@ class Gan:
             terms = losses.adversarial_losses(forward.real, fake)
             return losses.weighted_sum(terms, self.config.loss), terms
 
+        assert forward.vjp_fake is not None
         d_fake, terms = jax.grad(loss, has_aux=True)(forward.fake)
         _, d_audio, d_wavlm_states = forward.vjp_fake(d_fake)
         return LossGradient((d_audio, d_wavlm_states), terms)
 
     def for_each_discriminator(
-        self, discriminators: Tree, forward: CodecForward, use: Callable[[DiscriminatorForward], T]
+        self,
+        discriminators: Tree,
+        forward: CodecForward,
+        use: Callable[[DiscriminatorForward], T],
+        in_one_batch: bool = False,
     ) -> list[T]:
         """Runs the sub-discriminators one after the other, and returns what `use` makes of each one's forward.
 
         What `use` does not return, such as feature maps, is out of memory before the next sub-discriminator runs.
         """
+        run = self.discriminator_forward_in_one_batch if in_one_batch else self.discriminator_forward
         results: list[T] = []
         for sub in sub_discriminators(self.config.discriminators):
             if results:
                 forward = forward.after(results[-1])
-            results.append(use(self.discriminator_forward(sub, discriminators, forward)))
+            results.append(use(run(sub, discriminators, forward)))
         return results
+
+
+def interleave(first: T, second: T) -> T:
+    """Puts the rows of two trees of batches into one, by turns."""
+
+    def rows(x: Array, y: Array) -> Array:
+        return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
+
+    return jax.tree.map(rows, first, second)
 
 
 def merge_gradients(gradients: Sequence[LossGradient]) -> LossGradient:

@@ -160,7 +160,10 @@ def gradients_and_discriminator_update(
         return gan.codec_forward(codec_params, codebooks, micro.batch, frozen, micro_key, state.step)
 
     def discriminator_gradient(forward: CodecForward) -> LossGradient:
-        return merge_gradients(gan.for_each_discriminator(discriminator_params, forward, gan.discriminator_gradient))
+        gradients = gan.for_each_discriminator(
+            discriminator_params, forward, gan.discriminator_gradient, in_one_batch=True
+        )
+        return merge_gradients(gradients)
 
     def update_discriminators(gradient: LossGradient) -> tuple[Packed, optax.OptState]:
         sharded = sharding.shard(mesh, gradient.gradient)
