@@ -50,6 +50,24 @@ def test_bytes_accessed_are_what_goes_in_and_comes_out():
     assert totals(lambda x, y: x * y + 1, normal(8, 128), normal(8, 128)).bytes_accessed == 3 * 8 * 128 * 4
 
 
+def test_slice_that_is_fetched_ahead_is_not_the_whole_array():
+    program = """HloModule jit_step
+
+%fetch (array: f32[8,1024]) -> f32[2,1024] {
+  %array = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %part = f32[2,1024]{1,0:T(2,128)S(1)} slice(%array), slice={[0:2], [0:1024]}
+}
+
+ENTRY %main (x: f32[8,1024]) -> f32[2,1024] {
+  %x = f32[8,1024]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[8,1024]{1,0:T(8,128)}), f32[2,1024]{1,0:T(2,128)S(1)}, s32[]{:S(2)}) async-start(%x), calls=%fetch
+  %done = f32[2,1024]{1,0:T(2,128)S(1)} async-done(%start)
+  ROOT %sine = f32[2,1024]{1,0:T(2,128)} sine(%done)
+}
+"""
+    assert counting.totals(program).bytes_accessed == (2 + 2) * 1024 * 4  # into the chip's own memory, and back
+
+
 def test_slices_of_a_loop_are_not_the_whole_array_each_time():
     def sum_rows(x):
         return jax.lax.scan(lambda carry, row: (carry + row, None), jnp.zeros(1024), x)[0]

@@ -35,6 +35,7 @@ def plan(
     block: int | None = None,
     precision: Precision = "float32",
     encoder_precision: Precision = "float32",
+    by_part: bool = False,
     settings: Config | PerplexityConfig,
 ) -> None:
     """Compile a program for TPUs or GPUs without any, and say what it needs.
@@ -48,6 +49,7 @@ def plan(
         block: Tokenizing: frames of a clip in a step. Default: as many as `omnicodec tokenize` has.
         precision: Tokenizing: what the codec computes in.
         encoder_precision: Tokenizing: what Qwen3-Omni's audio encoder computes in.
+        by_part: Say, too, what each part of the networks and each operation moves and computes.
         settings: All that the config says.
     """
     import jax
@@ -59,11 +61,17 @@ def plan(
         if not isinstance(settings, Config):
             raise UsageError(f"--what tokenizing: --config {config} is a language model; name a codec's")
         asked = settings.codec, topology, rows, block, precision, encoder_precision
-        print(step_plan.table(tokenization.plan_tokenization(*asked)))
+        plans = tokenization.plan_tokenization(*asked)
+        print(step_plan.table(plans))
     elif isinstance(settings, Config):
-        print(programs.plan_training(settings, topology, clips_per_chip))
+        plans = {"training": programs.plan_training(settings, topology, clips_per_chip)}
+        print(plans["training"])
     else:
-        print(programs.plan_language_model(settings, topology))
+        plans = {"training": programs.plan_language_model(settings, topology)}
+        print(plans["training"])
+    if by_part:
+        for name, found in plans.items():
+            print(f"\n{name}\n\n{found.breakdown}")
 
 
 PLAN = WithConfig(plan, {Config: OF_CODEC, PerplexityConfig: OF_LANGUAGE_MODEL})

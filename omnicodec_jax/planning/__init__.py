@@ -7,6 +7,7 @@ hlo.py            reads the text of a compiled program
 operations.py     counts its products and convolutions
 collectives.py    finds what chips exchange
 totals.py         adds up what a program does
+parts.py          breaks that down by part of the networks and by operation
 step_plan.py      one step on one chip: memory, roofline, and the text that `omnicodec plan` prints
 programs.py       plans the training steps of the codec and of the language model
 tokenization.py   plans the programs that turn audio into tokens.

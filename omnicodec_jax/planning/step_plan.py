@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from omnicodec_jax.planning import parts
 from omnicodec_jax.planning.chips import Topology
 from omnicodec_jax.planning.compiling import CompiledProgram
 from omnicodec_jax.planning.speeds import GIB, Chip
@@ -26,12 +27,15 @@ class StepPlan(NamedTuple):
     """Audio that a chip processes in a step."""
     per_host: int = 1
     """How many chips reach each other without the network between hosts."""
+    breakdown: str = ""
+    """Tables of what each part and each operation needs (parts.py)."""
 
     @classmethod
     def from_program(cls, program: CompiledProgram, topology: Topology, seconds_of_audio: float) -> "StepPlan":
         """Returns the plan of a compiled step."""
         temporaries, counts = program.memory - program.arguments, totals(program.text)
-        return cls(topology.chip, program.arguments, temporaries, counts, seconds_of_audio, topology.per_host)
+        tables = parts.breakdown(program.text, topology.chip)
+        return cls(topology.chip, program.arguments, temporaries, counts, seconds_of_audio, topology.per_host, tables)
 
     @property
     def memory(self) -> int:

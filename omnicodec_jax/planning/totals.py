@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from omnicodec_jax.planning import collectives, hlo
 from omnicodec_jax.planning.collectives import Collective
-from omnicodec_jax.planning.hlo import Computations, Instruction, num_bytes
+from omnicodec_jax.planning.hlo import Computation, Computations, Instruction, num_bytes
 from omnicodec_jax.planning.operations import operations
-from omnicodec_jax.planning.speeds import Arithmetic
+from omnicodec_jax.planning.speeds import Arithmetic, Chip
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 """Operations that read and write no memory themselves."""
@@ -35,25 +36,66 @@ class Totals(NamedTuple):
         return collectives.by_kind(self.exchanges)
 
 
+class Count(NamedTuple):
+    """The counts of one instruction, as often as it runs."""
+
+    operation: str
+    """XLA's name of what it does, such as `fusion`."""
+    origin: str
+    """The `op_name` that JAX gave it; if it has none, that of the instruction whose result it takes first."""
+    operations: Counter[Arithmetic]
+    bytes_accessed: int
+
+    def seconds(self, chip: Chip) -> float:
+        """The time that it takes at full speed: no less than its operations, nor than its memory traffic."""
+        computing = sum((count / chip.speeds[arithmetic] for arithmetic, count in self.operations.items()), 0.0)
+        return max(computing, self.bytes_accessed / chip.bandwidth)
+
+
+def counts(computations: Computations, entry: str) -> Iterator[Count]:
+    """Yields the counts of every instruction of a program outside of fusions; see `hlo.parse`."""
+    for computation, instruction, times in hlo.running(computations, entry):
+        found = operations(computations, computation, instruction)
+        for arithmetic in found:
+            found[arithmetic] *= times
+        moved = 0
+        if instruction.op not in FREE and not instruction.op.endswith("-done"):
+            moved = times * _moved(computations, hlo.operand_types(computation, instruction), instruction)
+        if moved or found:
+            yield Count(instruction.op, _origin(computation, instruction), found, moved)
+
+
+def _origin(computation: Computation, instruction: Instruction) -> str:
+    while not (name := re.search(r'op_name="([^"]*)"', instruction.attributes)):
+        before = [operand for operand in instruction.operands if operand in computation]
+        if not before:
+            return ""
+        instruction = computation[before[0]]
+    return name[1]
+
+
 def totals(text: str) -> Totals:
     """Returns what a program does, from its `compiled.as_text()`."""
     computations, entry = hlo.parse(text)
     found: Counter[Arithmetic] = Counter()
+    moved = 0
+    for count in counts(computations, entry):
+        found += count.operations
+        moved += count.bytes_accessed
+    return Totals(found, moved, _exchanges(computations, entry))
+
+
+def _exchanges(computations: Computations, entry: str) -> Counter[Collective]:
     exchanges: Counter[Collective] = Counter()
     hidden: set[Collective] = set()
-    moved = 0
     for computation, instruction, times in hlo.running(computations, entry):
-        for arithmetic, count in operations(computations, computation, instruction).items():
-            found[arithmetic] += times * count
         for collective in collectives.collectives(computations, computation, instruction):
             if instruction.op == "fusion":  # an exchange that runs behind several fusions is in each of them
                 if collective in hidden:
                     continue
                 hidden.add(collective)
             exchanges[collective] += times
-        if instruction.op not in FREE and not instruction.op.endswith("-done"):
-            moved += times * _moved(computations, hlo.operand_types(computation, instruction), instruction)
-    return Totals(found, moved, exchanges)
+    return exchanges
 
 
 def _moved(computations: Computations, operands: list[str], instruction: Instruction) -> int:
@@ -64,6 +106,10 @@ def _moved(computations: Computations, operands: list[str], instruction: Instruc
         return (num_bytes(instruction.type) if read[0] else 0) + written
     if instruction.op == "dynamic-update-slice":
         return read[1] + (num_bytes(operands[1]) if written else 0)
+    if instruction.op == "async-start":  # such as a slice that is fetched ahead: the whole operand is in the type
+        inside = [computations[name] for name in instruction.called]
+        moves = [(fused, inner) for fused in inside for inner in fused.values() if inner.op not in FREE]
+        return sum(_moved(computations, hlo.operand_types(fused, inner), inner) for fused, inner in moves)
     if instruction.op.endswith("-start"):
         return written
     for fused in map(computations.__getitem__, instruction.called if instruction.op == "fusion" else []):
