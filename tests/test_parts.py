@@ -7,7 +7,7 @@ from flax import linen as nn
 from tiny import normal
 
 from omnicodec_jax.planning import hlo, parts
-from omnicodec_jax.planning.parts import Origin
+from omnicodec_jax.planning.parts import OpName
 from omnicodec_jax.planning.speeds import TPUS
 from omnicodec_jax.planning.totals import Count, counts
 
@@ -51,7 +51,7 @@ def counted(text: str) -> list[Count]:
     ],
 )
 def test_part_of_an_instruction_is_read_from_its_name(op_name, path, operation):
-    assert Origin.parse(op_name) == Origin(path, operation)
+    assert OpName.parse(op_name) == OpName(path, operation)
 
 
 def test_parts_add_up_and_a_copy_belongs_to_what_it_copies():

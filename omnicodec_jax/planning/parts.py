@@ -20,7 +20,7 @@ CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_compu
 """Names that say how something is computed, not what."""
 
 
-class Row(NamedTuple):
+class Needs(NamedTuple):
     """The share of a part, or of an operation, in a program."""
 
     name: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """The roofline of each instruction by itself, added up."""
 
 
-class Origin(NamedTuple):
+class OpName(NamedTuple):
     """Where an instruction comes from."""
 
     path: tuple[str, ...]
@@ -39,7 +39,7 @@ class Origin(NamedTuple):
     """JAX's name of the operation, and whether it belongs to a backward pass."""
 
     @classmethod
-    def parse(cls, op_name: str) -> "Origin":
+    def parse(cls, op_name: str) -> "OpName":
         """Reads XLA's `op_name`. That of a fusion of several instructions is the name of one of them."""
         *scopes, operation = op_name.split("/")
         path = dict.fromkeys(name for scope in scopes if (name := _scope(scope)))
@@ -62,18 +62,18 @@ def _scope(text: str) -> str | None:
     return text.split(".")[0] or None
 
 
-def by_part(found: Sequence[Count], chip: Chip) -> list[Row]:
+def by_part(found: Sequence[Count], chip: Chip) -> list[Needs]:
     """Returns the parts of a program from its counts. The name of each has those of the parts around it before its own.
 
     A part is divided as long as it is more than `SMALL` of all that is moved. The largest parts come first.
     """
     small = SMALL * sum(count.bytes_accessed for count in found)
-    return _divided((), [(Origin.parse(count.origin).path, count) for count in found], chip, small)
+    return _divided((), [(OpName.parse(count.origin).path, count) for count in found], chip, small)
 
 
 def _divided(
     inside: tuple[str, ...], found: list[tuple[tuple[str, ...], Count]], chip: Chip, small: float
-) -> list[Row]:
+) -> list[Needs]:
     depth, parts = len(inside), dict[str, list[tuple[tuple[str, ...], Count]]]()
     for path, count in found:
         parts.setdefault(path[depth] if len(path) > depth else REST, []).append((path, count))
@@ -86,19 +86,19 @@ def _divided(
     return [row for pair in rows for row in (pair[0], *pair[1])]
 
 
-def by_operation(found: Sequence[Count], chip: Chip) -> list[Row]:
+def by_operation(found: Sequence[Count], chip: Chip) -> list[Needs]:
     """Returns the operations of a program from its counts, the largest first."""
     operations: dict[str, list[Count]] = {}
     for count in found:
-        operations.setdefault(Origin.parse(count.origin).operation or count.operation, []).append(count)
+        operations.setdefault(OpName.parse(count.origin).operation or count.operation, []).append(count)
     rows = [_row(name, own, chip) for name, own in operations.items()]
     return sorted(rows, key=lambda row: -row.bytes_accessed)
 
 
-def _row(name: str, own: Iterable[Count], chip: Chip) -> Row:
+def _row(name: str, own: Iterable[Count], chip: Chip) -> Needs:
     own = list(own)
     moved, flops = sum(count.bytes_accessed for count in own), sum(count.operations.total() for count in own)
-    return Row(name, moved, flops, sum(count.seconds(chip) for count in own))
+    return Needs(name, moved, flops, sum(count.seconds(chip) for count in own))
 
 
 def breakdown(text: str, chip: Chip) -> str:
@@ -108,11 +108,11 @@ def breakdown(text: str, chip: Chip) -> str:
     return f"{_table('part', parts, operations)}\n\n{_table('operation', operations, operations)}"
 
 
-def _table(title: str, rows: list[Row], operations: list[Row]) -> str:
+def _table(title: str, rows: list[Needs], operations: list[Needs]) -> str:
     """Returns a table below its total, which the operations add up to. Rows below a thousandth of it are left out."""
-    everything = Row("all", *(sum(column) for column in zip(*(row[1:] for row in operations), strict=True)))
+    everything = Needs("all", *(sum(column) for column in zip(*(row[1:] for row in operations), strict=True)))
     shown = [everything, *(row for row in rows if row.seconds >= everything.seconds / 1000)]
-    width = max(len(_indented(row.name)) for row in (*shown, Row(title, 0, 0, 0.0)))
+    width = max(len(_indented(row.name)) for row in (*shown, Needs(title, 0, 0, 0.0)))
     lines = [f"{title:{width}}{'GB':>10}{'TFLOP':>10}{'ms':>10}"]
     for row in shown:
         numbers = f"{row.bytes_accessed / 1e9:10.2f}{row.flops / 1e12:10.3f}{1e3 * row.seconds:10.2f}"
