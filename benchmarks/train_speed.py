@@ -155,7 +155,9 @@ def families(config: DiscriminatorConfig) -> dict[str, DiscriminatorConfig]:
 def discriminator_gradient(gan: Gan, discriminators: Any, audio: jax.Array, wavlm_states: Any) -> object:
     """The gradient of a discriminator's loss."""
     forward = given(audio, wavlm_states)
-    return merge_gradients(gan.for_each_discriminator(discriminators, forward, gan.discriminator_gradient))
+    return merge_gradients(
+        gan.for_each_discriminator(discriminators, forward, gan.discriminator_gradient, in_one_batch=True)
+    )
 
 
 def adversarial_gradient(gan: Gan, discriminators: Any, audio: jax.Array, wavlm_states: Any) -> object:
