@@ -376,8 +376,10 @@ class OmniCodecCodebook(KeptFloat32):
         return (embedding.square().sum(-1) - 2 * (x @ embedding.T)).argmin(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Returns the entries of codes [B, N]: [B, N, V]."""
-        return self.embedding_sum[codes] / self.cluster_usage.clamp(min=self.epsilon)[codes][..., None]
+        """Returns the entries of codes [B, N], and zeros for codes that are -1: [B, N, V]."""
+        known = codes.clamp(min=0)
+        entries = self.embedding_sum[known] / self.cluster_usage.clamp(min=self.epsilon)[known][..., None]
+        return torch.where((codes >= 0)[..., None], entries, 0)
 
 
 class OmniCodecSemanticQuantizer(nn.Module):
@@ -745,7 +747,7 @@ class OmniCodecModel(PreTrainedModel):
         """Decodes codes into audio.
 
         Args:
-            audio_codes: Codes [B, k, N] of the first k codebooks.
+            audio_codes: Codes [B, k, N] of the first k codebooks. Acoustic codes of -1 count as left out.
             padding_mask: Mask [B, T] of the audio that was encoded; the result is cut to its length.
             decoder_cache: What the call before returned, if these are the next frames of a stream;
                 `empty_decoder_cache` gives that of a stream's beginning. It is not changed.
