@@ -80,6 +80,7 @@ $(VENV)/.dev: $(VENV)/.run
 	$(INSTALL) --editable '.[dev,torch,onnx,ray]'
 	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
 	$(INSTALL) --editable '.[plan]' || echo "tests that need the compilers of TPUs and GPUs are skipped"
+	npm install --silent --no-save --prefix build onnxruntime-web@1.30.0 || echo "tests of a codec in the browser are skipped"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.run
