@@ -1,4 +1,4 @@
-"""What a file was made of: a command makes it again of that, and of nothing else without being told to."""
+"""The source of a file that a command has made. A command replaces the file only with one of the same source."""
 
 import json
 import os
@@ -13,26 +13,26 @@ class Origin(NamedTuple):
     """Names the source of a file."""
 
     path: str
-    """As seen from the folder of what was made of it, so that both can move together."""
+    """Path of the source as seen from the folder of the file, so that both can move together."""
     digest: str
-    """Hash of its bytes."""
+    """Hash of the bytes of the source."""
 
     @classmethod
     def of(cls, source: Path, made: Path) -> "Origin":
-        """The origin to write into a file that is made of `source`. Raises OSError."""
+        """Returns the origin to write into a file that is made of `source`. Raises OSError."""
         return cls(_place(source, made), digest(source))
 
     def is_of(self, source: Path, made: Path) -> bool:
-        """Whether `source` is what `made` was made of: it lies where that lay, or holds the same. Raises OSError."""
+        """Returns whether `made` was made of `source`, by the path or by the bytes. Raises OSError."""
         return self.path == _place(source, made) or self.digest == digest(source)
 
     def to_json(self) -> str:
-        """For a file's comment."""
+        """Returns a text for a file's comment."""
         return json.dumps({"source": self._asdict()})
 
     @classmethod
     def from_json(cls, text: str) -> "Origin | None":
-        """The inverse of `to_json`; None for any other comment."""
+        """Reads the text that `to_json` has made; None for any other comment."""
         try:
             return cls(**json.loads(text)["source"])
         except (ValueError, TypeError, KeyError):
@@ -45,5 +45,5 @@ def _place(source: Path, made: Path) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path without links in its folders as seen from another folder, in characters that UTF-8 has."""
+    """Returns a path as seen from another folder, without links in its folders, in characters that UTF-8 has."""
     return names.text(os.path.relpath(path, os.path.realpath(folder)))

@@ -281,6 +281,19 @@ def test_config_file_that_is_not_there_is_refused_by_name(tmp_path):
         load(tmp_path / "gone.py")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("released_12Hz", "did you mean released_12hz"),
+        ("paper-6hz.py", "did you mean paper_6hz"),
+        ("nothing_like_it", "there are ablations/fine_tuned, "),
+    ],
+)
+def test_a_mistyped_recipe_is_answered_with_the_one_that_was_meant(name, hint):
+    with pytest.raises(ConfigError, match=f"{name}: no such config file, nor a recipe; {hint}"):
+        load(name)
+
+
 # -- Runs of several codecs
 
 

@@ -167,7 +167,7 @@ def test_an_unknown_shell_is_refused_with_those_there_are():
 @pytest.mark.parametrize("shell", completion.CHANGES)
 def test_tab_completion_knows_every_command_and_completes_files_too(shell):
     script = completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", shell)
-    assert all(f"'{name}'" in script for name in cli.COMMANDS)
+    assert all(f"'{name}'" in script for name in (*cli.COMMANDS, *converters.COMMANDS))
     for before, after in completion.CHANGES[shell]:
         assert after in script, f"tyro's script has no {before!r} any more"
 
@@ -179,6 +179,8 @@ def test_tab_completion_knows_every_command_and_completes_files_too(shell):
         ("encode --mo", "--model"),
         ("export --what enc", "encoder"),
         ("tokenize --runner r", "ray"),
+        ("convert from", "from-torch"),
+        ("convert semantic-features --prep", "--prepared"),
     ],
 )
 def test_tab_completion_in_bash(words, expected, tmp_path):
@@ -204,7 +206,14 @@ def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("enc", "encode"), ("encode --mo", "--model"), ("export --what enc", "encoder"), ("tokenize --runner r", "ray")],
+    [
+        ("enc", "encode"),
+        ("encode --mo", "--model"),
+        ("export --what enc", "encoder"),
+        ("tokenize --runner r", "ray"),
+        ("convert from", "from-torch"),
+        ("convert semantic-features --prep", "--prepared"),
+    ],
 )
 def test_tab_completion_in_fish(words, expected, tmp_path):
     if shutil.which("fish") is None or shutil.which("python3") is None:

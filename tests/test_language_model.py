@@ -340,7 +340,7 @@ def test_what_cannot_be_measured_is_named(tokens, tmp_path):
 
 def test_training_that_diverges_stops(tokens, monkeypatch):
     monkeypatch.setattr(training, "jit_step", lambda trainer, mesh: lambda state, batch: (state, jnp.nan))
-    with pytest.raises(TrainingError, match="step 3: the loss is not finite"):
+    with pytest.raises(TrainingError, match="step 1: the loss is not finite"):
         measured(tokens, TINY)
 
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.data import discovery, manifest
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.errors import DataError
@@ -151,6 +152,15 @@ def test_what_a_directory_holds_and_is_not_taken_is_counted_and_named(tmp_path, 
     (tmp_path / "a.wav").unlink()
     with pytest.raises(DataError, match=r"lists no audio; it holds 2 \.txt"):
         manifest.read_all({"sound": tmp_path})
+
+
+def test_lists_and_notes_beside_the_bundled_clips_are_not_worth_a_warning(tmp_path, caplog):
+    bundled = discovery.take(BUNDLED_CLIPS)
+    assert bundled.others == {".jsonl": 3, ".md": 1}
+    assert caplog.messages == []
+    touch(tmp_path, "a.wav", "a.jsonl", "a.lab")
+    discovery.take(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: passed over 1 .jsonl, 1 .lab; files taken: 1"]
 
 
 def test_a_manifest_stays_as_it_was_when_it_was_read(tmp_path):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from omnicodec_jax import cli, model_directory
 from omnicodec_jax.config import Config, MeshConfig
-from omnicodec_jax.corpus import read_tokens, shards, tokenize
+from omnicodec_jax.corpus import TokenSource, read_tokens, shards, tokenize
 from omnicodec_jax.corpus.detokenize import SETTINGS, detokenize
 from omnicodec_jax.data import features, prepare, records
 from omnicodec_jax.data.pipeline import Samples
@@ -22,6 +22,12 @@ from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError, DataError, TokenError
+from omnicodec_jax.evaluation import reconstruct
+from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.reconstruct import Original
+from omnicodec_jax.evaluation.systems import TokenizerCodec
+from omnicodec_jax.language_model.windows import ClipTable
 from omnicodec_jax.origin import Origin
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.token_file import TokenFile
@@ -153,6 +159,49 @@ def test_directory_of_tokens_is_gone_on_with_under_the_hash_that_it_was_begun_wi
     with pytest.raises(DataError, match=r"not be the same \(compute_dtype = 'float32', now 'bfloat16'\); use another"):
         tokenize.check(faster, tokenize.described(faster))
     assert contract["model"] == kept["model"] == TokenFile.load(OLD / "clip.safetensors").model
+
+
+def test_shards_of_a_newer_format_are_refused_by_name_with_what_to_do(tmp_path, monkeypatch):
+    tokens = Path(shutil.copytree(OLD / "tokens", tmp_path / "tokens"))
+    shard, file = shards.shards(tokens)[0], tokens / "__omnicodec__" / "tokens.json"
+    assert "format" not in json.loads(file.read_text())
+    assert shards.read_contract(shard)["format"] == shards.settings(tokens)["format"] == 1
+    newer = shards.read_contract(shard) | {"format": 2, "made_by": "omnicodec_jax 3.0.0"}
+    shards.write(shard, list(shards.read_shard(shard)), newer)
+    for read in (shards.contract, read_tokens, TokenSource):
+        with pytest.raises(DataError, match=rf"{shard}: in format 2, written by omnicodec_jax 3\.0\.0; .* upgrade it"):
+            list(read(tokens))
+    file.write_text(json.dumps(newer))
+    with pytest.raises(DataError, match=rf"{file}: in format 2, written by omnicodec_jax 3\.0\.0; .* upgrade it"):
+        tokenize.check(tokenize.Job(sources={}, out=tokens, model="none"), {})
+
+
+def test_a_run_on_tokens_that_gave_no_format_goes_on_once_they_do(tmp_path):
+    tokens = Path(shutil.copytree(OLD / "tokens", tmp_path / "tokens"))
+    before = ClipTable.read(tokens).fingerprint
+    for shard in shards.shards(tokens):
+        shards.write(shard, list(shards.read_shard(shard)), shards.read_contract(shard))
+    assert b'"format": 1' in shard.read_bytes()
+    assert ClipTable.read(tokens).fingerprint == before
+
+
+# -- Evaluations
+
+
+def test_reconstructions_of_version_0_1_are_not_made_again(tokenizer, tmp_path):
+    codec = TokenizerCodec("ours", tokenizer, (2,))
+    clip = EvalClip("a", "speech", tmp_path / "a.wav")
+    original = Original(clip, 0.2, "0123456789abcdef")
+    for path in (reconstruct.audio_path, reconstruct.codes_path):
+        (made := path(tmp_path, "ours-2L", clip)).parent.mkdir(parents=True)
+        made.touch()
+    old = model_directory.hash_of_0_1(tokenizer.config, tokenizer.variables)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add(("ours-2L", "speech", "a"), {"of": [f"{old} None", original.digest], "bits": 1.0, "seconds": 1.0})
+        assert list(reconstruct.by_codec(codec, [original], tmp_path, journal)) == []
+    assert made.stat().st_size == 0
+    assert codec.identity(f"{old} None") == f"{old} None"
+    assert codec.identity("0123456789abcdef None") == codec.identity() == f"{tokenizer.model_hash} None"
 
 
 # -- Runs

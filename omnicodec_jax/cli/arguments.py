@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 from tyro.constructors import (
@@ -141,7 +141,7 @@ def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
 
 
 def as_functions(commands: Commands) -> dict[str, Command]:
-    """Returns the functions of a table of commands. A group becomes a function that takes the name of a command."""
+    """Returns the functions of a table of commands. A group becomes a function that takes one of its commands."""
     functions = {}
     for name, found in commands.items():
         if isinstance(found, Group):
@@ -153,13 +153,16 @@ def as_functions(commands: Commands) -> dict[str, Command]:
 
 
 def _standing_for(group: Group) -> Command:
-    """Returns a function that stands for a group in lists of commands."""
+    """Returns a function that stands for a group in lists of commands, and whose only argument is one of its own."""
 
     def choose(command: Any) -> None:
         raise UsageError(group.about)
 
-    kind = Literal[tuple(group.commands)]  # pyright: ignore[reportInvalidTypeForm]
-    choose.__annotations__["command"] = tyro.conf.Positional[kind]
+    own: Any = [
+        Annotated[Any, tyro.conf.subcommand(name=name, constructor=function)]
+        for name, function in as_functions(group.commands).items()
+    ]
+    choose.__annotations__["command"] = Annotated[typing.Union[tuple(own)], tyro.conf.arg(name="")]  # noqa: UP007
     choose.__doc__ = group.about
     return choose
 

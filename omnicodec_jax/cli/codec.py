@@ -1,4 +1,4 @@
-"""`omnicodec encode`, `decode`, `stream-decode`: files to tokens and back."""
+"""`omnicodec encode`, `decode`, `stream-decode`: the commands that turn files into tokens and back."""
 
 import contextlib
 import sys
@@ -36,18 +36,22 @@ def encode(
     encoder_precision: Precision = "float32",
     overwrite: bool = False,
 ) -> int:
-    """Turn audio into token files. Those that the same model has made of the same audio before are made again.
+    """Turn audio into token files.
+
+    Token files that the same model has made of the same audio before are made again.
 
     Args:
-        input: An audio file, or a directory whose tree is mirrored; by itself, the bundled clips.
+        input: An audio file, or a directory whose tree is mirrored. Default: the bundled clips.
         output: Token file or directory. Default: beside the input, named after it.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
-        encoder: Or the encoder to compute them with: what `omnicodec convert qwen3-aut` has written.
-        precision: What the model computes in: bfloat16 is faster on GPUs and TPUs, and flips codes (docs/tokens.md).
-        encoder_precision: The same of the encoder.
-        overwrite: Replace token files of another model or precision, and of other audio, too.
+        encoder: Encoder that computes the features, in place of --features: a directory that `omnicodec convert
+            qwen3-aut` has written.
+        precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes
+            (docs/tokens.md).
+        encoder_precision: Number format that the encoder computes in.
+        overwrite: Replace also token files of another model or precision, and of other audio.
     """
     tokenizer = _load_model(model, revision, encoder, precision, encoder_precision)
     needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
@@ -103,15 +107,15 @@ def decode(
     num_quantizers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Turn token files into audio at the original's sample rate, exactly as long as the original.
+    """Turn token files into audio with the sample rate and exactly the length of the original.
 
     Args:
         input: A token file, or a directory whose tree is mirrored.
-        output: Audio file (.wav, .flac) or directory. Default: beside the input, "_decoded" added to its name.
+        output: Audio file (.wav, .flac) or directory. Default: beside the input, with "_decoded" added to its name.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
-        overwrite: Replace audio that was not decoded from the same tokens, too.
+        overwrite: Replace also audio that was not decoded from the same tokens.
     """
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
@@ -157,7 +161,7 @@ def stream_decode(
     num_quantizers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Decode a token file a frame at a time, as a live stream would be: raw 16 bit samples, mono, as they come.
+    """Decode a token file frame by frame, as a live stream would be decoded, into raw samples of 16 bits, mono.
 
     omnicodec stream-decode clip.safetensors --model DIR | ffplay -f s16le -ar 24000 -
 
@@ -199,7 +203,7 @@ def stream_decode(
 
 @contextlib.contextmanager
 def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Opens what raw samples go to: a file that is whole or not there, or a pipe or device that gets them at once."""
+    """Opens the output for raw samples: a file that is whole or not there, or a pipe or a device."""
     if path is None:
         yield sys.stdout.buffer
     elif path.exists() and not path.is_file():

@@ -1,4 +1,4 @@
-"""`omnicodec prepare`, `tokenize`, `detokenize`, `webdataset`: whole corpora."""
+"""`omnicodec clips`, `prepare`, `tokenize`, `detokenize`, `webdataset`: the commands that work on whole corpora."""
 
 import os
 import shutil
@@ -29,19 +29,19 @@ def prepare(
 ) -> int:
     """Turn raw audio into shards to train on: 24 kHz, mono, peak 0.95, long files in segments.
 
-    Run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
+    When it is run again, it does what is not done yet. Files that cannot be used are listed in OUT/rejects.jsonl.
 
-    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
+    Files that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
 
     Runs whose shares overlap are refused.
 
     Args:
-        manifest: DOMAIN=PATH,…: for each domain a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
+        manifest: The audio of each domain, DOMAIN=PATH,…: a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
         out: Directory of the prepared audio.
-        num_workers: Processes.
-        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
-        retry_rejected: Try once more what was refused.
-        settings: What becomes of the files.
+        num_workers: How many processes decode files.
+        task: i/n: this process does number i, counted from 0, of n shares of the work. For cluster schedulers.
+        retry_rejected: Try the files once more that were refused.
+        settings: How audio is prepared.
     """
     from omnicodec_jax.data import manifest as manifests
     from omnicodec_jax.data import prepare as preparation
@@ -84,32 +84,36 @@ def tokenize(
     skip_existing: bool = False,
     retry_rejected: bool = False,
 ) -> int:
-    """Turn a corpus into token shards (Parquet). Run again, it does what is not done yet.
+    """Turn a corpus into token shards (Parquet).
+
+    When it is run again, it does what is not done yet.
 
     Files that cannot be used are listed in OUT/__omnicodec__/rejects.jsonl.
 
-    Those that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
+    Files that the operating system did not give (an unmounted disk, missing rights) are tried again by the next run.
 
-    As one process per host of a TPU pod or of a Slurm, Open MPI or Kubernetes job, each does its share.
+    When each host of a TPU pod, or of a Slurm, Open MPI or Kubernetes job, runs one process, each does its share.
 
     Runs whose shares overlap are refused.
 
     Args:
-        manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or for each domain one, DOMAIN=PATH,….
+        manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or one for each domain, DOMAIN=PATH,….
         out: Directory of the token shards.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         revision: Revision of a hub model.
-        encoder: Encoder of the semantic features, for models that need one: what `omnicodec convert qwen3-aut` has
-            written.
-        precision: What the model computes in: bfloat16 is faster on GPUs and TPUs, and flips codes (docs/tokens.md).
-        encoder_precision: The same of the encoder.
-        runner: This process on all its devices; processes of this machine; or tasks of a Ray cluster.
-        num_workers: Of the runners "processes" and "ray".
-        num_readers: Processes that decode files ahead of the devices, for each worker.
-        task: i/n: this process's share of the work, for cluster schedulers; counted from 0.
-        shard_hours: Audio of a shard, about.
-        skip_existing: Leave out files whose content is in OUT already, under another manifest.
-        retry_rejected: Try once more what was refused.
+        encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
+            qwen3-aut` has written.
+        precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes
+            (docs/tokens.md).
+        encoder_precision: Number format that the encoder computes in.
+        runner: Who computes: this process on all its devices (here), processes of this machine, or tasks of a Ray
+            cluster.
+        num_workers: How many workers the runners "processes" and "ray" have.
+        num_readers: How many processes decode files ahead of the devices, for each worker.
+        task: i/n: this process does number i, counted from 0, of n shares of the work. For cluster schedulers.
+        shard_hours: About how many hours of audio a shard holds.
+        skip_existing: Leave out files whose content OUT already holds as part of another manifest.
+        retry_rejected: Try the files once more that were refused.
     """
     from omnicodec_jax.corpus import runners, shards
     from omnicodec_jax.corpus.tokenize import Job
@@ -155,7 +159,9 @@ def detokenize(
     suffix: Literal[".flac", ".wav"] = ".flac",
     task: str = "0/1",
 ) -> int:
-    """Turn token shards into audio files OUT/<domain>/<id>, at each original's rate and length. Those there stay.
+    """Turn token shards into audio files OUT/<domain>/<id>, each at the sample rate and the length of its original.
+
+    Files that are there already stay as they are.
 
     Args:
         tokens: Directory of token shards.
@@ -164,7 +170,7 @@ def detokenize(
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
         suffix: Format of the files.
-        task: i/n: this process's share of the shards, counted from 0.
+        task: i/n: this process does number i, counted from 0, of n shares of the shards.
     """
     import jax
     from tqdm import tqdm
@@ -200,7 +206,7 @@ def webdataset(tokens: tyro.conf.Positional[Path], out: tyro.conf.Positional[Pat
 
 
 def _share_of_this_host():
-    """On a pod or in a cluster's job, each process does its share; elsewhere this one does all."""
+    """Returns the share of this process on a pod or in a cluster's job; elsewhere, all of the work."""
     from omnicodec_jax.data.units import Share
     from omnicodec_jax.distributed import multihost
 

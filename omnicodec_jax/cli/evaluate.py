@@ -27,27 +27,29 @@ def evaluate(
     quoted: bool = False,
     num_workers: int = os.cpu_count() or 1,
 ) -> int:
-    """Score codecs, and write a report with tables and a page to listen to. Run again, it does what is not done yet.
+    """Score codecs, and write a report with tables and a page to listen to.
+
+    When it is run again, it does what is not done yet.
 
     Args:
-        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, where no other system
-            is given: $OMNICODEC_MODEL.
-        data: DOMAIN=PATH,…: LibriSpeech, GTZAN, AudioSet as they lie on disk, a manifest, or any folder of audio.
-            Default: the bundled clips.
+        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, if no other system is
+            given: $OMNICODEC_MODEL.
+        data: The clips of each domain, DOMAIN=PATH,…: LibriSpeech, GTZAN or AudioSet as they lie on disk, a manifest,
+            or any folder of audio. Default: the bundled clips.
         out: Folder of the report.
-        codebooks: How many codebooks to decode from, the semantic one included: a line of the tables for each.
+        codebooks: Numbers of codebooks to decode from, the semantic one included. Each is a line of the tables.
         peers: Other codecs: opus, mimi, dac, encodec, xcodec, each with =SOURCE (bit/s for Opus; a directory or a
             hub id) if not the default.
-        reconstructions: NAME=DIR,…: what other systems have written, in files named as the clips.
-        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those, dnsmos,
+        reconstructions: Folders of what other systems have written, NAME=DIR,…, with files that are named as the clips.
+        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those of core, dnsmos,
             dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
             speaker_similarity, visqol.
-        encoder: Encoder of the semantic features, for models that need one: what `omnicodec convert qwen3-aut` has
-            written.
-        limit: Clips of each domain, spread evenly; default: all.
-        shown: Clips of each domain that the page has players for.
+        encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
+            qwen3-aut` has written.
+        limit: How many clips of each domain are scored, spread evenly over its list. Default: all.
+        shown: How many clips of each domain the page has players for.
         quoted: Show the paper's figures beside the measured ones.
-        num_workers: Processes that compute metrics.
+        num_workers: How many processes compute metrics.
     """
     if not (model or peers or reconstructions):
         model = os.environ.get("OMNICODEC_MODEL")
@@ -92,11 +94,11 @@ def listening(
 
     Raters who score more than 15 % of the hidden references below 4, or who have rated none, are named and left out.
 
-    Of several ratings of the same sample by one rater the last counts.
+    If a rater has rated the same sample several times, the last rating counts.
 
     Args:
         results: CSV files that raters have downloaded from the page.
-        out: CSV file of the table.
+        out: CSV file to write the table to.
         keep_all: Leave no rater out.
     """
     from omnicodec_jax.evaluation import listening as ratings_of

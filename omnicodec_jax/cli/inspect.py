@@ -1,4 +1,4 @@
-"""`omnicodec inspect`: what a file or directory holds."""
+"""`omnicodec inspect`: the command that says what a file or a directory holds."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ Positional = tyro.conf.Positional
 
 
 def inspect(path: Positional[Path], /) -> int:
-    """Say what a file or directory holds that one of these commands has written, or an audio file.
+    """Say what a file or a directory holds: what one of these commands has written, or audio.
 
     Args:
-        path: A model, prepared audio, semantic features, a training run, tokens, the report of an evaluation; a token
-            file or an audio file, or a directory of them.
+        path: A model, prepared audio, semantic features, a training run, tokens, or the report of an evaluation; or a
+            token file, an audio file, or a directory of such files.
     """
     from omnicodec_jax.cli import contents
 

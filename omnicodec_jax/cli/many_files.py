@@ -1,4 +1,4 @@
-"""Many files through a model at once: each result is written as soon as it is there, and one bad file costs itself."""
+"""Runs many files through a model at once. Each result is written as soon as it is there; a bad file costs no other."""
 
 import sys
 import time

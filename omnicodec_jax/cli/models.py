@@ -13,16 +13,16 @@ from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError
 
 INIT_BATCH = 16
-"""How many segments of audio `init` encodes at once."""
+"""Number of segments of audio that `init` encodes at once."""
 INIT_SECONDS = 2
-"""The length of these segments."""
+"""Length of these segments, in seconds."""
 
 
 def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
-    """Make an untrained model: random weights, codebooks fitted to some audio. To try things out, not to listen to.
+    """Make an untrained model to try things out: its weights are random, its codebooks are fitted to some audio.
 
     Args:
-        config: Recipe, such as demo, or config file; its semantic source must be log_mel.
+        config: Recipe, such as demo, or config file. Its semantic source must be log_mel.
         out: Model directory to write.
         audio: Audio that the codebooks are fitted to. Default: the bundled clips.
         seed: Seed of the random weights.
@@ -79,8 +79,8 @@ def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool
     Args:
         workdir: Directory of the run.
         out: Model directory to write.
-        step: Which of the kept checkpoints. Default: the last one.
-        ema: The moving average of the parameters, if the run keeps one, in place of the parameters.
+        step: Step of a kept checkpoint. Default: the last one.
+        ema: Take the moving average of the parameters, if the run keeps one, in place of the parameters.
     """
     from omnicodec_jax.training import export
 
@@ -100,7 +100,7 @@ def export(
     """Write a program that runs without this package: StableHLO with jax alone, ONNX with ONNX Runtime.
 
     Args:
-        what: One frame of a live stream, or whole clips; the batch may have any size. An encoder takes audio and
+        what: What the program computes: one frame of a live stream, or whole clips. The batch may have any size. An encoder takes audio and
             semantic features; encoder-from-audio, for ONNX, computes the features of models whose source is log_mel.
         out: File to write, ending in .stablehlo, whose weights go beside it, or in .onnx, which holds them.
         model: Model directory or hub id; default $OMNICODEC_MODEL.

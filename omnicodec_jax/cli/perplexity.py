@@ -19,7 +19,7 @@ MOST_USED = {
     "batch_size": "Windows in a step, over all devices.",
     "optimizer.total_steps": "Steps of training.",
     "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
-    "mesh.fsdp": "Devices that share the state out among them.",
+    "mesh.fsdp": "Number of devices that share the state.",
     "seed": "Seed of the weights and of the order of the windows.",
 }
 
@@ -33,8 +33,8 @@ def perplexity(
         tokens: Directory that `omnicodec tokenize` has written.
         config: Recipe, such as language_model, or a file of your own.
         out: JSON file to write the result to, with the hash of the codec's model.
-        workdir: Directory of checkpoints. The same command goes on from there after an interruption. Default: none are
-            written.
+        workdir: Directory of checkpoints, from which the same command goes on after an interruption. Default: no
+            checkpoints are written.
         settings: All that the config says.
     """
     from omnicodec_jax.corpus import shards

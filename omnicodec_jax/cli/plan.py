@@ -1,4 +1,4 @@
-"""`omnicodec plan`: the command that says what training and tokenizing need on chips that are not there."""
+"""`omnicodec plan`: the command that says what training and tokenizing need on chips that this machine does not have."""
 
 from typing import Literal
 
@@ -7,9 +7,9 @@ from omnicodec_jax.config import Config, PerplexityConfig, Precision
 from omnicodec_jax.errors import UsageError
 
 OF_CODEC = {
-    "run.mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
-    "run.mesh.fsdp": "Chips that share the state out among them.",
-    "run.mesh.tensor": "Chips that share the transformers' channels.",
+    "run.mesh.data": "Number of groups of chips that hold the same state. Default: as many as there are chips for.",
+    "run.mesh.fsdp": "Number of chips that share the state.",
+    "run.mesh.tensor": "Number of chips that share the channels of the transformers.",
     "train.remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
     "optimizer.accumulation": "Parts that a batch is split into, one after the other: less memory.",
 }
@@ -19,9 +19,9 @@ OF_LANGUAGE_MODEL = {
     "num_codebooks": "Codebooks that are predicted.",
     "layout": "What the model knows when it predicts a code.",
     "remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
-    "mesh.data": "Groups of chips that hold the same state. Default: as many as there are chips for.",
-    "mesh.fsdp": "Chips that share the state out among them.",
-    "mesh.tensor": "Chips that share the transformer's channels.",
+    "mesh.data": "Number of groups of chips that hold the same state. Default: as many as there are chips for.",
+    "mesh.fsdp": "Number of chips that share the state.",
+    "mesh.tensor": "Number of chips that share the channels of the transformer.",
 }
 
 
@@ -38,7 +38,7 @@ def plan(
     by_part: bool = False,
     settings: Config | PerplexityConfig,
 ) -> None:
-    """Compile a program for TPUs or GPUs without any, and say what it needs.
+    """Compile a program for TPUs or GPUs on a machine that has none, and say what it needs.
 
     Args:
         config: Recipe, such as released_12hz or language_model, or a file of your own.

@@ -71,16 +71,29 @@ def from_dict(values: Any, types: Mapping[str, type], where: str) -> Any:
     """
     values = dict(values) if isinstance(values, dict) else {}
     kind, format, made_by = (values.pop(name, None) for name in ("model_type", "format", "made_by"))
-    if format is not None and (type(format) is not int or format < 1):
-        raise ConfigError(f"{where}: format = {format!r}: must be a whole number, 1 or more")
-    if format is not None and format > FORMAT:
-        raise ConfigError(
-            f"{where}: in format {format}, written by {made_by or 'a later version'}; this is {MADE_BY}, which reads "
-            f"formats up to {FORMAT}: upgrade it (pip install --upgrade omnicodec-jax)"
-        )
+    if problem := format_problem(1 if format is None else format, FORMAT, made_by):
+        raise ConfigError(f"{where}: {problem}")
     if not isinstance(kind, str) or kind not in types:
         raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(types)}")
     return _build(types[kind], values, where)
+
+
+def format_problem(format: Any, newest: int, made_by: Any) -> str | None:
+    """Returns why a file of a format cannot be read, and what to do; None if it can be.
+
+    Args:
+        format: The number that the file gives as its format.
+        newest: The newest format of this kind of file that this version reads.
+        made_by: What has written the file, if it says so.
+    """
+    if type(format) is not int or format < 1:
+        return f"format = {format!r}: must be a whole number, 1 or more"
+    if format <= newest:
+        return None
+    return (
+        f"in format {format}, written by {made_by or 'a later version'}; this is {MADE_BY}, which reads formats up to "
+        f"{newest}: upgrade it (pip install --upgrade omnicodec-jax)"
+    )
 
 
 def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
@@ -182,4 +195,6 @@ def find(name: str | os.PathLike[str]) -> Path:
     if recipe.is_file() and recipe.resolve().is_relative_to(RECIPES):
         return recipe
     recipes = sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.rglob("[!_]*.py"))
-    raise ConfigError(f"{path}: no such config file, nor a recipe; there are {', '.join(recipes)}")
+    close = difflib.get_close_matches(str(name).lower().removesuffix(".py"), recipes, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(recipes)}"
+    raise ConfigError(f"{path}: no such config file, nor a recipe; {hint}")

@@ -1,4 +1,4 @@
-"""Which part of a config makes a model what it is: the part that a model's hash covers."""
+"""Finds the part of a config that a model's hash covers: what changes what the model computes."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ TRAINING_ONLY = {"training_only": True}
 """Metadata of a field that changes how a model is trained and not what it computes of audio or tokens."""
 
 Names = dict[str, Any]
-"""Names of fields, in their order; of a field that is a config itself, the names of its own."""
+"""Names of fields, in their order. A field that is a config itself has the names of its own fields."""
 
 
 def covered(config: Any, model_type: str) -> str:
@@ -66,7 +66,7 @@ def covered_by_0_1(config: Any, model_type: str) -> str | None:
 
 
 def _only(names: Names, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of the values that are named, in the order of the names."""
+    """Returns the values that are named, in the order of the names."""
     return {
         name: _only(inner, values[name]) if isinstance(values[name], dict) else values[name]
         for name, inner in names.items()

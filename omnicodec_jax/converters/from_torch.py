@@ -34,8 +34,8 @@ def main(
         out: Model directory to write.
         config: Recipe or config file that it was trained with, or the reference's own YAML file. A directory has its
             own.
-        discriminators: It is a checkpoint of the discriminators.
-        part: Where the checkpoint holds the model more than once, which to take, such as "ema".
+        discriminators: Convert a checkpoint of the discriminators.
+        part: Copy to take from a checkpoint that holds the model more than once, such as "ema".
     """
     if checkpoint.is_dir() and (checkpoint / model_directory.CONFIG).is_file():
         if config is not None or discriminators or part is not None:

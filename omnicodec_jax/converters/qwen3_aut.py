@@ -23,7 +23,7 @@ NESTED = {"thinker_config": "thinker.", "audio_config": "audio_tower."}
 """The sections of config.json around the section of the encoder, and the prefix of its tensors' keys in each."""
 
 CONV_2D = (3, 2, 1, 0)
-"""[out, in, frequency, time] → [time, frequency, in, out]."""
+"""Axes of a 2-D convolution's kernel: [out, in, frequency, time] → [time, frequency, in, out]."""
 
 LAYER_DENSE = {
     "self_attn.q_proj": "attention.query",

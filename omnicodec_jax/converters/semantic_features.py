@@ -145,16 +145,16 @@ def main(
     """Compute and store the semantic features of prepared audio.
 
     Args:
-        prepared: What `omnicodec prepare` has written.
+        prepared: Directory that `omnicodec prepare` has written.
         encoder: Directory or hub id of Qwen3-Omni, of its thinker, or of the audio encoder alone.
         out: Directory of the features.
-        dtype: What the encoder computes in.
-        number: What is stored: 53 kB per second of a crop as bfloat16, half of that as int8.
+        dtype: Number format that the encoder computes in.
+        number: Number format that is stored: bfloat16 takes 53 kB for each second of a crop, int8 half of that.
         crop_seconds: Length of the crops that are trained on: data.segment_samples / 24000.
-        stride_seconds: How far apart the crops of a clip begin. Less: more of them, and so much more to store. Default:
-            side by side.
-        batch_seconds: Audio that is encoded at once.
-        task: i/n: this process's share of the shards, counted from 0.
+        stride_seconds: Seconds between the beginnings of two crops of a clip. The smaller it is, the more crops there
+            are to store. Default: the length of a crop, so that crops lie side by side.
+        batch_seconds: Seconds of audio that are encoded at once.
+        task: i/n: this process does number i, counted from 0, of n shares of the shards.
     """
     mine = Share.parse(task)
     shards = records.read_index(prepared)[mine.index :: mine.count]

@@ -28,7 +28,7 @@ def main(model: Path, out: Path) -> None:
 
     Args:
         model: Model directory or hub id of an OmniCodec, or the folder of its discriminators.
-        out: Directory to write, for transformers; or a .pth or .safetensors file: a bare state dict.
+        out: Directory to write, for transformers; or a .pth or .safetensors file: a state dict and nothing else.
     """
     directory = model_directory.resolve(model)
     config, variables = model_directory.load(directory)

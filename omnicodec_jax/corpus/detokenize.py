@@ -1,4 +1,4 @@
-"""`omnicodec detokenize`: token shards → audio files."""
+"""`omnicodec detokenize`: turns token shards into audio files."""
 
 import itertools
 import json
@@ -132,14 +132,14 @@ def targets(tokens: Path, suffix: str) -> dict[Path, list[Target]]:
 
 
 def _origin(tokens: str, target: Target) -> Origin:
-    """Returns what a file says of its origin; tokens: directory of the shards, as seen from OUT."""
+    """Returns the origin that a file gives. `tokens` is the directory of the shards, as seen from OUT."""
     return Origin(f"{tokens}/{target.clip}", target.source)
 
 
 def _left(out: Path, targets: Iterable[Target], origin: Callable[[Target], Origin]) -> set[str]:
-    """Paths in `out` that are to be written: what is not there, and what was made of audio that was replaced since.
+    """Returns the paths in `out` that are to be written: files that are not there, or whose audio has been replaced.
 
-    Raises DataError for what was made of something else.
+    Raises DataError for a file that was made of something else.
     """
     left, is_older = set(), (out / SETTINGS).is_file()
     for target in targets:

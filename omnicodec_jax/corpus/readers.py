@@ -1,4 +1,4 @@
-"""Audio files that are read ahead of the device, by child processes that may die of them."""
+"""Reads audio files ahead of the devices, in child processes, since a damaged file may crash its decoder."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ HELD_SAMPLES = 1 << 26
 
 
 class Request(NamedTuple):
-    """What a reader is asked to read."""
+    """A request to a reader for one clip."""
 
     path: Any
     """Path of the file."""

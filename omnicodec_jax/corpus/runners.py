@@ -1,4 +1,4 @@
-"""Who computes the units of a corpus: this process, some processes of this machine, or a Ray cluster.
+"""Runs the units of a corpus in this process, in several processes of this machine, or in a Ray cluster.
 
 All of them run `Worker.run` on units that nobody has finished, and leave the same files.
 """

@@ -1,4 +1,4 @@
-"""Token shards: Parquet files that anything can read, a row per clip, with the token contract in their metadata.
+"""Token shards: Parquet files with a row for each clip, and with the token contract in their metadata.
 
     DIR/shards/speech-000000.parquet
     DIR/__omnicodec__/tokens.json      the contract, and how the corpus was cut into units
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 
@@ -29,6 +30,9 @@ UNITS, INDEX, REJECTS, SETTINGS = f"{STATE}/units", f"{STATE}/index.jsonl", f"{S
 SUFFIX, MARKER = ".parquet", ".json"
 METADATA = b"omnicodec"
 """Key of the contract in the schema metadata of a shard."""
+FORMAT = 1
+"""Format of shards, which the contract gives as `format`. It grows when shards change so that earlier versions would
+misread them. Version 0.1 gave none."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 
@@ -79,9 +83,17 @@ def marker_path(out: Path, name: str) -> Path:
 
 
 def settings(out: Path) -> dict[str, Any] | None:
-    """Reads the contract and the length of the shards of a directory; None if there are none."""
+    """Reads the contract and the length of the shards of a directory; None if there are none. Raises DataError."""
     paths = [path for path in (out / STATE / SETTINGS, out / SETTINGS) if path.is_file()]
-    return json.loads(paths[0].read_text()) if paths else None
+    return _with_format(json.loads(paths[0].read_text()), paths[0]) if paths else None
+
+
+def _with_format(contract: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Returns a contract with its format. Raises DataError for a format that this version does not read."""
+    contract = {"format": 1, **contract}
+    if problem := config_files.format_problem(contract["format"], FORMAT, contract.get("made_by")):
+        raise DataError(f"{where}: {problem}")
+    return contract
 
 
 def rejects_path(out: Path) -> Path:
@@ -152,12 +164,27 @@ def contract(out: Path) -> dict[str, Any]:
 
 
 def read_contract(shard: Path) -> dict[str, Any]:
-    """Reads the contract of one shard. Raises DataError for a file that is no token shard."""
+    """Reads the contract of one shard. Raises DataError for a file that is no token shard, or one of a newer format."""
     try:
-        metadata = pq.read_schema(shard).metadata or {}
-        return json.loads(metadata[METADATA])
-    except (OSError, KeyError, pa.ArrowException, json.JSONDecodeError) as error:
+        return _contract_of(pq.read_schema(shard), shard)
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shard}: not a shard of omnicodec tokenize ({error})") from None
+
+
+def _contract_of(schema: pa.Schema, shard: Path) -> dict[str, Any]:
+    """Reads the contract in the metadata of a shard's schema. Raises DataError as `read_contract` does."""
+    try:
+        return _with_format(json.loads((schema.metadata or {})[METADATA]), shard)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{shard}: not a shard of omnicodec tokenize ({error})") from None
+
+
+@contextlib.contextmanager
+def opened(shard: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a shard to read its rows. Raises DataError for one of a newer format."""
+    with pq.ParquetFile(shard) as file:
+        _contract_of(file.schema_arrow, shard)
+        yield file
 
 
 def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
@@ -183,7 +210,7 @@ def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
 
 def read_shard(path: Path) -> Iterator[Clip]:
     """Reads the clips of one shard, in the order of the manifest."""
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         for group in range(file.num_row_groups):
             yield from read_group(file, group)
 
@@ -191,7 +218,7 @@ def read_shard(path: Path) -> Iterator[Clip]:
 def read_ids(path: Path) -> Iterator[tuple[str, str, str]]:
     """Reads domain, id and source of each clip of one shard, in the order of the clips."""
     columns = ["domain", "id", "source"]
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         table = file.read(columns)
     yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
 

@@ -79,7 +79,7 @@ class TokenSource:
             DataError: If it holds no finished shards.
         """
         self.contract = shards.contract(Path(out))
-        """What the tokens are: sizes of the codebooks, frame rate, model, …"""
+        """The contract of the tokens: sizes of the codebooks, frame rate, model, and so on."""
         self._groups: list[tuple[Path, int]] = []
         self._ends: list[int] = []
         total = 0
@@ -102,5 +102,5 @@ class TokenSource:
 
 @lru_cache(OPEN_GROUPS)
 def _read_group(path: Path, group: int) -> list[Clip]:
-    with pq.ParquetFile(path) as file:
+    with shards.opened(path) as file:
         return shards.read_group(file, group)

@@ -1,8 +1,8 @@
-"""`omnicodec tokenize`: manifests → token shards, on one machine or many, with the same tokens wherever and whenever.
+"""`omnicodec tokenize`: turns manifests into token shards, which are the same on one machine and on many.
 
 A work unit is a slice of a manifest and becomes one shard. What the shard holds depends on the manifest, the model and
-the kind of device, not on who computes it beside what else; so whoever is killed and whoever comes after writes the
-same bytes.
+the kind of device, not on who computes it beside what else; so
+a run that goes on after another was killed writes the same bytes.
 
     manifest ─ units ─┬─ reader process ─┐
                       ├─ reader process ─┼─ encode_each: rows of the device, each at its own clip ─ shard, JSON file
@@ -59,7 +59,7 @@ class Job:
     encoder_precision: Precision = "float32"
     """The same of the encoder."""
     shard_hours: float = 1.0
-    """Hours of audio in a shard, about."""
+    """About how many hours of audio a shard holds."""
     skip_existing: bool = False
     """Whether files are left out whose content is in a shard of another manifest already."""
     retry_rejected: bool = False
@@ -90,7 +90,7 @@ def _unit(domain: str, folder: Path, gathered: Slice) -> Unit:
 
 
 class Existing(NamedTuple):
-    """What the shards of other manifests hold. A `Read` is in it if its source is."""
+    """The sources that the shards of other manifests hold. A `Read` is in it if its source is one of them."""
 
     sources: frozenset[str] = frozenset()
     """Hashes of the sources of all clips."""
@@ -260,6 +260,7 @@ def _described(
     job: Job, config: CodecConfig | MimiConfig, model: str, tokens_hash: str, encoder: str | None
 ) -> dict[str, Any]:
     return {
+        "format": shards.FORMAT,
         "model": model,
         "tokens_hash": tokens_hash,
         "encoder": encoder,

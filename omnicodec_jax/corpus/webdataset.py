@@ -1,4 +1,4 @@
-"""Token shards as WebDataset shards, for pipelines that read those."""
+"""Turns token shards into WebDataset shards, for pipelines that read those."""
 
 import io
 import json
@@ -19,12 +19,12 @@ def convert(tokens: Path, out: Path) -> int:
     Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are. Raises
     DataError where `out` holds tokens of another contract.
     """
-    settings, contract = out / shards.SETTINGS, json.dumps(shards.contract(tokens), indent=2) + "\n"
-    if settings.is_file() and settings.read_text() != contract:
+    settings, contract = out / shards.SETTINGS, shards.contract(tokens)
+    if shards.settings(out) not in (None, contract):
         raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
     with claim(out):
         with rewriting(settings) as temporary:  # first, so that what a run was killed in is known, too
-            temporary.write_text(contract)
+            temporary.write_text(json.dumps(contract, indent=2) + "\n")
         return sum(_convert(path, out) for path in shards.shards(tokens))
 
 

@@ -1,4 +1,4 @@
-"""Audio files in and out: decode, check, mix to mono, resample, scale."""
+"""Reads audio files (decode, check, mix to mono, resample, scale), and writes them."""
 
 import io
 import logging
@@ -34,7 +34,7 @@ EXTENSIONS = frozenset(
 MIN_SECONDS = 0.025
 """Length of the shortest clip that can be encoded: one analysis window of the semantic front end."""
 OVERHANG = 0.5
-"""Seconds by which a part that is asked for may reach past the end: manifests round, and count what codecs add."""
+"""Seconds by which a part may reach past the end of its file, since manifests round, and count what codecs add."""
 LOUD = 2.0
 """Peak, of full scale, above which a file is worth a remark (+6 dB): lossy codecs do not overshoot by that."""
 
@@ -60,15 +60,15 @@ def load(
     duration: float | None = None,
     check: Callable[[Source], None] = lambda source: None,
 ) -> LoadedClip:
-    """Reads any format of docs/formats.md, mixes it to mono, resamples it, scales it to `peak`.
+    """Reads a file of any format in docs/formats.md: mixes it to mono, resamples it, and scales it to `peak`.
 
     Args:
         path: The file.
-        sample_rate: What to resample to, Hz.
-        peak: What the largest sample is scaled to, full scale 1; None: the audio stays as loud as it is.
-        offset: Where the part to read begins, seconds; only that part is held, and as mono.
-        duration: How long it is, seconds; None: up to the end. It may reach past the end by `OVERHANG`, and is then so
-            much shorter.
+        sample_rate: Rate that the audio is resampled to, Hz.
+        peak: Value that the largest sample is scaled to, where full scale is 1; None: the audio stays as loud as it is.
+        offset: Where the part to read begins, in seconds. Only that part is held in memory, and as mono.
+        duration: How long the part is, in seconds; None: it reaches to the end. A part that reaches past the end by up
+            to `OVERHANG` is read as far as there is audio.
         check: Looks at the file's format before anything is decoded, to refuse it.
 
     Returns:
@@ -131,9 +131,9 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
     """Writes mono audio as 16 bit .wav or .flac, whole or not at all.
 
     Args:
-        path: Where to; its suffix says which.
-        samples: float32 [T]; what is beyond full scale, ±1, is clipped.
-        sample_rate: Hz.
+        path: File to write. Its suffix chooses the format.
+        samples: float32 [T]. Samples beyond full scale, ±1, are clipped.
+        sample_rate: Rate of the samples, Hz.
         comment: Text to keep in the file.
 
     Raises:
@@ -164,7 +164,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
 
 
 def comment(path: Path) -> str:
-    """The text that `save` has kept in a file; empty, if it has none."""
+    """Returns the text that `save` has kept in a file; an empty one if it has none."""
     try:
         with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
             return file.comment
@@ -173,7 +173,7 @@ def comment(path: Path) -> str:
 
 
 class _Output:
-    """A file that libsndfile writes to. It keeps the disk's error, which libsndfile forgets or calls "System error"."""
+    """A file that libsndfile writes to. It keeps an error of the disk, which libsndfile would call "System error"."""
 
     def __init__(self, file: io.FileIO):
         self._file = file

@@ -45,7 +45,7 @@ def claim(out: Path, share: Share | None = None) -> Iterator[None]:
 
 
 def _overlaps(path: Path, share: Share) -> bool:
-    """Whether some unit belongs both to a share and to that of another run's lock.
+    """Returns whether some unit belongs both to a share and to the share of another run's lock.
 
     Units of the share i/n have numbers that are i modulo n. A number can be i modulo n and j modulo m when i and j are
     equal modulo the greatest common divisor of n and m.

@@ -1,6 +1,7 @@
-"""What a file's container promises, against what is there: decoders make do with less, and pass over more.
+"""Compares the audio that the header of a file promises with the audio that the file holds.
 
-Only headers and tables are read; nothing is decoded. docs/formats.md has the table of containers.
+A decoder says nothing of audio that is missing at the end, nor of audio that the header does not count. Only headers
+and tables are read; nothing is decoded. docs/formats.md has the table of containers.
 """
 
 import mmap
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple
 
 
 class Extent(NamedTuple):
-    """Sizes in bytes of the coded audio of a file, by its header and as it is."""
+    """The size of the coded audio of a file: what its header promises, and what is there."""
 
     promised: int
     """Bytes of coded audio by the header."""
@@ -25,7 +26,7 @@ class Extent(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """How a container of chunks is laid out: each has a name, a size, and that many bytes."""
+    """The layout of a container of chunks, each of which has a name, a size, and that many bytes."""
 
     start: int
     """Byte that the first chunk begins at."""
@@ -40,7 +41,9 @@ class Chunks(NamedTuple):
     whole: bool = False
     """Whether a chunk's size counts the bytes of its name and size, too."""
     align: int = 1
+    """Number of bytes that the beginning of every chunk is a multiple of."""
     size_first: bool = False
+    """Whether a chunk's size stands before its name."""
     strict: bool = False
     """Whether nothing but chunks can follow the audio."""
 
@@ -63,14 +66,15 @@ CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
         0, 4, 4, "big", frozenset({b"mdat"}), whole=True, size_first=True
     ),
 }
+"""Layouts of containers, by the bytes that a file begins with."""
 ANEW = re.compile(
     rb"(?:RIFF|RIFX|RF64)....(?:WAVE|AVI )|FORM....AIF|riff\x2e\x91\xcf\x11|....ftyp|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
     rb"|\x1aE\xdf\xa3|\.RMF",
     re.DOTALL,
 )
-"""Bytes that a file begins with; they tell where a second file was joined to a first."""
+"""Bytes that files begin with. Inside a file, they tell where a second file was joined to the first."""
 OPEN_END = 0x7FFF0000
-"""32 bit sizes from here on stand for "to the end", as written to a pipe."""
+"""Sizes of 32 bits from here on mean that the audio reaches to the end: the file was written to a pipe."""
 SEARCHED = 1 << 16
 """Number of bytes within which the next frame or page must be found."""
 
@@ -95,6 +99,7 @@ def mapped(path: Path) -> mmap.mmap:
 
 
 def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
+    """Goes from chunk to chunk, and returns the extent of the audio; None if the header does not say where it ends."""
     position, promised, held, found, large, tail = chunks.start, 0, 0, 0, 0, False
     header = chunks.name + chunks.size
     while position + header <= len(raw):
@@ -133,6 +138,7 @@ def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
 
 
 def _is_name(name: bytes) -> bool:
+    """Returns whether four bytes can be the name of a chunk."""
     return len(name) == 4 and name.isascii() and name.decode().isprintable()
 
 
@@ -151,6 +157,7 @@ def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent | None:
 
 
 def _sphere(raw: mmap.mmap) -> Extent | None:
+    """Returns the extent of the audio of a NIST SPHERE file; None if its header does not say it."""
     head = raw[:1024]
     found = {
         name: int(value) for name, value in re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d+)", head)

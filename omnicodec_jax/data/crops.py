@@ -12,7 +12,7 @@ import numpy as np
 from omnicodec_jax.data import records
 
 PAD_FROM = 0.8
-"""Length of a segment, as a share of a crop, from which on it is padded with silence and not repeated."""
+"""Share of a crop. A segment that is at least so long is padded with silence; a shorter one is repeated."""
 
 
 def num_starts(length: int, wanted: int) -> int:

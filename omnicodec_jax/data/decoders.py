@@ -1,4 +1,4 @@
-"""Files decoded block by block: libsndfile where it reads a format and its length can be checked, FFmpeg elsewhere."""
+"""Decodes files block by block, by libsndfile if it can be told whether the file is whole, or else by FFmpeg."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Audio files below a directory, and what else is there."""
+"""Finds the audio files below a directory, and counts what else is there."""
 
 import logging
 import os
@@ -12,6 +12,8 @@ from omnicodec_jax.data.audio import EXTENSIONS
 
 LOG = logging.getLogger(__name__)
 
+COMPANIONS = frozenset((".jsonl", ".scp", ".md"))
+"""Kinds of files that are meant to lie beside audio: lists of it, and notes. Alone, they are not worth a warning."""
 KINDS_NAMED = 8
 """Number of kinds that are named of what is passed over; the others are added up."""
 
@@ -26,7 +28,7 @@ class Found(NamedTuple):
 
     def __str__(self) -> str:
         """Describes what is passed over, kind by kind."""
-        named = self.others.most_common(KINDS_NAMED)
+        named = sorted(self.others.items(), key=lambda kind: (-kind[1], kind[0]))[:KINDS_NAMED]
         rest = self.others.total() - sum(count for _, count in named)
         if not self.others:
             return "nothing else" if self.files else "nothing"
@@ -39,9 +41,9 @@ def find(path: Path, suffixes: Set[str] = EXTENSIONS) -> list[Path]:
 
 
 def take(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
-    """Finds files as `look` does, and tells the user what is passed over."""
+    """Finds files as `look` does, and tells the user what is passed over, unless it is lists and notes alone."""
     found = look(path, suffixes)
-    if found.files and found.others:
+    if found.files and not found.others.keys() <= COMPANIONS:
         LOG.warning("%s: passed over %s; files taken: %d", path, found, len(found.files))
     return found
 

@@ -20,7 +20,11 @@ class Level:
     """Measures the levels of one clip, block by block at its own rate."""
 
     def __init__(self, coding: str):
-        """coding: the name of what its samples are stored as, as libsndfile or FFmpeg calls it."""
+        """Starts without any samples.
+
+        Args:
+            coding: The coding that the samples of the file are stored in, by libsndfile's or FFmpeg's name.
+        """
         name = coding.upper()
         step = next((step for end, step in COARSE_STEPS.items() if name.endswith(end)), 0.0)
         self._silence = max(SILENCE, 2 * step)
@@ -36,7 +40,7 @@ class Level:
 
     @property
     def peak(self) -> float:
-        """Largest sample of the mix to mono, without its sign."""
+        """The largest magnitude of a sample in the mix to mono."""
         return max(self._high, -self._low)
 
     def check(self) -> None:
@@ -49,7 +53,7 @@ class Level:
 
 
 def is_silent(samples: np.ndarray, silence: float = SILENCE) -> bool:
-    """Whether samples swing by no more than `silence` of full scale to either side of their middle."""
+    """Returns whether samples swing by no more than `silence` of full scale to either side of their middle."""
     return samples.size == 0 or bool(np.ptp(samples) <= 2 * silence)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a slice of a corpus: a shard of segments, and a JSON file that says what became of every entry.
+"""Turns a slice of a corpus into a shard of segments, and a JSON file that says what became of every entry.
 
 A work unit is a slice of a manifest and becomes one shard. Which entries it holds and what its file looks like depends
 on the manifest and the settings alone, so that whoever is killed and whoever comes after writes the same bytes.
@@ -26,17 +26,17 @@ class PrepareConfig:
     """Settings of `omnicodec prepare`; kept as prepared.json, and the same for all that is added to a directory."""
 
     validation: float = 0.005
-    """Share of the files that are held out, chosen by their names."""
+    """Share of the files that are held out. They are chosen by their names."""
     segment_seconds: int = 30
-    """Longer clips are cut into equal segments."""
+    """Longest segment, in seconds. Longer clips are cut into equal segments."""
     shard_hours: float = 1.0
-    """Audio of a shard, about."""
+    """About how many hours of audio a shard holds."""
     min_sample_rate: int = 16_000
-    """Files below are refused: they have nothing to teach of the upper half of the spectrum."""
+    """Lowest sample rate in Hz. Files below it are refused: they teach nothing about the upper half of the spectrum."""
     max_sample_rate: int = 96_000
-    """Files above are refused: such rates are measurements, or a header that lies."""
+    """Highest sample rate in Hz. Files above it are refused: they hold measurements, or their header is wrong."""
     max_channels: int = 2
-    """Files with more are refused: the sum of a microphone array or of stems is not what anyone heard."""
+    """Largest number of channels. Files with more are refused: they hold microphone arrays or stems, not a mix."""
 
     def __post_init__(self):
         if not 0 <= self.validation < 1:
@@ -55,7 +55,7 @@ class PrepareConfig:
 
 
 class LowRateError(AudioError):
-    """A sample rate below the least that is taken."""
+    """Says that a file's sample rate is below the lowest that is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,17 +180,18 @@ def _refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[s
     return row
 
 
-class PreparedClip(NamedTuple):
-    """What an entry has become: the records of its segments."""
+class CutClip(NamedTuple):
+    """A clip that an entry has become, cut into segments."""
 
     samples: int
-    """Length at 24 kHz."""
+    """Length of the clip at 24 kHz."""
     records: list[bytes]
+    """Records of its segments."""
 
 
 def _prepared(
     path: Path, entry: Entry, domain: str, config: PrepareConfig, refused: AudioError | None
-) -> tuple[PreparedClip, Seen]:
+) -> tuple[CutClip, Seen]:
     """Reads the clip of an entry.
 
     Raises DataError and AudioError for an entry that is refused, UnreadableError for one that the operating system did
@@ -212,16 +213,16 @@ def _prepared(
     for start, size in records.segments(samples.size, config.segment_seconds):
         header = records.Header(entry.id, domain, start, samples.size, clip.gain, clip.sample_rate, clip.num_samples)
         encoded.append(records.encode(header, samples[start : start + size]))
-    return PreparedClip(samples.size, encoded), seen
+    return CutClip(samples.size, encoded), seen
 
 
-def _clips(path: Path, done: dict[str, Any], config: PrepareConfig) -> list[PreparedClip] | None:
+def _clips(path: Path, done: dict[str, Any], config: PrepareConfig) -> list[CutClip] | None:
     """Returns what the shard of a finished unit holds; None if it is damaged, or does not hold what its JSON says."""
     lengths = tuple(done["shard"]["clips"])
     held = records.read_clips(path, lengths, config.segment_seconds)
     if held is None:
         return None
-    return [PreparedClip(length, clip) for length, clip in zip(lengths, held, strict=True)]
+    return [CutClip(length, clip) for length, clip in zip(lengths, held, strict=True)]
 
 
 def finished(unit: SplitUnit, out: Path) -> dict[str, Any] | None:

@@ -29,11 +29,11 @@ from omnicodec_jax.files import replacing
 
 SAMPLE_RATE = 24_000
 PEAK = 0.95
-"""Every clip's largest sample, as the reference scales its whole files (spec §4)."""
+"""Value that the largest sample of every clip is scaled to, as the reference does with its files (spec §4)."""
 SHARDS, INDEX, REJECTS, SETTINGS = "shards", "index.jsonl", "rejects.jsonl", "prepared.json"
 SUFFIX = ".array_record"
 OPEN_SHARDS = 64
-"""Readers a process keeps open; each holds its shard's record positions."""
+"""Number of shards that a process keeps open. Each holds the positions of its records in memory."""
 
 Split = Literal["train", "validation"]
 Samples = TypeVar("Samples", int, np.ndarray)
@@ -73,12 +73,12 @@ class Shard:
 
     @property
     def content(self) -> str:
-        """Tells what the shard holds from what it held before clips were added or replaced."""
+        """A name for what the shard holds. It changes when clips are added or replaced."""
         return self.digest if not self.revision else f"{self.digest}-{self.revision}"
 
 
 def num_segments(clip_samples: Samples, segment_seconds: int) -> Samples:
-    """Returns how many records a clip becomes, or each of several clips."""
+    """Returns the number of records that a clip becomes, or for an array of lengths that of each clip."""
     return -(-clip_samples // (segment_seconds * SAMPLE_RATE))
 
 

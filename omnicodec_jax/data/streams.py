@@ -1,4 +1,4 @@
-"""Streams whose container does not say their length: pages of Ogg, frames of MPEG audio, blocks of live Matroska."""
+"""Finds the end of streams whose header does not say how long they are: Ogg, MPEG audio, Matroska written live."""
 
 import mmap
 import zlib
@@ -11,14 +11,14 @@ from omnicodec_jax.data.containers import SEARCHED, after_tags, mapped, segment,
 Span = tuple[int, int]
 """First byte of a part of a file, and the one after its last."""
 MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-"""Each byte with its bits the other way round."""
+"""Each byte with its bits in reverse order."""
 
 
 def fault(path: Path) -> str | None:
     """Returns what is wrong with the end of a file of pages, frames or blocks; None if nothing is.
 
-    It is wrong if the last of them is cut, or if another file follows. A missing end-of-stream mark of Ogg, and other
-    bytes after the last piece, are tolerated.
+    The end is wrong if the last page, frame or block is cut, or if another file follows. A missing end-of-stream mark
+    of Ogg, and other bytes after the last piece, are accepted.
     """
     with mapped(path) as raw:
         for magic in (b"fLaC\0\0\0\x22", b"TTA1"):
@@ -37,7 +37,7 @@ def fault(path: Path) -> str | None:
 
 
 def _places(raw: mmap.mmap, what: bytes) -> Iterator[int]:
-    """Yields where some bytes stand. It searches piece by piece, which is faster in Python than searching a mapping."""
+    """Yields the positions of some bytes. To search piece by piece is faster in Python than to search a mapping."""
     for start in range(0, len(raw), 1 << 20):
         piece, place = raw[start : start + (1 << 20) + len(what) - 1], -1
         while (place := piece.find(what, place + 1)) >= 0:
@@ -45,6 +45,7 @@ def _places(raw: mmap.mmap, what: bytes) -> Iterator[int]:
 
 
 def _cut_ogg(raw: mmap.mmap) -> str | None:
+    """Returns what is wrong with the last page of an Ogg file; None if nothing is."""
     page = raw.rfind(b"OggS")
     table = raw[page + 27 : page + 27 + raw[page + 26]] if page + 27 <= len(raw) else b""
     end = page + 27 + len(table) + sum(table)
@@ -72,6 +73,7 @@ def _cut_matroska(raw: mmap.mmap) -> str | None:
 
 
 def _cut_mpeg(raw: mmap.mmap) -> str | None:
+    """Returns what is wrong with the last frame of MPEG audio; None if nothing is."""
     frame = _mpeg_frame(raw, max(after_tags(raw, 0), len(raw) - SEARCHED // 2))
     while frame is not None and (size := _mpeg_frame_size(raw, frame)):
         frame += size
@@ -96,7 +98,7 @@ def ogg_parts(path: Path) -> list[Span]:
 
 
 def ogg_is_marked(path: Path) -> bool:
-    """Whether the last page of an Ogg file says that it is the last."""
+    """Returns whether the last page of an Ogg file has the mark of the last page."""
     with mapped(path) as raw:
         return bool(raw[raw.rfind(b"OggS") + 5] & 4)
 
@@ -112,6 +114,7 @@ def ogg_last_page(path: Path, span: Span) -> int:
 
 
 def _spans(starts: list[int], size: int) -> list[Span]:
+    """Returns the parts of a file of `size` bytes that begin at some positions; the first one begins at 0."""
     starts = [0, *starts[1:]]
     return list(zip(starts, [*starts[1:], size], strict=True))
 
@@ -120,6 +123,7 @@ def _spans(starts: list[int], size: int) -> list[Span]:
 
 
 RATES = (44_100, 48_000, 32_000)
+"""Sample rates of MPEG 1 in Hz; those of MPEG 2 are half of them, those of MPEG 2.5 a quarter."""
 KBITS = {
     (3, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (3, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -156,7 +160,7 @@ def mpeg(path: Path) -> Mpeg:
 
 
 def mpeg_goes_on(path: Path, position: int) -> bool:
-    """Whether there is more of MPEG audio after a position."""
+    """Returns whether more MPEG audio follows after a position."""
     with mapped(path) as raw:
         return len(raw) - position > 4096 and _mpeg_frame(raw, position) is not None
 

@@ -43,7 +43,7 @@ UNIT_ENTRIES = 4096
 
 
 class Share(NamedTuple):
-    """Which units one process does: every `count`-th of them, from number `index` on."""
+    """The share of one process: every `count`-th unit, from number `index` on."""
 
     index: int = 0
     count: int = 1
@@ -81,7 +81,11 @@ class Slice:
     """Entries that are gathered, one after the other, until they fill a unit."""
 
     def __init__(self, hours: float):
-        """hours: audio of a full slice."""
+        """Begins an empty slice.
+
+        Args:
+            hours: About how many hours of audio a full slice has.
+        """
         self.number = 0
         """How many slices have been taken before."""
         self._hours = hours
@@ -279,7 +283,7 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
 
 
 def _replaced(path: Path, seen: Sequence[int]) -> bool:
-    """Whether another file has taken the place of the one that was seen. A file that cannot be looked at has not."""
+    """Returns whether another file has taken the place of the one that was seen; False if that cannot be found out."""
     try:
         return Seen.of(path) != tuple(seen)
     except OSError:
@@ -359,10 +363,7 @@ class Outcomes(Generic[T]):
         self._rejects.pop(number, None)
 
     def to_json(self, shard: dict[str, Any]) -> str:
-        """Returns the text of the JSON file that marks the unit as finished.
-
-        shard: The unit's line of the index.
-        """
+        """Returns the text of the JSON file that marks the unit as finished. `shard` is its line of the index."""
         rejects = [self._rejects[number] for number in sorted(self._rejects)]
         clips = [[number, *self._seen[number]] for number in sorted(self._seen)]
         return json.dumps({"shard": shard, "rejects": rejects, "clips": clips}) + "\n"

@@ -122,7 +122,11 @@ class TransformersCodec:
             System(f"{peer.title}-{k}L", f"{source}, by transformers", (size,) * k, frame_rate) for k in self._counts
         ]
         self.sample_rate: int = getattr(model.config, "sampling_rate", None) or model.config.sample_rate
-        self.identity = f"{peer.model} {_fingerprint(model)}"
+        self._identity = f"{peer.model} {_fingerprint(model)}"
+
+    def identity(self, known: str | None = None) -> str:
+        """Returns the name of the model's class, and a hash of its weights."""
+        return self._identity
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
         """Yields the reconstruction of each system. Each number of codebooks is encoded by itself."""

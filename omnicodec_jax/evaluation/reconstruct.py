@@ -108,8 +108,8 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     def is_done(original: Original) -> bool:
         rows = [journal.get(system.name, original.clip.domain, original.clip.id) for system in codec.systems]
         files = [audio_path(out, system.name, original.clip) for system in codec.systems]
-        made_of = [codec.identity, original.digest]
-        return all(row is not None and row["of"] == made_of for row in rows) and all(map(Path.is_file, files))
+        same = (row is not None and row["of"] == [codec.identity(row["of"][0]), original.digest] for row in rows)
+        return all(same) and all(map(Path.is_file, files))
 
     left = [original for original in clips if not is_done(original)]
     if not left:
@@ -128,7 +128,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                     with replacing(codes_path(out, system.name, clip)) as temporary:
                         np.save(temporary, output.codes.astype(np.uint16))
                 audio.save(audio_path(out, system.name, clip), fitted, RATE)
-                row = {"of": [codec.identity, original.digest], "bits": output.bits, "seconds": output.seconds}
+                row = {"of": [codec.identity(), original.digest], "bits": output.bits, "seconds": output.seconds}
                 journal.add((system.name, clip.domain, clip.id), row)
             progress.add(original.seconds)
         except (OmniCodecError, RuntimeError, ValueError) as error:  # the codec may be able to do the other clips

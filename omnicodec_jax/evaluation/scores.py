@@ -21,7 +21,7 @@ DEATH = "its process died: out of memory, or a fault of the package"
 
 
 class ScoreRequest(NamedTuple):
-    """One clip of one system that is to be scored."""
+    """A request for the scores of one clip of one system."""
 
     key: tuple[str, str, str]
     """The names of the system, the domain and the clip."""

@@ -59,11 +59,17 @@ class Codec(Protocol):
 
     systems: Sequence[System]
     sample_rate: int
-    identity: str
-    """A text that changes with the weights and with all else that the outputs depend on.
 
-    Clips that were reconstructed with another identity are reconstructed again.
-    """
+    def identity(self, known: str | None = None) -> str:
+        """Returns a text that changes with the weights and with all else that the outputs depend on.
+
+        Clips that were reconstructed with another identity are reconstructed again.
+
+        Args:
+            known: The identity that an earlier reconstruction was made with. It is returned if it is that of this very
+                codec, as an earlier version of this package may have written it.
+        """
+        ...
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
         """Yields the reconstruction of each system. `samples`: float32 [T] at `sample_rate`. Raises AudioError."""
@@ -93,7 +99,11 @@ class TokenizerCodec:
             for k in sorted({min(count, len(sizes)) for count in counts})
         ]
         self.sample_rate = tokenizer.sample_rate
-        self.identity = f"{tokenizer.model_hash} {tokenizer.encoder_hash}"
+
+    def identity(self, known: str | None = None) -> str:
+        """Returns the hashes of the model and of its encoder, as version 0.1 called them if `known` has them so."""
+        model, _, encoder = (known or "").partition(" ")
+        return f"{self._tokenizer.model_hash_as(model or None)} {self._tokenizer.encoder_hash_as(encoder or None)}"
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
         """Yields the reconstruction of each system. The clip is encoded once, and decoded from the first codebooks."""
@@ -123,7 +133,11 @@ class Opus:
         self._bit_rates = list(bit_rates)
         lines = (System(f"Opus-{rate / 1000:g}k", "libopus, variable bit rate") for rate in bit_rates)
         self.systems: Sequence[System] = list(lines)
-        self.identity = f"libopus {av.__version__} {self._bit_rates}"
+        self._identity = f"libopus {av.__version__} {self._bit_rates}"
+
+    def identity(self, known: str | None = None) -> str:
+        """Returns the version of FFmpeg's bindings, and the bit rates."""
+        return self._identity
 
     def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
         """Yields the reconstruction at each bit rate. The bits of the packets count, the container's do not."""

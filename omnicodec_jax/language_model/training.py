@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -23,12 +22,11 @@ from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.language_model.windows import TOKENS, TokenCorpus, batches
 from omnicodec_jax.models.initialize import COMPILE_QUICKLY
 from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.metrics_queue import MetricsQueue
 from omnicodec_jax.training.state import Tree, optimizer
 
 LOG = logging.getLogger(__name__)
 
-STEPS_AHEAD = 2
-"""How many steps the devices are given before the loss of the first of them is read."""
 PAPER_SIZES = (2048,) * 8
 """Sizes of the eight codebooks that the paper evaluates."""
 
@@ -159,7 +157,8 @@ def train(
         state = first_state(trainer, mesh)
     else:
         state = checkpoints.restore(trainer.template(mesh))
-    start, losses = int(state.step), LossLog(config)
+    start, log = int(state.step), LossLog(total)
+    queue = MetricsQueue(log.add)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     LOG.info("%.1f M parameters, %d windows, %d held out", size / 1e6, len(corpus.train), len(corpus.held_out))
     if start:
@@ -171,11 +170,16 @@ def train(
                 break
             state, loss = step(state, next(windows))
             done += 1
-            losses.add(done, loss)
-            if checkpoints is not None and done % config.save_every == 0:
-                losses.read(done)
+            queue.add(done, loss)
+            logs = done == total or done % config.log_every == 0
+            saves = done % config.save_every == 0
+            if logs or saves:
+                queue.flush()
+            if logs:
+                log.write(done)
+            if saves and checkpoints is not None:
                 checkpoints.save(state)
-    losses.read(done)
+    queue.flush()
     if checkpoints is not None:
         checkpoints.save(state)
         checkpoints.wait()
@@ -185,32 +189,25 @@ def train(
 
 
 class LossLog:
-    """Reads the loss of every step, a few steps late so that the devices need not wait, and logs its mean."""
+    """Logs the mean of the losses, and the speed, over the steps since the last line."""
 
-    def __init__(self, config: PerplexityConfig):
-        self._every, self._total = config.log_every, config.optimizer.total_steps
-        self._waiting: deque[Any] = deque()
+    def __init__(self, total_steps: int):
+        self._total = total_steps
+        self._start_window()
+
+    def _start_window(self) -> None:
         self._losses: list[float] = []
         self._since = time.perf_counter()
 
-    def add(self, step: int, loss: Any) -> None:
-        """Takes the loss of a step that the devices may still be computing. Raises TrainingError as `read` does."""
-        self._waiting.append(loss)
-        if step % self._every == 0 or step == self._total:
-            self.read(step)
-            self._log(step)
-        else:
-            self.read(step, STEPS_AHEAD)
-
-    def read(self, step: int, ahead: int = 0) -> None:
-        """Waits for all losses but the last `ahead`. Raises TrainingError if one of them is not finite."""
-        while len(self._waiting) > ahead:
-            self._losses.append(float(self._waiting.popleft()))
-        if not np.isfinite(self._losses).all():
+    def add(self, step: int, loss: np.ndarray | float) -> None:
+        """Adds the loss of a step. Raises TrainingError if it is not finite."""
+        if not np.isfinite(loss):
             raise TrainingError(f"step {step}: the loss is not finite; a lower optimizer.learning_rate may help")
+        self._losses.append(float(loss))
 
-    def _log(self, step: int) -> None:
+    def write(self, step: int) -> None:
+        """Writes a line about the steps that were added since the last one."""
         speed = len(self._losses) / (time.perf_counter() - self._since)
         mean = np.mean(self._losses)
         LOG.info("step %d/%d  cross-entropy %.4f nats  %.3g steps/s", step, self._total, mean, speed)
-        self._since, self._losses = time.perf_counter(), []
+        self._start_window()

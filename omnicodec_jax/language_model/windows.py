@@ -41,7 +41,9 @@ class ClipTable(NamedTuple):
             [pq.read_table(path, columns=["id", "domain", "frames"]) for path in shards.shards(tokens)]
         )
         ids, frames = table["id"].to_pylist(), table["frames"].to_numpy().astype(np.int64)
-        digest = hashlib.blake2b(json.dumps(shards.contract(tokens), sort_keys=True).encode(), digest_size=8)
+        contract = shards.contract(tokens)
+        del contract["format"]  # which version 0.1 did not write, and so its runs have no part of
+        digest = hashlib.blake2b(json.dumps(contract, sort_keys=True).encode(), digest_size=8)
         digest.update("\0".join(ids).encode())
         digest.update(frames.tobytes())
         shares = np.array([_share(id) for id in ids], np.float64)

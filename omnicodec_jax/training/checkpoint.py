@@ -1,4 +1,4 @@
-"""Checkpoints of a run (Orbax): written while training goes on, whole or not there, and never of another run."""
+"""Checkpoints of a training run. Orbax writes them while training goes on, and each is whole or not there."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ FREE = (
     "config.data.prepared",
     "config.data.features",
     "config.data.num_workers",
-    # Of a language model:
+    # Options of a language model:
     "config.mesh.",
     "config.num_workers",
     "config.log_every",
@@ -50,24 +50,25 @@ FREE = (
 TOTAL_STEPS = "config.optimizer.total_steps"
 """The option that may differ until the end of the warm-up, which is the same for a run of any length."""
 DAMAGED = "damaged"
-"""Folder of a run for checkpoints that cannot be read."""
+"""The folder of a run for checkpoints that cannot be read."""
 TEXTS = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics"}
+"""The files of a checkpoint that are JSON."""
 FOLDERS_OF_TEXTS = {"array_metadatas"}
-"""Files of a checkpoint that are JSON, and folders of such files."""
+"""The folders of a checkpoint whose files are JSON."""
 DISTANCE = "mel_distance"
-"""Name of the metric that chooses the best checkpoint: the one with the lowest value."""
+"""The metric by which the best checkpoint is chosen: the one with the lowest value."""
 STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
-"""How many checkpoints of a language model are kept. The second is for when the first cannot be read."""
+"""How many checkpoints of a language model are kept. If the last one cannot be read, the one before it is used."""
 THREADS = 10
 """An upper bound of the number of threads in which Orbax writes one checkpoint."""
 
 
 class Checkpoints:
-    """The checkpoints in a run's directory: the last few, and the best by validation. A context that closes them.
+    """The checkpoints in a run's directory: the last few, and the best by validation. Use it in a `with` statement.
 
-    Each holds all of the state, the config, and the fingerprint of the prepared data. The place in the data is the
-    state's step.
+    Each checkpoint holds the whole state, the config, and the fingerprint of the prepared data. The place in the data
+    is the step of the state.
     """
 
     def __init__(
@@ -77,11 +78,18 @@ class Checkpoints:
         fingerprint: str,
         learnt_from: Mapping[str, Any] = MappingProxyType({}),
     ):
-        """Sets aside what is damaged.
+        """Opens the checkpoints of a run, and sets aside those that are damaged.
 
-        fingerprint: of the prepared data or the tokens. learnt_from: what else makes a run what it is: hashes of frozen
-        networks, the encoder of stored features. Raises CheckpointError if the directory holds a run of another config
-        or on other data, or if nothing of it can be read.
+        Args:
+            workdir: The directory of the run.
+            config: The config of the run.
+            fingerprint: The fingerprint of the prepared data or of the tokens.
+            learnt_from: What else a run must have in common with its checkpoints: the hashes of the frozen networks,
+                the format of the stored features.
+
+        Raises:
+            CheckpointError: If the directory holds a run of another config or on other data, or checkpoints none of
+                which can be read.
         """
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": config_files.to_dict(config, config_files.RUN), "data": fingerprint, **learnt_from}
@@ -133,7 +141,10 @@ class Checkpoints:
         return max(steps(self.directory), default=None)
 
     def save(self, state: State, mel_distance: float | None = None) -> None:
-        """Starts to write a state, unless its step is there. Raises CheckpointError if this or the last one failed."""
+        """Starts to write a state, unless there is a checkpoint of its step.
+
+        Raises CheckpointError if this fails, or if the state before it could not be written.
+        """
         self.wait()  # as Orbax would; what it has begun to write may be this state
         if (step := int(state.step)) == self.latest:
             return
@@ -158,7 +169,7 @@ class Checkpoints:
                 self._manager.check_for_errors()
 
     def restore(self, template: S) -> S:
-        """Reads the last checkpoint into arrays with the shapes and shardings of the template."""
+        """Reads the last checkpoint into arrays with the shapes and shardings of a template."""
         if (step := self.latest) is None:
             raise CheckpointError(f"{self.directory}: no checkpoint here")
         return restore(self._workdir, step, template)
@@ -197,7 +208,11 @@ class Checkpoints:
 
     def _refuse_others(self, about: dict[str, Any], step: int) -> None:
         if unknown := [name for name in self._about if name not in about]:
-            LOG.info("%s: from before runs kept it, so not compared: %s", self.directory, ", ".join(unknown))
+            LOG.info(
+                "%s: written by a version that did not keep %s, which is not compared",
+                self.directory,
+                ", ".join(unknown),
+            )
         config = config_files.run_config(about["config"], str(self.directory / str(step)), self._kind)
         held = _leaves({**about, "config": config_files.to_dict(config, config_files.RUN)})
         wanted = _leaves({name: self._about[name] for name in self._about if name in about})
@@ -230,10 +245,11 @@ def steps(directory: Path) -> list[int]:
 
 
 def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
-    """Finds the last checkpoint that can be read: its step, and by step what is wrong with others.
+    """Finds the last checkpoint that can be read.
 
-    Checkpoints before it are only looked at as far as that is quick. Raises CheckpointError if there are checkpoints
-    but none that is whole: whether to start anew is for the user to decide.
+    Returns its step, and by their steps what is wrong with other checkpoints. Of checkpoints before it, only the parts
+    are checked that can be checked quickly. Raises CheckpointError if there are checkpoints but none of them is whole:
+    the user must decide whether to start anew.
     """
     last: int | None = None
     damaged: dict[int, str] = {}
@@ -249,7 +265,7 @@ def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
 
 
 def damage(folder: Path, arrays: bool = True) -> str | None:
-    """Says what keeps a checkpoint from being read; None if nothing does. arrays: whether to read all of its arrays."""
+    """Returns why a checkpoint cannot be read, or None if it can be. `arrays` says whether to read its arrays, too."""
     try:
         for part in (f"{STATE}/_METADATA", f"{ABOUT}/metadata"):
             if not (folder / part).is_file():
@@ -272,9 +288,9 @@ def damage(folder: Path, arrays: bool = True) -> str | None:
 
 
 def read(workdir: Path, step: int | None) -> tuple[Config, int]:
-    """Reads the config and the step of a kept checkpoint, by default of the last one that is whole.
+    """Reads the config and the step of a kept checkpoint; without a step, of the last one that is whole.
 
-    Raises CheckpointError if it is not there, or damaged.
+    Raises CheckpointError if the checkpoint is not there, or damaged.
     """
     directory = workdir.absolute() / DIRECTORY
     kept = steps(directory)
@@ -294,9 +310,9 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
 
 
 def frozen_hashes(workdir: Path) -> dict[str, str]:
-    """Reads the hashes of the frozen networks that a run has learnt from, by name, as its checkpoints carry them.
+    """Reads the hashes of a run's frozen networks, by name, from its checkpoints.
 
-    Returns nothing for a new run, and for one from before checkpoints carried them.
+    Returns no hashes for a new run, and for a run of a version whose checkpoints did not have them.
     """
     directory = workdir.absolute() / DIRECTORY
     for step in reversed(steps(directory)):
@@ -308,7 +324,7 @@ def frozen_hashes(workdir: Path) -> dict[str, str]:
 
 
 def restore(workdir: Path, step: int, template: S) -> S:
-    """Reads a kept checkpoint into arrays with the shapes and shardings of the template."""
+    """Reads a kept checkpoint into arrays with the shapes and shardings of a template."""
     folder = workdir.absolute() / DIRECTORY / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
         try:

@@ -1,4 +1,4 @@
-"""Export of a run's checkpoint as a model directory, which needs neither the run nor Orbax."""
+"""Exports a run's checkpoint as a model directory, which needs neither the run nor Orbax."""
 
 from pathlib import Path
 
@@ -14,10 +14,19 @@ from omnicodec_jax.training.start import DISCRIMINATORS, state_template
 
 
 def export_model(workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
-    """Writes the codec of a run to `out` and its discriminators to a folder in it. Returns the step.
+    """Writes the codec of a run to a model directory, and its discriminators to a folder in it.
 
-    step: the step of a kept checkpoint; None: the last one. ema: whether to take the moving average of the parameters
-    in their place. Raises CheckpointError if the run, the step or the average is not there.
+    Args:
+        workdir: The directory of the run.
+        out: The model directory.
+        step: The step of a kept checkpoint; None: the last one.
+        ema: Whether to take the moving average of the parameters in their place.
+
+    Returns:
+        The step of the checkpoint.
+
+    Raises:
+        CheckpointError: If the run, the step or the average is not there.
     """
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:

@@ -40,7 +40,13 @@ class TrainingLog:
     """Writes means of metrics over the steps since the last line, as a line of progress and to TensorBoard."""
 
     def __init__(self, config: Config, directory: Path | None, step: int):
-        """directory: where TensorBoard's events go; None: no events are written. step: where this start begins."""
+        """Opens the file of TensorBoard's events.
+
+        Args:
+            config: The config of the run.
+            directory: Where TensorBoard's events go; None: no events are written.
+            step: The step that this start of the run begins at.
+        """
         self._config = config
         self._events = None if directory is None else EventWriter(directory, step)
         self._start_window()
@@ -136,7 +142,7 @@ class TrainingLog:
 
 
 def tag(metric: str) -> str:
-    """TensorBoard's tag of a metric, by TAGS."""
+    """Returns TensorBoard's tag of a metric, by TAGS."""
     for prefix, replacement in TAGS.items():
         if metric.startswith(prefix):
             return replacement + metric.removeprefix(prefix)
@@ -150,7 +156,7 @@ def numbered(name: str, value: Any) -> dict[str, float]:
 
 
 def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Health of Q codebooks from their `cluster_usage` [Q, K]: share of entries that are not dead, and perplexity."""
+    """Returns the share of entries that are not dead, and the perplexity, of Q codebooks by `cluster_usage` [Q, K]."""
     usage = np.asarray(cluster_usage)
     share = usage / usage.sum(-1, keepdims=True)
     alive = np.mean(usage > config.codec.codebook.dead_threshold * usage.mean(-1, keepdims=True), axis=-1)
@@ -158,7 +164,7 @@ def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarr
 
 
 def memory_gib() -> float:
-    """Peak memory of this process's first device in GiB; on a CPU, that of the process."""
+    """Returns the peak memory of this process's first device in GiB; on a CPU, that of the process."""
     stats = jax.local_devices()[0].memory_stats()
     used = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return used / 2**30

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from omnicodec_jax.config import Config
@@ -21,7 +22,7 @@ from omnicodec_jax.training import frozen as frozen_networks
 from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import TrainingLog
-from omnicodec_jax.training.metrics_queue import MetricsQueue
+from omnicodec_jax.training.metrics_queue import FiniteCheck, MetricsQueue
 from omnicodec_jax.training.start import first_state, stage, state_template, to_global
 from omnicodec_jax.training.state import TrainState
 from omnicodec_jax.training.step import jit_step
@@ -153,7 +154,13 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     if profile is not None and profile.start < start:  # a warning, since the same command goes on with the run
         LOG.warning("--profile %d:%d: no trace, since the run is at step %d already", *profile, start)
     log = TrainingLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
-    queue = MetricsQueue(log, setup.samples, config.data.batch_size)
+    check = FiniteCheck(setup.samples, config.data.batch_size)
+
+    def receive(number: int, read: tuple[dict[str, np.ndarray], float]) -> None:
+        log.add(*read)
+        check(number, read[0])
+
+    queue = MetricsQueue(receive)
     if start == 0 and setup.validator is not None:
         with stage("held-out clips before the first step"), interruption.ending_the_process():
             validate(setup, state, log)
@@ -190,7 +197,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
                 state, metrics = step(state, batch, setup.frozen)
                 if compiles:
                     jax.block_until_ready((state, metrics))
-            queue.add(number, metrics, waited)
+            queue.add(number, (metrics, waited))
             checkpoints.check()
 
             done = number + 1

@@ -1,16 +1,16 @@
-"""Metrics of steps that the devices may not have finished yet, and the check that steps are finite."""
+"""Reads the metrics of steps that the devices may not have finished yet, and checks that steps were finite."""
 
 import logging
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from omnicodec_jax.data.pipeline import Samples
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import TrainingError
-from omnicodec_jax.training.gan import Metrics
-from omnicodec_jax.training.log import TrainingLog
 
 LOG = logging.getLogger(__name__)
 
@@ -20,46 +20,45 @@ MAX_NOT_FINITE = 10
 """How many steps in a row may be not finite before the run stops."""
 
 
-class _Started(NamedTuple):
-    """A step that has been started on the devices."""
-
-    number: int
-    metrics: Metrics
-    waited: float
-
-
 class MetricsQueue:
-    """Reads the metrics of every step a few steps late, so that the devices need not wait for the host.
+    """Reads the metrics of every step a few steps late, so that the devices need not wait for the host."""
 
-    Each step's metrics go to the training log. A step that is not finite is reported with the names of its samples.
-    """
+    def __init__(self, receive: Callable[[int, Any], None]):
+        """Begins empty.
 
-    def __init__(self, log: TrainingLog, samples: Samples, batch_size: int):
-        self._log, self._samples, self._batch_size = log, samples, batch_size
-        self._started: deque[_Started] = deque()
-
-    def add(self, number: int, metrics: Metrics, waited: float) -> None:
-        """Adds a step that has been started, and the seconds that it waited for its batch.
-
-        Raises TrainingError if too many steps in a row were not finite.
+        Args:
+            receive: Called with the number of each step, in their order, and its metrics, which are then on the host.
         """
-        self._started.append(_Started(number, metrics, waited))
+        self._receive = receive
+        self._started: deque[tuple[int, Any]] = deque()
+
+    def add(self, number: int, metrics: Any) -> None:
+        """Adds a step that has been started, with a tree of its metrics. Raises what `receive` raises."""
+        self._started.append((number, metrics))
         self._read(STEPS_AHEAD)
 
     def flush(self) -> None:
-        """Reads the metrics of all steps. Raises TrainingError if too many steps in a row were not finite."""
+        """Reads the metrics of all steps. Raises what `receive` raises."""
         self._read(0)
 
     def _read(self, ahead: int) -> None:
         """Reads the metrics of all steps but the last `ahead`."""
         while len(self._started) > ahead:
-            step = self._started.popleft()
-            metrics = jax.device_get(step.metrics)
-            self._log.add(metrics, step.waited)
-            if metrics["skipped"]:
-                self._report_not_finite(step.number, int(metrics["skipped"]))
+            number, metrics = self._started.popleft()
+            self._receive(number, jax.device_get(metrics))
 
-    def _report_not_finite(self, number: int, in_a_row: int) -> None:
+
+class FiniteCheck:
+    """Reports steps that were not finite with the names of their samples, and stops a run of too many of them."""
+
+    def __init__(self, samples: Samples, batch_size: int):
+        self._samples, self._batch_size = samples, batch_size
+
+    def __call__(self, number: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Checks a step. Raises TrainingError if too many steps in a row were not finite."""
+        in_a_row = int(metrics["skipped"])
+        if not in_a_row:
+            return
         first = number * self._batch_size
         if multihost.is_main():
             ids = ", ".join(self._samples.id(index) for index in range(first, first + self._batch_size))

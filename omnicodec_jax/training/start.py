@@ -39,7 +39,7 @@ DISCRIMINATORS = "discriminators"
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """A context that logs a part of a run's start: what begins, and at its end how long it took."""
+    """Logs a part of a run's start: what begins, and at the end of the context how long it took."""
     LOG.info("start: %s …", what)
     began = time.perf_counter()
     yield
@@ -47,7 +47,7 @@ def stage(what: str) -> Iterator[None]:
 
 
 def state_template(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of a run's state. Nothing is computed."""
+    """Returns the shapes and shardings of a run's state. Nothing is computed."""
     return sharding.template(mesh, lambda: state.init_state(config, jax.random.key(0)))
 
 
@@ -125,7 +125,7 @@ def _frames_per_batch(config: Config) -> int:
 
 
 def _num_batches(config: Config) -> int:
-    """How many batches k-means needs."""
+    """Returns the number of batches that k-means needs."""
     return math.ceil(VECTORS_PER_ENTRY * max(config.codec.codebook_sizes) / _frames_per_batch(config))
 
 

@@ -33,7 +33,7 @@ LEAST_GAIN = 0.02
 
 
 class ValidationResult(NamedTuple):
-    """How well one set of weights does on the held-out clips."""
+    """The result of one set of weights on the held-out clips."""
 
     mel_distances: dict[int, float]
     """Mean of `losses.multi_scale_mel` by the number of codebooks, from the first on, that are decoded."""
@@ -112,7 +112,7 @@ class Validator:
 
 
 def reads_features(config: Config) -> bool:
-    """Whether stored semantic features are read together with the audio."""
+    """Returns whether stored semantic features are read together with the audio."""
     return config.codec.semantic is not None and config.codec.semantic.source == "stored"
 
 
