@@ -56,7 +56,7 @@ def ours(batch: int) -> Cases:
     return {
         "decode": lambda: tokenizer.decode(codes),
         "encode, acoustic path": lambda: dict(
-            tokenizer._encode_frames(((row, PreparedClip(audio[row, 0])), hidden[row]) for row in range(batch))
+            tokenizer._lanes.encode_frames(((row, audio[row, 0]), hidden[row]) for row in range(batch))
         ),
         "encode, from features": lambda: tokenizer.encode(audio, RATE, semantic_features=features),
     }

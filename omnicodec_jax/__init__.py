@@ -7,14 +7,14 @@ package is fast and touches no device; they live where `FACE` says.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from omnicodec_jax.version import __version__
+
 if TYPE_CHECKING:
     from omnicodec_jax.corpus import TokenSource, read_tokens
     from omnicodec_jax.data.pipeline import Batches, Samples
     from omnicodec_jax.streaming import StreamingDecoder, StreamingEncoder
     from omnicodec_jax.token_file import TokenFile
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
-
-__version__ = "0.1.0"
 
 FACE = {
     "OmniCodecTokenizer": "tokenizer",

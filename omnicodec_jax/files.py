@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from omnicodec_jax.errors import OmniCodecError
@@ -28,6 +28,8 @@ ADVICE = {
 }
 """Advice for errors with which the operating system refuses to write a file."""
 PROBE = bytes(1 << 16)
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
+"""Names of temporary files."""
 
 
 @contextlib.contextmanager
@@ -69,16 +71,42 @@ def rewriting(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def remove_leftovers(path: Path, folder: Path | None = None) -> None:
-    """Removes half-written files of processes that were killed while they wrote `path`, its temporary name in `folder`.
+def remove_leftovers(*paths: Path, folder: Path | None = None) -> None:
+    """Removes half-written files of processes that were killed while they wrote one of the paths.
 
     What a living process is writing is locked, and stays; where the file system has no locks, all of it stays.
+
+    Args:
+        paths: The files that were to be written. Each folder is read once, however many of them belong to it.
+        folder: Where their temporaries lie; None: beside them.
     """
-    for leftover in (folder or path.parent).glob(f".{glob.escape(_stem(path))}.*.partial*"):
+    stems = defaultdict[Path, set[str]](set)
+    for path in paths:
+        stems[folder or path.parent].add(_stem(path))
+    for place, wanted in stems.items():
+        _remove_unlocked(path for path, stem in _temporaries(place) if stem in wanted)
+
+
+def sweep(directory: Path) -> None:
+    """Removes all half-written files below a directory that killed processes have left, as `remove_leftovers` does."""
+    for folder, _, _ in os.walk(directory):
+        _remove_unlocked(path for path, _ in _temporaries(Path(folder)))
+
+
+def _temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yields the temporaries in a folder, each with the stem of the file that it was to become."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if name := TEMPORARY.fullmatch(entry.name):
+                yield folder / entry.name, name["stem"]
+
+
+def _remove_unlocked(temporaries: Iterable[Path]) -> None:
+    for path in temporaries:
         # Gone meanwhile, in use, not ours, or without locks: it stays.
-        with contextlib.suppress(OSError), open(leftover, "rb+") as file:
+        with contextlib.suppress(OSError), open(path, "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+            path.unlink()
 
 
 def _temporary(path: Path, folder: Path) -> Path:

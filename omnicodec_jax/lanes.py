@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ and values of 250 vectors, which takes as long for 16 vectors as for 32."""
 STEPS_AHEAD = 2
 """Number of steps that are handed to the devices before the result of the first of them is fetched."""
 
+END: Any = object()
+"""What `next` returns after the last sequence."""
 StreamState = dict[str, Any]
 """State that a batch of streams carries from block to block: the collection `STREAM` of a model."""
 BlockInputs = tuple[np.ndarray | np.generic, ...]
@@ -164,6 +166,11 @@ def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
     return BatchStep(on_one_device, exact.jit(on_all_devices, platform, donate_argnums=1, out_shardings=out_shardings))
 
 
+def map_present(function: Callable[..., Any], items: Iterable[tuple[Any, ...] | None]) -> Iterator[Any]:
+    """Yields what a function makes of each item, and None for None, which stands for an item that must wait."""
+    return (None if item is None else function(*item) for item in items)
+
+
 class ContinuousBatcher:
     """Applies a causal method of a model to any number of sequences, on all rows of all devices at once."""
 
@@ -208,21 +215,34 @@ class ContinuousBatcher:
         self.valid = 0.0
         """Number of those frames that held input rather than padding."""
 
-    def run(self, sequences: Iterable[tuple[Key, InputSequence]]) -> Iterator[tuple[Key, np.ndarray]]:
+    @overload
+    def run(self, sequences: Iterable[tuple[Key, InputSequence]]) -> Iterator[tuple[Key, np.ndarray]]: ...
+    @overload
+    def run(self, sequences: Iterable[tuple[Key, InputSequence] | None]) -> Iterator[tuple[Key, np.ndarray] | None]: ...
+    def run(self, sequences: Iterable[tuple[Key, InputSequence] | None]) -> Iterator[tuple[Key, np.ndarray] | None]:
         """Runs sequences through the model.
 
         Args:
             sequences: Keys of the caller's choice and sequences. The next one is asked for only when a row is free.
+                None stands for a sequence that must wait: rows stay idle until the next step.
 
         Yields:
-            Each key with the output of its sequence, as sequences end: not in the order in which they came.
+            Each key with the output of its sequence, as sequences end: not in the order in which they came. None if
+            all sequences have ended that were there, and the next one must wait.
         """
         source = iter(sequences)
         lanes: list[Lane | None] = [None] * self.rows
         state: StreamState | None = None
         under_way: deque[tuple[jax.Array, list[Lane | None]]] = deque()
+        is_over = False
         while True:
-            lanes = [lane or self._begin(source) for lane in lanes]
+            waits = is_over
+            for row, lane in enumerate(lanes):
+                if lane is None and not waits:
+                    item = next(source, END)
+                    is_over = item is END
+                    waits = is_over or item is None
+                    lanes[row] = None if waits else self._begin(*item)
             sizes = [lane.size for lane in lanes if lane is not None]
             if sizes:
                 size = max(sizes, key=sizes.count)
@@ -231,14 +251,16 @@ class ContinuousBatcher:
                 under_way.append((output, running))
                 lanes = [lane if ran is None else self._go_on(ran) for lane, ran in zip(lanes, running, strict=True)]
             if len(under_way) > STEPS_AHEAD or not sizes:
-                if not under_way:
+                if under_way:
+                    yield from self._finished(*under_way.popleft())
+                elif is_over:
                     return
-                yield from self._finished(*under_way.popleft())
+                else:
+                    yield None
 
-    def _begin(self, source: Iterator[tuple[Any, InputSequence]]) -> Lane | None:
-        """Takes the next sequence, at its first block; None if there is none left."""
-        item = next(source, None)
-        return None if item is None else Lane(*item, start=0, size=self._block_size(item[1].num_frames), outputs=[])
+    def _begin(self, key: Any, sequence: InputSequence) -> Lane:
+        """Puts a sequence at its first block."""
+        return Lane(key, sequence, start=0, size=self._block_size(sequence.num_frames), outputs=[])
 
     def _go_on(self, lane: Lane) -> Lane | None:
         """Moves a lane to the next block of its sequence; None if that has ended."""

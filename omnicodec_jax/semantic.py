@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from omnicodec_jax import dsp, exact, model_directory
 from omnicodec_jax.config import Precision, SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
-from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key
+from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key, map_present
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuT, Qwen3AuTConfig, num_tokens
 
 FrozenEncoder = tuple[Qwen3AuTConfig, Any]
@@ -195,15 +195,20 @@ class FeatureExtractor:
         mel = np.concatenate([self._log10_mel(block) for block in placed])
         return mel[:frames]
 
-    def features(self, mels: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray]]:
+    @overload
+    def features(self, mels: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray]]: ...
+    @overload
+    def features(self, mels: Iterable[tuple[Key, np.ndarray] | None]) -> Iterator[tuple[Key, np.ndarray] | None]: ...
+    def features(self, mels: Iterable[tuple[Key, np.ndarray] | None]) -> Iterator[tuple[Key, np.ndarray] | None]:
         """Computes the features of any number of clips.
 
         Args:
-            mels: Keys of the caller's choice and log-mels float32 [M, 128].
+            mels: Keys of the caller's choice and log-mels float32 [M, 128]; None for one that must wait, as
+                `ContinuousBatcher.run` takes it.
 
         Yields:
             Keys and features float32 [S, F]; if an encoder computes them, not in the order of the clips.
         """
         if self._batcher is None:
-            return ((key, dsp.stack_frames(mel)) for key, mel in mels)
-        return self._batcher.run((key, MelWindows(mel, self._window)) for key, mel in mels)
+            return map_present(lambda key, mel: (key, dsp.stack_frames(mel)), mels)
+        return self._batcher.run(map_present(lambda key, mel: (key, MelWindows(mel, self._window)), mels))

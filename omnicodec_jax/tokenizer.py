@@ -4,47 +4,26 @@ Audio of any length runs through one compiled program, in blocks, with the state
 block (lanes.py). The model's memory does not grow with length, no length is compiled for, and blocks meet without a
 seam, since a causal model gives on blocks what it gives on the whole.
 
-Encoding goes through these stages; `encode_each` calls them one after the other:
-
-    samples ── check ──> PreparedClip ──> semantic features [S, F] ──> semantic hidden [S, D] ──> codes [K, N]
-            `prepare`           `_semantic_features`       `_semantic_hidden`     `_encode_frames`
-
-The last stage interpolates the semantic hidden at the frames, and encodes audio and semantic branch (blocks.py).
+A clip is checked and made ready on the host (`prepare`); codec_lanes.py has the stages that it goes through then.
 """
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, check_codes, encode_block
+from omnicodec_jax.blocks import Array, check_codes
+from omnicodec_jax.codec_lanes import CodecLanes, PreparedClip
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
-from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, replicate
-from omnicodec_jax.models.codec import OmniCodec
+from omnicodec_jax.lanes import Key, Use
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder
-
-
-class PreparedClip(NamedTuple):
-    """A checked clip, with what can be computed of it by itself and in any thread; `prepare` makes it."""
-
-    samples: np.ndarray
-    """Audio float32 [T] at the model's rate."""
-    features: np.ndarray | None = None
-    """Semantic features float32 [S, F], if they were given."""
-    log_mel: np.ndarray | None = None
-    """Log-mel float32 [M, 128], if semantic features are to be computed from it."""
-
-
-KeyedClip = tuple[Any, PreparedClip]
-"""A clip under the caller's key."""
 
 
 def load_codec(
@@ -106,24 +85,11 @@ class OmniCodecTokenizer:
         self.model = model_directory.build(config, dtype=jnp.dtype(precision))
         """The codec as a Flax module, without its weights."""
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
-        self._clock = Clock()
-        devices = jax.local_devices()[:1] if devices is None else devices
-        model, weights = self.model, replicate(self.variables, devices)
-        self._encoder_batcher = ContinuousBatcher(model, encode_block, weights, 1, devices, self._clock)
-        self._decoder_batcher = ContinuousBatcher(model, type(model).decode, weights, 1, devices, self._clock)
         self._encoder = encoder
         self.encoder_precision: Precision | None = None if encoder is None else encoder_precision
         """What the encoder computes in; None if there is no encoder."""
-        self.extract: FeatureExtractor | None = None
-        """Computes semantic features; None if the model needs none, or if they must be given."""
-        if self.semantic is not None:
-            blocks = None if devices[0].platform == "cpu" else ACCELERATOR_VECTORS
-            self._semantic_batcher = ContinuousBatcher(
-                model, OmniCodec.semantic_hidden, weights, 0, devices, self._clock, blocks
-            )
-            if encoder is not None or self.semantic.source == "log_mel":
-                computing = None if encoder is None else in_precision(encoder, encoder_precision)
-                self.extract = FeatureExtractor(computing, devices, self._clock)
+        computing = None if encoder is None else in_precision(encoder, encoder_precision)
+        self._lanes = CodecLanes(self.model, config, self.variables, computing, devices)
 
     @classmethod
     def from_pretrained(
@@ -231,6 +197,11 @@ class OmniCodecTokenizer:
     def semantic(self) -> SemanticConfig | None:
         """Config of the semantic branch; None if the model takes audio alone."""
         return getattr(self.config, "semantic", None)
+
+    @property
+    def extract(self) -> FeatureExtractor | None:
+        """Computes semantic features; None if the model needs none, or if they must be given."""
+        return self._lanes.extract
 
     @property
     def computes_features(self) -> bool:
@@ -349,7 +320,7 @@ class OmniCodecTokenizer:
 
         Args:
             clips: Keys of the caller's choice, and clips that `prepare` has made ready. The next clip is asked for
-                only when there is room for it.
+                only when a lane is free, and when the clips in the lanes do not fill a quarter of the memory.
 
         Yields:
             Keys and codes int32 [K, N], as they get ready: not in the order of the clips.
@@ -363,29 +334,7 @@ class OmniCodecTokenizer:
             >>> sorted((name, codes.shape) for name, codes in tokenizer.encode_each(prepared))
             [('long', (9, 25)), ('short', (9, 13))]
         """
-        if self.semantic is None:
-            return self._encode_frames((keyed, None) for keyed in clips)
-        features = self._semantic_features(clips)
-        hidden = self._semantic_hidden(features)
-        return self._encode_frames(hidden)
-
-    def _semantic_features(self, clips: Iterable[KeyedClip]) -> Iterator[tuple[KeyedClip, np.ndarray]]:
-        """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
-        for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
-            if is_given:
-                yield from ((keyed, np.asarray(keyed[1].features)) for keyed in group)
-            else:
-                assert self.extract is not None  # `prepare` refuses clips without features otherwise
-                yield from self.extract.features((keyed, np.asarray(keyed[1].log_mel)) for keyed in group)
-
-    def _semantic_hidden(self, clips: Iterable[tuple[KeyedClip, np.ndarray]]) -> Iterator[tuple[KeyedClip, np.ndarray]]:
-        """Yields each clip with its semantic branch before the quantizer, [S, D], at the rate of the features."""
-        return self._semantic_batcher.run((keyed, FeatureBlocks(features)) for keyed, features in clips)
-
-    def _encode_frames(self, clips: Iterable[tuple[KeyedClip, np.ndarray | None]]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yields the key of each clip with its codes [K, N], computed from its audio and its semantic branch."""
-        hop = self.hop_length
-        return self._encoder_batcher.run((key, AudioBlocks(clip.samples, hidden, hop)) for (key, clip), hidden in clips)
+        return self._lanes.encode(clips)
 
     def decode_each(self, tokens: Iterable[tuple[Key, Array]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Decodes any number of clips, of any lengths, through one compiled program.
@@ -397,23 +346,19 @@ class OmniCodecTokenizer:
         Yields:
             Keys and audio float32 [1, N · hop], as they get ready: not in the order of the clips.
         """
-        for _, group in itertools.groupby(tokens, lambda keyed: len(keyed[1])):
-            blocks = ((key, CodeBlocks(np.asarray(codes, np.int32), self.hop_length)) for key, codes in group)
-            yield from self._decoder_batcher.run(blocks)
+        return self._lanes.decode(tokens)
 
     def warm_up(self) -> None:
         """Compiles what `encode_each` needs, and begins to count `use` after that."""
         second = np.sin(np.arange(self.sample_rate, dtype=np.float32))
         for _ in self.encode_each([(None, self.prepare(second))]):
             pass
-        self._encoder_batcher.forget()
-        self._clock.forget()
+        self._lanes.forget()
 
     @property
     def use(self) -> Use:
         """Counts what `encode_each` and `decode_each` have made the devices do so far."""
-        encoder, decoder = self._encoder_batcher, self._decoder_batcher
-        return Use(encoder.frames + decoder.frames, encoder.valid + decoder.valid, *self._clock.times)
+        return self._lanes.use
 
     # -- Checks
 

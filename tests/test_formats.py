@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnicodec_jax.data import audio, decoders
+from omnicodec_jax.data import audio, decoders, ffmpeg
 from omnicodec_jax.errors import AudioError
+
+pytestmark = pytest.mark.quick
 
 RATE, SECONDS = 16_000, 4
 TABLE = Path(__file__).parents[1] / "docs" / "formats.md"
@@ -170,9 +172,9 @@ def test_a_part_of_a_lossy_file_is_exact_to_its_last_page(tmp_path, kind, subtyp
 
 def test_an_offset_in_m4a_and_webm_does_not_decode_what_is_before_it(tmp_path, monkeypatch):
     counted = []
-    frames = decoders._frames
+    frames = ffmpeg._frames
     monkeypatch.setattr(
-        decoders, "_frames", lambda container: (counted.append(frame.samples) or frame for frame in frames(container))
+        ffmpeg, "_frames", lambda container: (counted.append(frame.samples) or frame for frame in frames(container))
     )
     for name in ("alac.m4a", "opus.webm"):
         codec, rate = FFMPEG[name]

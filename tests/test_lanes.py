@@ -6,20 +6,27 @@ from collections import Counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from omnicodec_jax import room
 from omnicodec_jax.blocks import AudioBlocks, encode_block
+from omnicodec_jax.corpus import readers
+from omnicodec_jax.corpus.readers import Read, Readers, Request
+from omnicodec_jax.data.audio import LoadedClip
+from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.units import Seen
 from omnicodec_jax.lanes import Clock, ContinuousBatcher, Use
-from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
 CODEC = tiny.MIMI
 
 
 def test_weights_lie_once_on_every_device():
     tokenizer = OmniCodecTokenizer(tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC), devices=jax.local_devices()[:3])
-    batchers = tokenizer._semantic_batcher, tokenizer._encoder_batcher, tokenizer._decoder_batcher
+    batchers = tokenizer._lanes.semantic_batcher, tokenizer._lanes.encoder_batcher, tokenizer._lanes.decoder_batcher
     copies = Counter()
     for batcher in batchers:
         for leaf in jax.tree.leaves(batcher._variables):
@@ -31,13 +38,13 @@ def test_weights_lie_once_on_every_device():
 def test_padding_is_never_negative_while_a_long_clip_is_under_way(monkeypatch):
     tokenizer = OmniCodecTokenizer(CODEC, tiny.variables(CODEC))
     seen = []
-    real = tokenizer._encoder_batcher.step
+    real = tokenizer._lanes.encoder_batcher.step
 
     def step(*arguments):
         seen.append(tokenizer.use)
         return real(*arguments)
 
-    monkeypatch.setattr(tokenizer._encoder_batcher, "step", step)
+    monkeypatch.setattr(tokenizer._lanes.encoder_batcher, "step", step)
     samples = np.ones(400 * tiny.HOP - 5, np.float32)
     for _ in tokenizer.encode_each([(None, tokenizer.prepare(samples))]):
         pass
@@ -117,3 +124,102 @@ def test_lanes_tell_what_was_padding_to_the_fraction():
     ((key, codes),) = batcher.run([("a clip", AudioBlocks(samples, None, tiny.HOP))])
     assert (key, codes.shape) == ("a clip", (4, 7))
     assert (batcher.frames, batcher.valid) == (12, 6.5)
+
+
+# -- Memory of the host
+
+
+@pytest.fixture
+def lanes(monkeypatch) -> OmniCodecTokenizer:
+    """A codec of eight lanes in each of its two models, which compiles nothing: what comes out is zeros."""
+
+    def step(self, state, lanes, size):
+        return jnp.zeros((self.rows, 4, size) if self._axis else (self.rows, size, 8)), {}
+
+    monkeypatch.setattr(ContinuousBatcher, "_step", step)
+    return OmniCodecTokenizer(tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC), devices=jax.local_devices()[:8])
+
+
+@pytest.mark.parametrize(("hours", "least", "most"), [(3.5, 4, 4), (100, 8, 40)])
+def test_clips_of_an_hour_fill_no_more_of_the_memory_than_they_may(lanes, hours, least, most, monkeypatch):
+    hour, held = 3600, []  # samples here: what counts is how many hours are held
+    monkeypatch.setattr(room, "memory", lambda: round(hours * hour / room.SHARE) * room.BYTES_PER_SAMPLE)
+    under_way = set()
+
+    def clips():
+        for number in range(40):
+            under_way.add(number)
+            held.append(len(under_way))
+            vectors = np.zeros((-(-hour // tiny.HOP), lanes.semantic.feature_dim), np.float32)
+            yield number, PreparedClip(np.ones(hour, np.float32), features=vectors)
+
+    for number, codes in lanes.encode_each(clips()):
+        under_way.remove(number)
+        assert codes.shape == (4, lanes.num_frames(hour))
+    assert len(held) == 40
+    assert not under_way
+    assert least <= max(held) <= most
+
+
+def test_audio_that_is_decoded_fills_no_more_of_the_memory_than_it_may(lanes, monkeypatch):
+    monkeypatch.setattr(
+        ContinuousBatcher, "_step", lambda self, state, running, size: (jnp.zeros((self.rows, 1, size * tiny.HOP)), {})
+    )
+    frames, under_way, held = 45, set(), []
+    limit = 3 * frames * tiny.HOP * room.BYTES_PER_SAMPLE
+    monkeypatch.setattr(room, "memory", lambda: round(limit / room.SHARE))
+
+    def tokens():
+        for number in range(20):
+            under_way.add(number)
+            held.append(len(under_way))
+            yield number, np.zeros((4, frames), np.int32)
+
+    for number, decoded in lanes.decode_each(tokens()):
+        under_way.remove(number)
+        assert decoded.shape == (1, frames * tiny.HOP)
+    assert len(held) == 20
+    assert max(held) == 3
+
+
+def test_files_read_ahead_fill_no_more_of_the_memory_than_they_may(monkeypatch):
+    size, under_way, held, threads = 1000, set(), [], 4
+    all_given = threading.Event()
+
+    class Reader:
+        def __call__(self, request: Request) -> Read:
+            all_given.wait()
+            under_way.add(request.path)
+            held.append(len(under_way))
+            return Read(LoadedClip(np.zeros(size, np.float32), 1.0, 24_000, size), "", Seen(0, 0))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(readers, "Reader", Reader)
+    monkeypatch.setattr(readers, "HELD_SAMPLES", 3 * size)
+
+    def requests():
+        for number in range(50):
+            if number == 4 * threads:  # as many as are given to the readers ahead
+                all_given.set()
+            yield number, Request(number, Entry("", ""), 24_000, None)
+
+    done = []
+    with Readers(threads) as reading:
+        for number, result, _ in reading.map(requests(), lambda result: None):
+            assert result is not None
+            under_way.remove(number)
+            done.append(number)
+    assert done == list(range(50))
+    assert max(held) <= 3 + threads + 1  # the one whose turn it is does not wait
+
+
+def test_a_container_has_the_memory_that_it_was_given(tmp_path, monkeypatch):
+    whole = room.memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "limit").write_text("1048576\n")
+    monkeypatch.setattr(room, "LIMITS", (tmp_path / "memory.max", tmp_path / "gone"))
+    assert room.memory() >= whole
+    monkeypatch.setattr(room, "LIMITS", (tmp_path / "memory.max", tmp_path / "limit"))
+    assert room.memory() == 1 << 20

@@ -10,8 +10,11 @@ import soundfile
 from omnicodec_jax import cli
 from omnicodec_jax.cli import codec
 from omnicodec_jax.data import audio
+from omnicodec_jax.files import replacing
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
+
+pytestmark = pytest.mark.quick
 
 LANES = 4
 
@@ -141,3 +144,27 @@ def test_a_failed_write_costs_one_file(folder, tmp_path, demo_model, monkeypatch
     assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert len(list((tmp_path / "tokens").iterdir())) == 8
+
+
+def leave(path: Path) -> Path:
+    """Puts what a killed process leaves of a file beside it."""
+    leftover = path.with_name(f".{path.stem}.{32 * '0'}.partial{path.suffix}")
+    leftover.write_bytes(b"half")
+    return leftover
+
+
+def test_what_a_killed_command_has_left_half_written_is_cleared_by_the_next(folder, tmp_path, demo_model):
+    tokens, back, clips = tmp_path / "tokens", tmp_path / "back", tmp_path / "clips"
+    commands = {
+        tokens / "1.safetensors": lambda: cli.encode(folder, tokens, model=demo_model),
+        back / "1.wav": lambda: cli.decode(tokens, back, model=demo_model),
+        clips / "sound_bell.flac": lambda: cli.clips(clips),
+    }
+    for made, command in commands.items():
+        command()
+        assert made.is_file()
+        leftover, of_another = leave(made), leave(made.with_name(f"other{made.suffix}"))
+        with replacing(made) as under_way:
+            command()
+            assert [path.exists() for path in (leftover, under_way, of_another)] == [False, True, True]
+            under_way.write_bytes(made.read_bytes())

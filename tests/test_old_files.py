@@ -126,7 +126,11 @@ def test_shards_of_either_layout_hold_what_the_token_file_holds():
 
 def test_shards_of_either_layout_are_decoded_to_audio_of_the_length_of_the_originals(tokenizer, tmp_path):
     for name in TOKENS:
+        leftover = tmp_path / name / "speech" / f".a.{32 * '0'}.partial.wav"
+        leftover.parent.mkdir(parents=True)
+        leftover.write_bytes(b"half")
         done = list(detokenize(OLD / name, tmp_path / name, tokenizer, 2, ".wav", Share.parse("0/1")))
+        assert not leftover.exists()
         assert [(d.path.name, d.seconds, d.error) for d in done] == [("a.wav", 0.2, None), ("b.wav", 0.3, None)]
         assert [soundfile.info(d.path).frames for d in done] == [3200, 7200]
 

@@ -47,7 +47,7 @@ def test_blocks_meet_without_a_seam(tokenizer, audio):
 
 
 def test_audio_of_any_length_compiles_no_more_than_three_blocks(tokenizer, audio):
-    batchers = tokenizer._semantic_batcher, tokenizer._encoder_batcher, tokenizer._decoder_batcher
+    batchers = tokenizer._lanes.semantic_batcher, tokenizer._lanes.encoder_batcher, tokenizer._lanes.decoder_batcher
     steps = [*(batcher.step for batcher in batchers), tokenizer.extract._log10_mel]
     before = [step._cache_size() for step in steps]  # all tokenizers of this model share them
     for length in (5000, 100_000, 400_000, 700_000):

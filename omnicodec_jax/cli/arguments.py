@@ -22,10 +22,10 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
-import omnicodec_jax
 from omnicodec_jax.cli import completion
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import UsageError
+from omnicodec_jax.version import __version__
 
 Command = Callable[..., int | None]
 Call = Callable[[], int | None]
@@ -122,7 +122,7 @@ def parse_one(command: Command, prog: str | None, words: Sequence[str]) -> Call:
 def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
     """Prints the list of commands, the version or a completion script, and ends the process."""
     if list(words) == [VERSION]:
-        print(f"{prog} {omnicodec_jax.__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
+        print(f"{prog} {__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
         sys.exit()
     if words[:1] == [COMPLETION]:
         if len(words) != 2 or words[1] not in completion.CHANGES:

@@ -17,7 +17,7 @@ from omnicodec_jax.config import Precision
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 from omnicodec_jax.origin import Origin
 from omnicodec_jax.token_file import SUFFIX, Maker, TokenFile
 
@@ -210,7 +210,7 @@ def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
         with open(path, "wb") as file:
             yield file
     else:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with rewriting(path) as temporary, open(temporary, "wb") as file:
             yield file
 
 

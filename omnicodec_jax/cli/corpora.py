@@ -13,7 +13,7 @@ from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.config import Precision
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import rewriting
 
 PREPARE_DEFAULTS = PrepareConfig()
 
@@ -220,7 +220,7 @@ def clips(out: tyro.conf.Positional[Path], /) -> int:
         out: Directory to write them to. Files of the same names in it are replaced.
     """
     for file in sorted(BUNDLED_CLIPS.iterdir()):
-        with replacing(out / file.name) as temporary:
+        with rewriting(out / file.name) as temporary:
             shutil.copyfile(file, temporary)
     print(f"clips: {len(list(BUNDLED_CLIPS.glob('*.flac')))} clips in {out}, with lists by domain; {out / 'README.md'}")
     return 0

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from omnicodec_jax import names
 from omnicodec_jax.errors import OmniCodecError, told
+from omnicodec_jax.files import remove_leftovers
 
 
 class WrittenFile(NamedTuple):
@@ -41,7 +42,7 @@ class ManyFiles:
                 the model.
             write: Writes an output of the model, given the path to write to and what `read` has returned.
         """
-        self._verb, self._total, self._read, self._write = verb, len(files), read, write
+        self._verb, self._files, self._total, self._read, self._write = verb, files, len(files), read, write
         self._remaining = iter(files)
         self._under_way: dict[Path, tuple[Path, Any]] = {}
         self._seconds, self._failed = 0.0, 0
@@ -57,6 +58,7 @@ class ManyFiles:
         Returns:
             The exit code: 1 if a file could not be done.
         """
+        remove_leftovers(*(target for _, target in self._files))
         start, is_quiet = time.perf_counter(), not sys.stderr.isatty() or self._total == 1
         with tqdm(total=self._total, desc=self._verb, unit="file", disable=is_quiet) as self._bar:
             while not self._run_what_is_left(model):

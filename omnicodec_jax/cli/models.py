@@ -100,8 +100,9 @@ def export(
     """Write a program that runs without this package: StableHLO with jax alone, ONNX with ONNX Runtime.
 
     Args:
-        what: What the program computes: one frame of a live stream, or whole clips. The batch may have any size. An encoder takes audio and
-            semantic features; encoder-from-audio, for ONNX, computes the features of models whose source is log_mel.
+        what: What the program computes: one frame of a live stream, or whole clips. The batch may have any size. An
+            encoder takes audio and semantic features; encoder-from-audio, for ONNX, computes the features of models
+            whose source is log_mel.
         out: File to write, ending in .stablehlo, whose weights go beside it, or in .onnx, which holds them.
         model: Model directory or hub id; default $OMNICODEC_MODEL.
         format: What the program is written in.

@@ -1,4 +1,4 @@
-"""`omnicodec plan`: the command that says what training and tokenizing need on chips that this machine does not have."""
+"""`omnicodec plan`: the command that says what training and tokenizing need on chips that are not here."""
 
 from typing import Literal
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
-from omnicodec_jax import __version__
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.version import __version__
 
 T = TypeVar("T")
 

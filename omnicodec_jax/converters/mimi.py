@@ -27,6 +27,7 @@ from omnicodec_jax.converters.reference import (
 from omnicodec_jax.converters.tensors import (
     ConversionError,
     KeyEntry,
+    config_of,
     from_entries,
     name_groups,
     read_state_dict,
@@ -35,6 +36,33 @@ from omnicodec_jax.converters.tensors import (
 )
 from omnicodec_jax.files import rewriting
 
+CONFIG_NAMES = {
+    "sample_rate": "sampling_rate",
+    "dimension": "hidden_size",
+    "num_semantic_quantizers": "num_semantic_quantizers",
+    "num_quantizers": "num_quantizers",
+    "codebook_size": "codebook_size",
+    "codebook_dim": "codebook_dim",
+}
+SEANET_NAMES = {
+    "n_filters": "num_filters",
+    "ratios": "upsampling_ratios",
+    "n_residual_layers": "num_residual_layers",
+    "kernel_size": "kernel_size",
+    "residual_kernel_size": "residual_kernel_size",
+    "last_kernel_size": "last_kernel_size",
+    "dilation_base": "dilation_growth_rate",
+    "compress": "compress",
+}
+TRANSFORMER_NAMES = {
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "dim_feedforward": "intermediate_size",
+    "context": "sliding_window",
+    "max_period": "rope_theta",
+    "layer_scale": "layer_scale_initial_scale",
+}
+"""Our names of the options in config.json, with transformers' names."""
 LAYER_NAMES = {
     "self_attn.o_proj.weight": "attention.out.kernel",
     "mlp.fc1.weight": "linear_1.kernel",
@@ -61,32 +89,9 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
         if mapping.get(name, value) != value:
             raise ConversionError(f"config.json: {name} = {mapping[name]!r}: only {value!r} is supported")
     rope = mapping.get("rope_parameters") or {"rope_theta": mapping.get("rope_theta", 10000.0)}
-    return MimiConfig(
-        sample_rate=mapping["sampling_rate"],
-        dimension=mapping["hidden_size"],
-        seanet=SEANetConfig(
-            n_filters=mapping["num_filters"],
-            ratios=tuple(mapping["upsampling_ratios"]),
-            n_residual_layers=mapping["num_residual_layers"],
-            kernel_size=mapping["kernel_size"],
-            residual_kernel_size=mapping["residual_kernel_size"],
-            last_kernel_size=mapping["last_kernel_size"],
-            dilation_base=mapping["dilation_growth_rate"],
-            compress=mapping["compress"],
-        ),
-        transformer=TransformerConfig(
-            num_heads=mapping["num_attention_heads"],
-            num_layers=mapping["num_hidden_layers"],
-            dim_feedforward=mapping["intermediate_size"],
-            context=mapping["sliding_window"],
-            max_period=float(rope["rope_theta"]),
-            layer_scale=mapping["layer_scale_initial_scale"],
-        ),
-        num_semantic_quantizers=mapping["num_semantic_quantizers"],
-        num_quantizers=mapping["num_quantizers"],
-        codebook_size=mapping["codebook_size"],
-        codebook_dim=mapping["codebook_dim"],
-    )
+    seanet = config_of(SEANetConfig, SEANET_NAMES, mapping)
+    transformer = config_of(TransformerConfig, TRANSFORMER_NAMES, {**mapping, **rope})
+    return config_of(MimiConfig, CONFIG_NAMES, mapping, seanet=seanet, transformer=transformer)
 
 
 def config_to_transformers(config: MimiConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, refuse_pointer
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, refuse_pointer
 from omnicodec_jax.model_directory import CONFIG, WEIGHTS
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
 
@@ -25,6 +25,16 @@ NESTED = {"thinker_config": "thinker.", "audio_config": "audio_tower."}
 CONV_2D = (3, 2, 1, 0)
 """Axes of a 2-D convolution's kernel: [out, in, frequency, time] → [time, frequency, in, out]."""
 
+CONFIG_NAMES = {
+    "num_mel_bins": "num_mel_bins",
+    "conv_channels": "downsample_hidden_size",
+    "d_model": "d_model",
+    "num_heads": "encoder_attention_heads",
+    "num_layers": "encoder_layers",
+    "dim_feedforward": "encoder_ffn_dim",
+    "output_dim": "output_dim",
+}
+"""Our names of the options in config.json, with transformers' names."""
 LAYER_DENSE = {
     "self_attn.q_proj": "attention.query",
     "self_attn.k_proj": "attention.key",
@@ -105,16 +115,8 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
         if mapping.get(name, value) != value:
             raise ConversionError(f"{CONFIG}: {name} = {mapping[name]!r}: only {value!r} is supported")
     try:
-        return Qwen3AuTConfig(
-            num_mel_bins=mapping["num_mel_bins"],
-            conv_channels=mapping["downsample_hidden_size"],
-            d_model=mapping["d_model"],
-            num_heads=mapping["encoder_attention_heads"],
-            num_layers=mapping["encoder_layers"],
-            dim_feedforward=mapping["encoder_ffn_dim"],
-            window_chunks=mapping["n_window_infer"] // CHUNK_FRAMES,
-            output_dim=mapping["output_dim"],
-        )
+        window_chunks = mapping["n_window_infer"] // CHUNK_FRAMES
+        return config_of(Qwen3AuTConfig, CONFIG_NAMES, mapping, window_chunks=window_chunks)
     except KeyError as error:
         raise ConversionError(f"{CONFIG}: not that of a Qwen3-Omni audio encoder: it has no {error}") from None
 

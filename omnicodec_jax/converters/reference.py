@@ -16,12 +16,23 @@ from omnicodec_jax.config import (
     SemanticConfig,
     TransformerConfig,
 )
-from omnicodec_jax.converters.tensors import KeyEntry, from_entries, to_entries
+from omnicodec_jax.converters.tensors import KeyEntry, config_of, from_entries, to_entries
 from omnicodec_jax.errors import ConfigError
 
 DROPPED = ("qwen_encoder.", "transform.")
 """Prefixes of keys that are left out on purpose: the frozen audio encoder, and a layer that is never used."""
 
+SEANET_NAMES = {
+    name: name
+    for name in (
+        *("n_filters", "ratios", "n_residual_layers", "kernel_size", "residual_kernel_size", "last_kernel_size"),
+        *("dilation_base", "compress"),
+    )
+}
+TRANSFORMER_NAMES = {
+    name: name for name in ("num_heads", "num_layers", "dim_feedforward", "context", "max_period", "layer_scale")
+}
+"""Our names of the options in the reference's config, which are its own names."""
 EARLIER_NAMES = {
     "proj_qwen2se_emb": "proj_gt_se_emb",
     "proj_se_quant2ac_emb": "proj_se_q_ac_emb",
@@ -171,24 +182,8 @@ def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
         config = CodecConfig(
             sample_rate=mapping["sample_rate"],
             dimension=seanet["dimension"],
-            seanet=SEANetConfig(
-                n_filters=seanet["n_filters"],
-                ratios=tuple(seanet["ratios"]),
-                n_residual_layers=seanet["n_residual_layers"],
-                kernel_size=seanet["kernel_size"],
-                residual_kernel_size=seanet["residual_kernel_size"],
-                last_kernel_size=seanet["last_kernel_size"],
-                dilation_base=seanet["dilation_base"],
-                compress=seanet["compress"],
-            ),
-            transformer=TransformerConfig(
-                num_heads=transformer["num_heads"],
-                num_layers=transformer["num_layers"],
-                dim_feedforward=transformer["dim_feedforward"],
-                context=transformer["context"],
-                max_period=float(transformer["max_period"]),
-                layer_scale=transformer["layer_scale"],
-            ),
+            seanet=config_of(SEANetConfig, SEANET_NAMES, seanet),
+            transformer=config_of(TransformerConfig, TRANSFORMER_NAMES, transformer),
             semantic=SemanticConfig(
                 feature_dim=mapping.get("semantic_feature_dim", 2048),
                 codebook_size=semantic["codebook_size"],

@@ -2,11 +2,12 @@
 
 import pickle
 import re
+import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 LISTED = 8
 """How many names a message lists at most."""
 
+C = TypeVar("C")
 StateDict = Mapping[str, np.ndarray]
 """Tensors by their names."""
 
@@ -157,6 +159,34 @@ def name_groups(keys: Sequence[str]) -> str:
     beginnings = sorted({key.partition(".")[0] for key in keys})
     shown = ", ".join(f"{name}.*" for name in beginnings[:LISTED]) + (", …" if beginnings[LISTED:] else "")
     return f"{len(keys)} tensors ({shown})"
+
+
+# -- Configs
+
+
+def config_of(kind: type[C], names: Mapping[str, str], mapping: Mapping[str, Any], **more: Any) -> C:
+    """Makes a config from one that has other names for its options.
+
+    Args:
+        kind: The class of the config.
+        names: Its fields, with the mapping's names for them. Fields that are not named have their defaults.
+        mapping: The other config, parsed.
+        more: Values of other fields.
+
+    Returns:
+        The config. Lists have become tuples, and whole numbers floats where the field is one.
+
+    Raises:
+        KeyError: For an option that the mapping does not have.
+    """
+    hints = typing.get_type_hints(kind)
+
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(value)
+        return float(value) if hints[name] is float and type(value) is int else value
+
+    return kind(**{name: convert(name, mapping[theirs]) for name, theirs in names.items()}, **more)
 
 
 # -- Layouts

@@ -12,7 +12,7 @@ import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, read_state_dict, unwrap
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, read_state_dict, unwrap
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
 CONFIG_NAMES = {
@@ -53,9 +53,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> WavLMConfig:
     for name, value in fixed.items():
         if (found := mapping.get(name, None if name == "model_type" else value)) != value:
             raise ConversionError(f"config.json: {name} = {found!r}: only {value!r} is supported")
-    given = {ours: mapping[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in mapping}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return WavLMConfig(**given)
+    return config_of(WavLMConfig, {ours: name for ours, name in CONFIG_NAMES.items() if name in mapping}, mapping)
 
 
 def norm(key: str, module: str) -> Iterator[KeyEntry]:

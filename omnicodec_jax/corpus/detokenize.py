@@ -17,7 +17,7 @@ from omnicodec_jax.data import audio
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import DataError, TokenError
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import remove_leftovers, rewriting
 from omnicodec_jax.origin import Origin, relative
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -95,6 +95,7 @@ def detokenize(
     with claim(out, share), ThreadPoolExecutor(WRITERS) as threads:
         with rewriting(out / SETTINGS) as temporary:
             temporary.write_text(json.dumps(made) + "\n")
+        remove_leftovers(*(out / path for path in left))
         for (target, clip), samples in tokenizer.decode_each(clips()):
             writing.append(threads.submit(write, target, clip, samples[0]))
             if len(writing) > 2 * WRITERS:

@@ -1,18 +1,20 @@
 """Reads audio files ahead of the devices, in child processes, since a damaged file may crash its decoder."""
 
+import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from omnicodec_jax.child_processes import Child, Died, Tell
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.decoders import drop_remarks
 from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.sndfile import drop_remarks
 from omnicodec_jax.data.units import Seen, attempt, death
 from omnicodec_jax.errors import AudioError
 
@@ -21,7 +23,7 @@ T = TypeVar("T")
 HASHED_FILES = 256
 """Number of files whose hash a reader remembers, since a manifest may list many segments of one file."""
 HELD_SAMPLES = 1 << 26
-"""Number of samples that may wait for the device before no more files are begun: 256 MiB."""
+"""Number of samples that may wait for the devices before no more files are begun: 256 MiB."""
 
 
 class Request(NamedTuple):
@@ -138,6 +140,9 @@ class Readers:
 
     def __init__(self, count: int):
         self._count, self._readers, self._own = count, [], threading.local()
+        self._held, self._changed = 0, threading.Condition()
+        self._wanted: int | float = -1
+        """Number of the last request whose result was asked for, which is not put off any more; infinite at the end."""
         self._threads = ThreadPoolExecutor(count, "reader", self._begin)
 
     def _begin(self) -> None:
@@ -149,6 +154,7 @@ class Readers:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._want(math.inf)
         for reader in self._readers:
             reader.close()
 
@@ -165,26 +171,50 @@ class Readers:
             The key, what was read, and what `then` has made of it. If one of the two has raised AudioError or OSError:
             the key, None, and the exception.
         """
-        ahead: deque[tuple[T, Future]] = deque()
-
-        def work(request: Request) -> tuple[Read, Any]:
-            result = self._own.reader(request)
-            return result, then(result)
-
-        def waiting() -> int:
-            done = [future.result()[0].clip for _, future in ahead if future.done() and not future.exception()]
-            return sum(clip.samples.size for clip in done if clip is not None)
+        ahead: deque[tuple[int, T, Future[tuple[Read, Any]]]] = deque()
 
         def oldest() -> tuple[T, Read | None, Any]:
-            key, future = ahead.popleft()
+            number, key, future = ahead.popleft()
+            self._want(number)
             try:
-                return key, *future.result()
+                result, made = future.result()
             except (AudioError, OSError) as error:
                 return key, None, error
+            with self._changing():
+                self._held -= _size(result)
+            return key, result, made
 
-        for key, request in requests:
-            while len(ahead) >= 4 * self._count or (ahead and waiting() >= HELD_SAMPLES):
+        for number, (key, request) in enumerate(requests):
+            while len(ahead) >= 4 * self._count:
                 yield oldest()
-            ahead.append((key, self._threads.submit(work, request)))
+            ahead.append((number, key, self._threads.submit(self._work, number, request, then)))
         while ahead:
             yield oldest()
+
+    def _work(self, number: int, request: Request, then: Callable[[Read], Any]) -> tuple[Read, Any]:
+        """Reads a file in a reader's thread, once there is room for it or its result is asked for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held < HELD_SAMPLES or number <= self._wanted)
+            if self._wanted == math.inf:
+                raise CancelledError
+        result = self._own.reader(request)
+        made = then(result)
+        with self._changing():
+            self._held += _size(result)
+        return result, made
+
+    def _want(self, number: int | float) -> None:
+        with self._changing():
+            self._wanted = number
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Wakes the threads that wait, after what they wait for has changed."""
+        with self._changed:
+            yield
+            self._changed.notify_all()
+
+
+def _size(result: Read) -> int:
+    """Returns how many samples a result holds."""
+    return 0 if result.clip is None else result.clip.samples.size

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from omnicodec_jax import __version__, model_directory, names
+from omnicodec_jax import model_directory, names
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
@@ -32,6 +32,7 @@ from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
 from omnicodec_jax.semantic import read_encoder
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip, load_codec
+from omnicodec_jax.version import __version__
 
 PROMISE = (
     "A clip's tokens depend on its own samples, the model and the kind of device, and on nothing else: not on padding, "
@@ -153,7 +154,7 @@ class Worker:
         def requests() -> Iterator[tuple[tuple[str, int], Request]]:
             for unit in units:
                 name = unit.name
-                remove_leftovers(shards.shard_path(self.job.out, name), self.job.out / shards.STATE)
+                remove_leftovers(shards.shard_path(self.job.out, name), folder=self.job.out / shards.STATE)
                 remove_leftovers(shards.marker_path(self.job.out, name))
                 opened[name] = _OpenUnit(self.job, unit)
                 outcomes = opened[name].outcomes

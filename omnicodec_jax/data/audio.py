@@ -11,8 +11,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from omnicodec_jax.data.decoders import BLOCK, Source, reading
+from omnicodec_jax.data.audio_source import Source
+from omnicodec_jax.data.decoders import reading
 from omnicodec_jax.data.levels import Level
+from omnicodec_jax.data.sndfile import BLOCK
 from omnicodec_jax.errors import AudioError
 from omnicodec_jax.files import replacing
 

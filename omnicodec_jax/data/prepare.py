@@ -16,7 +16,6 @@ from typing import NamedTuple
 from omnicodec_jax.child_processes import Child, Children, Died, Finished, Tell
 from omnicodec_jax.data import manifest, records, units
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.decoders import drop_remarks
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.prepare_unit import (
     PrepareConfig,
@@ -27,6 +26,7 @@ from omnicodec_jax.data.prepare_unit import (
     prepare_unit,
     split_position,
 )
+from omnicodec_jax.data.sndfile import drop_remarks
 from omnicodec_jax.data.units import Plan, Progress, Share
 from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import remove_leftovers, rewriting

@@ -28,7 +28,7 @@ from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
 from omnicodec_jax.evaluation.scores import METRICS, ScoreRequest, Scores, score_all
 from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
-from omnicodec_jax.files import digest, rewriting
+from omnicodec_jax.files import digest, rewriting, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def run(evaluation: Evaluation) -> int:
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
     with claim(out), Journal(out / "journal.jsonl") as journal:
         reconstruct.check_replaced(clips, out, journal)
+        sweep(out)
         found = list(reconstruct.originals(clips, out, journal))
         originals = [clip for clip in found if isinstance(clip, Original)]
         rejected = [failure for failure in found if isinstance(failure, Failure)]

@@ -1,0 +1,177 @@
+"""Decodes files by libsndfile, block by block."""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from omnicodec_jax.data import containers, streams
+from omnicodec_jax.data.audio_source import PREROLL, Source, check_rate, check_whole, slack, with_channels
+from omnicodec_jax.errors import AudioError
+
+BLOCK = 1 << 16
+"""Samples per channel that are decoded at once: what is read stays in the cache until it is resampled."""
+SNDFILE = frozenset(
+    ("AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "NIST", "OGG", "RF64", "SDS", "SVX", "W64", "WAV", "WAVEX")
+)
+"""Formats that libsndfile decodes here. It knows more, but nothing tells whether files of those are whole."""
+SEEKING = frozenset(("ALAW", "ULAW", "FLOAT", "DOUBLE", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM"))
+"""Codings besides PCM and MPEG in which libsndfile seeks to a sample without decoding what is before it."""
+LOSSY = ("VORBIS", "OPUS", "MPEG")
+"""Codings whose first samples after a seek may be others: a frame leans on those before it."""
+
+
+def open_file(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
+    """Opens a file with libsndfile; None for a file that FFmpeg is to read."""
+    descriptor = os.open(path, os.O_RDONLY)  # no name that could mean something else to a decoder
+    stack.callback(os.close, descriptor)
+    try:
+        with quiet():
+            file = stack.enter_context(soundfile.SoundFile(descriptor, closefd=False))
+    except soundfile.LibsndfileError:
+        return None
+    if file.format not in SNDFILE or file.subtype.startswith("DWVW") or file.frames >= 1 << 62:
+        return None
+    # A header that was written before the audio, by something that could not go back to it.
+    if file.frames == 0 and ((extent := containers.extent(path)) is None or extent.more):
+        return None
+    if file.subtype == "OPUS" and not streams.ogg_is_marked(path):
+        return None  # libsndfile calls it malformed
+    if file.format == "W64" and (extent := containers.extent(path)) and extent.has_tail:
+        return None  # libsndfile takes the chunks behind the audio for audio
+    return file
+
+
+def source_of(path: Path, file: soundfile.SoundFile, offset: float, duration: float | None) -> Source:
+    """Returns the format and the blocks of an open file, or of a part of it; see `decoders.reading`."""
+    if file.format == "MP3":
+        spans, is_counted = streams.mpeg(path)
+    else:
+        spans = streams.ogg_parts(path) if file.format == "OGG" else [(0, path.stat().st_size)]
+        is_counted = not file.subtype.startswith("MPEG")
+    if duration is None:
+        check_whole(path, file.frames, file.samplerate)
+    length = None if duration is None else round(duration * file.samplerate)
+    blocks = _sndfile_blocks(_parts(path, file, spans), is_counted, round(offset * file.samplerate), length)
+    blocks = (with_channels(block, file.channels) for block in blocks)
+    if file.format == "MP3" and len(spans) == 1 and duration is None:
+        blocks = _to_the_end(path, file, blocks)
+    return Source(file.samplerate, file.channels, file.subtype, blocks)
+
+
+class _Part(NamedTuple):
+    """One of the streams that lie in a file one after the other."""
+
+    file: soundfile.SoundFile
+    safe: int
+    """The last sample that the decoder can seek to."""
+
+
+def _parts(path: Path, file: soundfile.SoundFile, spans: list[streams.Span]) -> Iterator[_Part]:
+    """Yields the streams of a file, each opened by itself if there are several."""
+    for start, end in spans:
+        with contextlib.ExitStack() as stack:
+            part = file
+            if len(spans) > 1:
+                with open(path, "rb") as whole, quiet():
+                    whole.seek(start)
+                    part = stack.enter_context(soundfile.SoundFile(io.BytesIO(whole.read(end - start))))
+            check_rate(part.samplerate, file.samplerate, f"byte {start}")
+            seeks = part.subtype.startswith(("PCM", "MPEG")) or part.subtype in SEEKING
+            safe = part.frames if seeks else 0
+            if part.subtype == "VORBIS":  # in the last page, libsndfile is off by what is cut from its end
+                safe = part.frames - streams.ogg_last_page(path, (start, end))
+            yield _Part(part, safe)
+
+
+def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length: int | None) -> Iterator[np.ndarray]:
+    """Yields `length` samples from `start` on; if `length` is None, all of them."""
+    for file, safe in parts:
+        first = min(start, file.frames)
+        start -= first
+        position = min(first, safe)
+        if file.subtype.startswith(LOSSY):
+            position = max(0, position - round(PREROLL * file.samplerate))
+        if position:
+            with quiet():
+                file.seek(position)
+        for block in _read(file, None if length is None else first - position + length):
+            kept = block[max(0, first - position) :]
+            position += len(block)
+            if len(kept):
+                length = None if length is None else length - len(kept)
+                yield kept
+        missing = slack(file.frames, file.samplerate)
+        if file.subtype.startswith("MPEG"):  # two frames, since some count the header's
+            missing = max(missing, 2304.0 if file.samplerate >= 32_000 else 1152.0)
+        if length is None and is_counted and file.frames - position > missing:
+            raise AudioError(f"truncated: {file.frames - position} of {file.frames} samples are missing")
+        if length == 0:
+            return
+
+
+def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
+    """Yields the next samples of a file in blocks: `left` of them, or all if that is None."""
+    while left is None or left > 0:
+        with quiet() if file.subtype.startswith("MPEG") else contextlib.nullcontext():
+            block = file.read(BLOCK if left is None else min(left, BLOCK), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        left = None if left is None else left - len(block)
+        yield block
+
+
+def _to_the_end(path: Path, file: soundfile.SoundFile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Raises AudioError after the blocks if the file goes on: the decoder stops where the sample rate changes."""
+    yield from blocks
+    position = os.lseek(file.name, 0, os.SEEK_CUR)
+    if streams.mpeg_goes_on(path, position):
+        raise AudioError(f"changes its sample rate or channels after byte {position}; split it there")
+
+
+# -- Remarks of libraries
+
+_quiet_lock = threading.Lock()
+_quiet_depth, _quiet_stderr = 0, -1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what decoders written in C remark on stderr: it names no file, and what matters becomes an error."""
+    global _quiet_depth, _quiet_stderr
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_stderr = _without_stderr()
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and _quiet_stderr >= 0:
+                os.dup2(_quiet_stderr, 2)
+                os.close(_quiet_stderr)
+
+
+def drop_remarks() -> None:
+    """Drops these remarks for the rest of a process. Python's own stderr still reaches the user."""
+    sys.stderr = os.fdopen(_without_stderr(), "w", buffering=1, errors="backslashreplace")
+
+
+def _without_stderr() -> int:
+    """Points the process's stderr to nowhere; returns a descriptor of what it was, -1 if it was closed."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        return -1
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    return kept

@@ -1,0 +1,57 @@
+"""Rooms of the package, which are its folders and the files beside them: imports between them run downwards only."""
+
+import ast
+import functools
+import graphlib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.quick
+
+PACKAGE = Path(__file__).parents[1] / "omnicodec_jax"
+FACE = "__init__.py"
+"""The public face of the package, which imports from rooms, and which no room imports from."""
+
+
+def room(module: str) -> str | None:
+    """The folder or file of a module of the package; None for a module that is not in it."""
+    package, _, rest = module.partition(".")
+    if package != PACKAGE.name:
+        return None
+    name = rest.partition(".")[0]
+    return name if (PACKAGE / name).is_dir() else f"{name}.py"
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules that a module imports, in its functions, too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE.name:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+    return found
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """The rooms that each room imports from."""
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0]
+        rooms = {room(module) for module in imported(ast.parse(path.read_text()))}
+        graph.setdefault(own, set()).update(name for name in rooms - {own} if name is not None)
+    return graph
+
+
+def test_imports_between_rooms_have_no_circle():
+    graphlib.TopologicalSorter(imports()).prepare()
+
+
+def test_every_room_that_is_imported_is_there_and_is_not_the_public_face():
+    names = set().union(*imports().values())
+    assert "data" in names
+    assert [name for name in names if name == FACE or not (PACKAGE / name).exists()] == []
