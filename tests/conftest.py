@@ -1,6 +1,8 @@
 """Strict arithmetic, eight fake devices and a shared compilation cache for all tests."""
 
+import ctypes
 import dataclasses
+import gc
 import os
 
 # Most of a test's time is compilation: without optimisation, and as one piece of code, it takes least.
@@ -24,6 +26,8 @@ import jax  # noqa: E402 (after the hook and the flags)
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""The function of glibc that gives freed memory back to the operating system; None elsewhere."""
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -31,37 +35,31 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-LONGEST_FIRST = ("test_training", "test_corpus", "test_train_step", "test_cli", "test_evaluation")
-"""Test files that take minutes: begun last, each would keep one worker busy while the others have nothing to do."""
-
-
-QUICK = (
-    *("test_audio", "test_config", "test_contents", "test_datasets", "test_files", "test_formats", "test_help"),
-    *("test_listening", "test_manifest", "test_metrics", "test_names", "test_page", "test_parameter_counts"),
-    *("test_public_names", "test_records", "test_setup", "test_sharding_table", "test_spec", "test_type_names"),
-    *("test_child_processes", "test_many_files", "test_waveform"),
-)
-"""Test files that compile next to nothing and start few processes: what `make check` runs."""
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks the tests of the quick files."""
-    if item.path.stem in QUICK:
-        item.add_marker("quick")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first; a worker takes a file as a whole (--dist loadfile), whose fixtures it shares."""
-    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    """Puts the files first that say they take minutes: begun last, one of them would keep a single worker busy.
+
+    A worker takes a file as a whole (--dist loadfile), whose fixtures its tests share.
+    """
+
+    def minutes(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("minutes")
+        return 0 if mark is None else mark.args[0]
+
+    items.sort(key=minutes, reverse=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    """Compiled programs go with the module that needs them; all together they take gigabytes."""
+    """Compiled programs go with the module that needs them; all together they take gigabytes.
+
+    glibc keeps what is freed, since it lies between what is not, unless it is told to give it back.
+    """
     yield
     jax.clear_caches()
+    gc.collect()
+    if GIVE_BACK is not None:
+        GIVE_BACK(0)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from test_formats import mux
 from omnicodec_jax.data import audio, decoders
 from omnicodec_jax.errors import AudioError
 
+pytestmark = pytest.mark.quick
+
 RATE = 44_100
 
 

@@ -12,6 +12,8 @@ import pytest
 from omnicodec_jax.child_processes import Child, Children, Died, Finished, Reported
 from omnicodec_jax.errors import DataError
 
+pytestmark = pytest.mark.quick
+
 
 def work(item, report, *, folder):
     """Kills its own process once for each item that is called "killed", and always for "crash"."""

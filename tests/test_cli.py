@@ -19,6 +19,8 @@ from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenEr
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
+pytestmark = pytest.mark.minutes(1)
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -379,10 +381,19 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "corpus" / "shards").glob("*.parquet"))) == 3
 
 
-def test_an_untrained_model_has_codebooks_that_fit_the_audio(tmp_path, clips):
+@pytest.mark.parametrize("recipe", ["small.py", pytest.param("demo", marks=pytest.mark.slow)])
+def test_an_untrained_model_has_codebooks_that_fit_the_audio(recipe, tmp_path, clips, monkeypatch):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / clips[0].name).symlink_to(clips[0])
-    assert cli.init(ROOT / "configs" / "demo.py", tmp_path / "model", tmp_path / "audio") == 0
+    small = "seanet=SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1)"
+    small += ", transformer=replace(full.codec.transformer, num_layers=1)"
+    (tmp_path / "small.py").write_text(
+        "from dataclasses import replace\nfrom omnicodec_jax.config import SEANetConfig\n"
+        "from omnicodec_jax.recipes.demo import config as full\n"
+        f"config = replace(full, codec=replace(full.codec, {small}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.init(recipe, tmp_path / "model", tmp_path / "audio") == 0
     tokenizer = OmniCodecTokenizer.from_pretrained(tmp_path / "model")
     books = tokenizer.variables["codebooks"]
     assert all(np.all(collection["initialized"]) for collection in books.values())

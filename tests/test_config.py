@@ -26,6 +26,8 @@ from omnicodec_jax.config.files import load, run_config, to_dict
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.model_directory import compute_alike, from_json, to_json
 
+pytestmark = pytest.mark.quick
+
 RECIPES = sorted(
     path for path in (Path(__file__).parents[1] / "configs").rglob("*.py") if "language_model" not in path.stem
 )

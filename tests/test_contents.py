@@ -14,6 +14,8 @@ from omnicodec_jax.data import features, records
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.errors import OmniCodecError
 
+pytestmark = pytest.mark.quick
+
 HOUR = 3600 * records.SAMPLE_RATE
 
 

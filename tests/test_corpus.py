@@ -33,6 +33,8 @@ from omnicodec_jax.data.units import Share, Unit
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
+pytestmark = pytest.mark.minutes(5)
+
 ROOT = Path(__file__).parents[1]
 BAD = {"empty.wav": "empty file", "noise.wav": "not audio", "silent.wav": "silent", "gone.wav": "no such file"}
 

@@ -16,6 +16,8 @@ from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import datasets
 from omnicodec_jax.evaluation.datasets import EvalClip, clips
 
+pytestmark = pytest.mark.quick
+
 
 def touch(root, *names):
     for name in names:

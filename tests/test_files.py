@@ -26,6 +26,8 @@ from omnicodec_jax.evaluation import page
 from omnicodec_jax.files import replacing, rewriting
 from omnicodec_jax.token_file import TokenFile
 
+pytestmark = pytest.mark.quick
+
 TOKENS = TokenFile(
     codes=np.zeros((2, 3), np.uint16), model="m", frame_rate=12.5, sample_rate=24_000, num_samples=5760, gain=1.0
 )

@@ -18,6 +18,8 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import UsageError
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path

@@ -18,6 +18,8 @@ from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import listening
 from omnicodec_jax.evaluation.listening import ALL_DOMAINS, REFERENCE, Rating
 
+pytestmark = pytest.mark.quick
+
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 HEADER = ",".join(Rating._fields)
 GOOD = "ann,c1,speech,A,N-MOS,4,2.50,2026-01-31T12:00:00.000Z"

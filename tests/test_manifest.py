@@ -10,6 +10,8 @@ from omnicodec_jax.data import discovery, manifest
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.errors import DataError
 
+pytestmark = pytest.mark.quick
+
 LINE = '{"audio_filepath": "a.wav"}'
 
 

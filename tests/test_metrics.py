@@ -14,6 +14,8 @@ from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.evaluation.summary import codebook_use, mean
 from omnicodec_jax.losses import multi_scale_mel
 
+pytestmark = pytest.mark.quick
+
 RATE = 24_000
 
 

@@ -12,6 +12,8 @@ from omnicodec_jax import names
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 
+pytestmark = pytest.mark.quick
+
 WHERE = Path("list.jsonl")
 AUDIO = frozenset({".wav", ".flac", ".mp3"})
 

@@ -19,6 +19,8 @@ from tiny_report import HOSTILE, RATE
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.evaluation import listening, page
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def report(tmp_path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEAD = 263_168
 """A layer of the reference that is never used, and left out here."""

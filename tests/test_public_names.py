@@ -7,6 +7,8 @@ import pytest
 
 import omnicodec_jax
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", omnicodec_jax.__all__)
 def test_every_public_name_is_there_and_listed(name):

@@ -14,6 +14,8 @@ from omnicodec_jax.data.features import FeatureFormat, FeatureStore
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
 from omnicodec_jax.errors import DataError
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 HEADER = Header("speech/ä b.wav", "speech", 48_000, 96_017, 1.7, 44_100, 176_432)
 

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 
 from omnicodec_jax.cli import command
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -21,6 +21,8 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 ROWS = {

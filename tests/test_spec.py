@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 SPEC = (ROOT / "docs" / "spec.md").read_text()
 SECTIONS = re.findall(r"^#{2,3} ([\d.]+) ", SPEC, re.MULTILINE)

@@ -38,6 +38,8 @@ from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import TrainState, start_state
 from omnicodec_jax.training.step import jit_step, train_step
 
+pytestmark = pytest.mark.minutes(3)
+
 STEPS = 5
 
 

@@ -41,6 +41,8 @@ from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import DISCRIMINATORS, first_state
 from omnicodec_jax.training.validation import Validator
 
+pytestmark = pytest.mark.minutes(8)
+
 ROOT = Path(__file__).parents[1]
 LOSSES = ("loss/", "gradient_norm/", "replaced/", "perplexity/")
 MIDDLE = 4
@@ -331,19 +333,21 @@ def test_discriminators_begin_at_a_step_and_a_run_that_is_stopped_before_it_is_t
         assert scalars(half, LOSSES) == scalars(tmp_path / "whole", LOSSES, after=step)
 
 
-@pytest.mark.parametrize(("start", "stop", "traced"), [(5, 7, True), (6, 20, True), (3, 4, False)])
-def test_trace_covers_steps_of_this_start(half, config, caplog, start, stop, traced):
+@pytest.mark.parametrize(("start", "stop"), [(5, 7), (6, 20)])
+def test_trace_covers_steps_of_this_start(half, config, caplog, start, stop):
     assert loop.run(config, half, loop.Profile(start, stop)) == 0
-    assert bool(list((half / "profile").rglob("*.xplane.pb"))) == traced
-    assert any("no trace" in record.getMessage() for record in caplog.records) != traced
+    assert list((half / "profile").rglob("*.xplane.pb"))
+    assert not any("no trace" in message for message in caplog.messages)
 
 
-def test_run_goes_on_without_its_curves(config, half, monkeypatch, caplog):
+def test_run_goes_on_without_its_curves_and_without_a_trace_of_steps_before_it(config, half, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.flush", full)
-    assert loop.run(config, half) == 0
+    assert loop.run(config, half, loop.Profile(3, 4)) == 0
+    assert not list((half / "profile").rglob("*.xplane.pb"))
+    assert any("no trace" in message for message in caplog.messages)
     assert [record.getMessage() for record in caplog.records if "TensorBoard" in record.getMessage()] == [
         "TensorBoard: [Errno 28] No space left on device; going on without"
     ]

@@ -6,6 +6,8 @@ import pytest
 
 from omnicodec_jax.discriminators.waveform import deinterleave
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("period", [2, 3, 5, 7, 11])
 def test_rows_of_a_period_are_its_samples_to_the_last_bit(period):
