@@ -239,7 +239,7 @@ class ContinuousBatcher:
             waits = is_over
             for row, lane in enumerate(lanes):
                 if lane is None and not waits:
-                    item = next(source, END)
+                    item: Any = next(source, END)
                     is_over = item is END
                     waits = is_over or item is None
                     lanes[row] = None if waits else self._begin(*item)
