@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, encode_block
@@ -47,7 +46,7 @@ class CodecLanes:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         config: CodecConfig | MimiConfig,
         variables: model_directory.Variables,
         encoder: FrozenEncoder | None = None,

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +239,7 @@ class ContinuousBatcher:
             waits = is_over
             for row, lane in enumerate(lanes):
                 if lane is None and not waits:
-                    item: Any = next(source, END)
+                    item = cast(Any, next(source, END))
                     is_over = item is END
                     waits = is_over or item is None
                     lanes[row] = None if waits else self._begin(*item)
