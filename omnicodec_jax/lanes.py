@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar, cast, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -239,10 +239,11 @@ class ContinuousBatcher:
             waits = is_over
             for row, lane in enumerate(lanes):
                 if lane is None and not waits:
-                    item = cast(Any, next(source, END))
-                    is_over = item is END
-                    waits = is_over or item is None
-                    lanes[row] = None if waits else self._begin(*item)
+                    item = next(source, END)
+                    if item is END or item is None:
+                        waits, is_over = True, item is END
+                    else:
+                        lanes[row] = self._begin(*item)
             sizes = [lane.size for lane in lanes if lane is not None]
             if sizes:
                 size = max(sizes, key=sizes.count)
