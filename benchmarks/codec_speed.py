@@ -44,7 +44,7 @@ def random_codec() -> tuple[Any, Any]:
 
 def ours(batch: int) -> Cases:
     """Returns the functions that are measured, for this package."""
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     codec, variables = random_codec()
     rng = np.random.default_rng(1)
