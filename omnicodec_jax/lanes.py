@@ -243,7 +243,8 @@ class ContinuousBatcher:
                     if item is END or item is None:
                         waits, is_over = True, item is END
                     else:
-                        lanes[row] = self._begin(*item)
+                        key, sequence = item
+                        lanes[row] = self._begin(key, sequence)
             sizes = [lane.size for lane in lanes if lane is not None]
             if sizes:
                 size = max(sizes, key=sizes.count)
