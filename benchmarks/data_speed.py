@@ -19,15 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soundfile
-from flax import linen as nn
 
+from omnicodec_jax import model_directory
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
 from omnicodec_jax.data.features import FeatureFormat
 from omnicodec_jax.data.manifest import Entry
-from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig, Qwen3AuTLayer
+from omnicodec_jax.planning.totals import totals
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
+from omnicodec_jax.pretrained.whisper import FEATURE_RATE, SIZES
 
 SECONDS, BATCH, WIDTH, STEPS = 10, 24, 2048, 20
 LONG_SECONDS = 180
@@ -132,21 +134,21 @@ def measure_pipeline(directory: Path) -> None:
     )
 
 
-def encoder_flops() -> float:
-    """Returns the FLOPs of computing the features of one 10 s clip, as XLA counts them. Nothing is run."""
-    config = Qwen3AuTConfig()
-    model, layer = Qwen3AuT(config), Qwen3AuTLayer(config, jnp.float32)
-    mel = jax.ShapeDtypeStruct((1, 100 * SECONDS, config.num_mel_bins), jnp.float32)
-    states = jax.ShapeDtypeStruct((1, features.PER_SECOND * SECONDS, config.d_model), jnp.float32)
-
-    def flops(module: nn.Module, *inputs: Any) -> float:
-        variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-        analysis: Any = jax.jit(module.apply).lower(variables, *inputs).compile().cost_analysis()
-        return analysis["flops"]
-
-    # XLA counts the layers' loop as if it ran once.
-    lengths = jnp.full(1, states.shape[1])
-    return flops(model, mel) + (config.num_layers - 1) * flops(layer, states, lengths)
+def print_encoders() -> None:
+    """Prints what each frozen encoder takes to compute features of a window, as compiled. Nothing is run."""
+    print(f"\n{'encoder':<12} {'parameters':>11} {'GFLOP/s of audio':>17} {'kB/s stored, bfloat16':>22}")
+    encoders: dict[str, Any] = {f"Whisper {name}": config for name, config in SIZES.items()}
+    for name, config in {**encoders, "Qwen3-AuT": Qwen3AuTConfig()}.items():
+        qwen = isinstance(config, Qwen3AuTConfig)
+        seconds, rate = (config.window_chunks, features.PER_SECOND) if qwen else (config.window_seconds, FEATURE_RATE)
+        module = model_directory.build(config)
+        mel = jax.ShapeDtypeStruct((1, 100 * seconds, config.num_mel_bins), jnp.float32)
+        variables = jax.eval_shape(module.init, jax.random.key(0), mel)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))
+        compiled = jax.jit(module.apply).lower(variables, mel).compile()
+        flops = totals(compiled.as_text() or "").flops / seconds
+        stored = rate * 2 * config.output_dim
+        print(f"{name:<16} {parameters / 1e6:>7.1f} M {flops / 1e9:>17.2f} {stored / 1e3:>22.1f}")
 
 
 def main(repeats: int = 5) -> None:
@@ -158,7 +160,7 @@ def main(repeats: int = 5) -> None:
     with tempfile.TemporaryDirectory() as directory:
         measure_prepare(Path(directory), repeats)
         measure_pipeline(Path(directory))
-    print(f"features computed instead: {encoder_flops() / SECONDS / 1e9:.1f} GFLOP per second of audio")
+    print_encoders()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class CodecLanes:
             model: The codec as a Flax module.
             config: Its config.
             variables: Its parameters and codebooks.
-            encoder: Qwen3-Omni's audio encoder in the number format that it computes in, for semantic features that
+            encoder: Frozen audio encoder in the number format that it computes in, for semantic features that
                 would have to be given otherwise.
             devices: Devices of this process, all of one kind. Default: one.
         """

@@ -103,11 +103,11 @@ def mel_spectrogram(
     return jnp.matmul(magnitude, filters, precision=jax.lax.Precision.HIGHEST)
 
 
-def log10_mel(samples: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
+def log10_mel(samples: Float[Array, "*B T"], bins: int = MEL_BINS) -> Float[Array, "*B N M"]:
     """Computes log10 of the mel power of 16 kHz audio in frames without padding: `log_mel` before its normalisation."""
     spectrum = stft(samples, MEL_WINDOW, MEL_HOP)
     power = spectrum.real**2 + spectrum.imag**2
-    filters = mel_filterbank(MEL_SAMPLE_RATE, MEL_WINDOW, MEL_BINS)
+    filters = mel_filterbank(MEL_SAMPLE_RATE, MEL_WINDOW, bins)
     mel = jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)
     return jnp.log10(jnp.maximum(mel, 1e-10))
 
@@ -116,22 +116,22 @@ def normalize_log_mel(log10_mel: ArrayT, loudest: np.float32 | None = None) -> A
     """Limits a log-mel to Whisper's dynamic range, 8 decades below the loudest bin, and scales it to about ±1.
 
     Args:
-        log10_mel: The log-mel of each clip, [*B, N, 128].
+        log10_mel: The log-mel of each clip, [*B, N, M].
         loudest: log10 of the loudest bin; None: that of each clip.
     """
     ceiling = log10_mel.max(axis=(-2, -1), keepdims=True) if loudest is None else loudest
     return (log10_mel.clip(ceiling - 8.0) + 4.0) / 4.0
 
 
-def log_mel(audio: Float[Array, "*B T"]) -> Float[Array, "*B N 128"]:
+def log_mel(audio: Float[Array, "*B T"], bins: int = MEL_BINS) -> Float[Array, "*B N M"]:
     """Computes the log-mel spectrogram of 16 kHz audio as Whisper and Qwen3-Omni do; N = T // 160, T > 200.
 
-    Frames are centred over reflected edges, and the last one is dropped. Source: transformers'
-    WhisperFeatureExtractor.
+    Qwen3-Omni and Whisper large-v3 have 128 bins, all other Whispers 80. Frames are centred over reflected edges, and
+    the last one is dropped. Source: transformers' WhisperFeatureExtractor.
     """
     edge = MEL_WINDOW // 2
     padded = reflect_pad(audio, edge, edge)
-    return normalize_log_mel(log10_mel(padded)[..., : audio.shape[-1] // MEL_HOP, :])
+    return normalize_log_mel(log10_mel(padded, bins)[..., : audio.shape[-1] // MEL_HOP, :])
 
 
 def stack_frames(mel: ArrayT) -> ArrayT:

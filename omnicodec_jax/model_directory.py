@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,14 +26,20 @@ from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SCALE = ".int8_scale"
+"""What the name of an int8 array's scale ends with, after the name of the array."""
+Number = Literal["float32", "float16", "int8"]
+"""What weights may be stored as."""
 
 CONVERTERS = {
     "wavlm": "omnicodec convert wavlm",
     "mimi": "omnicodec convert mimi",
     "qwen3_omni": "omnicodec convert qwen3-aut",
     "omnicodec": "omnicodec convert from-torch",
+    "whisper": "omnicodec convert whisper",
 }
 """What converts checkpoints of transformers, by the beginning of the model_type in their config.json."""
 PYTORCH = (".pth", ".pt", ".ckpt", ".bin")
@@ -55,6 +61,7 @@ KINDS = {
     "mimi": Kind(MimiConfig, Mimi),
     "qwen3_aut": Kind(Qwen3AuTConfig, Qwen3AuT),
     "wavlm": Kind(WavLMConfig, WavLM),
+    "whisper": Kind(WhisperConfig, WhisperEncoder),
     "discriminators": Kind(DiscriminatorConfig, Discriminators),
 }
 """Each kind of model, by the model_type that config.json names."""
@@ -97,14 +104,64 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten(template).items()}
 
 
-def save(directory: str | os.PathLike[str], config: Any, variables: Variables) -> None:
-    """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model."""
+def save(directory: str | os.PathLike[str], config: Any, variables: Variables, number: Number = "float32") -> None:
+    """Writes both files, each whole or not at all; the weights first, so that a config marks a complete model.
+
+    Args:
+        directory: Directory to write to; it is made if it is not there.
+        config: The model's config.
+        variables: Its weights.
+        number: What they are stored as, to be computed with in float32. int8: arrays of one axis stay float32, and
+            others get a float32 scale for each channel, their last axis.
+
+    Raises:
+        ModelError: If a weight is too large for float16.
+    """
     directory = Path(directory)
-    tensors = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in flatten(variables).items():
+        tensors |= _stored(name, np.asarray(leaf), number)
     with rewriting(directory / WEIGHTS) as path:
         save_file(tensors, path)
     with rewriting(directory / CONFIG) as path:
         path.write_text(to_json(config))
+
+
+def _stored(name: str, value: np.ndarray, number: Number) -> dict[str, np.ndarray]:
+    """Returns what the weights file holds of an array."""
+    if number == "int8" and value.ndim > 1:
+        # Where layers are stacked, each has scales of its own. Of both ways, the one is taken that is closer: it gives
+        # back weights that were int8 before, whichever way they were.
+        ways = [_quantized(value, axes) for axes in (tuple(range(value.ndim - 1)), -2)]
+        rows, scale = min(ways, key=lambda way: float(np.square(way[0] * way[1] - value).sum()))
+        return {name: rows, name + SCALE: scale}
+    if number != "float16":
+        return {name: value}
+    if np.abs(value).max(initial=0) > np.finfo(np.float16).max:
+        raise ModelError(f"{name}: holds weights that are too large for float16")
+    return {name: value.astype(np.float16)}
+
+
+def _quantized(value: np.ndarray, axes: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int8 values, and the float32 scale that all numbers along some axes share.
+
+    A scale has 17 significant bits, so that its products with int8 values are exact, and quantized weights that are
+    loaded and saved again stay as they are.
+    """
+    fraction, exponent = np.frexp(np.abs(value).max(axis=axes, keepdims=True).astype(np.float64) / 127)
+    scale = np.ldexp(np.ceil(fraction * 2**17) / 2**17, exponent)
+    scale = np.maximum(scale, 2.0**-100).astype(np.float32)
+    return np.rint(value / scale).astype(np.int8), scale
+
+
+def _dequantized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a weights file as float32."""
+    quantized = {name for name, value in tensors.items() if value.dtype == np.int8 and name + SCALE in tensors}
+    plain = {name: value for name, value in tensors.items() if name.removesuffix(SCALE) not in quantized}
+    return {
+        **{name: value.astype(np.float32, copy=False) for name, value in plain.items()},
+        **{name: tensors[name] * tensors[name + SCALE] for name in quantized},
+    }
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
@@ -126,8 +183,8 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         raise ModelError(f"{directory / CONFIG}: not text: {error}") from None
     config = from_json(text, str(directory / CONFIG))
     try:
-        tensors = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+        tensors = _dequantized(load_file(directory / WEIGHTS))
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{directory / WEIGHTS}: not a readable safetensors file: {error}") from None
     expected = expected_tensors(build(config))
     problems = [f"missing: {name}" for name in expected.keys() - tensors.keys()]
@@ -139,7 +196,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     ]
     if problems:
         raise ModelError(f"{directory}: weights do not fit the config:\n  " + "\n  ".join(sorted(problems)))
-    return config, unflatten({name: value.astype(np.float32, copy=False) for name, value in tensors.items()})
+    return config, unflatten(tensors)
 
 
 def _refuse_unconverted(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, overload
 
 import jax
@@ -15,15 +16,72 @@ from omnicodec_jax.config import Precision, SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key, map_present
-from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuT, Qwen3AuTConfig, num_tokens
+from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, Qwen3AuTConfig, num_tokens
+from omnicodec_jax.pretrained.whisper import (
+    FEATURE_RATE,
+    FRAMES_PER_FEATURE,
+    FRAMES_PER_SECOND,
+    WhisperConfig,
+    WhisperEncoder,
+    num_features,
+)
 
-FrozenEncoder = tuple[Qwen3AuTConfig, Any]
+EncoderConfig = Qwen3AuTConfig | WhisperConfig
+ENCODERS = ("qwen3_aut", "whisper")
+"""Kinds of model that are frozen encoders of a semantic branch; each is a semantic source of the same name."""
+FrozenEncoder = tuple[EncoderConfig, Any]
 """Config and variables of the frozen encoder. It computes in the dtype of its parameters."""
 
 SEMANTIC_RATE = 12.75
-"""Feature vectors per second that a clip is expected to have: between 12.5 (log-mel) and 13 (Qwen3-Omni)."""
+"""Feature vectors per second that a clip is expected to have: between 12.5 (log-mel, Whisper) and 13 (Qwen3-Omni)."""
 MEL_BLOCK = 1000
 """Number of log-mel frames that are computed at once: ten seconds."""
+FEATURE_SAMPLES = FRAMES_PER_FEATURE * dsp.MEL_HOP
+"""Number of samples at 16 kHz of a feature of Whisper."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeardWindows:
+    """The parts of the audio that a source of semantic features hears one by one."""
+
+    mel_bins: int
+    """Number of bins of its log-mel."""
+    live_seconds: int
+    """Seconds of a live stream that are encoded at once."""
+    live_vectors: int
+    """Number of feature vectors of these."""
+    clip_seconds: int | None = None
+    """Seconds that are encoded as a clip of their own; None: the log-mel is normalised over the whole clip."""
+
+    @property
+    def mel_block(self) -> int:
+        """Number of log-mel frames that are computed at once: ten seconds, or a window that is a clip of its own."""
+        return MEL_BLOCK if self.clip_seconds is None else self.clip_seconds * FRAMES_PER_SECOND
+
+    @classmethod
+    def of(cls, config: EncoderConfig | None) -> "HeardWindows":
+        """Returns those of an encoder; None: those of stacked log-mel frames."""
+        match config:
+            case None:
+                return cls(dsp.MEL_BINS, 2, 25)  # whole seconds with whole vectors: these are 80 ms apart
+            case Qwen3AuTConfig():
+                return cls(config.num_mel_bins, 1, TOKENS_PER_CHUNK)
+            case WhisperConfig(window_seconds=seconds):
+                return cls(config.num_mel_bins, seconds, round(seconds * FEATURE_RATE), seconds)
+
+
+def num_vectors(source: str, samples: int, sample_rate: int) -> int:
+    """Counts the feature vectors of a clip.
+
+    Args:
+        source: Semantic source that they are of; those of `stored` are counted as those of Qwen3-Omni.
+        samples: Length of the clip.
+        sample_rate: Its sample rate, Hz.
+    """
+    if source == "whisper":
+        return -(-samples * dsp.MEL_SAMPLE_RATE // (sample_rate * FEATURE_SAMPLES))
+    frames = samples * FRAMES_PER_SECOND // sample_rate
+    return -(-frames // dsp.FRAMES_PER_FEATURE) if source == "log_mel" else num_tokens(frames)
 
 
 def semantic_features(
@@ -34,42 +92,100 @@ def semantic_features(
     Args:
         audio: float32 [B, 1, T].
         sample_rate: Sample rate of the audio, Hz.
-        encoder: Qwen3-Omni's audio encoder; None for stacked log-mel frames.
+        encoder: Audio encoder of Qwen3-Omni or of Whisper; None for stacked log-mel frames.
 
     Returns:
         Features float32 [B, S, F], through which no gradient passes to the encoder.
     """
-    mel = dsp.log_mel(dsp.resample_as_soxr(audio[:, 0], sample_rate, dsp.MEL_SAMPLE_RATE))
     if encoder is None:
-        return dsp.stack_frames(mel)
+        return dsp.stack_frames(dsp.log_mel(_low_rate(audio[:, 0], sample_rate)))
     config, variables = encoder
-    features: Any = Qwen3AuT(config, jax.tree.leaves(variables)[0].dtype).apply(variables, mel)
-    return jax.lax.stop_gradient(features)
+    module = model_directory.build(config, dtype=jax.tree.leaves(variables)[0].dtype)
+    if isinstance(config, Qwen3AuTConfig):
+        features: Any = module.apply(variables, dsp.log_mel(_low_rate(audio[:, 0], sample_rate)))
+        return jax.lax.stop_gradient(features)
+    return jax.lax.stop_gradient(_features_of_windows(audio[:, 0], sample_rate, module, variables))
 
 
-def read_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:
+def _low_rate(audio: Float[Array, "B T"], sample_rate: int) -> Float[Array, "B N"]:
+    return dsp.resample_as_soxr(audio, sample_rate, dsp.MEL_SAMPLE_RATE)
+
+
+def _features_of_windows(
+    audio: Float[Array, "B T"], sample_rate: int, module: WhisperEncoder, variables: Any
+) -> Float[Array, "B S F"]:
+    """Computes Whisper's features of crops. The windows of a crop, and its tail, are rows of one batch."""
+    bins, window = module.config.num_mel_bins, module.config.window_seconds * sample_rate
+    batch, whole = len(audio), audio.shape[1] // window
+    parts = (audio[:, : whole * window].reshape(batch * whole, window), audio[:, whole * window :])
+    low = [_fill_up(_low_rate(part, sample_rate), part.shape[1], sample_rate) for part in parts if part.size]
+    mels = [dsp.log_mel(samples, bins) for samples in low]
+    lengths = [mel.shape[1] for mel in mels for _ in range(len(mel) // batch)]
+    # The crops stay the first axis, since they are what devices share out.
+    rows = jnp.concatenate(
+        [
+            jnp.pad(mel, ((0, 0), (0, max(lengths) - mel.shape[1]), (0, 0))).reshape(batch, -1, max(lengths), bins)
+            for mel in mels
+        ],
+        axis=1,
+    )
+    features: Any = module.apply(
+        variables, rows.reshape(-1, *rows.shape[2:]), jnp.tile(jnp.array(lengths, jnp.int32), batch)
+    )
+    vectors = num_vectors("whisper", audio.shape[1], sample_rate)
+    return features.reshape(batch, -1, features.shape[2])[:, :vectors]
+
+
+def _fill_up(samples: Any, length: int, sample_rate: int) -> Any:
+    """Fills samples at 16 kHz, numpy or jax, up with silence to whole features of the `length` samples they are of."""
+    size = num_vectors("whisper", length, sample_rate) * FEATURE_SAMPLES
+    numpy: Any = np if isinstance(samples, np.ndarray) else jnp
+    samples = samples[..., :size]
+    return numpy.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(0, size - samples.shape[-1])])
+
+
+def read_encoder(directory: str | os.PathLike[str]) -> FrozenEncoder:
+    """Reads a frozen encoder from a model directory, as numpy arrays.
+
+    Args:
+        directory: What `omnicodec convert whisper` or `omnicodec convert qwen3-aut` has written.
+
+    Raises:
+        ModelError: If the directory holds another model.
+    """
+    config, variables = model_directory.load(directory)
+    if not isinstance(config, EncoderConfig):
+        kind = model_directory.model_type(config)
+        raise ModelError(f"{directory}: a {kind} model, not an audio encoder, of Qwen3-Omni or of Whisper")
+    return config, variables
+
+
+def read_encoder_of(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:
     """Reads the frozen encoder of a codec's semantic branch from a model directory, as numpy arrays.
 
     Args:
-        directory: What `omnicodec convert qwen3-aut` has written.
+        directory: What `omnicodec convert whisper` or `omnicodec convert qwen3-aut` has written.
         semantic: Semantic branch of the codec; None if it has none.
 
     Raises:
         ModelError: If the directory holds another model, or the codec takes no features of this encoder.
     """
-    config, variables = model_directory.load(directory)
-    if not isinstance(config, Qwen3AuTConfig):
-        raise ModelError(f"{directory}: a {model_directory.model_type(config)} model, not the Qwen3-Omni audio encoder")
-    wanted = None if semantic is None or semantic.source == "log_mel" else semantic.feature_dim
-    if wanted != config.output_dim:
-        takes = "no encoder's features" if wanted is None else f"features of width {wanted}"
-        raise ModelError(f"{directory}: makes features of width {config.output_dim}; the codec takes {takes}")
+    config, variables = read_encoder(directory)
+    kind, width, takes = model_directory.model_type(config), config.output_dim, None
+    if semantic is None or semantic.source == "log_mel":
+        takes = "no encoder's features"
+    elif semantic.source not in ("stored", kind):
+        takes = f"those of {semantic.source}"
+    elif semantic.feature_dim != width:
+        takes = f"features of width {semantic.feature_dim}"
+    if takes is not None:
+        raise ModelError(f"{directory}: a {kind} encoder, with features of width {width}; the codec takes {takes}")
     return config, variables
 
 
 def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:
-    """Loads the frozen encoder of a codec's semantic branch onto the default device; see `read_encoder`."""
-    config, variables = read_encoder(directory, semantic)
+    """Loads the frozen encoder of a codec's semantic branch onto the default device; see `read_encoder_of`."""
+    config, variables = read_encoder_of(directory, semantic)
     return config, jax.tree.map(jnp.asarray, variables)
 
 
@@ -101,12 +217,19 @@ def check_features(features: np.ndarray, semantic: SemanticConfig, seconds: floa
 
 @dataclasses.dataclass(frozen=True)
 class MelWindows(InputSequence):
-    """Gives the log-mel of a clip to `Qwen3AuT`, one attention window after the other."""
+    """Gives the log-mel of a clip to an encoder, one attention window after the other."""
 
     mel: np.ndarray
-    """float32 [M, 128]."""
-    size: int
-    """Number of log-mel frames in a window."""
+    """float32 [M, mel bins]."""
+    config: EncoderConfig
+    """Config of the encoder."""
+
+    @property
+    def size(self) -> int:
+        """Number of log-mel frames in a window."""
+        if isinstance(self.config, Qwen3AuTConfig):
+            return self.config.window_chunks * CHUNK_FRAMES
+        return self.config.window_seconds * FRAMES_PER_SECOND
 
     @property
     def num_frames(self) -> int:
@@ -116,7 +239,8 @@ class MelWindows(InputSequence):
     @property
     def num_outputs(self) -> int:
         """Number of feature vectors."""
-        return num_tokens(len(self.mel))
+        count = num_tokens if isinstance(self.config, Qwen3AuTConfig) else num_features
+        return count(len(self.mel))
 
     @property
     def num_valid(self) -> float:
@@ -127,6 +251,8 @@ class MelWindows(InputSequence):
         """Cuts out window number `start`, its number of valid frames, and whether it continues a clip. size is 1."""
         part = self.mel[start * self.size :][: self.size]
         padded = np.pad(part, ((0, self.size - len(part)), (0, 0)))
+        if isinstance(self.config, WhisperConfig):
+            return padded, np.int32(len(part))
         return padded, np.int32(len(part)), np.bool_(start > 0)
 
 
@@ -142,23 +268,24 @@ class FeatureExtractor:
     """Computes semantic features of whole clips, with device memory that does not grow with their length.
 
     The log-mel is computed on the host, in 2 ms for ten seconds. On an accelerator it would wait in the queue behind
-    the steps of all lanes, each of which takes as long as dozens of short clips. It is normalised over the clip. The
-    encoder's attention sees windows of eight seconds, and each window is a row of its own. So the features are those
-    of the clip in one piece.
+    the steps of all lanes, each of which takes as long as dozens of short clips. It is normalised over the clip, or
+    over each window where these are clips of their own. The encoder's attention sees windows, and each window is a row
+    of its own. So the features are those of the clip in one piece.
     """
 
     def __init__(self, encoder: FrozenEncoder | None, devices: Sequence[Any], clock: Clock | None = None):
         """Takes the encoder, or None for stacked log-mel frames, and the devices that it runs on."""
-        self._host = host()
-        self._log10_mel = exact.jit(dsp.log10_mel, self._host.platform)
-        self._batcher = None
+        self._config, self._batcher = None, None
         if encoder is not None:
-            config, variables = encoder
-            model = Qwen3AuT(config, jax.tree.leaves(variables)[0].dtype)
+            self._config, variables = encoder
+            model = model_directory.build(self._config, dtype=jax.tree.leaves(variables)[0].dtype)
             self._batcher = ContinuousBatcher(
-                model, Qwen3AuT.__call__, variables, axis=0, devices=devices, clock=clock, blocks=(1,)
+                model, type(model).__call__, variables, axis=0, devices=devices, clock=clock, blocks=(1,)
             )
-            self._window = config.window_chunks * CHUNK_FRAMES
+        self.windows = HeardWindows.of(self._config)
+        """The parts of the audio that are heard one by one."""
+        self._host = host()
+        self._log10_mel = exact.jit(partial(dsp.log10_mel, bins=self.windows.mel_bins), self._host.platform)
 
     def __call__(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
         """Computes the features of one clip.
@@ -177,20 +304,43 @@ class FeatureExtractor:
         return features
 
     def log_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Computes the log-mel float32 [M, 128] of a clip float32 [T]. Raises AudioError if it is under 25 ms."""
-        return dsp.normalize_log_mel(self.log10_mel(clip, sample_rate))
-
-    def log10_mel(self, clip: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Computes the log-mel before it is normalised over the clip, block by block; see `log_mel`."""
-        samples = audio_files.resample(clip, sample_rate, dsp.MEL_SAMPLE_RATE)
-        if samples.size < dsp.MEL_WINDOW:
+        """Computes the log-mel float32 [M, bins] of a clip float32 [T]. Raises AudioError if it is under 25 ms."""
+        if clip.size < audio_files.MIN_SECONDS * sample_rate:
             raise AudioError(
                 f"{clip.size} samples: too short; at least {audio_files.MIN_SECONDS * 1e3:.0f} ms are needed"
             )
+        size = clip.size if self.windows.clip_seconds is None else self.windows.clip_seconds * sample_rate
+        parts = [clip[start : start + size] for start in range(0, clip.size, size)]
+        return np.concatenate([dsp.normalize_log_mel(self._log10_mel_of(part, sample_rate)) for part in parts])
+
+    def live_log_mel(self, samples: np.ndarray, sample_rate: int, loudest: float) -> tuple[np.ndarray, float]:
+        """Computes the log-mel of the next samples of a live stream, of a window or of what is left at the end.
+
+        Args:
+            samples: float32 [T], at most `windows.live_seconds` of audio.
+            sample_rate: Sample rate of the audio, Hz.
+            loudest: log10 of the loudest bin of the stream so far.
+
+        Returns:
+            Log-mel float32 [M, bins], and log10 of the loudest bin of the stream by now.
+        """
+        if self.windows.clip_seconds is not None:
+            return dsp.normalize_log_mel(self._log10_mel_of(samples, sample_rate)), loudest
+        filled = audio_files.fit_length(samples, self.windows.live_seconds * sample_rate)
+        mel = self._log10_mel_of(filled, sample_rate)
+        loudest = max(loudest, float(mel.max()))
+        return dsp.normalize_log_mel(mel, np.float32(loudest)), loudest
+
+    def _log10_mel_of(self, part: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Computes the log-mel of a clip, or of a window that is one, before it is normalised, block by block."""
+        samples = audio_files.resample(part, sample_rate, dsp.MEL_SAMPLE_RATE)
+        if self.windows.clip_seconds is not None:
+            samples = _fill_up(samples, part.size, sample_rate)
+        block = self.windows.mel_block
         frames, hop = samples.size // dsp.MEL_HOP, dsp.MEL_HOP
         padded = np.pad(samples, dsp.MEL_WINDOW // 2, mode="reflect")
-        size = MEL_BLOCK * hop + dsp.MEL_WINDOW - hop
-        blocks = [padded[start * hop :][:size] for start in range(0, frames, MEL_BLOCK)]
+        size = block * hop + dsp.MEL_WINDOW - hop
+        blocks = [padded[start * hop :][:size] for start in range(0, frames, block)]
         placed = jax.device_put([audio_files.fit_length(block, size) for block in blocks], self._host)
         mel = np.concatenate([self._log10_mel(block) for block in placed])
         return mel[:frames]
@@ -203,12 +353,13 @@ class FeatureExtractor:
         """Computes the features of any number of clips.
 
         Args:
-            mels: Keys of the caller's choice and log-mels float32 [M, 128]; None for one that must wait, as
+            mels: Keys of the caller's choice and log-mels float32 [M, bins]; None for one that must wait, as
                 `ContinuousBatcher.run` takes it.
 
         Yields:
             Keys and features float32 [S, F]; if an encoder computes them, not in the order of the clips.
         """
-        if self._batcher is None:
+        config = self._config
+        if self._batcher is None or config is None:
             return map_present(lambda key, mel: (key, dsp.stack_frames(mel)), mels)
-        return self._batcher.run(map_present(lambda key, mel: (key, MelWindows(mel, self._window)), mels))
+        return self._batcher.run(map_present(lambda key, mel: (key, MelWindows(mel, config)), mels))

@@ -23,12 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.data.features import num_vectors
-from omnicodec_jax.dsp import FRAMES_PER_FEATURE, MEL_HOP, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.exact import full_float32
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.lanes import stream_step
+from omnicodec_jax.semantic import num_vectors
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 What = Literal["decoder-step", "decoder", "encoder"]
@@ -133,7 +132,5 @@ def _function(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tupl
     audio = jax.ShapeDtypeStruct((batch, 1, samples), jnp.float32)
     if tokenizer.semantic is None:
         return encode, (audio,)
-    vectors = num_vectors(samples)
-    if tokenizer.semantic.source == "log_mel":
-        vectors = -(-(samples * MEL_SAMPLE_RATE // config.sample_rate // MEL_HOP) // FRAMES_PER_FEATURE)
+    vectors = num_vectors(str(tokenizer.feature_source), samples, config.sample_rate)
     return encode, (audio, jax.ShapeDtypeStruct((batch, vectors, tokenizer.semantic.feature_dim), jnp.float32))

@@ -1,8 +1,8 @@
 """Live streams: audio comes out a frame at a time, and codes as soon as the audio that they depend on is there.
 
 Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer
-blocks; audio and acoustic codes are the same up to rounding. Semantic features are not: offline they are normalised
-over the whole clip, here over windows.
+blocks; audio and acoustic codes are the same up to rounding, and so are Whisper's features, which are of windows
+everywhere. Other semantic features are not: offline they are normalised over the whole clip, here over windows.
 
 A session may go on for ever: what is held of it, and what a chunk costs, do not depend on how long it has lasted.
 """
@@ -20,7 +20,6 @@ from flax import linen as nn
 
 from omnicodec_jax import dsp, exact
 from omnicodec_jax.blocks import Array, encode_block
-from omnicodec_jax.data.audio import fit_length
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import stream_step
@@ -165,7 +164,7 @@ class StreamingEncoder:
 
     The codes of a frame come out at most `look_ahead` seconds after the end of the frame. Semantic features are
     computed in windows. Each window is a clip of its own, but its log-mel is normalised by the loudest bin of the
-    stream so far. Without a semantic branch there are no windows and no look-ahead.
+    stream so far; that of Whisper by its own. Without a semantic branch there are no windows and no look-ahead.
 
     Examples:
         >>> import numpy as np
@@ -195,9 +194,8 @@ class StreamingEncoder:
         if not tokenizer.computes_features:
             raise ModelError("this model needs semantic features: load it with the encoder that computes them")
         self._tokenizer, self._sessions = tokenizer, [Session() for _ in range(sessions)]
-        source = None if tokenizer.semantic is None else tokenizer.semantic.source
-        # A window lasts whole seconds and holds whole vectors: stacked log-mel frames are 80 ms apart.
-        seconds, self._vectors = {None: (0, 0), "log_mel": (2, 25)}.get(source, (1, 13))
+        windows = None if tokenizer.extract is None else tokenizer.extract.windows
+        seconds, self._vectors = (0, 0) if windows is None else (windows.live_seconds, windows.live_vectors)
         self._window = seconds * tokenizer.sample_rate
         self._encoder_stream = Stream(tokenizer, encode_block)
         self._semantic_stream = Stream(tokenizer, OmniCodec.semantic_hidden) if seconds else None
@@ -280,22 +278,23 @@ class StreamingEncoder:
         return min(whole, max(0, reach // (2 * hop * self._vectors) + 1))
 
     def _compute_hidden(self, rows: list[int]) -> None:
-        """Computes the semantic branch of the next window of some sessions; a short one is filled up with silence."""
-        extract = self._tokenizer.extract
+        """Computes the semantic branch of the next window of some sessions, or of what is left of them."""
+        extract, rate = self._tokenizer.extract, self._tokenizer.sample_rate
         assert extract is not None
         assert self._semantic_stream is not None
         mels = []
         for session in map(self._sessions.__getitem__, rows):
-            window = fit_length(session.audio[session.windowed - session.start :], self._window)
-            mel = extract.log10_mel(window, self._tokenizer.sample_rate)
-            session.loudest = max(session.loudest, float(mel.max()))
-            mels.append(dsp.normalize_log_mel(mel, np.float32(session.loudest)))
+            window = session.audio[session.windowed - session.start :][: self._window]
+            mel, session.loudest = extract.live_log_mel(window, rate, session.loudest)
+            mels.append(mel)
         features = dict(extract.features(zip(rows, mels, strict=True)))
-        silent = np.zeros_like(features[rows[0]])
-        stacked = np.stack([features.get(row, silent) for row in range(len(self._sessions))])
-        hidden = np.asarray(self._semantic_stream(*self._marks(rows, lambda session: session.windowed == 0), stacked))
+        # The branch is causal: what stands behind the vectors of the rest of a session changes none of them.
+        inputs = np.zeros((len(self._sessions), self._vectors, features[rows[0]].shape[1]), np.float32)
         for row in rows:
-            self._sessions[row].add(hidden[row])
+            inputs[row, : len(features[row])] = features[row]
+        hidden = np.asarray(self._semantic_stream(*self._marks(rows, lambda session: session.windowed == 0), inputs))
+        for row in rows:
+            self._sessions[row].add(hidden[row, : len(features[row])])
             self._sessions[row].windowed += self._window
 
     def _marks(self, rows: list[int], begins: Callable[[Session], bool]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ A clip is checked and made ready on the host (`prepare`); codec_lanes.py has the
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +24,33 @@ from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticCon
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.lanes import Key, Use
-from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder
+from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder_of
+
+ENCODER = "encoder"
+"""Folder in a codec's model directory that may hold the frozen encoder of its semantic branch, as a model directory."""
+FILES = tuple(
+    f"{folder}{name}" for folder in ("", f"{ENCODER}/") for name in (model_directory.CONFIG, model_directory.WEIGHTS)
+)
+"""Files of a codec's model directory."""
+
+
+def find_encoder(
+    name: str | os.PathLike[str], revision: str | None = None, encoder: str | os.PathLike[str] | None = None
+) -> Path | None:
+    """Finds the frozen encoder of a codec's semantic branch.
+
+    Args:
+        name: Model directory of the codec, or hub id.
+        revision: Branch, tag or commit of a hub model.
+        encoder: Directory of the encoder, where it is not that of the codec.
+
+    Returns:
+        The directory that is given, or else the folder `encoder` in the codec's own; None if that is not there.
+    """
+    if encoder is not None:
+        return Path(encoder)
+    beside = model_directory.resolve(name, revision, FILES) / ENCODER
+    return beside if (beside / model_directory.CONFIG).is_file() else None
 
 
 def load_codec(
@@ -39,7 +66,7 @@ def load_codec(
         ModelError: If there is no such model, it is incomplete, or it is no codec.
         ConfigError: If its config.json is not one.
     """
-    config, variables = model_directory.load(model_directory.resolve(name, revision))
+    config, variables = model_directory.load(model_directory.resolve(name, revision, FILES))
     if not isinstance(config, CodecConfig | MimiConfig):
         raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
     return config, variables
@@ -75,7 +102,7 @@ class OmniCodecTokenizer:
         Args:
             config: The codec's config.
             variables: Its parameters and codebooks, as `model_directory.load` gives them.
-            encoder: Qwen3-Omni's audio encoder, to compute semantic features that would have to be given otherwise.
+            encoder: Frozen encoder, to compute semantic features that would have to be given otherwise.
             devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
             precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
                 and TPUs, and many codes are others (docs/tokens.md).
@@ -106,8 +133,9 @@ class OmniCodecTokenizer:
         Args:
             name: Model directory, or hub id such as `you/your-codec`.
             revision: Branch, tag or commit of a hub model.
-            encoder: Directory of Qwen3-Omni's audio encoder (`omnicodec convert qwen3-aut`), to compute semantic
-                features that would have to be given otherwise.
+            encoder: Directory of the encoder that computes semantic features (`omnicodec convert whisper` or
+                `omnicodec convert qwen3-aut`). Default: the folder `encoder` in that of the model; without one, models
+                that need them have to be given features.
             devices: Devices of this process, all of one kind. Default: one.
             precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
                 and TPUs, and many codes are others (docs/tokens.md).
@@ -121,7 +149,8 @@ class OmniCodecTokenizer:
             ConfigError: If its config.json is not one.
         """
         config, variables = load_codec(name, revision)
-        loaded = None if encoder is None else read_encoder(encoder, getattr(config, "semantic", None))
+        found = find_encoder(name, revision, encoder)
+        loaded = None if found is None else read_encoder_of(found, getattr(config, "semantic", None))
         return cls(config, variables, loaded, devices, precision, encoder_precision)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -197,6 +226,13 @@ class OmniCodecTokenizer:
     def semantic(self) -> SemanticConfig | None:
         """Config of the semantic branch; None if the model takes audio alone."""
         return getattr(self.config, "semantic", None)
+
+    @property
+    def feature_source(self) -> str | None:
+        """Kind of the encoder that computes semantic features, or else the source that the config names."""
+        if self._encoder is not None:
+            return model_directory.model_type(self._encoder[0])
+        return None if self.semantic is None else self.semantic.source
 
     @property
     def extract(self) -> FeatureExtractor | None:

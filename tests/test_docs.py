@@ -172,6 +172,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "omnicodec convert mimi": parsed,
     "omnicodec convert wavlm": parsed,
     "omnicodec convert qwen3-aut": parsed,
+    "omnicodec convert whisper": parsed,
     "omnicodec convert semantic-features": parsed,
     "omnicodec plan": parsed,
     "omnicodec perplexity": parsed,

@@ -15,6 +15,7 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.config import SEANetConfig, SemanticConfig
 from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
+from omnicodec_jax.pretrained.whisper import WhisperConfig
 from omnicodec_jax.streaming import StreamingDecoder, StreamingEncoder
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -125,14 +126,22 @@ RATIOS = {12.5: (8, 6, 5, 4), 6.25: (12, 8, 5, 4)}
 SEMANTIC = {
     "log_mel": SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=16, codebook_dim=12),
     "qwen3_aut": SemanticConfig(source="qwen3_aut", feature_dim=10, codebook_size=16, codebook_dim=12),
+    "whisper": SemanticConfig(source="whisper", feature_dim=8, codebook_size=16, codebook_dim=12),
 }
 CASES = [(source, rate) for source in (*SEMANTIC, "none") for rate in RATIOS]
 
 
 @cache
-def frozen_encoder():
-    """A random one of a few thousand parameters."""
-    config = Qwen3AuTConfig(conv_channels=4, d_model=16, num_heads=2, num_layers=1, dim_feedforward=16, output_dim=10)
+def frozen_encoder(source: str):
+    """A random one of a few thousand parameters; None for stacked log-mel frames."""
+    if source == "log_mel":
+        return None
+    config = {
+        "qwen3_aut": Qwen3AuTConfig(
+            conv_channels=4, d_model=16, num_heads=2, num_layers=1, dim_feedforward=16, output_dim=10
+        ),
+        "whisper": WhisperConfig(d_model=8, num_heads=2, num_layers=1, dim_feedforward=16, window_seconds=2),
+    }[source]
     model = model_directory.build(config)
     return config, jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
 
@@ -145,7 +154,7 @@ def live_tokenizer(source: str, rate: float) -> OmniCodecTokenizer:
         config = dataclasses.replace(tiny.MIMI, **small)
         return OmniCodecTokenizer(config, tiny.variables(config))
     config = dataclasses.replace(tiny.OMNICODEC, semantic=SEMANTIC[source], **small)
-    return OmniCodecTokenizer(config, tiny.variables(config), None if source == "log_mel" else frozen_encoder())
+    return OmniCodecTokenizer(config, tiny.variables(config), frozen_encoder(source))
 
 
 def sound(rows: int, samples: int, seed: int = 0) -> np.ndarray:
@@ -174,6 +183,20 @@ def test_a_code_that_has_gone_out_is_that_of_the_whole_clip(source, rate, sizes)
         position = min(SAMPLES, position + size)
         assert sum(part.shape[2] for part in codes) <= position * rate / 24_000
     np.testing.assert_array_equal(np.concatenate([*codes, stream.flush()], axis=2), whole)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, 48_000, 1000])
+def test_live_codes_of_whisper_are_those_of_the_clip_on_disk(samples):
+    """Its windows are clips of their own, so that nothing after a window changes its features."""
+    tokenizer, audio = live_tokenizer("whisper", 12.5), sound(1, samples)
+    audio[:, :, 40_000:] *= 30  # the second window is far louder than the first
+    stream = StreamingEncoder(tokenizer)
+    live = np.concatenate([stream(audio[:, :, :700]), stream(audio[:, :, 700:]), stream.flush()], axis=2)
+    np.testing.assert_array_equal(live, tokenizer.encode(audio, 24_000))
+
+
+def test_look_ahead_is_a_window_of_the_encoder_and_a_vector():
+    assert StreamingEncoder(live_tokenizer("whisper", 12.5)).look_ahead == 2.08
 
 
 @pytest.mark.parametrize(("source", "rate"), [("qwen3_aut", 6.25), ("none", 12.5)])
@@ -249,7 +272,7 @@ def live_for_twelve_seconds(source: str, rate: float, monkeypatch, skip: int = 0
             session.start += skip * 24_000
             session.windowed += skip * 24_000
             session.frames += round(skip * rate)
-            session.first += round(skip * (12.5 if source == "log_mel" else 13))
+            session.first += round(skip * (13 if source == "qwen3_aut" else 12.5))
         passed.clear()
         codes.append(stream(audio[:, :, second * 24_000 : (second + 1) * 24_000]))
         counts.append((numbers(vars(stream._sessions[0])), sum(passed), len(passed)))

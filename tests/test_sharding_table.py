@@ -20,6 +20,7 @@ from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
+from omnicodec_jax.pretrained.whisper import WhisperConfig
 
 pytestmark = pytest.mark.quick
 
@@ -53,7 +54,7 @@ ROWS = {
         "discriminators.waveform.window_#.band_#_conv_#",
         "language_model.head",
         *("wavlm.feature_encoder.conv_#", "wavlm.feature_projection", "wavlm.position_conv"),
-        *("encoder.front_end.conv_#", "encoder.front_end.out", "encoder.proj_#"),
+        *("encoder.front_end.conv_#", "encoder.front_end.out", "encoder.proj_#", "encoder.conv_#"),
     ),
 }
 TRANSFORMERS = ("encoder_transformer", "decoder_transformer", "semantic_encoder", "semantic_decoder")
@@ -87,6 +88,7 @@ def trees() -> Iterator[dict[str, Any]]:
             experiment = config_files.load(file)
             yield {"codec": shapes(experiment.codec), "discriminators": shapes(experiment.discriminators)}
     yield {"wavlm": shapes(WavLMConfig()), "encoder": shapes(Qwen3AuTConfig())}
+    yield {"encoder": shapes(WhisperConfig())}
 
 
 @pytest.fixture(scope="module")

@@ -47,15 +47,14 @@ def encode(
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
         encoder: Encoder that computes the features, in place of --features: a directory that `omnicodec convert
-            qwen3-aut` has written.
+            whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
         precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes
             (docs/tokens.md).
         encoder_precision: Number format that the encoder computes in.
         overwrite: Replace also token files of another model or precision, and of other audio.
     """
     tokenizer = _load_model(model, revision, encoder, precision, encoder_precision)
-    needed = tokenizer.semantic is not None and tokenizer.semantic.source != "log_mel"
-    if needed and features is None and encoder is None:
+    if features is None and not tokenizer.computes_features:
         raise ModelError(
             "this model needs the semantic features of each clip: give --features FILE|DIR, or --encoder DIR"
         )

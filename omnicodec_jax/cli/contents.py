@@ -64,6 +64,9 @@ def _model(path: Path) -> Iterator[str]:
         yield f"hash of what makes its tokens, its decoder left out: {model_directory.tokens_hash(config, variables)}"
     if (path / "discriminators" / model_directory.CONFIG).is_file():
         yield "with its discriminators, to train on from"
+    if (path / "encoder" / model_directory.CONFIG).is_file():
+        encoder = model_directory.load(path / "encoder")
+        yield f"with the {model_directory.model_type(encoder[0])} encoder {model_directory.model_hash(*encoder)}"
     if earlier := model_directory.hash_of_0_1(config, variables):
         yield f"version 0.1 called it {earlier}"
 
@@ -88,9 +91,9 @@ def _prepared(path: Path) -> Iterator[str]:
 def _features(path: Path) -> Iterator[str]:
     format = features.FeatureFormat(**json.loads((path / features.SETTINGS).read_text()))
     files = list((path / records.SHARDS).glob(f"[!.]*{records.SUFFIX}"))
-    seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / features.PER_SECOND
+    seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / format.vector_rate
     yield f"{path}: semantic features, about {seconds / 3600:.2f} h in {len(files)} shards"
-    yield f"{format.feature_dim} wide, stored as {format.number}, computed in {format.compute}"
+    yield f"{format.feature_dim} wide, stored as {format.number}, computed in {format.compute} by {format.source}"
     if format.crop_samples is not None and format.stride_samples is not None:
         crop, stride = (samples / records.SAMPLE_RATE for samples in (format.crop_samples, format.stride_samples))
         yield f"of crops of {crop:g} s, {stride:g} s apart"

@@ -45,7 +45,7 @@ def evaluate(
             dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
             speaker_similarity, visqol.
         encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
-            qwen3-aut` has written.
+            whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
         limit: How many clips of each domain are scored, spread evenly over its list. Default: all.
         shown: How many clips of each domain the page has players for.
         quoted: Show the paper's figures beside the measured ones.

@@ -16,7 +16,7 @@ MOST_USED = {
     "optimizer.total_steps": "Steps of the whole run. The learning rate falls until then, so choose it at the start.",
     "optimizer.learning_rate": "The highest learning rate, which is reached after optimizer.warmup-steps.",
     "run.wavlm": "Directory of WavLM (omnicodec convert wavlm). Without it, the losses that need it are off.",
-    "run.encoder": "Directory of the encoder that computes semantic features (omnicodec convert qwen3-aut).",
+    "run.encoder": "Directory of the encoder that computes semantic features (omnicodec convert whisper, qwen3-aut).",
     "run.start_from": "Model directory that a new run takes its weights from, for fine-tuning.",
     "run.save_every": "Steps between two checkpoints.",
     "run.mesh.fsdp": "Number of devices that share the state, when one alone has no room for it.",

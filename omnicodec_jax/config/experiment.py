@@ -94,7 +94,8 @@ class DataConfig:
     prepared: str = "data/prepared"
     """Directory that `omnicodec prepare` has written."""
     features: str | None = None
-    """Directory that `omnicodec convert semantic-features` has written; for semantic.source='stored'."""
+    """Directory that `omnicodec convert semantic-features` has written; for semantic.source='stored', and in place of
+    run.encoder."""
     domains: tuple[DomainConfig, ...] = (
         DomainConfig(name="speech", weight=6.0),
         DomainConfig(name="music"),
@@ -190,7 +191,8 @@ class RunConfig:
     wavlm: str | None = None
     """Directory that `omnicodec convert wavlm` has written; None: the terms that need WavLM are left out."""
     encoder: str | None = None
-    """Directory that `omnicodec convert qwen3-aut` has written; for semantic.source='qwen3_aut'."""
+    """Directory of the frozen encoder, for semantic.source='qwen3_aut' or 'whisper': what `omnicodec convert qwen3-aut`
+    or `omnicodec convert whisper` has written."""
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int = 2000

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.config.identity import TRAINING_ONLY
 
-SemanticSource = Literal["log_mel", "qwen3_aut", "stored"]
+SemanticSource = Literal["log_mel", "qwen3_aut", "whisper", "stored"]
 Precision = Literal["float32", "bfloat16"]
 """What convolutions and matrix products of a model compute in."""
 MAX_CODEBOOK_SIZE = 65_536
@@ -68,8 +68,8 @@ class SemanticConfig:
     """Semantic branch: frozen features, a transformer, one codebook."""
 
     source: SemanticSource = "stored"
-    """Where the features [S, feature_dim] come from. `stored`: they are given with the audio; `qwen3_aut`: the frozen
-    encoder computes them; `log_mel`: they are stacked frames of the log-mel spectrogram."""
+    """Where the features [S, feature_dim] come from. `stored`: they are given with the audio; `qwen3_aut`, `whisper`:
+    the frozen encoder of that name computes them; `log_mel`: they are stacked frames of the log-mel spectrogram."""
     feature_dim: int = 2048
     codebook_size: int = 2048
     codebook_dim: int = 1024

@@ -3,21 +3,18 @@
 omnicodec convert qwen3-aut --checkpoint Qwen/Qwen3-Omni-30B-A3B-Instruct --out models/qwen3_aut
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, refuse_pointer
-from omnicodec_jax.model_directory import CONFIG, WEIGHTS
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
+from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors
+from omnicodec_jax.model_directory import CONFIG
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
-
-INDEX = WEIGHTS + ".index.json"
 
 NESTED = {"thinker_config": "thinker.", "audio_config": "audio_tower."}
 """The sections of config.json around the section of the encoder, and the prefix of its tensors' keys in each."""
@@ -59,51 +56,11 @@ def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
         ConversionError: With the file that cannot be read.
     """
-    directory = _locate(checkpoint, CONFIG, INDEX)
-    config, prefix = _read_json(directory / CONFIG), ""
+    config, prefix = read_json(locate(checkpoint, CONFIG) / CONFIG), ""
     for section, before in NESTED.items():
         if section in config:
             config, prefix = config[section], prefix + before
-    shards = [WEIGHTS]
-    if (directory / INDEX).is_file():
-        index = _read_json(directory / INDEX)["weight_map"]
-        shards = sorted({shard for key, shard in index.items() if key.startswith(prefix)})
-    directory = _locate(checkpoint, *shards)
-    state_dict = {}
-    for shard in shards:
-        if (directory / shard).is_file():
-            refuse_pointer(directory / shard)
-        try:
-            with safe_open(directory / shard, framework="numpy") as file:
-                keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a mapping)
-                state_dict |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
-        except (SafetensorError, OSError) as error:
-            raise ConversionError(f"{directory / shard}: not a readable safetensors file: {error}") from None
-    return config, state_dict
-
-
-def _locate(checkpoint: str | Path, *names: str) -> Path:
-    """Returns the directory of a checkpoint. From a checkpoint on the hub, the named files are downloaded."""
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=list(names)))
-    except (HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConversionError(f"{checkpoint}: no such directory, and not to be had from the hub: {reason}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file. Raises ConversionError if it cannot be read."""
-    if path.is_file():
-        refuse_pointer(path)
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+    return config, read_tensors(checkpoint, [prefix])
 
 
 def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:

@@ -1,9 +1,12 @@
-"""Computes the semantic features of prepared audio with PyTorch's Qwen3-Omni audio encoder, and stores them.
+"""Computes the semantic features of prepared audio with a frozen audio encoder, and stores them.
 
-omnicodec convert semantic-features --prepared data/prepared --encoder models/Qwen3-Omni --out data/features
+omnicodec convert semantic-features --prepared data/prepared --encoder models/whisper --out data/features
+
+A converted encoder is computed by JAX, a checkpoint of Qwen3-Omni by PyTorch.
 
 Each of the crops that training will use (`omnicodec_jax/data/crops.py`) is encoded by itself, as the reference encodes
-what it trains on. The same command does the shards that are not done yet; with --task i/n, many machines share them.
+what it trains on; with Whisper, all of a segment is, as when a file is tokenized. The same command does the shards that
+are not done yet; with --task i/n, many machines share them.
 """
 
 import itertools
@@ -12,20 +15,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters import qwen3_aut
 from omnicodec_jax.converters.tensors import from_entries, import_torch
+from omnicodec_jax.converters.transformers_directory import read_json
 from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.features import FeatureFormat
+from omnicodec_jax.data.features import EncoderKind, FeatureFormat
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import remove_leftovers
+from omnicodec_jax.model_directory import CONFIG
+from omnicodec_jax.pretrained.whisper import WhisperConfig
+from omnicodec_jax.semantic import ENCODERS, FeatureExtractor, in_precision, read_encoder
 
 SHORTEST = SAMPLE_RATE // 10
 """The smallest length of a crop, and the smallest distance between two, in samples."""
@@ -53,6 +61,7 @@ class TorchEncoder:
         self.hash = model_directory.model_hash(config, variables, known)
         """The hash of its weights: that of the model directory that `omnicodec convert qwen3-aut` writes."""
         self.feature_dim = config.output_dim
+        self.source: EncoderKind = "qwen3_aut"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**mapping))
         tensors = {key: torch.from_numpy(value.astype(np.float32)) for key, value in state_dict.items()}
@@ -83,6 +92,35 @@ class TorchEncoder:
         return self._log_mel(samples, sampling_rate=MEL_SAMPLE_RATE, **options)["input_features"][0]
 
 
+class JaxEncoder:
+    """An encoder that is converted already, as it computes in the tokenizer."""
+
+    def __init__(self, directory: Path, dtype: Literal["bfloat16", "float32"], known: str | None = None):
+        """Loads the encoder from a model directory; see `TorchEncoder` for dtype and known."""
+        config, variables = read_encoder(directory)
+        self.hash = model_directory.model_hash(config, variables, known)
+        """The hash of its weights."""
+        self.feature_dim = config.output_dim
+        self.source: EncoderKind = "whisper" if isinstance(config, WhisperConfig) else "qwen3_aut"
+        self._extract = FeatureExtractor(in_precision((config, variables), dtype), jax.local_devices())
+
+    def __call__(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns the features of clips of any lengths, float32 [S, F] for each."""
+        mels = ((number, self._extract.log_mel(clip, SAMPLE_RATE)) for number, clip in enumerate(clips))
+        features = dict(self._extract.features(mels))
+        return [features[number] for number in range(len(clips))]
+
+
+def open_encoder(
+    checkpoint: str, dtype: Literal["bfloat16", "float32"], known: str | None = None
+) -> TorchEncoder | JaxEncoder:
+    """Loads an encoder from a model directory, or from a checkpoint of Qwen3-Omni; see `TorchEncoder`."""
+    config = Path(checkpoint) / CONFIG
+    if config.is_file() and read_json(config).get("model_type") in ENCODERS:
+        return JaxEncoder(Path(checkpoint), dtype, known)
+    return TorchEncoder(checkpoint, dtype, known)
+
+
 class RoundingError:
     """The relative error of stored features against computed ones: the root of the summed squares."""
 
@@ -105,23 +143,23 @@ class Segment(NamedTuple):
     """The number of the record."""
     samples: int
     """The length of the segment."""
-    starts: list[int]
-    """The samples at which its crops begin."""
+    parts: list[tuple[int, int]]
+    """Where the parts that are encoded begin, and how long they are."""
 
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
     """Returns the segments of a shard, in their order."""
     seconds = records.read_settings(prepared)["segment_seconds"]
     lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
-    return [Segment(record, length, format.starts(length)) for record, length in enumerate(lengths)]
+    return [Segment(record, length, format.parts(length)) for record, length in enumerate(lengths)]
 
 
-def read_crops(path: Path, segments: list[Segment], crop_samples: int) -> Iterator[np.ndarray]:
-    """Yields all crops of a shard's segments: float32 [crop_samples]. Raises DataError."""
+def read_parts(path: Path, segments: list[Segment]) -> Iterator[np.ndarray]:
+    """Yields the parts of a shard's segments that are encoded, float32 [T]. Raises DataError."""
     for segment in segments:
         record = records.read_record(path, segment.record)
-        for start in segment.starts:
-            yield crops.read(record, segment.samples, start, crop_samples)
+        for start, size in segment.parts:
+            yield crops.read(record, segment.samples, start, size)
 
 
 def batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -146,13 +184,16 @@ def main(
 
     Args:
         prepared: Directory that `omnicodec prepare` has written.
-        encoder: Directory or hub id of Qwen3-Omni, of its thinker, or of the audio encoder alone.
+        encoder: Directory that `omnicodec convert whisper` or `omnicodec convert qwen3-aut` has written; or directory
+            or hub id of Qwen3-Omni, of its thinker, or of its audio encoder alone, which PyTorch runs.
         out: Directory of the features.
         dtype: Number format that the encoder computes in.
-        number: Number format that is stored: bfloat16 takes 53 kB for each second of a crop, int8 half of that.
+        number: Number format that is stored: bfloat16 takes 53 kB for each second of a crop (Whisper tiny: 10 kB), int8
+            half of that.
         crop_seconds: Length of the crops that are trained on: data.segment_samples / 24000.
         stride_seconds: Seconds between the beginnings of two crops of a clip. The smaller it is, the more crops there
-            are to store. Default: the length of a crop, so that crops lie side by side.
+            are to store. Default: the length of a crop, so that crops lie side by side. With Whisper, crops of longer
+            clips may begin at every vector, and are stored once.
         batch_seconds: Seconds of audio that are encoded at once.
         task: i/n: this process does number i, counted from 0, of n shares of the shards.
     """
@@ -163,11 +204,12 @@ def main(
     if min(crop, stride) < SHORTEST:
         raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
     kept = features.read_format(out)
-    model = TorchEncoder(encoder, dtype, None if kept is None else kept.encoder)
+    model = open_encoder(encoder, dtype, None if kept is None else kept.encoder)
     format = FeatureFormat(
         encoder=model.hash,
         compute=dtype,
         feature_dim=model.feature_dim,
+        source=model.source,
         number=number,
         crop_samples=crop,
         stride_samples=stride,
@@ -178,7 +220,7 @@ def main(
 
 
 def _store(
-    model: TorchEncoder,
+    model: TorchEncoder | JaxEncoder,
     format: FeatureFormat,
     crop: int,
     prepared: Path,
@@ -194,11 +236,11 @@ def _store(
 
         def encoded(shard: Shard) -> Iterator[bytes]:
             parts = segments(prepared, shard, format)
-            read = read_crops(records.shard_path(prepared, shard.name), parts, crop)
+            read = read_parts(records.shard_path(prepared, shard.name), parts)
             size = max(1, batch_seconds * SAMPLE_RATE // crop)
             vectors = itertools.chain.from_iterable(map(model, batched(read, size)))
             for part in parts:
-                computed = np.concatenate(list(itertools.islice(vectors, len(part.starts))))
+                computed = np.concatenate(list(itertools.islice(vectors, len(part.parts))))
                 record = format.encode(computed)
                 error.add(format.decode(record, 0, len(computed)), computed)
                 yield record

@@ -30,8 +30,8 @@ from omnicodec_jax.data.units import Outcomes, Slice, Unit
 from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
-from omnicodec_jax.semantic import read_encoder
-from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip, load_codec
+from omnicodec_jax.semantic import read_encoder_of
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip, find_encoder, load_codec
 from omnicodec_jax.version import __version__
 
 PROMISE = (
@@ -248,11 +248,12 @@ def described(job: Job) -> dict[str, Any]:
     kept = shards.settings(job.out) or {}
     config, variables = load_codec(job.model, job.revision)
     semantic = getattr(config, "semantic", None)
-    if job.encoder is None and semantic is not None and semantic.source != "log_mel":
+    directory = find_encoder(job.model, job.revision, job.encoder)
+    if directory is None and semantic is not None and semantic.source != "log_mel":
         raise ModelError("this model needs the semantic features of each clip: give --encoder DIR")
     encoder = None
-    if job.encoder is not None:
-        encoder = model_directory.model_hash(*read_encoder(job.encoder, semantic), known=kept.get("encoder"))
+    if directory is not None:
+        encoder = model_directory.model_hash(*read_encoder_of(directory, semantic), known=kept.get("encoder"))
     model = model_directory.model_hash(config, variables, kept.get("model"), kept.get("tokens_hash"))
     return _described(job, config, model, model_directory.tokens_hash(config, variables), encoder)
 

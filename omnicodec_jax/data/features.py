@@ -3,8 +3,11 @@
     DIR/features.json     encoder, width, number format, which crops
     DIR/shards/speech-train-000000-DIGEST.array_record
 
-The record of a segment holds the features of some of its crops, one crop after the other. Each crop was encoded by
-itself, from the samples that training uses, so the features are the same that the encoder would compute in the step.
+Of Qwen3-Omni's encoder, the record of a segment holds the features of some of its crops, one crop after the other. Each
+crop was encoded by itself, from the samples that training uses, so the features are the same that the encoder would
+compute in the step. Of Whisper, whose windows are clips of their own, the record of a segment that is no shorter than a
+crop holds the features of all of it, in which a crop that begins at any of them finds its own. Shorter segments are as
+above.
 DIGEST in the name of a file is the digest of the audio shard that it belongs to.
 
 Older directories have no `crop_samples` in features.json. They hold 13·ceil(s) vectors for a segment of s seconds,
@@ -16,6 +19,7 @@ segment; docs/features.md says how large the difference is.
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +30,18 @@ from omnicodec_jax.data import crops, records
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import rewriting
+from omnicodec_jax.pretrained import whisper
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, num_tokens
 
 LOG = logging.getLogger(__name__)
 
+EncoderKind = Literal["qwen3_aut", "whisper"]
+"""The kinds of encoders whose features are stored."""
 SETTINGS, SILENCE = "features.json", "silence.npy"
 PER_SECOND = TOKENS_PER_CHUNK
-"""Vectors per second of audio."""
+"""Vectors per second of audio of Qwen3-Omni."""
+WHISPER_SAMPLES = round(SAMPLE_RATE / whisper.FEATURE_RATE)
+"""Samples of a vector of Whisper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,8 @@ class FeatureFormat:
     """The number format that the encoder computed in."""
     feature_dim: int
     """The width of a vector."""
+    source: EncoderKind = "qwen3_aut"
+    """The kind of the encoder, which says how many vectors a crop has."""
     number: Literal["bfloat16", "int8"] = "bfloat16"
     """The number format that is stored; int8 has a float32 scale for each vector."""
     crop_samples: int | None = None
@@ -52,11 +63,40 @@ class FeatureFormat:
     stride_samples: int | None = None
     """The distance between the beginnings of two crops of a segment, in samples, about."""
 
-    def starts(self, length: int) -> list[int]:
+    @property
+    def vector_rate(self) -> float:
+        """Vectors per second of audio."""
+        return whisper.FEATURE_RATE if self.source == "whisper" else PER_SECOND
+
+    def num_vectors(self, samples: int) -> int:
+        """Returns the number of vectors of some samples at 24 kHz that were encoded as a clip of their own."""
+        if self.source == "whisper":
+            return -(-samples // WHISPER_SAMPLES)
+        return num_vectors(samples)
+
+    def starts(self, length: int) -> Sequence[int]:
         """Returns at which samples of a segment the crops begin whose features are stored."""
         assert self.crop_samples is not None
         assert self.stride_samples is not None
+        if self._is_whole(length):
+            return range(0, length - self.crop_samples + 1, WHISPER_SAMPLES)
         return crops.spread_starts(length, self.crop_samples, self.stride_samples)
+
+    def position(self, length: int, number: int) -> int:
+        """Returns the vector in the record of a segment with which its crop number `number` begins."""
+        assert self.crop_samples is not None
+        return number if self._is_whole(length) else number * self.num_vectors(self.crop_samples)
+
+    def parts(self, length: int) -> list[tuple[int, int]]:
+        """Returns where the parts of a segment begin that are encoded by themselves, and how long they are."""
+        assert self.crop_samples is not None
+        return (
+            [(0, length)] if self._is_whole(length) else [(start, self.crop_samples) for start in self.starts(length)]
+        )
+
+    def _is_whole(self, length: int) -> bool:
+        """Says whether a segment is encoded as a whole."""
+        return self.source == "whisper" and self.crop_samples is not None and length >= self.crop_samples
 
     @property
     def bytes_per_vector(self) -> int:
@@ -151,14 +191,14 @@ class FeatureStore:
         )
         return cls(directory, format, np.load(directory / SILENCE))
 
-    def read_crop(self, shard: Shard, record: int, number: int) -> np.ndarray:
-        """Returns the features of the crop that begins at `format.starts(…)[number]` of a segment: bfloat16 [S, F]."""
+    def read_crop(self, shard: Shard, record: int, position: int) -> np.ndarray:
+        """Returns the features of the crop that begins with vector `position` of a record: bfloat16 [S, F]."""
         assert self.format.crop_samples is not None
-        count = num_vectors(self.format.crop_samples)
+        count = self.format.num_vectors(self.format.crop_samples)
         stored = records.read_record(shard_path(self.directory, shard), record)
-        vectors = self.format.decode(stored, number * count, count)
+        vectors = self.format.decode(stored, position, count)
         if len(vectors) != count:
-            raise DataError(f"{self.directory}: {shard.name}, record {record}: holds no crop {number}")
+            raise DataError(f"{self.directory}: {shard.name}, record {record}: holds no crop at vector {position}")
         return vectors
 
     def read_seconds(self, shard: Shard, record: int, start: int, count: int) -> np.ndarray:

@@ -138,7 +138,7 @@ class RandomCrop:
         chosen = int(rng.integers(len(starts)))
         return {
             "audio": crops.read(record, length, starts[chosen], wanted)[None],
-            "features": self.store.read_crop(place.shard, number, chosen),
+            "features": self.store.read_crop(place.shard, number, self.store.format.position(length, chosen)),
         }
 
     def _crop_at_seconds(

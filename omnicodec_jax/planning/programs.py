@@ -11,20 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config, PerplexityConfig
-from omnicodec_jax.data.features import num_vectors
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.language_model import training as language_model_training
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.planning.chips import Topology
 from omnicodec_jax.planning.compiling import compile_for
+from omnicodec_jax.planning.encoders import released_encoder
 from omnicodec_jax.planning.step_plan import StepPlan
-from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.semantic import ENCODERS, num_vectors
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import jit_step
+from omnicodec_jax.training.validation import reads_features
 
 LOG = logging.getLogger(__name__)
 
@@ -69,9 +71,11 @@ def networks(config: Config, mesh: Mesh) -> tuple[Gan, FrozenVariables]:
     if config.discriminators.wavlm is not None or config.loss.wavlm_distillation:
         wavlm = WavLMConfig()
         wavlm_variables = variables(WavLM(wavlm), mesh)
-    if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
-        encoder = Qwen3AuTConfig()
-        encoder_variables = variables(Qwen3AuT(encoder), mesh, jnp.dtype(config.train.compute_dtype))
+    semantic = config.codec.semantic
+    if semantic is not None and semantic.source in ENCODERS and not reads_features(config):
+        encoder = released_encoder(semantic)
+        module = model_directory.build(encoder)
+        encoder_variables = variables(module, mesh, jnp.dtype(config.train.compute_dtype))
     return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
 
 
@@ -89,8 +93,9 @@ def batch(config: Config, mesh: Mesh) -> TrainBatch:
     size, samples, semantic = config.data.batch_size, config.data.segment_samples, config.codec.semantic
     held = sharding.batch_sharding(mesh)
     shapes: dict[str, Any] = {"audio": jax.ShapeDtypeStruct((size, 1, samples), jnp.float32, sharding=held)}
-    if semantic is not None and semantic.source == "stored":
-        features = (size, num_vectors(samples), semantic.feature_dim)
+    if semantic is not None and reads_features(config):
+        vectors = num_vectors(semantic.source, samples, config.codec.sample_rate)
+        features = (size, vectors, semantic.feature_dim)
         shapes["features"] = jax.ShapeDtypeStruct(features, jnp.bfloat16, sharding=held)
     return shapes
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omnicodec_jax import dsp, lanes
+from omnicodec_jax import dsp, lanes, model_directory, semantic
 from omnicodec_jax.blocks import encode_block
 from omnicodec_jax.child_processes import Child, Children, Reported, Tell
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
@@ -20,8 +21,9 @@ from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.planning.chips import Topology
 from omnicodec_jax.planning.compiling import compile_for
+from omnicodec_jax.planning.encoders import released_encoder
 from omnicodec_jax.planning.step_plan import StepPlan
-from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, Qwen3AuT, Qwen3AuTConfig
+from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 
 LOG = logging.getLogger(__name__)
 
@@ -61,12 +63,12 @@ def plan_tokenization(
     The log-mel is not among them: the host computes it.
 
     Args:
-        codec: The codec. Where it takes features of Qwen3-Omni's audio encoder, that is planned too.
+        codec: The codec. Where it takes features of a frozen audio encoder, that is planned too.
         topology: The chips, such as v5e:1x1. Each works by itself.
         rows: Clips at once; None: as many as the tokenizer takes.
         block: Frames of a block; None: as many as the tokenizer takes.
         precision: What the codec computes in.
-        encoder_precision: What Qwen3-Omni's audio encoder computes in.
+        encoder_precision: What the frozen audio encoder computes in.
 
     Raises:
         ConfigError: For a topology that does not exist, a step without clips, or a program that does not fit.
@@ -117,14 +119,17 @@ def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
     if (branch := codec.semantic) is None:
         yield "codec", Program(lambda: step(model, encode_block, audio), frames)
         return
-    if branch.source != "log_mel":
-        config, dtype = Qwen3AuTConfig(), jnp.dtype(work.encoder_precision)
-        window = config.window_chunks * CHUNK_FRAMES
-        mel = _shape(rows, window, config.num_mel_bins), counts, _shape(rows, dtype=jnp.bool_)
-        run = partial(step, Qwen3AuT(config, dtype), Qwen3AuT.__call__, mel, dtype=dtype)
-        yield "Qwen3-Omni's encoder", Program(run, rows * window * dsp.MEL_HOP / RATE)
-    vectors = lanes.ACCELERATOR_VECTORS[0]
-    rate = TOKENS_PER_CHUNK if branch.source != "log_mel" else RATE / dsp.MEL_HOP / dsp.FRAMES_PER_FEATURE
+    encoder = released_encoder(branch)
+    windows = semantic.HeardWindows.of(encoder)
+    if encoder is not None:
+        dtype = jnp.dtype(work.encoder_precision)
+        window = semantic.MelWindows(np.zeros((1, windows.mel_bins), np.float32), encoder)
+        inputs = tuple(_shape(rows, *np.shape(part), dtype=part.dtype) for part in window.block(0, 1))
+        module = model_directory.build(encoder, dtype=dtype)
+        run = partial(step, module, type(module).__call__, inputs, dtype=dtype)
+        name = "Qwen3-Omni's encoder" if isinstance(encoder, Qwen3AuTConfig) else "Whisper's encoder"
+        yield name, Program(run, rows * window.size * dsp.MEL_HOP / RATE)
+    vectors, rate = lanes.ACCELERATOR_VECTORS[0], windows.live_vectors / windows.live_seconds
     features = (_shape(rows, vectors, branch.feature_dim),)
     yield "semantic branch", Program(lambda: step(model, OmniCodec.semantic_hidden, features), rows * vectors / rate)
     hidden = _shape(rows, block, codec.dimension)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.models.conv import Lengths
 from omnicodec_jax.models.transformer import LayerNorm
+from omnicodec_jax.pretrained.encoder_layer import EncoderLayer, sinusoids
 
 CHUNK_FRAMES = 100
 """Number of log-mel frames that are convolved together: 1 s."""
@@ -29,7 +30,6 @@ FRAMES_PER_TOKEN = 8
 """Number of log-mel frames of a token; the last token of a chunk has four."""
 
 Count = TypeVar("Count", int, np.ndarray, jax.Array)
-Tokens = Float[Array, "B S D"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,6 @@ def num_tokens(frames: Count) -> Count:
     return frames // CHUNK_FRAMES * TOKENS_PER_CHUNK + -(-(frames % CHUNK_FRAMES) // FRAMES_PER_TOKEN)
 
 
-def sinusoids(length: int, channels: int) -> np.ndarray:
-    """Computes the position embedding, float32 [length, channels]: first the sines, then the cosines."""
-    half = channels // 2
-    angles = np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / (half - 1)))
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
 class ConvFrontEnd(nn.Module):
     """Front end of three convolutions, each of which halves time and frequency: one token for 8 log-mel frames."""
 
@@ -82,50 +75,6 @@ class ConvFrontEnd(nn.Module):
         channel_major = jnp.swapaxes(x, 2, 3).reshape(*x.shape[:2], -1)  # as the checkpoints flatten them
         x = nn.Dense(self.config.d_model, use_bias=False, dtype=self.dtype, name="out")(channel_major)
         return x.astype(jnp.float32) + sinusoids(TOKENS_PER_CHUNK, self.config.d_model)[None]
-
-
-class WindowedAttention(nn.Module):
-    """Multi-head self-attention of the valid tokens of each window among themselves."""
-
-    config: Qwen3AuTConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Tokens, lengths: Lengths) -> Tokens:
-        """Applies attention to x [B, S, D]; `lengths` are the valid tokens of each row."""
-        batch, steps, width = x.shape
-        size = min(self.config.window_chunks * TOKENS_PER_CHUNK, steps)
-        count = -(-steps // size)
-
-        def windows(name: str) -> Float[Array, "B W L H E"]:
-            y = nn.Dense(width, dtype=self.dtype, name=name)(x)
-            y = jnp.pad(y, ((0, 0), (0, count * size - steps), (0, 0)))
-            return y.reshape(batch, count, size, self.config.num_heads, -1)
-
-        q, k, v = windows("query"), windows("key"), windows("value")
-        valid = (jnp.arange(count * size)[None] < lengths[:, None]).reshape(batch, count, 1, 1, size)
-        # Logits and softmax are float32 whatever the compute type; finite, as a window may hold no valid token.
-        logits = jnp.einsum("bwqhe,bwkhe->bwhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-        weights = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min)).astype(v.dtype)
-        mixed = jnp.einsum("bwhqk,bwkhe->bwqhe", weights, v).reshape(batch, -1, width)[:, :steps]
-        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
-
-
-class Qwen3AuTLayer(nn.Module):
-    """Pre-norm transformer layer with a float32 residual stream."""
-
-    config: Qwen3AuTConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Tokens, lengths: Lengths) -> tuple[Tokens, None]:
-        """Applies the layer; `lengths` are the valid tokens of each row. `nn.scan` needs the None."""
-        config, dtype = self.config, self.dtype
-        y = WindowedAttention(config, dtype, name="attention")(LayerNorm(name="norm_1")(x), lengths)
-        x = x + y.astype(jnp.float32)
-        y = nn.Dense(config.dim_feedforward, dtype=dtype, name="linear_1")(LayerNorm(name="norm_2")(x))
-        y = nn.Dense(config.d_model, dtype=dtype, name="linear_2")(jax.nn.gelu(y, approximate=False))
-        return x + y.astype(jnp.float32), None
 
 
 class Qwen3AuT(nn.Module):
@@ -176,13 +125,14 @@ class Qwen3AuT(nn.Module):
         x = x.reshape(batch, -1, config.d_model)[:, : num_tokens(frames)]
 
         layers = nn.scan(
-            Qwen3AuTLayer,
+            EncoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # type: ignore[arg-type]
             length=config.num_layers,
         )
-        x, _ = layers(config, dtype, name="layers")(x, num_tokens(lengths))
+        window = config.window_chunks * TOKENS_PER_CHUNK
+        x, _ = layers(config.num_heads, config.dim_feedforward, window, dtype, name="layers")(x, num_tokens(lengths))
         x = nn.Dense(config.d_model, dtype=dtype, name="proj_1")(LayerNorm(name="norm")(x))
         x = nn.Dense(config.output_dim, dtype=dtype, name="proj_2")(jax.nn.gelu(x, approximate=False))
         return x.astype(jnp.float32)

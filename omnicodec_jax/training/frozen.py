@@ -3,17 +3,20 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config
+from omnicodec_jax.data import features
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
-from omnicodec_jax.semantic import load_encoder
+from omnicodec_jax.semantic import ENCODERS, load_encoder
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.packing import Tree
+from omnicodec_jax.training.validation import reads_features
 
 LOG = logging.getLogger(__name__)
 
@@ -25,9 +28,12 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
     the given one. Raises ConfigError or ModelError for a network that is missing or does not fit.
     """
     encoder = encoder_variables = wavlm = wavlm_variables = None
-    if config.codec.semantic is not None and config.codec.semantic.source == "qwen3_aut":
+    if reads_features(config):
+        _check_stored(config)
+    elif config.codec.semantic is not None and config.codec.semantic.source in ENCODERS:
         if config.run.encoder is None:
-            raise ConfigError("run.encoder = None: must be a directory that omnicodec convert qwen3-aut has written")
+            command = f"omnicodec convert {config.codec.semantic.source.replace('_', '-')}"
+            raise ConfigError(f"run.encoder = None: must be a directory that {command} has written")
         dtype = jnp.dtype(config.train.compute_dtype)
         encoder, variables = load_encoder(model_directory.resolve(config.run.encoder), config.codec.semantic)
         encoder_variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
@@ -38,6 +44,23 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
             LOG.info("without WavLM: its discriminator, its feature matching and the distillation are left out")
             config = without_wavlm(config)
     return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
+
+
+def _check_stored(config: Config) -> None:
+    """Raises ConfigError for stored features that are not those that the codec takes."""
+    semantic, directory = config.codec.semantic, config.data.features
+    stored = None if directory is None else features.read_format(Path(directory))
+    if semantic is None or stored is None:
+        return
+    if semantic.source not in ("stored", stored.source):
+        raise ConfigError(
+            f"data.features = {directory!r}: of {stored.source}; codec.semantic.source = {semantic.source!r}"
+        )
+    if semantic.feature_dim != stored.feature_dim:
+        raise ConfigError(
+            f"data.features = {directory!r}: {stored.feature_dim} wide; "
+            f"codec.semantic.feature_dim = {semantic.feature_dim}"
+        )
 
 
 def hashes(gan: Gan, frozen: FrozenVariables, known: Mapping[str, str]) -> dict[str, str]:

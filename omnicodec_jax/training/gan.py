@@ -26,10 +26,9 @@ from omnicodec_jax.models.backbone import Audio
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS, draw_num_quantizers
-from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import SAMPLE_RATE as WAVLM_SAMPLE_RATE
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.semantic import semantic_features
+from omnicodec_jax.semantic import EncoderConfig, semantic_features
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.branches import branch_metrics
 from omnicodec_jax.training.learning import fixed_modules, learning
@@ -46,7 +45,7 @@ class FrozenVariables(NamedTuple):
 
     wavlm: Tree | None = None
     encoder: Tree | None = None
-    """The audio encoder of Qwen3-Omni, which computes semantic features."""
+    """The audio encoder, of Qwen3-Omni or of Whisper, which computes semantic features."""
 
 
 class TrainInputs(NamedTuple):
@@ -113,7 +112,7 @@ class Gan:
 
     config: Config
     wavlm: WavLMConfig | None = None
-    encoder: Qwen3AuTConfig | None = None
+    encoder: EncoderConfig | None = None
 
     @property
     def codec(self) -> OmniCodec | Mimi:

@@ -122,7 +122,11 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
 def weak_semantic_loss(config: Config) -> str | None:
     """A warning about a semantic loss whose weight is so low that it has next to no effect; None: it is not."""
     semantic = config.codec.semantic
-    if semantic is None or semantic.source == "log_mel" or config.loss.semantic >= MIN_SEMANTIC_WEIGHT:
+    if semantic is None or config.loss.semantic >= MIN_SEMANTIC_WEIGHT:
+        return None
+    stored = None if config.data.features is None else features.read_format(Path(config.data.features))
+    source = stored.source if semantic.source == "stored" and stored is not None else semantic.source
+    if source in ("log_mel", "whisper"):
         return None
     return (
         f"loss.semantic = {config.loss.semantic:g}: features of Qwen3-Omni's encoder are of the order of 0.01, and so "

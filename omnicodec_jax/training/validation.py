@@ -20,6 +20,7 @@ from omnicodec_jax.distributed import sharding
 from omnicodec_jax.exact import full_float32
 from omnicodec_jax.models.backbone import Latent
 from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.semantic import ENCODERS
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.packing import Tree
@@ -112,8 +113,14 @@ class Validator:
 
 
 def reads_features(config: Config) -> bool:
-    """Returns whether stored semantic features are read together with the audio."""
-    return config.codec.semantic is not None and config.codec.semantic.source == "stored"
+    """Returns whether stored semantic features are read with the audio, be they called `stored` or after their encoder.
+
+    An encoder's features that are not stored are computed in the step.
+    """
+    semantic = config.codec.semantic
+    return semantic is not None and (
+        semantic.source == "stored" or (semantic.source in ENCODERS and config.data.features is not None)
+    )
 
 
 class _BatchResult(NamedTuple):

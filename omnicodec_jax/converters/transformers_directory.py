@@ -1,0 +1,77 @@
+"""Reads checkpoints as transformers saves them: a config.json, and safetensors files, in a directory or on the hub."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from omnicodec_jax.converters.tensors import ConversionError, refuse_pointer
+from omnicodec_jax.model_directory import WEIGHTS
+
+INDEX = WEIGHTS + ".index.json"
+
+
+def locate(checkpoint: str | Path, *names: str) -> Path:
+    """Returns the directory of a checkpoint. From a checkpoint on the hub, the named files are downloaded."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=list(names)))
+    except (HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(f"{checkpoint}: no such directory, and not to be had from the hub: {reason}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file. Raises ConversionError if it cannot be read."""
+    if path.is_file():
+        refuse_pointer(path)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads a part of a checkpoint. Of one in many files, only those that hold the part are opened or downloaded.
+
+    Args:
+        checkpoint: Directory or hub id.
+        prefixes: What the names of the part's tensors may begin with; the first that occurs is that of the part.
+
+    Returns:
+        The part's tensors by names without the prefix, in the number format of the file (bfloat16 is ml_dtypes').
+
+    Raises:
+        ConversionError: With the file that cannot be read.
+    """
+    directory = locate(checkpoint, INDEX)
+    shards, prefix = [WEIGHTS], None
+    if (directory / INDEX).is_file():
+        index = read_json(directory / INDEX)["weight_map"]
+        prefix = _first_found(prefixes, index)
+        shards = sorted({shard for key, shard in index.items() if key.startswith(prefix)})
+    directory = locate(checkpoint, *shards)
+    state_dict: dict[str, np.ndarray] = {}
+    for shard in shards:
+        if (directory / shard).is_file():
+            refuse_pointer(directory / shard)
+        try:
+            with safe_open(directory / shard, framework="numpy") as file:
+                keys = list(file.keys())
+                start = prefix if prefix is not None else _first_found(prefixes, keys)
+                own = [key for key in keys if key.startswith(start)]
+                state_dict |= {key.removeprefix(start): file.get_tensor(key) for key in own}
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{directory / shard}: not a readable safetensors file: {error}") from None
+    return state_dict
+
+
+def _first_found(prefixes: Sequence[str], names: Sequence[str] | dict[str, str]) -> str:
+    return next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)), prefixes[0])
