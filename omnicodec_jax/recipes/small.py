@@ -6,8 +6,8 @@
         --crop-seconds 1.28
     omnicodec train --config small --workdir runs/small
 
-Its semantic features are those of Whisper tiny (omnicodec convert whisper). How it learns to use its acoustic codebooks,
-which a codec of this size does not do by itself, is told in docs/training.md.
+Its semantic features are those of Whisper tiny (`omnicodec convert whisper`). What a small codec needs in order to use
+its acoustic codebooks is told in docs/training.md.
 """
 
 from omnicodec_jax.config import (
