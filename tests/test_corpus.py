@@ -271,7 +271,7 @@ def test_another_model_is_refused(job):
     run(job, "here", 1, Share())
     other = dataclasses.replace(job, model=str(job.out.parent / "other"))
     tokenizer = OmniCodecTokenizer.from_pretrained(job.model)
-    tokenizer.variables["params"]["decoder"]["conv_out"]["bias"] += 1e-6
+    tokenizer.variables["params"]["encoder"]["conv_in"]["bias"] += 1e-6
     tokenizer.save_pretrained(other.model)
     next(job.out.glob(f"{shards.UNITS}/*.json")).unlink()
     with pytest.raises(DataError, match=r"would not be the same \(model = "):

@@ -13,6 +13,7 @@ import numpy as np
 
 from omnicodec_jax import dsp
 from omnicodec_jax.config import Config
+from omnicodec_jax.distributed import multihost
 from omnicodec_jax.training.events import EventWriter
 from omnicodec_jax.training.packing import Tree
 from omnicodec_jax.training.validation import LEAST_GAIN, ValidationResult
@@ -111,7 +112,7 @@ class TrainingLog:
             distance += f" by the weight average, {weights.mel_distance:.4f} by the weights"
         curve = ", ".join(f"{count}: {value:.4f}" for count, value in result.mel_distances.items())
         LOG.info("step %d  held-out clips: %s; by codebooks %s; codebook usage %s", step, distance, curve, shares)
-        if step >= max(1, self._config.optimizer.warmup_steps):
+        if multihost.is_main() and step >= max(1, self._config.optimizer.warmup_steps):
             self._warn_of_ignored_codebooks(step, result)
         if self._events is None:
             return
