@@ -1,4 +1,4 @@
-"""Fifteen hours of open audio to train a small codec on: python -m benchmarks.open_corpus --out data/open_corpus
+"""Nineteen hours of open audio to train a small codec on: python -m benchmarks.open_corpus --out data/open_corpus
 
 It downloads Debian packages, unpacks them, and writes lists for `omnicodec prepare` and `omnicodec evaluate`:
 

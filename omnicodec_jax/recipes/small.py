@@ -1,6 +1,6 @@
 """A codec that two CPU cores can train: 12.5 Hz, 1 + 15 codebooks of 1024 entries, 2 kbit/s, 5.9 M parameters.
 
-    python -m benchmarks.open_corpus --out data/open_corpus             # fifteen hours of open audio
+    python -m benchmarks.open_corpus --out data/open_corpus             # nineteen hours of open audio
     omnicodec prepare --manifest speech=data/open_corpus/train/speech.jsonl,… --out data/prepared
     omnicodec convert semantic-features --prepared data/prepared --encoder models/whisper --out data/features \
         --crop-seconds 1.28
