@@ -35,5 +35,5 @@ def share(part: Float[Array, "B N D"], whole: Float[Array, "B N D"]) -> Scalar:
     deviation = over_time(whole)
     covariance = jnp.sum(over_time(part) * deviation, axis=(1, 2))
     variance = jnp.sum(deviation**2, axis=(1, 2))
-    least = jnp.maximum(STILL * jnp.sum(whole**2, axis=(1, 2)), 1e-20)
-    return jnp.mean(covariance / jnp.maximum(variance, least))
+    moves = variance > STILL * jnp.sum(whole**2, axis=(1, 2))
+    return jnp.mean(jnp.where(moves, covariance / jnp.where(moves, variance, 1.0), 0.0))
