@@ -403,7 +403,8 @@ def test_training_and_tokenizing_import_no_torch_and_touch_no_device():
     code = """
 import sys, pkgutil, importlib, omnicodec_jax
 for module in pkgutil.walk_packages(omnicodec_jax.__path__, "omnicodec_jax."):
-    importlib.import_module(module.name)
+    if not module.name.startswith("omnicodec_jax.converters.pytorch."):  # code for transformers, which has torch
+        importlib.import_module(module.name)
 for name in ("torch", "transformers", "librosa", "huggingface_hub"):
     assert name not in sys.modules, name
 from jax._src import xla_bridge

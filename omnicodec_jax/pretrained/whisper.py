@@ -140,7 +140,7 @@ def _means(x: Float[Array, "B L D"], lengths: Lengths) -> Float[Array, "B S D"]:
     groups = x.reshape(len(x), -1, TOKENS_PER_FEATURE, x.shape[2])
     first = TOKENS_PER_FEATURE * jnp.arange(groups.shape[1])
     counts = jnp.clip(lengths[:, None] - first[None], 1, TOKENS_PER_FEATURE)
-    return groups.sum(axis=2) / counts[..., None]
+    return groups.sum(axis=2) / counts[..., None].astype(x.dtype)
 
 
 def _inside(x: Float[Array, "B L C"], lengths: Lengths) -> Array:
