@@ -103,7 +103,11 @@ def transcripts(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     """Downloads the packages and writes the lists."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.open_corpus",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path("data/open_corpus"))
     out: Path = parser.parse_args().out
     audio = out / "audio"

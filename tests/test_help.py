@@ -96,7 +96,7 @@ def test_the_short_help_names_existing_options_and_where_the_others_are(name, mo
     short, whole = (printed(monkeypatch, capsys, cli.main, *words, option) for option in ("--help", "--help-all"))
     assert len(short.splitlines()) < 60
     assert "--help-all" in short
-    options = [set(re.findall(r"^\W*(--[\w.-]+)", text, re.MULTILINE)) for text in (short, whole)]
+    options = [set(re.findall(r"^\W*(--\w[\w.-]*)", text, re.MULTILINE)) for text in (short, whole)]
     assert len(options[0]) <= 14
     assert options[0] < options[1]
 
@@ -179,7 +179,7 @@ def test_tab_completion_knows_every_command_and_completes_files_too(shell):
     [
         ("enc", "encode"),
         ("encode --mo", "--model"),
-        ("export --what enc", "encoder"),
+        ("export --what encoder-", "encoder-from-audio"),
         ("tokenize --runner r", "ray"),
         ("convert from", "from-torch"),
         ("convert semantic-features --prep", "--prepared"),
@@ -211,7 +211,7 @@ def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
     [
         ("enc", "encode"),
         ("encode --mo", "--model"),
-        ("export --what enc", "encoder"),
+        ("export --what encoder-", "encoder-from-audio"),
         ("tokenize --runner r", "ray"),
         ("convert from", "from-torch"),
         ("convert semantic-features --prep", "--prepared"),
