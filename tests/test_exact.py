@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from step_parts import ENCODER
 from tiny_experiment import config as TINY
 
-from omnicodec_jax import blocks, exact, lanes, model_directory, semantic, stablehlo, streaming, tokenizer
+from omnicodec_jax import blocks, codec_lanes, exact, lanes, model_directory, semantic, stablehlo, streaming, tokenizer
 from omnicodec_jax.config import Precision
 from omnicodec_jax.corpus.tokenize import Job, check, keep
 from omnicodec_jax.data.pipeline import Samples
@@ -146,7 +146,7 @@ def test_validation_hears_what_a_tokenizer_would_encode(monkeypatch):
     assert asked == ["highest"]
 
 
-@pytest.mark.parametrize("module", [lanes, streaming, semantic, tokenizer, blocks])
+@pytest.mark.parametrize("module", [lanes, codec_lanes, streaming, semantic, tokenizer, blocks])
 def test_programs_that_make_tokens_are_jitted_to_be_exact(module: ModuleType):
     assert not re.search(r"jax\.jit\b", inspect.getsource(module))
 
@@ -192,7 +192,7 @@ def test_tokenizer_says_what_it_computes_in():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_encoder_computes_in_what_is_asked_for_and_is_the_same_encoder(monkeypatch, precision):
     given = []
-    monkeypatch.setattr(tokenizer, "FeatureExtractor", lambda encoder, *_: given.append(encoder))
+    monkeypatch.setattr(codec_lanes, "FeatureExtractor", lambda encoder, *_: given.append(encoder))
     branch = dataclasses.replace(tiny.OMNICODEC.semantic, source="qwen3_aut", feature_dim=ENCODER.output_dim)
     config = dataclasses.replace(tiny.OMNICODEC, semantic=branch)
     frozen = (ENCODER, {"params": {"kernel": np.ones((2, 2), np.float32)}})

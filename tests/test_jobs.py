@@ -153,7 +153,7 @@ def test_a_finished_directory_does_not_hide_another_model_or_none(tokens, tmp_pa
     with pytest.raises(ModelError, match="no such model directory"):
         tokens.run(model=str(tmp_path / "gone"))
     other = OmniCodecTokenizer.from_pretrained(tokens.model)
-    other.variables["params"]["decoder"]["conv_out"]["bias"] += 1e-6
+    other.variables["params"]["encoder"]["conv_in"]["bias"] += 1e-6
     other.save_pretrained(tmp_path / "other")
     for runner in ("here", "processes"):
         with pytest.raises(DataError, match=r"would not be the same \(model = "):

@@ -257,7 +257,7 @@ def test_bfloat16_convolutions_leave_parameters_and_logits_in_float32():
     for output in [output for family in outputs.values() for output in family]:
         assert output.logits.dtype == jnp.float32
     for output in outputs["stft"] + outputs["waveform"]:
-        assert {leaf.dtype for leaf in output.feature_maps} == {jnp.dtype(jnp.bfloat16)}
+        assert {leaf.dtype for leaf in output.stored_maps} == {jnp.dtype(jnp.bfloat16)}
     small = config.DiscriminatorConfig(stft=TINY.stft, waveform=None, wavlm=None)
     (rounded,) = jax.jit(Discriminators(small, dtype=jnp.bfloat16).apply)(random_variables(), *tiny_inputs())["stft"]
     assert 0 < relative_error(rounded.logits, np.asarray(tiny_outputs()["stft"][0].logits)) < 0.1
