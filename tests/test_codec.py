@@ -266,10 +266,10 @@ def test_recipe_has_its_codebooks_rate_and_bit_rate(name, layers, rate, bitrate,
 
 RELEASED = {"mel": 15, "semantic": 50, "commitment_semantic": 10, "commitment_acoustic": 10, "self_guidance": 0.5}
 RELEASED |= {"self_guidance_norm": "l1", "adversarial": 1, "wavlm_distillation": 50, "feature_matching_stft": 2}
-RELEASED |= {"feature_matching_waveform": 1, "feature_matching_wavlm": 1}
+RELEASED |= {"feature_matching_waveform": 1, "feature_matching_wavlm": 1, "wavlm_distillation_kind": "speechtokenizer"}
 PAPER = {"mel": 15, "semantic": 1, "commitment_semantic": 1, "commitment_acoustic": 1, "self_guidance": 0.1}
 PAPER |= {"self_guidance_norm": "l2", "adversarial": 1, "wavlm_distillation": 0, "feature_matching_stft": 1}
-PAPER |= {"feature_matching_waveform": 1, "feature_matching_wavlm": 1}
+PAPER |= {"feature_matching_waveform": 1, "feature_matching_wavlm": 1, "wavlm_distillation_kind": "speechtokenizer"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class FeatureFormat:
     @property
     def vector_rate(self) -> float:
         """Vectors per second of audio."""
-        return whisper.FEATURE_RATE if self.source == "whisper" else PER_SECOND
+        return whisper.FEATURE_RATE if self.source == "whisper" else float(PER_SECOND)
 
     def num_vectors(self, samples: int) -> int:
         """Returns the number of vectors of some samples at 24 kHz that were encoded as a clip of their own."""
