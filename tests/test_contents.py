@@ -101,7 +101,7 @@ def test_features_say_what_computed_them(tmp_path, said):
     (tmp_path / "shards" / "speech-train-000000-0.array_record").write_bytes(bytes(3600 * 13 * 16))
     assert said() == [
         "DIR: semantic features, about 1.00 h in 1 shards",
-        "8 wide, stored as bfloat16, computed in bfloat16",
+        "8 wide, stored as bfloat16, computed in bfloat16 by qwen3_aut",
         "of crops of 10 s, 2.5 s apart",
         "encoder fedcba9876543210",
     ]
