@@ -224,4 +224,4 @@ def test_same_networks_from_another_place_are_the_same_run(tmp_path):
 def test_run_from_before_its_networks_were_recorded_goes_on_and_says_so(copy, caplog):
     caplog.set_level(logging.INFO)
     assert opened(copy, learnt_from=LEARNT_FROM) == (8, 8)
-    assert "not compared: frozen, features" in caplog.text
+    assert "did not keep frozen, features, which is not compared" in caplog.text
