@@ -20,7 +20,7 @@ class Collective(NamedTuple):
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
-    """Of the arrays that it gives."""
+    """Shapes of the arrays that the collective gives."""
     groups: tuple[tuple[int, ...], ...]
     """Numbers of the devices that exchange something with each other."""
     name: str

@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     mimi_batch: int = 16
     """Clips that Mimi encodes at once."""
     compute_dtype: str = "bfloat16"
-    """Of the training step, which is rematerialised then."""
+    """Number format that the training step computes in; in bfloat16 the step is rematerialised."""
     heard: int | None = None
     """How many of the bundled clips are tokenized to compare codes; None: all."""
     repeats: int = 5
