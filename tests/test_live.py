@@ -148,7 +148,7 @@ def frozen_encoder(source: str):
 
 @cache
 def live_tokenizer(source: str, rate: float) -> OmniCodecTokenizer:
-    """Of so many frames of 24 kHz audio a second."""
+    """Makes a small tokenizer of 24 kHz audio with this many frames a second."""
     small = {**SMALL, "seanet": SEANetConfig(n_filters=2, ratios=RATIOS[rate], n_residual_layers=1)}
     if source == "none":
         config = dataclasses.replace(tiny.MIMI, **small)

@@ -43,7 +43,7 @@ def load(name: str, **seanet) -> CodecConfig:
 
 @cache
 def shapes(codec: CodecConfig) -> dict:
-    """Of all variables, without making any of them."""
+    """Returns the shapes of all variables, without making any of them."""
     return jax.eval_shape(lambda: init_variables(OmniCodec(codec), jax.random.key(0)))
 
 

@@ -122,7 +122,7 @@ def test_parameters_are_the_same_whatever_is_computed_in():
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a jaxpr and all that are nested in it."""
+    """Yields the equations of a jaxpr and of all that are nested in it."""
     for equation in jaxpr.eqns:
         yield equation
         for nested in jax.extend.core.jaxprs_in_params(equation.params):

@@ -134,7 +134,7 @@ def feature_format(number, feature_dim=16, crop=None):
 
 
 def vectors(count=39):
-    """Of very different sizes, and one that is zero."""
+    """Makes vectors of very different sizes, and one that is zero."""
     values = RNG.standard_normal((count, 16)) * np.geomspace(1e-3, 1e3, count)[:, None]
     values[5] = 0
     return values.astype(np.float32)
