@@ -45,7 +45,7 @@ def crop_vectors(domain, clip, segment, crop):
 
 
 def vectors(domain, clip, seconds):
-    """Makes vectors as an older version stored them, of clip, second and number within it; a second of None is silence."""
+    """Makes vectors as an older version stored them, of clip, second and number in it; a second of None is silence."""
     name = 10 * sorted(LENGTHS).index(domain) + clip
     rows = [[name if s is not None else -1, -1 if s is None else s, k, 1] for s in seconds for k in range(13)]
     return np.array(rows, np.float32)
