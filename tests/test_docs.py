@@ -155,6 +155,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "omnicodec tokenize": runs("--num-readers", "1"),
     "omnicodec init": parsed,
     "omnicodec export-model": parsed,
+    "omnicodec goodput": parsed,
     "omnicodec encode clips clips_tokens --model models/omnicodec": parsed,
     "omnicodec stream-decode bell.safetensors --model models/untrained |": parsed,
     "python ": runs(),

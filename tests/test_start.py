@@ -29,7 +29,7 @@ from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
-from omnicodec_jax.training import loop, validation
+from omnicodec_jax.training import loop, lost_time, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import TrainingLog
@@ -61,6 +61,12 @@ def config(tmp_path_factory) -> Config:
     (prepared / records.INDEX).write_text("\n".join(lines))
     (prepared / records.SETTINGS).write_text('{"segment_seconds": 30}')
     return replaced(SMALL, data={"prepared": str(prepared)})
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    device = jax.local_devices()[0]
+    monkeypatch.setattr(jax, "devices", lambda: [device])
 
 
 @pytest.fixture
@@ -111,6 +117,21 @@ def test_each_part_of_a_start_says_what_it_does_and_how_long_it_took(config, tmp
     assert "start: sound: 1 clips, 0.00 h" in lines
     for part in parts:
         assert any(re.fullmatch(rf"{re.escape(part)}: \d+\.\d s", line) for line in lines)
+
+
+def test_end_of_a_run_says_which_share_of_its_time_was_learning(
+    one_device, config, tmp_path, states_are_free, steps_are_free, caplog
+):
+    caplog.set_level(logging.INFO)
+    assert loop.run(config, tmp_path) == 0
+    assert re.fullmatch(r"time: \d+\.\d % of \d+\.\d s was learning; lost: start .*", caplog.messages[-1])
+    spent = lost_time.of_run(tmp_path)
+    assert caplog.messages[-1] == f"time: {spent}"
+    (start,) = spent.starts
+    assert start.steps == (0, config.optimizer.total_steps)
+    took = {cause for cause, seconds in spent.seconds.items() if seconds}
+    assert took == {"learning", "start", "compilation", "first batch", "waiting for data", "saving"}
+    assert spent.total == pytest.approx(start.last.at - start.first.began, abs=0.5)
 
 
 def ask_to_stop(number: int):

@@ -177,6 +177,7 @@ def test_run_shows_what_happens_in_it(whole, config):
         *("gradient_norm/codec", "gradient_norm/stft", "gradient_norm/waveform", "learning_rate/adamw"),
         *("codebook_usage/acoustic_02", "perplexity/semantic_00", "replaced/acoustic_01"),
         *("speed/steps_per_second", "speed/audio_seconds_per_second", "speed/data_wait_share", "speed/memory_gib"),
+        *("speed/host_memory_gib", "time/learning", "time/waiting_for_data", "time/steps_done_again"),
         *("validation/mel_distance", "validation_usage/acoustic_00", "data/unreadable_clips"),
         *(f"validation_mel_distance/codebooks_{count:02d}" for count in (1, 2, 4)),
         *("decoder_input/share_of_semantic", "decoder_input/share_of_acoustic", "latent/variation_over_time"),

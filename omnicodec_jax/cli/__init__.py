@@ -9,6 +9,7 @@ from omnicodec_jax.cli.arguments import Commands, Group
 from omnicodec_jax.cli.codec import decode, encode, stream_decode
 from omnicodec_jax.cli.corpora import clips, detokenize, prepare, tokenize, webdataset
 from omnicodec_jax.cli.evaluate import evaluate, listening
+from omnicodec_jax.cli.goodput import goodput
 from omnicodec_jax.cli.inspect import inspect
 from omnicodec_jax.cli.models import export, export_model, init
 from omnicodec_jax.cli.perplexity import PERPLEXITY
@@ -19,6 +20,7 @@ COMMANDS: Commands = {
     "clips": clips,
     "prepare": prepare,
     "train": TRAIN,
+    "goodput": goodput,
     "export-model": export_model,
     "encode": encode,
     "decode": decode,

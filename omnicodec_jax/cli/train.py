@@ -40,11 +40,12 @@ def train(
     """
     from omnicodec_jax.data.claim import claim
     from omnicodec_jax.distributed import multihost
-    from omnicodec_jax.training import loop
+    from omnicodec_jax.training import loop, lost_time
 
+    began = lost_time.process_start()
     multihost.initialize()
     with claim(workdir) if multihost.is_main() else contextlib.nullcontext():
-        return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile))
+        return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile), began)
 
 
 TRAIN = WithConfig(train, {Config: MOST_USED})

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -71,6 +71,13 @@ def _join() -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):  # JAX's message where there is no cluster
             raise
+
+
+def of_all_processes(value: float) -> np.ndarray:
+    """Returns a number of each process of a run, float32 [processes], or [] if there is one. All processes call it."""
+    if jax.process_count() == 1:
+        return np.asarray(value, np.float32)
+    return np.asarray(multihost_utils.process_allgather(np.float32(value)))
 
 
 def is_main() -> bool:
@@ -146,10 +153,11 @@ class Interruption:
             self._raises = False
 
     @contextlib.contextmanager
-    def ending_the_process(self) -> Iterator[None]:
+    def ending_the_process(self, at_last: Callable[[], None] = lambda: None) -> Iterator[None]:
         """A context in which a signal ends this process at once, even while XLA compiles and no Python handler runs.
 
-        It is for work that leaves nothing half-written. With several processes it has no effect.
+        It is for work that leaves nothing half-written. With several processes it has no effect. `at_last` is called
+        before the end, in another thread.
         """
         if jax.process_count() > 1:
             yield
@@ -161,9 +169,12 @@ class Interruption:
             while number := os.read(reader, 1):
                 if number[0] in self._handlers:
                     LOG.info("interrupted: the last checkpoint is whole, and the same command goes on from there")
-                    for child in multiprocessing.active_children():
-                        child.kill()
-                    os._exit(128 + number[0])
+                    try:
+                        at_last()
+                    finally:
+                        for child in multiprocessing.active_children():
+                            child.kill()
+                        os._exit(128 + number[0])
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -14,7 +14,9 @@ import numpy as np
 from omnicodec_jax import dsp
 from omnicodec_jax.config import Config
 from omnicodec_jax.distributed import multihost
+from omnicodec_jax.training import host_memory
 from omnicodec_jax.training.events import EventWriter
+from omnicodec_jax.training.lost_time import Spent
 from omnicodec_jax.training.packing import Tree
 from omnicodec_jax.training.validation import LEAST_GAIN, ValidationResult
 
@@ -73,7 +75,10 @@ class TrainingLog:
             "data_wait_share": self._waited / elapsed,
             "memory_gib": memory_gib(),
         }
+        host = host_memory.of_process()
         scalars = {f"speed/{name}": value for name, value in speed.items()}
+        scalars |= numbered("speed/host_memory_gib", multihost.of_all_processes(host))
+        scalars |= numbered("speed/worker_memory_gib", host_memory.of_workers())
         for name, value in means.items():
             scalars |= numbered(tag(name), value)
         for name, collection in codebooks.items():
@@ -86,13 +91,14 @@ class TrainingLog:
         total = self._config.optimizer.total_steps
         left = (total - step) / speed["steps_per_second"]
         LOG.info(
-            "step %d/%d  %s  %.3g steps/s  %.4g s of audio/s  data %.0f %%  %s left",
+            "step %d/%d  %s  %.3g steps/s  %.4g s of audio/s  data %.0f %%  host %.2f GiB  %s left",
             step,
             total,
             losses,
             speed["steps_per_second"],
             speed["audio_seconds_per_second"],
             100 * speed["data_wait_share"],
+            host,
             f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min",
         )
         self._start_window()
@@ -128,6 +134,12 @@ class TrainingLog:
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
                 samples, rate = np.clip(audio[0], -1, 1), self._config.codec.sample_rate
                 self._events.clip(step, f"validation_{row}/{name}", samples, rate, spectrogram(samples))
+
+    def write_time(self, step: int, spent: Spent) -> None:
+        """Writes to TensorBoard which share of the run's wall time each cause has had until now."""
+        if self._events is not None:
+            shares = {f"time/{cause.replace(' ', '_')}": share for cause, share in spent.shares.items()}
+            self._events.scalars(step, shares)
 
     def _warn_of_ignored_codebooks(self, step: int, result: ValidationResult) -> None:
         codec = self._config.codec

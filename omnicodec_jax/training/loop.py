@@ -22,6 +22,7 @@ from omnicodec_jax.training import frozen as frozen_networks
 from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import TrainingLog
+from omnicodec_jax.training.lost_time import RunClock
 from omnicodec_jax.training.metrics_queue import FiniteCheck, MetricsQueue
 from omnicodec_jax.training.start import first_state, stage, state_template, to_global
 from omnicodec_jax.training.state import TrainState
@@ -63,23 +64,25 @@ class RunSetup(NamedTuple):
     checkpoints: Checkpoints
 
 
-def run(config: Config, workdir: Path, profile: Profile | None = None) -> int:
+def run(config: Config, workdir: Path, profile: Profile | None = None, began: float | None = None) -> int:
     """Trains until `optimizer.total_steps`, from the last checkpoint in `workdir` or, if it has none, from the start.
 
     All processes of a run call it, after `multihost.initialize`. Returns the exit code: 0 when the run is complete,
     128 + the signal's number when a signal asked it to stop, which it does after it has saved a checkpoint. Raises
-    OmniCodecError for errors of the user.
+    OmniCodecError for errors of the user. The time since `began`, in seconds since 1970, counts as the run's (None: the
+    time since now).
     """
-    interruption = multihost.Interruption()
+    interruption, clock = multihost.Interruption(), RunClock(began)
     try:
         with interruption:
             with interruption.raising():
                 setup = set_up(config, workdir)
-            with setup.checkpoints:
+            clock.record_in(workdir if multihost.is_main() else None)
+            with contextlib.closing(clock), setup.checkpoints:
                 if setup.checkpoints.latest is None:
                     save_first_state(setup, interruption)
                 if interruption.signal is None:
-                    train(setup, profile, interruption)
+                    train(setup, profile, interruption, clock)
                 step = setup.checkpoints.latest
     except multihost.Interrupted:
         LOG.info("interrupted before there was anything to save: the same command starts anew")
@@ -147,7 +150,7 @@ def save_first_state(setup: RunSetup, interruption: multihost.Interruption) -> N
 # -- The steps
 
 
-def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Interruption) -> None:
+def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Interruption, clock: RunClock) -> None:
     """Trains from the last checkpoint to the last step, or to the step at which a signal stops it, and saves there."""
     config, mesh, checkpoints = setup.config, setup.mesh, setup.checkpoints
     total_steps = config.optimizer.total_steps
@@ -166,8 +169,8 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
 
     queue = MetricsQueue(receive)
     if start == 0 and setup.validator is not None:
-        with stage("held-out clips before the first step"), interruption.ending_the_process():
-            validate(setup, state, log)
+        with stage("held-out clips before the first step"), interruption.ending_the_process(clock.close):
+            validate(setup, state, log, clock)
     judged_from = config.train.discriminator_from
     unjudged, judged = (jit_step(setup.gan, mesh, state, setup.frozen, judges) for judges in (False, True))
 
@@ -183,6 +186,9 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
         ) as batches,
         contextlib.ExitStack() as trace,
     ):
+        clock.step = start
+        clock.record()
+        clock.turn_to("learning")
         for number in range(start, total_steps):
             if interruption.stops_before(number):
                 break
@@ -190,21 +196,25 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
                 trace.enter_context(jax.profiler.trace(setup.workdir / "profile"))
 
             began, first = time.perf_counter(), number == start
-            with stage("first batch") if first else contextlib.nullcontext():
+            with (
+                stage("first batch") if first else contextlib.nullcontext(),
+                clock.spending("first batch" if first else "waiting for data"),
+            ):
                 batch = next(batches)
             waited = time.perf_counter() - began
             step = judged if number >= judged_from else unjudged
             compiles = first or number == judged_from
             if compiles:
-                checkpoints.wait()  # so that nothing is lost where a signal ends the process
-            with compiling(interruption, number, first) if compiles else contextlib.nullcontext():
+                with clock.spending("saving"):
+                    checkpoints.wait()  # so that nothing is lost where a signal ends the process
+            with compiling(interruption, number, first, clock) if compiles else contextlib.nullcontext():
                 state, metrics = step(state, batch, setup.frozen)
                 if compiles:
                     jax.block_until_ready((state, metrics))
             queue.add(number, (metrics, waited))
             checkpoints.check()
 
-            done = number + 1
+            clock.step = done = number + 1
             last = done == total_steps
             logs = last or done % config.run.log_every == 0
             validates = last or done % config.run.validate_every == 0
@@ -217,23 +227,29 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             if logs:
                 log.write(done, jax.device_get(state.codebooks))
             if saves:
-                checkpoints.save(state, validate(setup, state, log) if validates else None)
+                distance = validate(setup, state, log, clock) if validates else None
+                with clock.spending("saving"):
+                    checkpoints.save(state, distance)
+            if logs or saves:
+                clock.record()
+                log.write_time(done, clock.spent())
     queue.flush()
-    checkpoints.save(state)
-    checkpoints.wait()
+    with clock.spending("saving"):
+        checkpoints.save(state)
+        checkpoints.wait()
 
 
 @contextlib.contextmanager
-def compiling(interruption: multihost.Interruption, number: int, first: bool) -> Iterator[None]:
+def compiling(interruption: multihost.Interruption, number: int, first: bool, clock: RunClock) -> Iterator[None]:
     """A context for the first step of a program, which compiles for minutes, and which a signal ends at once."""
     what = (
         "the training step, and the first step" if first else f"the discriminators, which judge from step {number} on"
     )
-    with stage(f"compiling {what}"), interruption.ending_the_process():
+    with stage(f"compiling {what}"), interruption.ending_the_process(clock.close), clock.spending("compilation"):
         yield
 
 
-def validate(setup: RunSetup, state: TrainState, log: TrainingLog) -> float | None:
+def validate(setup: RunSetup, state: TrainState, log: TrainingLog, clock: RunClock) -> float | None:
     """Evaluates the held-out clips, logs the result and returns the mel distance; None: there are no held-out clips.
 
     The mel distance is that of the moving average of the weights if the run keeps one.
@@ -241,10 +257,11 @@ def validate(setup: RunSetup, state: TrainState, log: TrainingLog) -> float | No
     if setup.validator is None:
         return None
     began, weights = time.perf_counter(), None
-    result = setup.validator(state.params, state.codebooks, setup.frozen)
-    if state.ema_params is not None:
-        weights, result = result, setup.validator(state.ema_params, state.codebooks, setup.frozen)
-    log.write_validation(int(state.step), result, time.perf_counter() - began, weights)
+    with clock.spending("validation"):
+        result = setup.validator(state.params, state.codebooks, setup.frozen)
+        if state.ema_params is not None:
+            weights, result = result, setup.validator(state.ema_params, state.codebooks, setup.frozen)
+        log.write_validation(int(state.step), result, time.perf_counter() - began, weights)
     return result.mel_distance
 
 
