@@ -79,6 +79,7 @@ $(VENV)/.run: $(BIN)/uv requirements.txt requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.run
 	$(INSTALL) --editable '.[dev,torch,onnx,ray]'
 	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
+	$(INSTALL) --no-deps auv==0.1.1 einops==0.8.2 || echo "tests of AUV are skipped"
 	$(INSTALL) --editable '.[plan]' || echo "tests that need the compilers of TPUs and GPUs are skipped"
 	npm install --silent --no-save --prefix build onnxruntime-web@1.30.0 || echo "tests of a codec in the browser are skipped"
 	touch $@

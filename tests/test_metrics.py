@@ -103,10 +103,14 @@ def test_silence_has_no_perceptual_score(speech):
 
 
 def test_means_have_intervals_of_students_t():
-    cell = mean([1.0, 2.0, 3.0, 4.0])
-    assert cell.mean == 2.5
-    assert cell.ci95 == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-5)
-    assert mean([2.0]).ci95 is None
+    cell = mean([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert cell.mean == 3
+    assert cell.ci95 == pytest.approx(2.776445 * np.std([1, 2, 3, 4, 5], ddof=1) / 5**0.5, rel=1e-5)
+
+
+def test_of_fewer_than_five_clips_there_is_a_number_of_clips_and_no_interval():
+    assert mean([1.0, 2.0, 3.0, 4.0]) == (2.5, None, 4, None)
+    assert mean([2.0]) == (2.0, None, 1, None)
     assert mean([], ["no transcript", "too short", "no transcript"]) == (None, None, 0, "no transcript")
 
 

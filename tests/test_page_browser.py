@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tiny_report
 from tiny_report import HOSTILE, MISSING, QUOTED, SYSTEMS
 
 from omnicodec_jax.evaluation import listening, page
+from omnicodec_jax.evaluation.study import Curves, Study, StudyRow
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,66 @@ def test_the_page_itself_never_scrolls_sideways(tab, width):
     assert tab.evaluate(fits)
     enrol(tab, "ann", "S-MOS, speech")
     assert tab.evaluate(fits)
+
+
+def test_quality_is_drawn_against_the_number_of_codebooks_with_a_line_for_each_codec(context, report, folder):
+    names = [f"ours-{count}L" for count in (1, 4, 16)]
+    for name, count in zip(names, (1, 4, 16), strict=True):
+        report["systems"].append({**report["systems"][0], "name": name, "num_codebooks": count})
+        cell = {**tiny_report.figure(2.0 + count / 10), "ci95": None, "count": 3}
+        report["summary"][name] = {domain: {"pesq": cell} for domain in report["domains"]}
+    tab = context.new_page()
+    tab.goto(page.write(report, folder).as_uri())
+    headings = tab.locator("[data-domain=speech] h3").all_inner_texts()
+    assert headings[:2] == ["Quality against bit rate", "Quality against the number of codebooks"]
+    plot = tab.locator("[data-domain=speech] svg[aria-label*='against codebooks']")
+    assert plot.count() == 1
+    assert "ours-4L: 2.40 at 4 codebooks" in plot.get_attribute("aria-label")
+    assert plot.locator("polyline").count() == 1
+    assert plot.locator("g text").all_text_contents() == ["ours"]
+    assert tab.locator("[data-domain=speech] td", has_text="2.40").first.inner_text() == "2.40 n = 3"
+
+
+def test_plots_keep_to_the_range_that_a_metric_can_have(context, report, folder):
+    report["metrics"][0]["range"] = [1.0, 10.6]
+    cell = {**tiny_report.figure(1.2), "ci95": 2.5}
+    report["summary"][SYSTEMS[0]] = {domain: {"pesq": cell} for domain in report["domains"]}
+    tab = context.new_page()
+    tab.goto(page.write(report, folder).as_uri())
+    plot = tab.locator("[data-domain=speech] svg").first
+    ticks = [float(text) for text in plot.locator(".tick[text-anchor=end]").all_text_contents()]
+    assert 1.0 <= min(ticks) < max(ticks) <= 10.6
+    whiskers = plot.locator(".whisker")
+    ends = whiskers.evaluate_all("lines => lines.map(line => [line.y1, line.y2].map(y => y.baseVal.value))")
+    assert all(12 <= y <= 208 for pair in ends for y in pair)
+
+
+def test_studies_are_tables_and_curves_that_say_why_a_number_is_missing(context, report, folder):
+    drift = Study(
+        title="Drift",
+        about="By minute.",
+        domain="speech",
+        columns=["first", "last"],
+        rows=[StudyRow(name=HOSTILE, cells=[-1.5, 2.0]), StudyRow(name="b", cells=[None, None], why="too long")],
+        curves=Curves(x="Minute", y="SI-SDR (dB)", series={HOSTILE: [(1.0, -1.5), (2.0, 2.0)]}),
+    )
+    probe = Study(title="Probe", about="", domain=None, columns=["all"], rows=[StudyRow(name="b", cells=[0.25])])
+    report["studies"] = [dataclasses.asdict(one) for one in (drift, probe)]
+    tab, complaints = context.new_page(), []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(page.write(report, folder).as_uri())
+    assert "What the tokens mean" in tab.locator("nav a").all_inner_texts()
+    first, second = tab.locator("#studies section").all()
+    assert first.locator("h3").inner_text() == "Drift: speech"
+    assert first.locator("tbody tr").first.locator("th").inner_text() == HOSTILE
+    assert first.locator("tbody tr").first.locator("td").all_inner_texts() == ["−1.50", "2.00"]
+    assert "too long" in first.locator(".notes").inner_text()
+    assert "at minute 2" in first.locator("svg").get_attribute("aria-label")
+    assert second.locator("td").all_inner_texts() == ["0.25"]
+    tab.get_by_role("radio", name="Music").check()
+    assert not first.is_visible()
+    assert second.is_visible()
+    assert complaints == []
 
 
 # -- The listening test

@@ -25,6 +25,9 @@ def evaluate(
     limit: int | None = None,
     shown: int = 30,
     quoted: bool = False,
+    stability: int = 0,
+    drift: int = 0,
+    probes: str | None = None,
     num_workers: int = os.cpu_count() or 1,
 ) -> int:
     """Score codecs, and write a report with tables and a page to listen to.
@@ -38,8 +41,8 @@ def evaluate(
             or any folder of audio. Default: the bundled clips.
         out: Folder of the report.
         codebooks: Numbers of codebooks to decode from, the semantic one included. Each is a line of the tables.
-        peers: Other codecs: opus, mimi, dac, encodec, xcodec, each with =SOURCE (bit/s for Opus; a directory or a
-            hub id) if not the default.
+        peers: Other codecs: opus, mimi, dac, encodec, xcodec, wavtokenizer, xcodec2, neucodec, higgs, qwen3tts, auv,
+            each with =SOURCE (bit/s for Opus; a directory or a hub id) if not the default.
         reconstructions: Folders of what other systems have written, NAME=DIR,…, with files that are named as the clips.
         metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those of core, dnsmos,
             dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
@@ -49,12 +52,19 @@ def evaluate(
         limit: How many clips of each domain are scored, spread evenly over its list. Default: all.
         shown: How many clips of each domain the page has players for.
         quoted: Show the paper's figures beside the measured ones.
+        stability: Of how many clips of each domain it is counted which codes stay the same when the clip is shifted,
+            encoded again from its reconstruction, resampled, made softer, or gets some noise.
+        drift: Minutes of a clip that is made of each domain, for the SI-SDR of each minute of its reconstruction, such
+            as 60.
+        probes: What small classifiers tell from the codes, LABEL=MANIFEST,…: LABEL is a field of the manifest's lines,
+            such as speaker, language, class; or text, which a small network spells.
         num_workers: How many processes compute metrics.
     """
     if not (model or peers or reconstructions):
         model = os.environ.get("OMNICODEC_MODEL")
     from omnicodec_jax.evaluation import run, scores
     from omnicodec_jax.evaluation.peers import PeerRequest
+    from omnicodec_jax.evaluation.token_studies import TokenStudies
 
     evaluation = run.Evaluation(
         data={name: Path(path) for name, path in named(data, "--data").items()},
@@ -69,6 +79,11 @@ def evaluate(
         shown=shown,
         quoted=quoted,
         num_workers=num_workers,
+        tokens=TokenStudies(
+            stability=stability,
+            drift=drift,
+            probes={label: Path(path) for label, path in named(probes or "", "--probes").items()},
+        ),
     )
     if not (evaluation.models or evaluation.peers or evaluation.reconstructions):
         raise ConfigError("no codec to score: give --model DIR, --peers opus, or --reconstructions NAME=DIR")

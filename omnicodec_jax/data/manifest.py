@@ -171,6 +171,33 @@ def transcribed(path: Path, domain: str = "") -> Iterator[tuple[Entry, str | Non
     raise DataError(f"{path}: lists no audio{problem}")
 
 
+def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    """Reads the clips of a .jsonl or .json list that have a label, with all fields of their lines.
+
+    Args:
+        path: The list.
+        label: The field that says what the label of a clip is. Lines without it, with null, and lines that are
+            no clips are passed over.
+
+    Raises:
+        DataError: For a list of another kind, and for one without such a field.
+    """
+    if path.is_dir() or not {".jsonl", ".json"} & set(path.suffixes):
+        raise DataError(f"{path}: must end in .jsonl, .json, or in one of them and .gz, as its lines must have labels")
+    has_labels = False
+    for line in _lines(path):
+        try:
+            text = line.removeprefix(codecs.BOM_UTF8).decode().strip()
+            (entry, _), fields = _from_json(text), json.loads(text)
+        except (ValueError, OverflowError, RecursionError):
+            continue
+        if fields.get(label) is not None:
+            has_labels = True
+            yield entry, fields
+    if not has_labels:
+        raise DataError(f"{path}: no line of a clip has the field {label}")
+
+
 def _read(path: Path) -> Iterator[tuple[Entry, str | None]]:
     """Yields the entries of a list, each with its transcript."""
     if path.is_dir():

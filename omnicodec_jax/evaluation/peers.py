@@ -1,21 +1,27 @@
-"""Other codecs to compare with, from transformers: Mimi, DAC, EnCodec, X-Codec. They need the extra `torch`."""
+"""Other codecs to compare with, from transformers. They need the extra `torch`.
 
-import hashlib
+A codec that transformers gets is one more entry of `PEERS`. UniCodec is in no library and has no licence, so its
+row comes from a folder of its files.
+"""
+
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError, ModelError
-from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System
+from omnicodec_jax.evaluation.auv_codec import HUB_ID, AuvCodec
+from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint
 
 OPUS_BIT_RATES = (6_000, 12_000)
 """The default bit rates of Opus, bit/s."""
 
 
 class Peer(NamedTuple):
-    """A codec of transformers, with what differs between its codecs."""
+    """A codec of transformers, with `encode(…).audio_codes` and `decode(…).audio_values`."""
 
     title: str
     model: str
@@ -24,47 +30,16 @@ class Peer(NamedTuple):
     """The hub id of its weights, the default source."""
     codebooks: Callable[[Any], tuple[int, int, float]]
     """Returns from a config the number of codebooks, the entries of each, and the frame rate in Hz."""
-    run: Callable[[Any, Any, int], tuple[Any, Any]]
-    """Takes a model, audio [1, 1, T] and a number of codebooks. Returns codes [K, N] and decoded audio [1, 1, T']."""
-    has_bandwidths: bool = False
-    """Whether only some numbers of codebooks can be chosen, by their bit rates."""
-
-
-# -- One function for each class: `Peer.run`
-
-
-def _run_mimi(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
-    codes = model.encode(audio, num_quantizers=count).audio_codes
-    return codes[0], model.decode(codes).audio_values
-
-
-def _run_dac(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
-    encoded = model.encode(audio, n_quantizers=count)
-    return encoded.audio_codes[0], model.decode(encoded.quantized_representation).audio_values[:, None]
-
-
-def _run_encodec(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
-    encoded = model.encode(audio, bandwidth=_bandwidth(model.config, count))
-    return encoded.audio_codes[0, 0], model.decode(encoded.audio_codes, encoded.audio_scales).audio_values
-
-
-def _run_xcodec(model: Any, audio: Any, count: int) -> tuple[Any, Any]:
-    codes = model.encode(audio, bandwidth=_bandwidth(model.config, count)).audio_codes
-    return codes[0], model.decode(codes).audio_values
-
-
-def _bandwidth(config: Any, count: int) -> float:
-    """Returns the bandwidth of a number of codebooks, in kbit/s."""
-    return next(kbits for kbits in map(float, config.target_bandwidths) if _num_codebooks(config, kbits) == count)
-
-
-def _num_codebooks(config: Any, kbits: float) -> int:
-    """Returns the number of codebooks that a bandwidth in kbit/s has room for."""
-    return int(1000 * kbits / (config.frame_rate * np.log2(config.codebook_size)))
+    count: str | None = None
+    """The argument of `encode` that chooses the number of codebooks; None: it has none. `bandwidth` takes kbit/s."""
+    extracts: bool = False
+    """Whether it takes what the feature extractor of its directory makes, and not the samples alone."""
+    chunked: bool = False
+    """Whether its codes are [chunks, B, K, N], and `decode` takes the scale of each chunk."""
 
 
 def _quantizers(config: Any) -> tuple[int, int, float]:
-    """Returns the codebooks of Mimi, EnCodec and X-Codec, as `Peer.codebooks` does."""
+    """Returns the codebooks of Mimi, EnCodec, X-Codec and Higgs Audio, as `Peer.codebooks` does."""
     return config.num_quantizers, config.codebook_size, float(config.frame_rate)
 
 
@@ -72,14 +47,45 @@ def _dac_codebooks(config: Any) -> tuple[int, int, float]:
     return config.n_codebooks, config.codebook_size, config.sampling_rate / config.hop_length
 
 
+def _wavtokenizer_codebook(config: Any) -> tuple[int, int, float]:
+    return 1, config.codebook_size, config.sampling_rate / config.hop_length
+
+
+def _levels(config: Any) -> tuple[int, int, float]:
+    """Returns the one codebook of X-Codec 2 and NeuCodec, whose entries are all combinations of levels."""
+    return 1, math.prod(config.quantization_levels), _sample_rates(config)[0] / math.prod(config.downsampling_ratios)
+
+
+def _sample_rates(config: Any) -> tuple[int, int]:
+    """Returns the sample rates in Hz of what goes in and of what comes out."""
+    names = ("sampling_rate", "sample_rate", "input_sampling_rate")
+    given = next(getattr(config, name) for name in names if getattr(config, name, None))
+    return given, getattr(config, "output_sampling_rate", given)
+
+
 PEERS = {
-    "mimi": Peer("Mimi", "MimiModel", "kyutai/mimi", _quantizers, _run_mimi),
-    "dac": Peer("DAC", "DacModel", "descript/dac_24khz", _dac_codebooks, _run_dac),
-    "encodec": Peer(
-        "EnCodec", "EncodecModel", "facebook/encodec_24khz", _quantizers, _run_encodec, has_bandwidths=True
+    "mimi": Peer("Mimi", "MimiModel", "kyutai/mimi", _quantizers, "num_quantizers"),
+    "dac": Peer("DAC", "DacModel", "descript/dac_24khz", _dac_codebooks, "n_quantizers"),
+    "encodec": Peer("EnCodec", "EncodecModel", "facebook/encodec_24khz", _quantizers, "bandwidth", chunked=True),
+    "xcodec": Peer("X-Codec", "XcodecModel", "hf-audio/xcodec-hubert-general", _quantizers, "bandwidth"),
+    "wavtokenizer": Peer(
+        "WavTokenizer", "WavTokenizerModel", "novateur/WavTokenizer-large-unify-40token", _wavtokenizer_codebook
     ),
-    "xcodec": Peer(
-        "X-Codec", "XcodecModel", "hf-audio/xcodec-hubert-general", _quantizers, _run_xcodec, has_bandwidths=True
+    "xcodec2": Peer("X-Codec-2", "Xcodec2Model", "HKUSTAudio/xcodec2-hf", _levels, extracts=True),
+    "neucodec": Peer("NeuCodec", "NeuCodecModel", "neuphonic/neucodec", _levels, extracts=True),
+    "higgs": Peer(
+        "Higgs-Audio-v2",
+        "HiggsAudioV2TokenizerModel",
+        "bosonai/higgs-audio-v2-tokenizer",
+        _quantizers,
+        "bandwidth",
+    ),
+    "qwen3tts": Peer(
+        "Qwen3-TTS-12Hz",
+        "Qwen3TTSTokenizerMultiCodebookModel",
+        "Qwen/Qwen3-TTS-Tokenizer-12Hz",
+        _quantizers,
+        "num_quantizers",
     ),
 }
 """The codecs by the names that the command line has for them."""
@@ -87,6 +93,8 @@ PEERS = {
 
 class TransformersCodec:
     """A codec of transformers at several numbers of codebooks, as `systems.Codec` wants it."""
+
+    any_length = False
 
     def __init__(self, peer: Peer, source: str, counts: Sequence[int]):
         """Loads the model.
@@ -97,74 +105,120 @@ class TransformersCodec:
             counts: Numbers of codebooks. The largest that the codec offers and that is no larger is taken for each.
 
         Raises:
-            ModelError: If PyTorch is not installed, or the source cannot be loaded.
+            ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded.
         """
+        model_class = _model_class(peer)
+        import torch
+        import transformers
+
         try:
-            import torch
-            import transformers
-        except ImportError:
-            raise ModelError(
-                f"{peer.title}: PyTorch is not installed; in the checkout, pip install -e '.[torch]'"
-            ) from None
-        try:
-            model = getattr(transformers, peer.model).from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{peer.title}: {source} cannot be loaded: {reason}") from None
+            model = model_class.from_pretrained(source)
+            self._extract = transformers.AutoFeatureExtractor.from_pretrained(source) if peer.extracts else None
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise ModelError(f"{peer.title}: {source} cannot be loaded: {lines[0].strip()}") from None
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._peer, self._model = peer, model.eval().to(self._device)
         whole, size, frame_rate = peer.codebooks(model.config)
+        self._bandwidths: dict[int, float] = {}
         self._counts = sorted({min(count, whole) for count in counts})
-        if peer.has_bandwidths:  # the largest that is no larger than the given one, or else the smallest
-            offered = sorted(_num_codebooks(model.config, float(kbits)) for kbits in model.config.target_bandwidths)
+        if peer.count is None:
+            self._counts = [whole]
+        elif peer.count == "bandwidth":  # the largest that is no larger than the given one, or else the smallest
+            rates = map(float, model.config.target_bandwidths)
+            self._bandwidths = {_num_codebooks(size, frame_rate, kbits): kbits for kbits in rates}
+            offered = sorted(self._bandwidths)
             self._counts = sorted({max([k for k in offered if k <= n], default=offered[0]) for n in self._counts})
+        names = [peer.title if peer.count is None else f"{peer.title}-{k}L" for k in self._counts]
         self.systems: Sequence[System] = [
-            System(f"{peer.title}-{k}L", f"{source}, by transformers", (size,) * k, frame_rate) for k in self._counts
+            System(name, f"{source}, by transformers", (size,) * count, frame_rate)
+            for name, count in zip(names, self._counts, strict=True)
         ]
-        self.sample_rate: int = getattr(model.config, "sampling_rate", None) or model.config.sample_rate
-        self._identity = f"{peer.model} {_fingerprint(model)}"
+        self.sample_rate, self._decoded_rate = _sample_rates(model.config)
+        self._identity = f"{peer.model} {fingerprint(model)}"
 
     def identity(self, known: str | None = None) -> str:
         """Returns the name of the model's class, and a hash of its weights."""
         return self._identity
 
-    def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Returns the codes of the last of the systems: [K, N]."""
+        codes = self._encoded(samples, self._counts[-1]).audio_codes.cpu().numpy()
+        return codes[0, 0] if self._peer.chunked else codes[0]
+
+    def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
         """Yields the reconstruction of each system. Each number of codebooks is encoded by itself."""
         import torch
 
-        audio = torch.from_numpy(samples)[None, None].to(self._device)
         for system, count in zip(self.systems, self._counts, strict=True):
+            if systems is not None and system not in systems:
+                continue
             start = time.perf_counter()
+            encoded = self._encoded(samples, count)
+            scales = {"audio_scales": encoded.audio_scales} if self._peer.chunked else {}
             with torch.inference_mode():
-                codes, decoded = self._peer.run(self._model, audio, count)
-            result = decoded.reshape(-1)[: samples.size].float().cpu().numpy()
-            bits = codes.shape[1] * system.bits_per_frame
-            yield Output(result, bits, codes.cpu().numpy(), time.perf_counter() - start)
+                decoded = self._model.decode(audio_codes=encoded.audio_codes, **scales).audio_values
+            result = audio_files.resample(
+                decoded.reshape(-1).float().cpu().numpy(), self._decoded_rate, self.sample_rate
+            )[: samples.size]
+            codes = encoded.audio_codes.reshape(count, -1).cpu().numpy()
+            yield Output(result, codes.shape[1] * system.bits_per_frame, codes, time.perf_counter() - start)
+
+    def _encoded(self, samples: np.ndarray, count: int) -> Any:
+        """Returns what the model's `encode` gives for a clip and a number of codebooks."""
+        import torch
+
+        if self._extract is None:
+            inputs: Any = {"input_values": torch.from_numpy(samples)[None, None]}
+        else:
+            inputs = self._extract(samples, sampling_rate=self.sample_rate, return_tensors="pt")
+        chosen = {self._peer.count: self._bandwidths.get(count, count)} if self._peer.count else {}
+        with torch.inference_mode():
+            given = {name: value.to(self._device) for name, value in inputs.items() if value is not None}
+            return self._model.encode(**given, **chosen)
 
 
-def _fingerprint(model: Any) -> str:
-    """Returns a hash of all weights, without holding them twice in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _model_class(peer: Peer) -> Any:
+    """Returns the class of a codec in transformers. Raises ModelError."""
+    try:
+        import torch  # noqa: F401
+        import transformers
+    except ImportError:
+        raise ModelError(
+            f"{peer.title}: PyTorch is not installed; in the checkout, pip install -e '.[torch]'"
+        ) from None
+    try:
+        return getattr(transformers, peer.model)
+    except AttributeError:
+        raise ModelError(f"{peer.title}: transformers {transformers.__version__} has no {peer.model}") from None
+    except (ImportError, OSError, RuntimeError) as error:  # some need torchaudio, of the same build as PyTorch
+        raise ModelError(f"{peer.title}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _num_codebooks(size: int, frame_rate: float, kbits: float) -> int:
+    """Returns the number of codebooks that a bandwidth in kbit/s has room for."""
+    return int(1000 * kbits / (frame_rate * np.log2(size)))
 
 
 class PeerRequest(NamedTuple):
     """A codec as the command line names it: NAME or NAME=SOURCE."""
 
     name: str
-    """One of the names in `PEERS`, or "opus"."""
+    """One of `names()`."""
     source: str
     """The directory or hub id of its weights, or bit rates such as 6000+12000; empty: the default."""
+
+    @staticmethod
+    def names() -> list[str]:
+        """Returns the names of all codecs."""
+        return ["opus", *PEERS, "auv"]
 
     @classmethod
     def parse(cls, text: str) -> "PeerRequest":
         """Returns the request that a text stands for. Raises ConfigError for an unknown name or bit rate."""
         name, _, source = text.partition("=")
-        if name != "opus" and name not in PEERS:
-            raise ConfigError(f"--peers {text}: must be one of opus, {', '.join(PEERS)}, each with =SOURCE if need be")
+        if name not in cls.names():
+            raise ConfigError(f"--peers {text}: must be one of {', '.join(cls.names())}, each with =SOURCE if need be")
         if name == "opus" and source and not all(rate.isdecimal() for rate in source.split("+")):
             raise ConfigError(f"--peers {text}: must be opus=BITS+BITS…, bit/s such as 6000+12000")
         return cls(name, source)
@@ -173,4 +227,6 @@ class PeerRequest(NamedTuple):
         """Loads the codec, at several numbers of codebooks if it has any. Raises ModelError."""
         if self.name == "opus":
             return Opus([int(rate) for rate in self.source.split("+")] if self.source else OPUS_BIT_RATES)
+        if self.name == "auv":
+            return AuvCodec(self.source or HUB_ID)
         return TransformersCodec(PEERS[self.name], self.source or PEERS[self.name].hub, counts)

@@ -27,7 +27,9 @@ from omnicodec_jax.evaluation.listening import REFERENCE
 from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, Failure, Original
 from omnicodec_jax.evaluation.scores import METRICS, ScoreRequest, Scores, score_all
+from omnicodec_jax.evaluation.study import Study, markdown
 from omnicodec_jax.evaluation.systems import Codec, Folder, System, TokenizerCodec
+from omnicodec_jax.evaluation.token_studies import TokenMeasurer, TokenStudies
 from omnicodec_jax.files import digest, rewriting, sweep
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class Evaluation:
     """Whether the report shows the paper's figures, too."""
     num_workers: int = 1
     """How many processes compute metrics."""
+    tokens: TokenStudies = dataclasses.field(default_factory=TokenStudies)
+    """What is measured of the tokens of the codecs."""
 
     def __post_init__(self):
         if not self.codebooks or min(self.codebooks) < 1:
@@ -114,6 +118,7 @@ def run(evaluation: Evaluation) -> int:
             raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
         lines, missing = [System(ORIGINAL, "the clips themselves")], 0
         taken = {names.key(name) for name in (ORIGINAL, *evaluation.reconstructions)}
+        measurer = TokenMeasurer(evaluation.tokens, originals, out, journal)
         for name, load in evaluation.codecs():
             try:
                 codec = load()
@@ -126,12 +131,14 @@ def run(evaluation: Evaluation) -> int:
                 raise ConfigError(f"{name}: there is a system of that name already; give it another")
             taken |= added
             failures += reconstruct.by_codec(codec, originals, out, journal)
+            measurer.measure(codec)
             lines += codec.systems
         for folder in folders:
             failures += reconstruct.by_folder(folder, originals, out)
             lines.append(folder.system)
         scored = score(evaluation, lines, originals, failures, journal)
-        write(evaluation, report(evaluation, lines, originals, scored, journal), scored)
+        studies = measurer.studies()
+        write(evaluation, report(evaluation, lines, originals, scored, journal, studies), scored, studies)
     return int(missing > 0)
 
 
@@ -171,7 +178,12 @@ def score(
 
 
 def report(
-    evaluation: Evaluation, systems: Sequence[System], originals: Sequence[Original], scored: Scored, journal: Journal
+    evaluation: Evaluation,
+    systems: Sequence[System],
+    originals: Sequence[Original],
+    scored: Scored,
+    journal: Journal,
+    studies: Sequence[Study] = (),
 ) -> dict[str, Any]:
     """Returns the report, in the form that page.py describes, with each system's own means beside the compared ones."""
     domains, metrics = list(evaluation.data), evaluation.metrics
@@ -205,6 +217,7 @@ def report(
         "summary": means(summary.own_means),
         "compared": means(summary.compared_means),
         "clips": [_clip(evaluation.out, original, systems, scored) for original in shown],
+        "studies": [dataclasses.asdict(study) for study in studies],
     }
 
 
@@ -274,7 +287,7 @@ def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scor
     return {**about, "original": files(ORIGINAL), "systems": reconstructed}
 
 
-def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> None:
+def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored, studies: Sequence[Study] = ()) -> None:
     """Writes the files of the report."""
     out, metrics = evaluation.out, evaluation.metrics
     keys = ("system", "domain", "clip")
@@ -284,7 +297,10 @@ def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored) -> Non
         table = csv.writer(file)
         table.writerow([*keys, *metrics])
         table.writerows([*key, *(s.values.get(name, "") for name in metrics)] for key, s in scored.items())
-    for name, text in (("tables.md", summary.table(report)), ("report.json", json.dumps(report, indent=1))):
+    for name, text in (
+        ("tables.md", summary.table(report) + markdown(studies)),
+        ("report.json", json.dumps(report, indent=1)),
+    ):
         with rewriting(out / name) as temporary:
             temporary.write_text(text)
     page.write({**report, "summary": report["compared"]}, out)

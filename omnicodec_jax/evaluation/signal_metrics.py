@@ -119,6 +119,19 @@ def _triangles(sample_rate: int, window: int, bands: int) -> np.ndarray:
     return np.where(k < centre, rising * (k >= left), falling * (k < right))
 
 
+def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Returns the scale-invariant ratio of signal to distortion in dB (Le Roux et al., arXiv 1811.02508).
+
+    Both signals are taken without their means, and the ratio is kept within ±100 dB, where float32 ends.
+    """
+    signal, estimate = (samples - samples.mean(dtype=np.float64) for samples in (reference, degraded))
+    if not signal.any() or not estimate.any():
+        raise Unavailable(f"SI-SDR: {'what was made of it' if signal.any() else 'the clip'} is silent")
+    target = (estimate @ signal / (signal @ signal)) * signal
+    powers = (max(float(part @ part), 1e-300) for part in (target, target - estimate))
+    return float(np.clip(10 * np.subtract(*map(np.log10, powers)), -100, 100))
+
+
 _PESQ = "Perceptual quality of speech (ITU-T P.862), up to 4.64, at "
 _MEL = "Mean absolute difference of log10-mel magnitudes, summed over seven window lengths, at 24 kHz"
 

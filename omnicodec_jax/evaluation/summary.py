@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+FEWEST = 5
+"""The number of clips from which on a mean has an interval. That of three is so wide that it says nothing."""
+
 
 class Mean(NamedTuple):
     """The mean score of a system, which is a cell of the tables."""
 
     mean: float | None
     ci95: float | None
-    """Half the 95 % confidence interval (Student's t); None: there are fewer than two clips."""
+    """Half the 95 % confidence interval (Student's t); None: there are fewer than `FEWEST` clips."""
     count: int
     """How many clips the mean is taken over."""
     why: str | None = None
@@ -25,8 +28,8 @@ def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
     """Returns the mean of values with its interval. `why` says of the other clips why they have no value."""
     if not values:
         return Mean(None, None, 0, most_common(why) or "no clips")
-    if len(values) == 1:
-        return Mean(values[0], None, 1)
+    if len(values) < FEWEST:
+        return Mean(float(np.mean(values)), None, len(values))
     from scipy.stats import t
 
     error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -112,7 +115,10 @@ def table(report: dict[str, Any]) -> str:
         row += [format_number(figure, digits) for figure, digits in zip(figures, (0, 0, 1, 1), strict=True)]
         row += [" / ".join(_cell(cells[domain][metric["name"]]) for domain in domains) for metric in metrics]
         lines.append(f"| {' | '.join(row)} |")
-    about = f"{' / '.join(domains)}; mean ± half the 95 % interval, of the n clips that all systems have"
+    about = (
+        f"{' / '.join(domains)}; mean ± half the 95 % interval (from {FEWEST} clips on), "
+        "of the n clips that all systems have"
+    )
     return "\n".join([about, "", *lines, "", *notes(report)]) + "\n"
 
 
@@ -165,4 +171,4 @@ def _cell(cell: dict[str, Any]) -> str:
 
 def format_number(value: float | int | None, digits: int) -> str:
     """Returns the text of a number with a number of decimal places; a dash where there is no number."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.00

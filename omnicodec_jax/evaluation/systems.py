@@ -1,5 +1,6 @@
 """The systems that are evaluated: codecs that reconstruct a clip and count the bits, and folders of reconstructions."""
 
+import hashlib
 import io
 import json
 import math
@@ -58,7 +59,10 @@ class Codec(Protocol):
     """
 
     systems: Sequence[System]
+    """The codec at each bit rate, the one with the most codebooks last."""
     sample_rate: int
+    any_length: bool
+    """Whether memory is enough for a clip of any length."""
 
     def identity(self, known: str | None = None) -> str:
         """Returns a text that changes with the weights and with all else that the outputs depend on.
@@ -71,13 +75,43 @@ class Codec(Protocol):
         """
         ...
 
-    def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
-        """Yields the reconstruction of each system. `samples`: float32 [T] at `sample_rate`. Raises AudioError."""
+    def encode(self, samples: np.ndarray) -> np.ndarray | None:
+        """Returns the codes [K, N] of the last of the systems, or None if it has no codes.
+
+        Args:
+            samples: float32 [T] at `sample_rate`.
+
+        Raises:
+            AudioError: If the clip cannot be encoded.
+        """
         ...
+
+    def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
+        """Yields the reconstruction of each system.
+
+        Args:
+            samples: float32 [T] at `sample_rate`.
+            systems: Some of `systems`; None: all.
+
+        Raises:
+            AudioError: If the clip cannot be encoded.
+        """
+        ...
+
+
+def fingerprint(model: Any) -> str:
+    """Returns a hash of all weights of a PyTorch model, without holding them twice in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class TokenizerCodec:
     """A model directory of this package, OmniCodec or Mimi, at several numbers of codebooks."""
+
+    any_length = True
 
     def __init__(self, name: str, tokenizer: OmniCodecTokenizer, counts: Sequence[int]):
         """Describes the systems of a model.
@@ -105,15 +139,26 @@ class TokenizerCodec:
         model, _, encoder = (known or "").partition(" ")
         return f"{self._tokenizer.model_hash_as(model or None)} {self._tokenizer.encoder_hash_as(encoder or None)}"
 
-    def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
+    def _gain(self, samples: np.ndarray) -> np.float32:
+        """Returns the gain that a clip is encoded with."""
+        return np.float32(1 if self._peak is None else self._peak / np.abs(samples).max())
+
+    def _all_codes(self, samples: np.ndarray) -> np.ndarray:
+        """Returns all codes of a clip: [1, K, N]."""
+        return self._tokenizer.encode((self._gain(samples) * samples)[None, None], self.sample_rate)
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Returns the codes of the last of the systems: [K, N]."""
+        return self._all_codes(samples)[0, : len(self.systems[-1].codebook_sizes)]
+
+    def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
         """Yields the reconstruction of each system. The clip is encoded once, and decoded from the first codebooks."""
-        start, codec = time.perf_counter(), self._tokenizer
-        gain = np.float32(1 if self._peak is None else self._peak / np.abs(samples).max())
-        codes = codec.encode((gain * samples)[None, None], self.sample_rate)
+        start, gain = time.perf_counter(), self._gain(samples)
+        codes = self._all_codes(samples)
         encoding = time.perf_counter() - start
-        for system in self.systems:
+        for system in self.systems if systems is None else systems:
             start, some = time.perf_counter(), codes[:, : len(system.codebook_sizes)]
-            decoded = codec.decode(some)[0, 0, : samples.size] / gain
+            decoded = self._tokenizer.decode(some)[0, 0, : samples.size] / gain
             seconds = encoding + time.perf_counter() - start
             yield Output(decoded, codes.shape[2] * system.bits_per_frame, some[0], seconds)
 
@@ -125,6 +170,7 @@ class Opus:
     """
 
     sample_rate = 24_000
+    any_length = True
 
     def __init__(self, bit_rates: Sequence[int]):
         """Describes a system for each bit rate. `bit_rates` are in bit/s."""
@@ -139,15 +185,20 @@ class Opus:
         """Returns the version of FFmpeg's bindings, and the bit rates."""
         return self._identity
 
-    def reconstruct(self, samples: np.ndarray) -> Iterator[Output]:
+    def encode(self, samples: np.ndarray) -> None:
+        """Returns None, as Opus has no codes."""
+
+    def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
         """Yields the reconstruction at each bit rate. The bits of the packets count, the container's do not."""
-        for bit_rate in self._bit_rates:
+        for system, bit_rate in zip(self.systems, self._bit_rates, strict=True):
+            if systems is not None and system not in systems:
+                continue
             start = time.perf_counter()
-            stream, bits = self._encode(samples, bit_rate)
+            stream, bits = self._stream(samples, bit_rate)
             decoded = self._decode(stream)
             yield Output(decoded, bits, None, time.perf_counter() - start)
 
-    def _encode(self, samples: np.ndarray, bit_rate: int) -> tuple[io.BytesIO, int]:
+    def _stream(self, samples: np.ndarray, bit_rate: int) -> tuple[io.BytesIO, int]:
         import av
 
         file, bits = io.BytesIO(), 0

@@ -68,6 +68,8 @@ function layOut() {
   byId("quoted-choice").hidden = !report.systems.some((system) => system.kind === "quoted");
   byId("results").append(...report.domains.map((domain, index) =>
     html("section", { id: `domain-${index}`, "data-domain": domain }, html("h2", {}, titled(domain)), html("div"))));
+  byId("study-list").append(...(report.studies ?? []).map(studySection));
+  byId("studies").hidden = !report.studies?.length;
   byId("clip-list").append(...report.clips.map(clipSection));
   const first = (domain) => document.querySelector(`#clip-list [data-domain="${CSS.escape(domain)}"]`);
   report.domains.map(first).forEach((details) => details && (details.open = true));
@@ -106,6 +108,9 @@ const descriptionColumns = [
   { title: "TPS", first: "ascending", cell: (system) => numberCell(system.tokens_per_second) },
 ];
 
+/** Of fewer clips than this no interval is shown, but their number. */
+const FEW = 5;
+
 const summaryOf = (system, domain, metric) => report.summary[system.name]?.[domain]?.[metric.name];
 
 function metricColumn(metric, domain) {
@@ -114,7 +119,7 @@ function metricColumn(metric, domain) {
   const cell = (system) => {
     const { mean = null, ci95 = null, count = null, why = null } = summaryOf(system, domain, metric) ?? {};
     if (!isNumber(mean)) return { value: null, why: why ?? metric.unavailable ?? "not measured" };
-    const interval = isNumber(ci95) ? ` ± ${fixed(ci95, digits)}` : "";
+    const interval = isNumber(ci95) ? ` ± ${fixed(ci95, digits)}` : count > 0 && count < FEW ? ` n = ${count}` : "";
     const title = count === null ? null : `mean of ${count} clips`;
     return { text: fixed(mean, digits), interval, value: mean, title };
   };
@@ -190,90 +195,128 @@ function caption(domain) {
     .filter((one) => isNumber(one?.mean)).map((one) => one.count).filter(isNumber);
   const [low, high] = [Math.min(...counts), Math.max(...counts)];
   const clips = !counts.length ? "" : ` over ${low === high ? low : `${low} to ${high}`} clips`;
-  return `Mean${clips} ± 95 % confidence interval. The best value of a column is marked.`;
+  return `Mean${clips} ± 95 % confidence interval, where there are at least ${FEW}. The best value of a column is marked.`;
 }
 
-// -- Plots of quality against bit rate
+// -- Plots
 
 const plot = { width: 360, height: 250, left: 50, right: 350, top: 12, bottom: 208 };
 
+/** What stands along the horizontal axis: how values are read from a system, and how they are laid out and written. */
+const bitRate = { title: "Bit rate (bit/s)", log: true, of: (system) => system.bits_per_second,
+  label: (value) => `${whole(value)} bit/s`, tick: (value) => (value >= 1000 ? `${value / 1000}k` : `${value}`) };
+const codebookCount = { title: "Codebooks", log: true, of: (system) => system.num_codebooks,
+  label: (value) => `${value} codebook${value === 1 ? "" : "s"}`, tick: (value) => `${value}` };
+
 function plots(domain) {
-  const figures = report.metrics.map((metric) => figure(metric, domain)).filter((one) => one !== null);
-  if (!figures.length) return [];
-  return [html("h3", {}, "Quality against bit rate"), html("div", { class: "plots" }, ...figures)];
+  const among = (axis, lines) => report.metrics.map((metric) => figure(metric, domain, axis, lines))
+    .filter((one) => one !== null);
+  const section = (title, figures) =>
+    figures.length ? [html("h3", {}, title), html("div", { class: "plots" }, ...figures)] : [];
+  return [...section("Quality against bit rate", among(bitRate, false)),
+    ...section("Quality against the number of codebooks", among(codebookCount, true))];
 }
 
-function figure(metric, domain) {
-  const points = shownSystems()
-    .map((system) => ({ system, x: system.bits_per_second, ...summaryOf(system, domain, metric) }))
+/** The name that the systems of one codec share, which differ by the number of their codebooks. */
+const family = (system) => system.name.replace(`-${system.num_codebooks}L`, "");
+
+/** The values of a metric over an axis; with lines, those of each codec at several numbers of codebooks alone. */
+function figure(metric, domain, along, lines) {
+  let points = shownSystems()
+    .map((system) => ({ name: system.name, kind: system.kind, family: family(system), x: along.of(system),
+      ...summaryOf(system, domain, metric) }))
     .filter((point) => isNumber(point.x) && point.x > 0 && isNumber(point.mean));
+  if (lines) points = points.filter((point) => points.some((other) => other.family === point.family && other.x !== point.x));
   if (!points.length) return null;
   const digits = decimals(points.map((point) => point.mean));
-  const label = (point) => `${point.system.name}: ${fixed(point.mean, digits)} at ${whole(point.x)} bit/s`;
-  const axes = scales(points);
+  const label = (point) => `${point.name}: ${fixed(point.mean, digits)} at ${along.label(point.x)}`;
   const direction = metric.better === "higher" ? "↑ higher is better" : "↓ lower is better";
-  const picture = svg("svg",
-    { viewBox: `0 0 ${plot.width} ${plot.height}`, role: "img",
-      "aria-label": `${metric.title} against bit rate, ${domain}. ${points.map(label).join("; ")}` },
-    ...axis(axes, `${metric.title} (${direction})`), ...marks(points, axes, label));
-  return html("figure", {}, html("figcaption", {}, metric.title), picture);
+  const families = lines ? [...new Set(points.map((point) => point.family))] : [];
+  const groups = families.map((name) => points.filter((point) => point.family === name));
+  return drawing(metric.title, domain, along, `${metric.title} (${direction})`, points, groups, label, metric.range);
 }
 
-/** Positions on paper of bit rates (logarithmic) and values (linear), and where ticks stand. */
-function scales(points) {
-  const rates = points.map((point) => point.x);
-  const [low, high] = [Math.min(...rates) / 1.4, Math.max(...rates) * 1.4];
-  const ends = points.flatMap((point) => [point.mean - (point.ci95 ?? 0), point.mean + (point.ci95 ?? 0)]);
-  const span = Math.max(...ends) - Math.min(...ends) || Math.abs(ends[0]) || 1;
-  const [bottom, top] = [Math.min(...ends) - 0.08 * span, Math.max(...ends) + 0.08 * span];
-  const rough = (top - bottom) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+function drawing(title, domain, along, yTitle, points, groups, label, range) {
+  const axes = scales(points, along.log, range ?? [null, null]);
+  const named = groups.length ? groups.map((group) => group.at(-1)) : points;
+  const picture = svg("svg",
+    { viewBox: `0 0 ${plot.width} ${plot.height}`, role: "img",
+      "aria-label": `${title} against ${along.title.toLowerCase()}, ${domain}. ${points.map(label).join("; ")}` },
+    ...axis(axes, along, yTitle), ...groups.map((group) => line(group, axes)),
+    ...marks(points, named, groups.length > 0, axes, label));
+  return html("figure", {}, html("figcaption", {}, title), picture);
+}
+
+function line(group, { x, y }) {
+  const path = [...group].sort((a, b) => a.x - b.x).map((point) => `${x(point.x)},${y(point.mean)}`).join(" ");
+  return svg("polyline", { class: `line ${group[0].kind}`, points: path });
+}
+
+const niceStep = (span) => {
+  const power = 10 ** Math.floor(Math.log10(span / 5));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= span / 5);
+};
+
+function multiples(low, high, step) {
   const values = [];
-  for (let k = Math.ceil(bottom / step); k * step <= top; k++) values.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) values.push(k * step);
+  return values;
+}
+
+/** Positions on paper of what is along the axis and of values, and where ticks stand. `range` is what values can be. */
+function scales(points, log, range) {
+  const along = points.map((point) => point.x);
+  const [least, most] = [Math.min(...along), Math.max(...along)];
+  const [low, high] = log ? [least / 1.4, most * 1.4] : [least - 0.04 * (most - least || 1), most + 0.04 * (most - least || 1)];
+  const within = (value) => Math.min(range[1] ?? Infinity, Math.max(range[0] ?? -Infinity, value));
+  const ends = points.flatMap((point) => [within(point.mean - (point.ci95 ?? 0)), within(point.mean + (point.ci95 ?? 0))]);
+  const span = Math.max(...ends) - Math.min(...ends) || Math.abs(ends[0]) || 1;
+  const [bottom, top] = [within(Math.min(...ends) - 0.08 * span), within(Math.max(...ends) + 0.08 * span)];
+  const step = niceStep(top - bottom || 1);
+  const position = log ? (value) => Math.log(value / low) / Math.log(high / low) : (value) => (value - low) / (high - low);
   const mantissas = high / low > 12 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6, 8];
   const decades = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7];
+  const ticks = log ? decades.flatMap((ten) => mantissas.map((one) => one * ten)).filter((value) => value >= low && value <= high)
+    : multiples(least, most, niceStep(most - least || 1));
   return {
-    x: (rate) => plot.left + ((plot.right - plot.left) * Math.log(rate / low)) / Math.log(high / low),
-    y: (value) => plot.bottom - ((plot.bottom - plot.top) * (value - bottom)) / (top - bottom),
-    rates: decades.flatMap((ten) => mantissas.map((one) => one * ten)).filter((rate) => rate >= low && rate <= high),
-    values, digits: Math.max(0, -Math.floor(Math.log10(step))),
+    x: (value) => plot.left + (plot.right - plot.left) * position(value),
+    y: (value) => plot.bottom - ((plot.bottom - plot.top) * (within(value) - bottom)) / (top - bottom || 1),
+    ticks, values: multiples(bottom, top, step), digits: Math.max(0, -Math.floor(Math.log10(step))),
   };
 }
 
-function axis({ x, y, rates, values, digits }, title) {
+function axis({ x, y, ticks, values, digits }, along, title) {
   const middle = (plot.top + plot.bottom) / 2;
-  const short = (rate) => (rate >= 1000 ? `${rate / 1000}k` : `${rate}`);
   return [
     ...values.flatMap((value) => [
       svg("line", { class: "grid", x1: plot.left, x2: plot.right, y1: y(value), y2: y(value) }),
       svg("text", { class: "tick", x: plot.left - 6, y: y(value) + 3.5, "text-anchor": "end" }, fixed(value, digits)),
     ]),
-    ...rates.flatMap((rate) => [
-      svg("line", { class: "axis", x1: x(rate), x2: x(rate), y1: plot.bottom, y2: plot.bottom + 4 }),
-      svg("text", { class: "tick", x: x(rate), y: plot.bottom + 16, "text-anchor": "middle" }, short(rate)),
+    ...ticks.flatMap((value) => [
+      svg("line", { class: "axis", x1: x(value), x2: x(value), y1: plot.bottom, y2: plot.bottom + 4 }),
+      svg("text", { class: "tick", x: x(value), y: plot.bottom + 16, "text-anchor": "middle" }, along.tick(value)),
     ]),
     svg("line", { class: "axis", x1: plot.left, x2: plot.right, y1: plot.bottom, y2: plot.bottom }),
-    svg("text", { x: (plot.left + plot.right) / 2, y: plot.height - 8, "text-anchor": "middle" }, "Bit rate (bit/s)"),
+    svg("text", { x: (plot.left + plot.right) / 2, y: plot.height - 8, "text-anchor": "middle" }, along.title),
     svg("text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, title),
   ];
 }
 
-/** All points, and over them all names. */
-function marks(points, { x, y }, label) {
+/** All points, and over them the names of some; with lines, each name stands for a whole line. */
+function marks(points, named, lines, { x, y }, label) {
   const taken = points.map((point) => box(x(point.x) - 5, y(point.mean), 10));
-  const names = points.map((point) => {
+  const names = named.map((point) => {
     const [px, py] = [x(point.x), y(point.mean)];
-    const place = freePlace(px, py, point.system.name, taken);
+    const place = freePlace(px, py, lines ? point.family : point.name, taken);
     taken.push(place.box);
     const moved = Math.abs(place.y - py) > 8;
-    return svg("g", { class: point.system.kind },
+    return svg("g", { class: point.kind },
       moved ? svg("line", { class: "leader", x1: px, y1: py, x2: place.x, y2: place.y }) : null,
       svg("text", { x: place.x, y: place.y + 3.5, "text-anchor": place.anchor }, place.text));
   });
   const shapes = points.map((point) => {
     const [px, ci] = [x(point.x), point.ci95 ?? 0];
-    return svg("g", { class: point.system.kind }, svg("title", {}, label(point)),
+    return svg("g", { class: point.kind }, svg("title", {}, label(point)),
       ci ? svg("line", { class: "whisker", x1: px, x2: px, y1: y(point.mean - ci), y2: y(point.mean + ci) }) : null,
       svg("circle", { class: "point", cx: px, cy: y(point.mean), r: 3.8 }));
   });
@@ -324,6 +367,31 @@ function usage(domain) {
     html("thead", {}, html("tr", {}, ...heads.map(plainHead))),
     html("tbody", {}, ...used.map(row)));
   return [html("h3", {}, "Codebook usage"), scrolling(`Codebook usage: ${domain}`, node)];
+}
+
+// -- Studies
+
+const studyTitle = (study) => (study.domain ? `${study.title}: ${study.domain}` : study.title);
+
+function studySection(study) {
+  const notes = new Notes();
+  const shown = (value) => fixed(value, study.digits);
+  const row = ({ name, cells, why }) => html("tr", {}, html("th", { scope: "row" }, name),
+    ...cells.map((cell) => html("td", {}, isNumber(cell) ? shown(cell) : notes.dash(why ?? "without meaning for this system"))));
+  const node = html("table", {},
+    html("caption", {}, html("span", {}, study.about)),
+    html("thead", {}, html("tr", {}, ...["Model", ...study.columns].map(plainHead))),
+    html("tbody", {}, ...study.rows.map(row)));
+  return html("section", { "data-domain": study.domain, class: "study" }, html("h3", {}, studyTitle(study)),
+    scrolling(studyTitle(study), node), notes.list(), study.curves ? curves(study) : null);
+}
+
+function curves({ title, domain, curves: { x, y, series }, digits }) {
+  const groups = Object.entries(series)
+    .map(([name, points]) => points.map(([at, mean]) => ({ name, family: name, kind: "codec", x: at, mean })));
+  const along = { title: x, log: false, label: (value) => `${x.toLowerCase()} ${whole(value)}`, tick: (value) => whole(value) };
+  const label = (point) => `${point.name}: ${fixed(point.mean, digits)} at ${along.label(point.x)}`;
+  return html("div", { class: "plots" }, drawing(title, domain ?? "", along, y, groups.flat(), groups, label, null));
 }
 
 // -- Clips

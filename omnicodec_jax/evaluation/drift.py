@@ -1,0 +1,29 @@
+"""Whether a codec drifts: how near its reconstruction is to the original, minute by minute, over an hour."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omnicodec_jax.evaluation.signal_metrics import si_sdr
+
+SECONDS = 60
+
+
+def repeated_minute(clips: Sequence[np.ndarray], sample_rate: int, minutes: int) -> np.ndarray:
+    """Returns a minute of clips over and over: float32 [T].
+
+    Every minute has the same content, so that a codec without drift is as good in the last as in the first.
+
+    Args:
+        clips: Clips, each float32 [T].
+        sample_rate: Their sample rate in Hz.
+        minutes: How many minutes are returned.
+    """
+    return np.tile(np.resize(np.concatenate(clips), SECONDS * sample_rate), minutes)
+
+
+def by_minute(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> list[float]:
+    """Returns the SI-SDR of each whole minute, in dB. Both are float32 [T]."""
+    size = SECONDS * sample_rate
+    starts = range(0, min(reference.size, degraded.size) - size + 1, size)
+    return [si_sdr(reference[start : start + size], degraded[start : start + size]) for start in starts]

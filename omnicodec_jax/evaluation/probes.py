@@ -1,0 +1,176 @@
+"""Probes: what small classifiers can read from the frozen codes of a codec, on labelled clips that they have not seen.
+
+The label of a clip is a field of its line in a manifest, such as `speaker`, `language` or `class`; `text` is what is
+said, and a probe spells it. A quarter of the clips is held out. Clips of a file, and for other labels than the speaker
+clips of a `speaker`, stay together, so that a probe cannot know the label by the voice alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from omnicodec_jax.data import manifest
+from omnicodec_jax.errors import ConfigError, DataError
+
+TRANSCRIPT = "text"
+"""The label that is spelt and not chosen from a few."""
+SPEAKER = "speaker"
+HELD_OUT = 4
+"""One in so many groups of clips is held out."""
+SHUFFLES = 3
+"""How many times labels are put in another order to know what a probe makes of codes that say nothing."""
+CHANCE, CLIPS = "chance", "clips heard"
+
+GROUPS: dict[str, Callable[[int], range]] = {
+    "first codebook": lambda count: range(1),
+    "second": lambda count: range(1, min(2, count)),
+    "first 8": lambda count: range(8 if count >= 8 else 0),
+    "all but the first": lambda count: range(1, count),
+    "all": lambda count: range(count),
+}
+"""Which of a number of codebooks a probe sees. Where the first is semantic, the others are acoustic."""
+
+
+class LabelledClip(NamedTuple):
+    """A clip with what a probe has to find out."""
+
+    path: Path
+    offset: float
+    duration: float | None
+    label: str
+    group: str
+    """Clips of one group are all held out, or none of them is."""
+
+
+class HeldOut(NamedTuple):
+    """The numbers of the clips that a probe learns from, and of those that it is tested on."""
+
+    train: list[int]
+    test: list[int]
+
+
+def read(path: Path, label: str) -> list[LabelledClip]:
+    """Returns the clips of a manifest that have a label. Raises DataError if there are fewer than eight."""
+    found = []
+    for entry, fields in manifest.labelled(path, label):
+        file = manifest.folder(path) / entry.path
+        speaker = fields.get(SPEAKER) if label != SPEAKER else None
+        group = f"file {file}" if speaker is None else f"speaker {speaker}"
+        found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
+    if len(found) < 2 * HELD_OUT:
+        raise DataError(f"{path}: {len(found)} clips with {label}; a probe needs at least {2 * HELD_OUT}")
+    return found
+
+
+def split(clips: Sequence[LabelledClip], label: str) -> HeldOut:
+    """Divides clips into those to learn from and those to be tested on, always in the same way.
+
+    Labels that are not in both parts are left out of both. Raises DataError if fewer than two are left.
+    """
+    by_label: dict[str, set[str]] = {}
+    for clip in clips:
+        by_label.setdefault("" if label == TRANSCRIPT else clip.label, set()).add(clip.group)
+    held_out: dict[str, bool] = {}
+    for groups in by_label.values():
+        ordered = sorted(groups, key=lambda group: hashlib.sha256(group.encode(errors="surrogateescape")).digest())
+        left = [group for group in ordered if group not in held_out]
+        count = max(1, round(len(groups) / HELD_OUT)) - sum(held_out.get(group, False) for group in groups)
+        held_out |= {group: number < count for number, group in enumerate(left)}
+    both = {name for name, groups in by_label.items() if len({held_out[group] for group in groups}) == 2}
+    if len(both) < (1 if label == TRANSCRIPT else 2):
+        raise DataError(
+            f"{label}: {len(both)} labels have clips to learn from and others to be tested on; "
+            "two are needed, each in several files (and of several speakers, if lines have a speaker)"
+        )
+    used = [number for number, clip in enumerate(clips) if ("" if label == TRANSCRIPT else clip.label) in both]
+    sides = {side: [number for number in used if held_out[clips[number].group] is side] for side in (False, True)}
+    return HeldOut(sides[False], sides[True])
+
+
+def measure(
+    clips: Sequence[LabelledClip], codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, label: str
+) -> dict[str, float]:
+    """Returns what probes make of each group of codebooks: accuracy, or the word error for transcripts.
+
+    Args:
+        clips: The clips.
+        codes: Their codes: [K, N] each.
+        sizes: The number of entries of each codebook.
+        frame_rate: Frames a second.
+        label: The name of the label.
+
+    Returns:
+        A figure by the name of the group in `GROUPS`; `CHANCE`, that of a probe of all codebooks which learns from
+        labels in another order; and `CLIPS`, the number of clips that were tested.
+
+    Raises:
+        DataError: If there are too few clips of each label.
+    """
+    parts = split(clips, label)
+    chosen = {name: list(group(len(sizes))) for name, group in GROUPS.items()}
+    labels = [clip.label for clip in clips]
+    probe = _spelling if label == TRANSCRIPT else _accuracy
+    figures = {}
+    for name, books in chosen.items():
+        if books:
+            seen = [clip[books] for clip in codes]
+            figures[name] = probe(seen, [sizes[book] for book in books], frame_rate, labels, parts)
+    rng = np.random.default_rng(0)
+    others = []
+    for _ in range(1 if label == TRANSCRIPT else SHUFFLES):
+        shuffled = list(labels)
+        for number, other in zip(parts.train, rng.permutation(parts.train), strict=True):
+            shuffled[number] = labels[other]
+        others.append(probe(codes, sizes, frame_rate, shuffled, parts))
+    return {**figures, CHANCE: float(np.mean(others)), CLIPS: float(len(parts.test))}
+
+
+# -- Labels
+
+
+def _accuracy(
+    codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, labels: Sequence[str], parts: HeldOut
+) -> float:
+    """Returns the share of held-out clips whose label a logistic regression tells from how often each code occurs."""
+    from scipy.sparse import vstack
+    from sklearn.linear_model import LogisticRegression
+
+    features = vstack([_frequencies(clip, sizes) for clip in codes]).tocsr()
+    model = LogisticRegression(C=100.0, max_iter=1000)
+    model.fit(features[parts.train], [labels[number] for number in parts.train])
+    return float(model.score(features[parts.test], [labels[number] for number in parts.test]))
+
+
+def _frequencies(codes: np.ndarray, sizes: Sequence[int]) -> Any:
+    """Returns the square roots of the shares of all entries as a sparse row of length 1: [1, sum of sizes]."""
+    from scipy.sparse import csr_matrix
+
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    entries, counts = np.unique(codes + starts[:-1, None], return_counts=True)
+    shares = np.sqrt(counts / codes.size)
+    return csr_matrix((shares, (np.zeros_like(entries), entries)), shape=(1, starts[-1]))
+
+
+# -- Transcripts
+
+
+def _spelling(
+    codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, labels: Sequence[str], parts: HeldOut
+) -> float:
+    """Returns the word error of what a small CTC network spells from the codes of held-out clips."""
+    from omnicodec_jax.evaluation import spelling
+
+    try:
+        import jiwer
+    except ImportError:
+        raise ConfigError("a probe of transcripts counts wrong words: pip install jiwer") from None
+    said = [spelling.plain(label) for label in labels]
+    learnt = [(codes[number], said[number]) for number in parts.train if said[number]]
+    heard = [(codes[number], said[number]) for number in parts.test if said[number]]
+    if not (learnt and heard):
+        raise DataError("no words in the transcripts of clips to learn from, or of clips to be tested on")
+    speller = spelling.learn(learnt, sizes, frame_rate)
+    return float(jiwer.wer([text for _, text in heard], [speller(clip) for clip, _ in heard]))

@@ -1,0 +1,109 @@
+"""How stable the ids of a codec are: which share of them stays when what is heard hardly changes."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.evaluation.systems import Codec, System
+
+SHIFTS = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
+"""Parts of a frame by which a clip begins later."""
+GENERATIONS = (1, 2, 5)
+"""How often a clip is encoded and decoded before its codes are looked at."""
+RATES = (44_100, 16_000)
+"""Sample rates in Hz that a clip is brought to and back from."""
+GAINS = (0.9, 0.5)
+NOISES = (60, 40)
+"""Levels of white noise, in dB below the clip."""
+CHANCE = "chance"
+"""The title of the share of codes that two frames of a clip have in common which have nothing to do with each other."""
+
+
+def titles() -> list[str]:
+    """Returns the titles of all changes, in the order of the tables."""
+    return [
+        *(f"shifted {_part(part)}" for part in SHIFTS),
+        *(f"re-encoded {number} ×" for number in GENERATIONS),
+        *(f"by {rate / 1000:g} kHz" for rate in RATES),
+        *(f"× {gain}" for gain in GAINS),
+        *(f"noise −{level} dB" for level in NOISES),
+        CHANCE,
+    ]
+
+
+def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
+    """Returns for each change the share of codes that stay the same, of each codebook.
+
+    Args:
+        codec: A codec with codes. Its last system is looked at.
+        samples: The clip, float32 [T] at the codec's sample rate.
+
+    Returns:
+        By the `titles` of the changes, a share for each codebook. A change that is none at this codec's sample rate is
+        left out.
+
+    Raises:
+        OmniCodecError, RuntimeError, ValueError: Whatever the codec raises.
+    """
+    system = codec.systems[-1]
+    (output,) = codec.reconstruct(samples, [system])
+    if output.codes is None or system.frame_rate is None:
+        raise ValueError(f"{system.name} has no codes")
+    kept = {CHANCE: chance(output.codes)}
+    for title, changed, frames in _changed(codec, system, samples, output.samples):
+        codes = codec.encode(changed)
+        assert codes is not None  # as there were some before
+        kept[title] = share_equal(output.codes, codes, frames)
+    return kept
+
+
+def _changed(
+    codec: Codec, system: System, samples: np.ndarray, decoded: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    """Yields the title of each change, the changed clip, and by how many frames it begins later."""
+    assert system.frame_rate is not None
+    frame = codec.sample_rate / system.frame_rate
+    for part in SHIFTS:
+        yield f"shifted {_part(part)}", samples[round(float(part) * frame) :], int(part)
+    generation = decoded
+    for number in range(1, max(GENERATIONS) + 1):
+        if number in GENERATIONS:
+            yield f"re-encoded {number} ×", generation, 0
+        if number < max(GENERATIONS):
+            (output,) = codec.reconstruct(generation, [system])
+            generation = output.samples
+    for rate in RATES:
+        if rate != codec.sample_rate:
+            there = audio.resample(samples, codec.sample_rate, rate)
+            yield f"by {rate / 1000:g} kHz", audio.resample(there, rate, codec.sample_rate)[: samples.size], 0
+    for gain in GAINS:
+        yield f"× {gain}", np.float32(gain) * samples, 0
+    noise = np.random.default_rng(0).standard_normal(samples.size, np.float32)
+    for level in NOISES:
+        amplitude = np.float32(np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-level / 20))
+        yield f"noise −{level} dB", samples + amplitude * noise, 0
+
+
+def _part(part: Fraction) -> str:
+    return f"{part} frame"
+
+
+def share_equal(codes: np.ndarray, changed: np.ndarray, frames: int = 0) -> list[float]:
+    """Returns the share of equal codes of each codebook.
+
+    Args:
+        codes: Codes of the clip: [K, N].
+        changed: Codes of the changed clip: [K, N'].
+        frames: How many frames later the changed clip begins.
+    """
+    codes = codes[:, frames:]
+    count = min(codes.shape[1], changed.shape[1])
+    return (codes[:, :count] == changed[:, :count]).mean(axis=1).tolist()
+
+
+def chance(codes: np.ndarray) -> list[float]:
+    """Returns the share of equal codes that two frames have which are drawn from the clip by chance, by codebook."""
+    shares = [np.unique(row, return_counts=True)[1] / row.size for row in codes]
+    return [float(np.sum(share**2)) for share in shares]

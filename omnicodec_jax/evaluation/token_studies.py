@@ -1,0 +1,258 @@
+"""What the tokens of codecs mean and how they behave: stability of ids, drift over long clips, probes of labels.
+
+Each codec is measured while it is loaded, and what is measured goes into the journal, so that it is not done again. Of
+a codec with several systems, the one with the most codebooks is looked at.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnicodec_jax.data import audio
+from omnicodec_jax.data.units import Progress
+from omnicodec_jax.errors import ConfigError, OmniCodecError
+from omnicodec_jax.evaluation import drift, probes, stability
+from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE, Original, audio_path
+from omnicodec_jax.evaluation.study import Curves, Study, StudyRow
+from omnicodec_jax.evaluation.systems import Codec
+from omnicodec_jax.files import replacing
+
+LOG = logging.getLogger(__name__)
+
+CODEC_FAULTS = (OmniCodecError, RuntimeError, ValueError)
+"""What codecs raise for a clip; they may be able to do the others."""
+STABILITY, DRIFT, PROBE = "stability", "drift", "probe"
+"""First words of the keys of these rows of the journal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenStudies:
+    """The options of what is measured of tokens."""
+
+    stability: int = 0
+    """The number of clips of a domain whose ids are tried for stability; 0: stability is not measured."""
+    drift: int = 0
+    """The length in minutes of the clip over which drift is measured; 0: drift is not measured."""
+    probes: dict[str, Path] = dataclasses.field(default_factory=dict)
+    """Manifests of labelled clips, by the name of the label."""
+
+    def __post_init__(self):
+        for name in ("stability", "drift"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} {getattr(self, name)}: must be 0 or more")
+
+
+class TokenMeasurer:
+    """Measures the tokens of one codec after the other, and makes studies of what was measured."""
+
+    def __init__(self, options: TokenStudies, clips: Sequence[Original], out: Path, journal: Journal):
+        """Prepares the measurements.
+
+        Args:
+            options: What is measured.
+            clips: The clips of the evaluation.
+            out: The folder of the report.
+            journal: Where the results are kept.
+
+        Raises:
+            DataError: If a manifest of labelled clips cannot be used.
+        """
+        self._options, self._out, self._journal = options, out, journal
+        self._domains: dict[str, list[Original]] = {}
+        for clip in clips:
+            self._domains.setdefault(clip.clip.domain, []).append(clip)
+        self._labelled = {label: probes.read(path, label) for label, path in options.probes.items()}
+        for label, labelled in self._labelled.items():
+            probes.split(labelled, label)  # so that what cannot be divided is reported now
+        self._rows: dict[tuple[str, str], list[StudyRow]] = {}
+        """The rows of each study by its kind and its domain or label."""
+        self._drifts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+
+    def measure(self, codec: Codec) -> None:
+        """Measures whatever is asked for of a codec."""
+        name = codec.systems[-1].name
+        for domain, clips in self._domains.items():
+            if self._options.stability:
+                self._stability(codec, name, domain, clips[: self._options.stability])
+            if self._options.drift:
+                self._drift(codec, name, domain, clips)
+        for label in self._labelled:
+            self._probe(codec, name, label)
+
+    def studies(self) -> list[Study]:
+        """Returns the studies of all codecs that have been measured."""
+        about = {STABILITY: self._about_stability, DRIFT: self._about_drift, PROBE: self._about_probe}
+        return [about[kind](of, rows) for (kind, of), rows in sorted(self._rows.items(), key=lambda item: item[0][0])]
+
+    def _known(self, codec: Codec, key: tuple[str, ...], what: Any) -> dict[str, Any] | None:
+        """Returns the row of the journal under a key, if it is of this codec and of this clip."""
+        row = self._journal.get(*key)
+        return row if row is not None and row["of"] == [codec.identity(row["of"][0]), what] else None
+
+    def _samples(self, clip: Original, sample_rate: int) -> np.ndarray:
+        samples = audio.load(audio_path(self._out, ORIGINAL, clip.clip), RATE).samples
+        return audio.resample(samples, RATE, sample_rate)
+
+    # -- Stability of ids
+
+    def _stability(self, codec: Codec, name: str, domain: str, clips: Sequence[Original]) -> None:
+        kept, why = [], None
+        progress = Progress(f"{name} stability", len(clips))
+        for clip in clips:
+            key = (STABILITY, name, domain, clip.clip.id)
+            if (row := self._known(codec, key, clip.digest)) is None:
+                try:
+                    shares = stability.shares_kept(codec, self._samples(clip, codec.sample_rate))
+                    row = {"of": [codec.identity(), clip.digest], "kept": shares}
+                    self._journal.add(key, row)
+                except CODEC_FAULTS as error:
+                    why = str(error)
+            kept += [] if row is None else [row["kept"]]
+            progress.add(clip.seconds)
+        progress.bar.close()
+        rows = self._rows.setdefault((STABILITY, domain), [])
+        if not kept:
+            rows.append(StudyRow(name=name, cells=[], why=why))
+            return
+        for title in stability.titles():
+            shares = np.array([clip[title] for clip in kept if title in clip])
+            if shares.size:
+                cells = [float(shares.mean()), *shares.mean(axis=0).tolist()]
+                rows.append(StudyRow(name=f"{name}, {title}", cells=cells))
+
+    def _about_stability(self, domain: str, rows: list[StudyRow]) -> Study:
+        width = max(len(row.cells) for row in rows) - 1
+        return Study(
+            title="Stability of ids",
+            about="Share of the codes that stay the same when a clip begins later by a part of a frame, is encoded "
+            "again from its own reconstruction, goes through another sample rate, is made softer, or gets white noise "
+            f"so far below it. Mean of up to {self._options.stability} clips; of all codebooks, and of each. Chance: "
+            "the share that two frames of a clip have in common which are drawn at random.",
+            domain=domain,
+            columns=["all", *map(str, range(width))],
+            rows=_filled(rows, width + 1),
+        )
+
+    # -- Drift
+
+    def _drift(self, codec: Codec, name: str, domain: str, clips: Sequence[Original]) -> None:
+        minutes, system = self._options.drift, codec.systems[-1]
+        digests, key = [clip.digest for clip in clips], (DRIFT, name, domain, str(minutes))
+        rows = self._rows.setdefault((DRIFT, domain), [])
+        if not codec.any_length:
+            rows.append(StudyRow(name=name, cells=[], why="its memory grows with the length of a clip"))
+            return
+        if (row := self._known(codec, key, digests)) is None:
+            LOG.info("%s: %d minutes of %s, to measure drift", name, minutes, domain)
+            first = [self._samples(clip, codec.sample_rate) for clip in clips]
+            whole = drift.repeated_minute(first, codec.sample_rate, minutes)
+            try:
+                (output,) = codec.reconstruct(whole, [system])
+                decibels = drift.by_minute(whole, output.samples, codec.sample_rate)
+            except CODEC_FAULTS as error:
+                rows.append(StudyRow(name=name, cells=[], why=str(error)))
+                return
+            row = {"of": [codec.identity(), digests], "decibels": decibels}
+            self._journal.add(key, row)
+        decibels = row["decibels"]
+        rows.append(
+            StudyRow(name=name, cells=[decibels[0], decibels[-1], min(decibels), max(decibels), *_slope(decibels)])
+        )
+        points = [(float(minute), value) for minute, value in enumerate(decibels, 1)]
+        self._drifts.setdefault(domain, {})[name] = points
+
+    def _about_drift(self, domain: str, rows: list[StudyRow]) -> Study:
+        columns = ["first minute", "last minute", "lowest", "highest", "dB per hour"]
+        series = self._drifts.get(domain)
+        return Study(
+            title="Drift",
+            about=f"SI-SDR in dB of each of {self._options.drift} minutes that are encoded and decoded as one clip. "
+            "Each minute has the same content, so that a codec that does not drift has the same number in all.",
+            domain=domain,
+            columns=columns,
+            rows=_filled(rows, len(columns)),
+            curves=Curves(x="Minute", y="SI-SDR (dB)", series=series) if series else None,
+        )
+
+    # -- Probes
+
+    def _probe(self, codec: Codec, name: str, label: str) -> None:
+        rows, system = self._rows.setdefault((PROBE, label), []), codec.systems[-1]
+        if not system.codebook_sizes or system.frame_rate is None:
+            return  # it has no codes
+        clips, codes = [], []
+        for clip, clip_codes in self._codes(codec, name, label, system.frame_rate):
+            clips.append(clip)
+            codes.append(clip_codes)
+        key, what = (PROBE, name, label), [len(clips), *(list(map(str, clip)) for clip in clips)]
+        columns = [*probes.GROUPS, probes.CHANCE, probes.CLIPS]
+        if (row := self._known(codec, key, what)) is None:
+            LOG.info("%s: probes of %s on the codes of %d clips", name, label, len(clips))
+            try:
+                figures = probes.measure(clips, codes, system.codebook_sizes, system.frame_rate, label)
+            except OmniCodecError as error:
+                rows.append(StudyRow(name=name, cells=[], why=str(error)))
+                return
+            row = {"of": [codec.identity(), what], "figures": figures}
+            self._journal.add(key, row)
+        rows.append(StudyRow(name=name, cells=[row["figures"].get(column) for column in columns]))
+
+    def _codes(
+        self, codec: Codec, name: str, label: str, frame_rate: float
+    ) -> Iterator[tuple[probes.LabelledClip, np.ndarray]]:
+        """Yields the clips with a label that can be encoded, with their codes [K, N]."""
+        labelled = self._labelled[label]
+        progress = Progress(f"{name} {label}", len(labelled))
+        for number, clip in enumerate(labelled):
+            key, what = (PROBE, name, label, str(number)), [str(clip.path), clip.offset, clip.duration]
+            path = self._out / "probes" / label / name / f"{number}.npy"
+            try:
+                if self._known(codec, key, what) is None or not path.is_file():
+                    loaded = audio.load(clip.path, codec.sample_rate, offset=clip.offset, duration=clip.duration)
+                    if (made := codec.encode(loaded.samples)) is None:
+                        raise ValueError(f"{name} has no codes")
+                    with replacing(path) as temporary:
+                        np.save(temporary, made)
+                    self._journal.add(key, {"of": [codec.identity(), what]})
+                codes = np.load(path)
+                progress.add(codes.shape[1] / frame_rate)
+                yield clip, codes
+            except (*CODEC_FAULTS, OSError) as error:
+                LOG.warning("%s, %s: left out of the probes of %s: %s", name, clip.path, label, error)
+                progress.add(0.0)
+        progress.bar.close()
+
+    def _about_probe(self, label: str, rows: list[StudyRow]) -> Study:
+        columns = [*probes.GROUPS, probes.CHANCE, probes.CLIPS]
+        what = (
+            "Words that a small CTC network gets wrong, misses or adds, as a share of those that are said (lower is "
+            "better; a network that says nothing has 1)"
+            if label == probes.TRANSCRIPT
+            else f"Share of clips whose {label} a logistic regression tells from how often each code occurs"
+        )
+        return Study(
+            title=f"Probe of {'words' if label == probes.TRANSCRIPT else label}",
+            about=f"{what}, from the frozen codes of a group of codebooks, on clips that it has not learnt from. "
+            "Chance: what the same makes of all codebooks when it has learnt from labels in another order. "
+            "Where the first codebook is semantic, the others are acoustic.",
+            domain=None,
+            columns=columns,
+            rows=_filled(rows, len(columns)),
+        )
+
+
+def _filled(rows: Sequence[StudyRow], count: int) -> list[StudyRow]:
+    """Returns rows with as many cells, of which the last are None."""
+    return [dataclasses.replace(row, cells=[*row.cells, *[None] * (count - len(row.cells))]) for row in rows]
+
+
+def _slope(decibels: Sequence[float]) -> list[float]:
+    """Returns how many dB an hour brings, by a straight line through the minutes; nothing for less than two minutes."""
+    if len(decibels) < 2:
+        return []
+    return [60 * float(np.polyfit(np.arange(len(decibels)), decibels, 1)[0])]
