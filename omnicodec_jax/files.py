@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from omnicodec_jax import buckets
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.names import NAME_BYTES
 
@@ -38,8 +40,17 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
     The suffix is kept, for writers that choose the format by it. Who may read the file, the umask says, whatever the
     writer does: safetensors keeps others out. folder: where the temporary lies, on the same file system; default:
-    beside `path`. Raises OSError that names `path` and says what to do where it cannot be written.
+    beside `path`. A path in a bucket is written to a file of this machine, which is put there when the block ends.
+    Raises OSError that names `path` and says what to do where it cannot be written.
     """
+    if isinstance(path, BucketPath):
+        temporary = _temporary(path, buckets.copies())
+        try:
+            yield temporary
+            path.put(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
     folder = folder or path.parent
     temporary = _temporary(path, folder)
     with writing(path, temporary):
@@ -74,7 +85,8 @@ def rewriting(path: Path) -> Iterator[Path]:
 def remove_leftovers(*paths: Path, folder: Path | None = None) -> None:
     """Removes half-written files of processes that were killed while they wrote one of the paths.
 
-    What a living process is writing is locked, and stays; where the file system has no locks, all of it stays.
+    What a living process is writing is locked, and stays; where the file system has no locks, all of it stays. In a
+    bucket there is nothing half-written.
 
     Args:
         paths: The files that were to be written. Each folder is read once, however many of them belong to it.
@@ -82,6 +94,8 @@ def remove_leftovers(*paths: Path, folder: Path | None = None) -> None:
     """
     stems = defaultdict[Path, set[str]](set)
     for path in paths:
+        if isinstance(path, BucketPath):
+            continue
         stems[folder or path.parent].add(_stem(path))
     for place, wanted in stems.items():
         _remove_unlocked(path for path, stem in _temporaries(place) if stem in wanted)
@@ -89,6 +103,8 @@ def remove_leftovers(*paths: Path, folder: Path | None = None) -> None:
 
 def sweep(directory: Path) -> None:
     """Removes all half-written files below a directory that killed processes have left, as `remove_leftovers` does."""
+    if isinstance(directory, BucketPath):
+        return
     for folder, _, _ in os.walk(directory):
         _remove_unlocked(path for path, _ in _temporaries(Path(folder)))
 
@@ -173,11 +189,11 @@ def _trouble(error: Exception, path: Path) -> OSError | None:
 
 def digest(path: Path) -> str:
     """Returns 16 hex digits that identify what a file holds. Raises OSError."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is what Git LFS leaves in the place of a large one that was not fetched."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return file.read(len(LFS)) == LFS

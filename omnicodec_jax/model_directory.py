@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig, identity
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
@@ -117,7 +118,7 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
     Raises:
         ModelError: If a weight is too large for float16.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flatten(variables).items():
         tensors |= _stored(name, np.asarray(leaf), number)
@@ -170,7 +171,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     Raises ConfigError for a config.json that cannot be read, ModelError for files that are missing or damaged, and for
     weights that do not fit the config, with every tensor that is missing, unknown or misshapen.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     _refuse_unconverted(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
@@ -183,7 +184,8 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         raise ModelError(f"{directory / CONFIG}: not text: {error}") from None
     config = from_json(text, str(directory / CONFIG))
     try:
-        tensors = _dequantized(load_file(directory / WEIGHTS))
+        with on_disk(directory / WEIGHTS) as file:
+            tensors = _dequantized(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{directory / WEIGHTS}: not a readable safetensors file: {error}") from None
     expected = expected_tensors(build(config))
@@ -229,14 +231,15 @@ def resolve(
 
     Raises ModelError if there is no such model.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).is_file():
+    path = as_path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
         raise ModelError(
             f"{name}: a file, where a model is a directory; omnicodec convert from-torch makes one of a checkpoint"
         )
     name = str(name)
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+    if name.count("/") != 1 or isinstance(path, BucketPath) or name.startswith((".", "~", "/")):
         raise ModelError(f"{name}: no such model directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.files import digest
 
 
@@ -40,10 +41,18 @@ class Origin(NamedTuple):
 
 
 def _place(source: Path, made: Path) -> str:
+    if isinstance(source, BucketPath):
+        return relative(source, made.parent)
     # A link to a file is a name of its own: what it points to may change.
     return relative(Path(os.path.realpath(source.parent), source.name), made.parent)
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Returns a path as seen from another folder, without links in its folders, in characters that UTF-8 has."""
+    """Returns a path as seen from another folder, without links in its folders, in characters that UTF-8 has.
+
+    A path in one bucket is seen from elsewhere by its URL, and one of this machine from a bucket by its absolute path.
+    """
+    if isinstance(path, BucketPath) or isinstance(folder, BucketPath):
+        is_beside = type(path) is type(folder) and path.parts[:2] == folder.parts[:2]
+        return names.text(os.path.relpath(str(path), str(folder)) if is_beside else str(path.absolute()))
     return names.text(os.path.relpath(path, os.path.realpath(folder)))

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.buckets import on_disk
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.exact import full_float32
 from omnicodec_jax.files import rewriting
@@ -83,7 +84,7 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
 def _is_export(path: Path) -> bool:
     """Says whether a file holds weights that `export_stablehlo` has written."""
     try:
-        with safe_open(path, "np") as file:
+        with on_disk(path) as here, safe_open(here, "np") as file:
             return (file.metadata() or {}).keys() == {MODEL}
     except SafetensorError:
         return False

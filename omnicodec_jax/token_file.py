@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.errors import TokenError
 from omnicodec_jax.files import replacing
 from omnicodec_jax.origin import Origin
@@ -95,7 +95,7 @@ class TokenFile:
         fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
             fields["source"] = self.source._asdict()
-        with replacing(Path(path)) as temporary:
+        with replacing(as_path(path)) as temporary:
             save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
@@ -112,7 +112,7 @@ class TokenFile:
             TokenError: If it is no token file.
         """
         try:
-            with safe_open(Path(path), "np") as file:
+            with on_disk(as_path(path)) as here, safe_open(here, "np") as file:
                 fields = _read_fields(file)
                 added = (fields.get(name, default) for name, default in _ADDED.items())
                 return Maker(fields["model"], *added), fields.get("source")
@@ -132,11 +132,11 @@ class TokenFile:
         Raises:
             TokenError: If it is no token file, is damaged, or has metadata of a later version.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise TokenError(f"{path}: no such file")
         try:
-            with safe_open(path, "np") as file:
+            with on_disk(path) as here, safe_open(here, "np") as file:
                 fields = _read_fields(file)
                 codes = file.get_tensor("codes")
             if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):

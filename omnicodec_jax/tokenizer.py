@@ -19,6 +19,7 @@ import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, check_codes
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.codec_lanes import CodecLanes, PreparedClip
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
@@ -48,7 +49,7 @@ def find_encoder(
         The directory that is given, or else the folder `encoder` in the codec's own; None if that is not there.
     """
     if encoder is not None:
-        return Path(encoder)
+        return as_path(encoder)
     beside = model_directory.resolve(name, revision, FILES) / ENCODER
     return beside if (beside / model_directory.CONFIG).is_file() else None
 

@@ -11,6 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple
 
@@ -22,6 +23,7 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.cli import completion
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import UsageError
@@ -62,6 +64,20 @@ Commands = Mapping[str, Command | WithConfig | Group]
 HELP, HELP_ALL, VERSION, COMPLETION = ("-h", "--help"), "--help-all", "--version", "--completion"
 
 _REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Makes tyro take URLs of buckets wherever a path is asked for."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: as_path(texts[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @_REGISTRY.primitive_rule

@@ -1,6 +1,7 @@
 """`omnicodec encode`, `decode`, `stream-decode`: the commands that turn files into tokens and back."""
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -206,7 +207,7 @@ def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
     if path is None:
         yield sys.stdout.buffer
     elif path.exists() and not path.is_file():
-        with open(path, "wb") as file:
+        with path.open("wb") as file:
             yield file
     else:
         with rewriting(path) as temporary, open(temporary, "wb") as file:
@@ -289,6 +290,6 @@ def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
 def _load_features(path: Path, source: Path) -> np.ndarray:
     """Loads the semantic features of an audio file. Raises AudioError."""
     try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float32)
+        return np.asarray(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False), np.float32)
     except (OSError, ValueError, TypeError) as error:
         raise AudioError(f"{source}: no semantic features in {path}: {error}") from None

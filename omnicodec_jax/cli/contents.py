@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from omnicodec_jax.buckets import BucketPath, on_disk
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
@@ -101,7 +102,10 @@ def _features(path: Path) -> Iterator[str]:
 
 
 def _run(path: Path) -> Iterator[str]:
-    folders = {int(folder.name): folder for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()}
+    found = [folder for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()]
+    if isinstance(path, BucketPath):  # where those that Orbax has begun to write have their names, too
+        found = [folder for folder in found if (folder / "commit_success.txt").is_file()]
+    folders = {int(folder.name): folder for folder in found}
     if not folders:
         yield f"{path}: training run without a checkpoint"
         return
@@ -145,7 +149,11 @@ def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     contract = shards.read_contract(files[0])
-    rows = pa.concat_tables([pq.read_table(file, columns=["domain", "duration"]) for file in files])
+    tables = []
+    for file in files:
+        with on_disk(file) as here:
+            tables.append(pq.read_table(here, columns=["domain", "duration"]))
+    rows = pa.concat_tables(tables)
     each = rows.group_by("domain").aggregate([("duration", "count"), ("duration", "sum")]).sort_by("domain").to_pylist()
     clips, seconds = (sum(row[f"duration_{what}"] or 0 for row in each) for what in ("count", "sum"))
     lost = f", {refused} files refused" if refused else ""

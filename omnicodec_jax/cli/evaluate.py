@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
 from omnicodec_jax.errors import ConfigError, DataError
 
@@ -67,11 +68,11 @@ def evaluate(
     from omnicodec_jax.evaluation.token_studies import TokenStudies
 
     evaluation = run.Evaluation(
-        data={name: Path(path) for name, path in named(data, "--data").items()},
+        data={name: as_path(path) for name, path in named(data, "--data").items()},
         out=out,
         models=named(model, "--model", "OmniCodec") if model else {},
         peers=tuple(PeerRequest.parse(text) for text in peers.split(",")) if peers else (),
-        reconstructions={n: Path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
+        reconstructions={n: as_path(p) for n, p in named(reconstructions or "", "--reconstructions").items()},
         codebooks=_numbers(codebooks),
         metrics=tuple(scores.choose_metrics(metrics)),
         encoder=encoder,

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import tyro
 
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.cli.arguments import WithConfig
 from omnicodec_jax.config import Config
+from omnicodec_jax.errors import UsageError
 
 MOST_USED = {
     "data.prepared": "Directory that `omnicodec prepare` has written.",
@@ -43,6 +45,8 @@ def train(
     from omnicodec_jax.training import loop, lost_time
 
     began = lost_time.process_start()
+    if profile is not None and isinstance(workdir, BucketPath):
+        raise UsageError(f"--profile: writes to a disk, and --workdir {workdir} is in a bucket")
     multihost.initialize()
     with claim(workdir) if multihost.is_main() else contextlib.nullcontext():
         return loop.run(settings, workdir, None if profile is None else loop.Profile.parse(profile), began)

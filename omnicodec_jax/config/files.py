@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
+from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
@@ -175,7 +176,8 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
     """
     path = find(name)
     try:
-        config: Any = runpy.run_path(str(path)).get("config")
+        with on_disk(path) as here:
+            config: Any = runpy.run_path(str(here)).get("config")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # a config is a program, and may fail like one
@@ -189,7 +191,7 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
 
 def find(name: str | os.PathLike[str]) -> Path:
     """The file of a config: the one of that path, or that of a recipe. Raises ConfigError where there is neither."""
-    path, recipe = Path(name), RECIPES / f"{name}.py"
+    path, recipe = as_path(name), RECIPES / f"{name}.py"
     if path.is_file():
         return path
     if recipe.is_file() and recipe.resolve().is_relative_to(RECIPES):

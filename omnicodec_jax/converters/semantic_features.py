@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.converters import qwen3_aut
 from omnicodec_jax.converters.tensors import from_entries, import_torch
 from omnicodec_jax.converters.transformers_directory import read_json
@@ -115,9 +116,9 @@ def open_encoder(
     checkpoint: str, dtype: Literal["bfloat16", "float32"], known: str | None = None
 ) -> TorchEncoder | JaxEncoder:
     """Loads an encoder from a model directory, or from a checkpoint of Qwen3-Omni; see `TorchEncoder`."""
-    config = Path(checkpoint) / CONFIG
+    config = as_path(checkpoint) / CONFIG
     if config.is_file() and read_json(config).get("model_type") in ENCODERS:
-        return JaxEncoder(Path(checkpoint), dtype, known)
+        return JaxEncoder(as_path(checkpoint), dtype, known)
     return TorchEncoder(checkpoint, dtype, known)
 
 
@@ -229,22 +230,23 @@ def _store(
     batch_seconds: int,
 ) -> int:
     """Computes and stores the features of the shards that have none yet. Returns the exit code."""
-    todo = [shard for shard in shards if not features.shard_path(out, shard).is_file()]
+    held = {path.name for path in (out / records.SHARDS).glob(f"[!.]*{records.SUFFIX}")}
+    todo = [shard for shard in shards if features.shard_path(out, shard).name not in held]
     error, failed = RoundingError(), 0
     total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
     with tqdm(total=total, desc="features", unit=" s of audio") as bar:
 
         def encoded(shard: Shard) -> Iterator[bytes]:
             parts = segments(prepared, shard, format)
-            read = read_parts(records.shard_path(prepared, shard.name), parts)
             size = max(1, batch_seconds * SAMPLE_RATE // crop)
-            vectors = itertools.chain.from_iterable(map(model, batched(read, size)))
-            for part in parts:
-                computed = np.concatenate(list(itertools.islice(vectors, len(part.parts))))
-                record = format.encode(computed)
-                error.add(format.decode(record, 0, len(computed)), computed)
-                yield record
-                bar.update(part.samples // SAMPLE_RATE)
+            with on_disk(records.shard_path(prepared, shard.name)) as path:
+                vectors = itertools.chain.from_iterable(map(model, batched(read_parts(path, parts), size)))
+                for part in parts:
+                    computed = np.concatenate(list(itertools.islice(vectors, len(part.parts))))
+                    record = format.encode(computed)
+                    error.add(format.decode(record, 0, len(computed)), computed)
+                    yield record
+                    bar.update(part.samples // SAMPLE_RATE)
 
         for shard in todo:
             path = features.shard_path(out, shard)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.converters.tensors import ConversionError, refuse_pointer
 from omnicodec_jax.model_directory import WEIGHTS
 
@@ -16,8 +17,10 @@ INDEX = WEIGHTS + ".index.json"
 
 def locate(checkpoint: str | Path, *names: str) -> Path:
     """Returns the directory of a checkpoint. From a checkpoint on the hub, the named files are downloaded."""
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
+    if (path := as_path(checkpoint)).is_dir():
+        return path
+    if isinstance(path, BucketPath):
+        raise ConversionError(f"{checkpoint}: no such directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -63,7 +66,7 @@ def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, n
         if (directory / shard).is_file():
             refuse_pointer(directory / shard)
         try:
-            with safe_open(directory / shard, framework="numpy") as file:
+            with on_disk(directory / shard) as here, safe_open(here, framework="numpy") as file:
                 keys = list(file.keys())
                 start = prefix if prefix is not None else _first_found(prefixes, keys)
                 own = [key for key in keys if key.startswith(start)]

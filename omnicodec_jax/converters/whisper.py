@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.converters import ctranslate2
 from omnicodec_jax.converters.qwen3_aut import LAYER_DENSE, LAYER_NORMS, norm
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
@@ -153,7 +154,7 @@ def main(checkpoint: str, out: Path, number: Number = "float32") -> None:
         number: What the weights are stored as. It computes in float32 whatever they are stored as; int8 has a scale for
             each channel.
     """
-    path = Path(checkpoint)
+    path = as_path(checkpoint)
     directory = path.parent if path.is_file() else locate(checkpoint, CONFIG, CTRANSLATE2)
     file = path if path.is_file() else directory / CTRANSLATE2
     if file.is_file():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import BucketPath, in_threads
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
@@ -137,17 +138,24 @@ def _origin(tokens: str, target: Target) -> Origin:
     return Origin(f"{tokens}/{target.clip}", target.source)
 
 
+def _comment(path: Path) -> str | None:
+    """Returns the comment of an audio file; None if it is not there."""
+    return audio.comment(path) if path.is_file() else None
+
+
 def _left(out: Path, targets: Iterable[Target], origin: Callable[[Target], Origin]) -> set[str]:
     """Returns the paths in `out` that are to be written: files that are not there, or whose audio has been replaced.
 
     Raises DataError for a file that was made of something else.
     """
-    left, is_older = set(), (out / SETTINGS).is_file()
-    for target in targets:
+    left, is_older, targets = set(), (out / SETTINGS).is_file(), list(targets)
+    many = in_threads if isinstance(out, BucketPath) else itertools.starmap
+    comments = many(_comment, ((out / target.path,) for target in targets))
+    for target, comment in zip(targets, comments, strict=True):
         path, wanted = out / target.path, origin(target)
-        if not path.is_file():
+        if comment is None:
             left.add(target.path)
-        elif (held := Origin.from_json(audio.comment(path))) is None:
+        elif (held := Origin.from_json(comment)) is None:
             if not is_older:  # where `SETTINGS` stands, an older version has written it
                 raise DataError(f"{path}: is there already, and was not made by detokenize; use another OUT")
         elif held.digest != wanted.digest:

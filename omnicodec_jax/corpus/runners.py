@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet as pq
-
 from omnicodec_jax import compilation_cache
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.tokenize import Existing, Job, Worker, check, collect, described, plan
-from omnicodec_jax.data import manifest
+from omnicodec_jax.data import manifest, units
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.units import Plan, Progress, Share, Unit
@@ -85,7 +84,8 @@ def run(job: Job, runner: Runner, num_workers: int, share: Share) -> Tokenized:
 def _run(job: Job, manifests: dict[str, Manifest], runner: Runner, num_workers: int, share: Share) -> Tokenized:
     all_units = functools.partial(plan, manifests, job.shard_hours)
     existing = _existing(job, {unit.name for unit in all_units()})
-    planned = Plan(all_units, share, lambda unit: shards.finished(job.out, unit.name), job.retry_rejected)
+    is_in_bucket = isinstance(job.out, BucketPath)
+    planned = Plan(all_units, share, lambda unit: shards.finished(job.out, unit.name), job.retry_rejected, is_in_bucket)
     start, progress, uses = time.perf_counter(), Progress("tokenize", planned.files), {}
     if planned.files:
         with progress.bar:
@@ -94,7 +94,8 @@ def _run(job: Job, manifests: dict[str, Manifest], runner: Runner, num_workers: 
                 for seconds in done.files:
                     progress.add(seconds, f", {done.use}")
     collect(job.out)
-    rows = [json.loads(shards.marker_path(job.out, name).read_text())["shard"] for name in planned.names]
+    markers = units.read_texts([shards.marker_path(job.out, name) for name in planned.names])
+    rows = [json.loads(text)["shard"] for text in markers]
     counted: dict[str, Any] = {
         name: sum(row[name] for row in rows) for name in ("listed", "clips", "rejected", "skipped", "seconds")
     }
@@ -124,7 +125,7 @@ def _existing(job: Job, own: set[str]) -> Existing:
     for name in others:
         if (finished := shards.finished(job.out, name)) is not None:
             older |= "clips" not in finished
-            sources.update(pq.read_table(shards.shard_path(job.out, name), columns=["source"])["source"].to_pylist())
+            sources.update(source for _, _, source in shards.read_ids(shards.shard_path(job.out, name)))
     return Existing(frozenset(sources), older)
 
 

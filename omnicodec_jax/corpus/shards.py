@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
@@ -109,8 +110,8 @@ def finished(out: Path, name: str) -> dict[str, Any] | None:
 
 def move_old(out: Path) -> None:
     """Moves the files that are not Parquet and were written by version 0.1 to where readers pass them over."""
-    if not ((out / SETTINGS).is_file() and (out / SHARDS).is_dir()):
-        return
+    if isinstance(out, BucketPath) or not ((out / SETTINGS).is_file() and (out / SHARDS).is_dir()):
+        return  # version 0.1 wrote to no bucket
     for path in (out / SHARDS).glob(f"[!.]*{MARKER}"):
         _move(path, out / UNITS / path.name)
     for name in ("index.jsonl", "rejects.jsonl", SETTINGS):
@@ -166,7 +167,8 @@ def contract(out: Path) -> dict[str, Any]:
 def read_contract(shard: Path) -> dict[str, Any]:
     """Reads the contract of one shard. Raises DataError for a file that is no token shard, or one of a newer format."""
     try:
-        return _contract_of(pq.read_schema(shard), shard)
+        with on_disk(shard) as file:
+            return _contract_of(pq.read_schema(file), shard)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{shard}: not a shard of omnicodec tokenize ({error})") from None
 
@@ -182,7 +184,7 @@ def _contract_of(schema: pa.Schema, shard: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened(shard: Path) -> Iterator[pq.ParquetFile]:
     """Opens a shard to read its rows. Raises DataError for one of a newer format."""
-    with pq.ParquetFile(shard) as file:
+    with on_disk(shard) as here, pq.ParquetFile(here) as file:
         _contract_of(file.schema_arrow, shard)
         yield file
 
@@ -204,7 +206,7 @@ def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
         >>> sorted(clip.id for clip in read_tokens("data/tokens", domain="speech"))
         ['english_class', 'english_fricatives', 'french_patte_pente']
     """
-    for path in shards(Path(out)):
+    for path in shards(as_path(out)):
         yield from (clip for clip in read_shard(path) if domain in (None, clip.domain))
 
 

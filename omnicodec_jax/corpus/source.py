@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 
@@ -78,13 +78,14 @@ class TokenSource:
         Raises:
             DataError: If it holds no finished shards.
         """
-        self.contract = shards.contract(Path(out))
+        self.contract = shards.contract(as_path(out))
         """The contract of the tokens: sizes of the codebooks, frame rate, model, and so on."""
         self._groups: list[tuple[Path, int]] = []
         self._ends: list[int] = []
         total = 0
-        for path in shards.shards(Path(out)):
-            metadata = pq.read_metadata(path)
+        for path in shards.shards(as_path(out)):
+            with shards.opened(path) as file:
+                metadata = file.metadata
             for group in range(metadata.num_row_groups):
                 total += metadata.row_group(group).num_rows
                 self._groups.append((path, group))

@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.decoders import reading
 from omnicodec_jax.data.levels import Level
@@ -86,7 +87,7 @@ def load(
         >>> clip.samples.shape, clip.sample_rate, clip.num_samples
         ((98400,), 44100, 180810)
     """
-    path = Path(path)
+    path = as_path(path)
     with reading(path, offset, duration) as source:
         check(source)
         rate, length, parts, level = source.sample_rate, 0, [], Level(source.coding)
@@ -146,7 +147,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
         >>> import numpy as np
         >>> save("tone.wav", np.sin(np.arange(24_000, dtype=np.float32) / 10), 24_000)
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as raw:
@@ -168,7 +169,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
 def comment(path: Path) -> str:
     """Returns the text that `save` has kept in a file; an empty one if it has none."""
     try:
-        with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
+        with path.open("rb") as raw, soundfile.SoundFile(raw) as file:
             return file.comment
     except soundfile.LibsndfileError:
         return ""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from omnicodec_jax.buckets import BucketPath
+from omnicodec_jax.data.lease import Lease
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import lock, writing
@@ -22,7 +24,8 @@ def claim(out: Path, share: Share | None = None) -> Iterator[None]:
     The lock belongs to the process, not to the file that it is on: when a process ends, however it ends, the operating
     system gives the lock back, and the next run begins at once. Between machines, locks hold where the file system
     passes them on (NFS, Lustre with `flock`, GPFS, CephFS). Where there are no locks, nothing is refused, and two runs
-    of the same share do the same work twice; every file is still written whole.
+    of the same share do the same work twice; every file is still written whole. Buckets have no locks: there, a run
+    leaves an object that it writes anew every few seconds (lease.py).
 
     Args:
         out: The directory. It is made if it is not there.
@@ -31,9 +34,13 @@ def claim(out: Path, share: Share | None = None) -> Iterator[None]:
     index, count = share or Share()
     own = out / f".omnicodec-{index}-of-{count}.lock"
     hint = "" if share is None else ", or give every run a share of its own (--task i/n, with one n)"
+    if isinstance(out, BucketPath):
+        with Lease(out, own.name, lambda name: name == own.name or _overlaps(name, Share(index, count)), hint):
+            yield
+        return
     with contextlib.ExitStack() as held:
         # First its own, then the others: so of two runs that begin at once, at least one sees the other.
-        others = (path for path in out.glob(".omnicodec-*.lock") if _overlaps(path, Share(index, count)))
+        others = (path for path in out.glob(".omnicodec-*.lock") if _overlaps(path.name, Share(index, count)))
         for path in itertools.chain([own], others):
             with writing(out, path):
                 out.mkdir(parents=True, exist_ok=True)
@@ -44,13 +51,13 @@ def claim(out: Path, share: Share | None = None) -> Iterator[None]:
         yield
 
 
-def _overlaps(path: Path, share: Share) -> bool:
+def _overlaps(lock: str, share: Share) -> bool:
     """Returns whether some unit belongs both to a share and to the share of another run's lock.
 
     Units of the share i/n have numbers that are i modulo n. A number can be i modulo n and j modulo m when i and j are
     equal modulo the greatest common divisor of n and m.
     """
-    if not (name := NAME.fullmatch(path.name)):
+    if not (name := NAME.fullmatch(lock)):
         return False
     index, count = int(name[1]), int(name[2])
     return (index, count) != share and count > 0 and (index - share.index) % math.gcd(count, share.count) == 0

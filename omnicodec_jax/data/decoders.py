@@ -8,6 +8,7 @@ import av
 import soundfile
 from av.error import FFmpegError
 
+from omnicodec_jax.buckets import on_disk
 from omnicodec_jax.data import ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.errors import AudioError
@@ -28,17 +29,18 @@ def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> I
         offset: Where the part begins, in seconds.
         duration: How long the part is, in seconds; None: it reaches to the end of the file.
     """
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file")
     try:
         with contextlib.ExitStack() as stack:
-            file = sndfile.open_file(path, stack)
+            here = stack.enter_context(on_disk(path))
+            if not here.is_file():
+                raise AudioError("no such file")
+            if here.stat().st_size == 0:
+                raise AudioError("empty file")
+            file = sndfile.open_file(here, stack)
             if file is None:
-                source = ffmpeg.source_of(path, stack, offset, duration)
+                source = ffmpeg.source_of(here, stack, offset, duration)
             else:
-                source = sndfile.source_of(path, file, offset, duration)
+                source = sndfile.source_of(here, file, offset, duration)
             if source.sample_rate not in SAMPLE_RATES:
                 raise AudioError(f"its header says {source.sample_rate} Hz: no audio has such a rate")
             yield source
@@ -55,8 +57,9 @@ def seconds(path: Path) -> float:
     """Returns how many seconds a file has by its header, without decoding it; 0 if the header does not say."""
     try:
         with contextlib.ExitStack() as stack:
-            if file := sndfile.open_file(path, stack):
+            here = stack.enter_context(on_disk(path))
+            if file := sndfile.open_file(here, stack):
                 return file.frames / file.samplerate
-            return (ffmpeg.open_file(path, stack).duration or 0) / av.time_base
+            return (ffmpeg.open_file(here, stack).duration or 0) / av.time_base
     except (AudioError, OSError, ZeroDivisionError):
         return 0.0

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.data.audio import EXTENSIONS
 
 LOG = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def look(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
     """
     if not path.is_dir():
         return Found([path], Counter())
+    if isinstance(path, BucketPath):
+        return _look_in_bucket(path, suffixes)
     files: list[Path] = []
     others: Counter[str] = Counter()
     folders, links, seen = [(path, os.path.realpath(path))], [], set()
@@ -86,6 +89,21 @@ def look(path: Path, suffixes: Set[str] = EXTENSIONS) -> Found:
                     others[names.text(kind) or "without a suffix"] += 1
         except OSError:
             others["directories that cannot be read"] += 1
+    return Found(sorted(files), others)
+
+
+def _look_in_bucket(folder: BucketPath, suffixes: Set[str]) -> Found:
+    """Returns what `look` does of a folder in a bucket, which is listed once."""
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in folder.find():
+        kind = PurePath(path.name).suffix.lower()
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            others["hidden"] += 1
+        elif kind in suffixes:
+            files.append(path)
+        else:
+            others[names.text(kind) or "without a suffix"] += 1
     return Found(sorted(files), others)
 
 

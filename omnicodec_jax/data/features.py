@@ -17,6 +17,7 @@ segment; docs/features.md says how large the difference is.
 """
 
 import dataclasses
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -189,7 +190,7 @@ class FeatureStore:
             "another --out.",
             directory,
         )
-        return cls(directory, format, np.load(directory / SILENCE))
+        return cls(directory, format, np.load(io.BytesIO((directory / SILENCE).read_bytes())))
 
     def read_crop(self, shard: Shard, record: int, position: int) -> np.ndarray:
         """Returns the features of the crop that begins with vector `position` of a record: bfloat16 [S, F]."""

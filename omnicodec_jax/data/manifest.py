@@ -1,6 +1,7 @@
 """Lists of audio: JSONL manifests, Kaldi's scp files and plain directories."""
 
 import codecs
+import contextlib
 import gzip
 import itertools
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import DataError
 
@@ -24,7 +26,7 @@ class Entry(NamedTuple):
 
     id: str
     path: str
-    """Path of the file, absolute or relative to the `folder` of the list."""
+    """Path of the file, absolute or relative to the `folder` of the list; or its URL in a bucket."""
     offset: float = 0.0
     """Where the clip begins in its file, in seconds."""
     duration: float | None = None
@@ -43,7 +45,7 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
     unnamed: a path alone is taken, too, with the domain "".
     """
     sources: dict[str, Path] = {}
-    whole = unnamed and Path(text).exists()  # whatever signs it holds
+    whole = unnamed and as_path(text).exists()  # whatever signs it holds
     for part in [text] if whole else names.assignments(text):
         alone = whole or (unnamed and "=" not in part)
         domain, equals, path = ("", "=", part) if alone else part.partition("=")
@@ -53,10 +55,10 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
             advice = "join the two lists" if same == [domain] else f"to some disks {same[0]} is the same name"
             raise DataError(f"--manifest: {domain} is given twice; {advice}")
         option = f"--manifest {domain}".rstrip()
-        if not Path(path).exists():
+        if not as_path(path).exists():
             hint = "; several lists must be DOMAIN=PATH,DOMAIN=PATH" if "," in path else ""
             raise DataError(f"{option}: {path}: no such file or directory{hint}")
-        sources[domain] = Path(path)
+        sources[domain] = as_path(path)
     return sources
 
 
@@ -218,7 +220,7 @@ def _read(path: Path) -> Iterator[tuple[Entry, str | None]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as lines:
+    with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else contextlib.nullcontext(file) as lines:
         try:
             for number, line in enumerate(lines):
                 if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 from absl import flags
 
+from omnicodec_jax.buckets import BucketPath, as_path
 from omnicodec_jax.config import DataConfig
 from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureStore
@@ -38,6 +39,8 @@ ENDLESS = sys.maxsize // 2
 """The length of a dataset that is never read to its end."""
 BATCHES_AHEAD = 2
 """How many batches are read before they are asked for."""
+AHEAD_IN_BUCKET = 16
+"""How many batches are read at a time from a bucket, whose answers take their time; in each worker process."""
 
 Sample = dict[str, np.ndarray]
 
@@ -207,7 +210,7 @@ class Samples:
         Raises:
             DataError: If something is missing; the message names the command that makes it.
         """
-        directory = Path(config.prepared)
+        directory = as_path(config.prepared)
         shards = [shard for shard in records.read_index(directory) if shard.split == split and shard.clips]
         known = sorted({shard.domain for shard in shards})
         if missing := [domain.name for domain in config.domains if domain.name not in known]:
@@ -217,7 +220,7 @@ class Samples:
         if stored_features:
             if config.features is None:
                 raise DataError("semantic.source is 'stored': data.features must name the directory of the features")
-            store = FeatureStore.open(Path(config.features), shards, config.segment_samples)
+            store = FeatureStore.open(as_path(config.features), shards, config.segment_samples)
         seconds = records.read_settings(directory)["segment_seconds"]
         if config.segment_samples > (longest := seconds // 2 * SAMPLE_RATE):
             raise DataError(
@@ -299,7 +302,8 @@ def host_batches(
     positions = grain.MapDataset.range(step * len(rows), ENDLESS)
     batches = positions.map(_Rows(dataset, batch_size, tuple(rows))).batch(len(rows))
     # Grain's own buffer of 500 elements is meant for small ones; these are batches.
-    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCHES_AHEAD)
+    ahead = AHEAD_IN_BUCKET if isinstance(getattr(dataset, "directory", None), BucketPath) else BATCHES_AHEAD
+    reading = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
     return batches.to_iter_dataset(reading).mp_prefetch(options)
 

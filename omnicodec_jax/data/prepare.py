@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Children, Died, Finished, Tell
 from omnicodec_jax.data import manifest, records, units
 from omnicodec_jax.data.claim import claim
@@ -107,13 +108,18 @@ def run(
     with claim(out, share):
         _keep(out, config)
         planned = Plan(
-            functools.partial(plan, manifests, config), share, lambda unit: finished(unit, out), retry_rejected
+            functools.partial(plan, manifests, config),
+            share,
+            lambda unit: finished(unit, out),
+            retry_rejected,
+            isinstance(out, BucketPath),
         )
         start, progress = time.perf_counter(), Progress("prepare", planned.files)
         with progress.bar:
             _work(planned.unfinished(), out, config, num_workers, progress, retry_rejected)
         collect(out)
-        clips = [len(json.loads(marker_path(out, name).read_text())["shard"]["clips"]) for name in planned.names]
+        markers = units.read_texts([marker_path(out, name) for name in planned.names])
+        clips = [len(json.loads(text)["shard"]["clips"]) for text in markers]
         return Prepared(
             units=progress.units,
             files=planned.files,
@@ -214,5 +220,5 @@ def collect(out: Path) -> None:
 
 def _low_rate_seconds(out: Path) -> float:
     """Returns how many seconds of audio have been refused because of their sample rate."""
-    with open(out / records.REJECTS) as lines:
+    with (out / records.REJECTS).open() as lines:
         return float(sum(json.loads(line).get("seconds", 0) for line in lines))

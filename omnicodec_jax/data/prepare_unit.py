@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import audio, decoders, records, units
 from omnicodec_jax.data.manifest import Entry, Manifest
 from omnicodec_jax.data.units import Outcomes, Seen, Slice, Unit
@@ -134,7 +135,8 @@ def prepare_unit(
             if number in to_do:
                 report((number, None))
                 try:
-                    clip, seen = _prepared(unit.folder / entry.path, entry, unit.domain, config, refused.get(number))
+                    file = joined(unit.folder, entry.path)
+                    clip, seen = _prepared(file, entry, unit.domain, config, refused.get(number))
                 except Exception as error:  # whatever is wrong with one file, the others are done
                     outcomes.refuse(number, _refusal(number, unit.folder, entry, error))
                 else:
@@ -176,7 +178,7 @@ def _refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[s
     """Returns the line of an entry that is refused. For a sample rate that is too low, it counts the seconds lost."""
     row = units.refusal(number, folder, entry, error)
     if isinstance(error, LowRateError):
-        row["seconds"] = entry.duration or max(0.0, decoders.seconds(folder / entry.path) - entry.offset)
+        row["seconds"] = entry.duration or max(0.0, decoders.seconds(joined(folder, entry.path)) - entry.offset)
     return row
 
 

@@ -24,7 +24,9 @@ import numpy as np
 import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from omnicodec_jax.errors import DataError
+from omnicodec_jax.buckets import BucketPath, on_disk
+from omnicodec_jax.data import ranged
+from omnicodec_jax.errors import DataError, told
 from omnicodec_jax.files import replacing
 
 SAMPLE_RATE = 24_000
@@ -124,6 +126,11 @@ def _reader(path: str) -> ArrayRecordReader:
 
 def read_record(path: Path, index: int) -> bytes:
     """Reads one record of a shard. Raises DataError if its checksum is wrong, or the shard has no such record."""
+    if isinstance(path, BucketPath):
+        try:
+            return ranged.read(path, index)
+        except (OSError, IndexError) as error:
+            raise DataError(f"{path}: record {index} cannot be read: {told(error)}") from None
     try:
         return _reader(str(path)).read([index])[0]
     except (RuntimeError, IndexError, ValueError) as error:
@@ -135,6 +142,9 @@ def read_clips(path: Path, clips: tuple[int, ...], segment_seconds: int) -> list
     """Reads the records of a shard, clip by clip; None if it is damaged, or holds other clips."""
     counts = [num_segments(clip, segment_seconds) for clip in clips]
     numbers = itertools.count()
+    if isinstance(path, BucketPath):
+        with on_disk(path) as here:
+            return read_clips(here, clips, segment_seconds)
     try:
         if _reader(str(path)).num_records() != sum(counts):
             return None

@@ -26,7 +26,8 @@ from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from omnicodec_jax import names
+from omnicodec_jax import buckets, names
+from omnicodec_jax.buckets import BucketPath, in_threads
 from omnicodec_jax.data.manifest import Entry
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError, told
 from omnicodec_jax.files import rewriting
@@ -37,6 +38,8 @@ ASSUMED_SECONDS = 10.0
 """Length that a clip is taken to have when its manifest does not say it. Only the size of units depends on it."""
 UNIT_ENTRIES = 4096
 """Largest number of entries in a unit."""
+UNITS_AT_ONCE = 64
+"""Number of units in a bucket of which is asked at a time what is left to do."""
 
 
 # -- Plan
@@ -117,6 +120,7 @@ class Plan(Generic[U]):
         share: Share,
         finished: Callable[[U], dict[str, Any] | None],
         retry_rejected: bool,
+        is_in_bucket: bool = False,
     ):
         """Looks at what earlier runs have left of each unit.
 
@@ -125,6 +129,7 @@ class Plan(Generic[U]):
             share: Which of them belong to this process.
             finished: Returns what the JSON file of a finished unit holds, and None for any other unit.
             retry_rejected: Whether entries that were refused are tried once more.
+            is_in_bucket: Whether what earlier runs have left is in a bucket. Then many units are looked at at once.
         """
         self._units, self._share = units, share
         self.names: list[str] = []
@@ -133,11 +138,18 @@ class Plan(Generic[U]):
         """Number of entries in these units."""
         self.left: dict[str, int] = {}
         """How many entries are left to do, by unit; units of which nothing is left are not in it."""
-        for unit in self._own():
-            self.names.append(unit.name)
-            self.listed += len(unit.entries)
-            if numbers := to_do(finished(unit), unit, retry_rejected):
-                self.left[unit.name] = len(numbers)
+
+        def left(unit: U) -> int:
+            return len(to_do(finished(unit), unit, retry_rejected))
+
+        own = self._own()
+        while some := list(itertools.islice(own, UNITS_AT_ONCE if is_in_bucket else 1)):
+            many = in_threads if is_in_bucket else itertools.starmap
+            for unit, number in zip(some, many(left, ((unit,) for unit in some)), strict=True):
+                self.names.append(unit.name)
+                self.listed += len(unit.entries)
+                if number:
+                    self.left[unit.name] = number
 
     def _own(self) -> Iterator[U]:
         return itertools.islice(self._units(), self._share.index, None, self._share.count)
@@ -178,11 +190,13 @@ class Seen(NamedTuple):
     size: int
     """Bytes."""
     modified: int
-    """Time of the last change, in nanoseconds."""
+    """Time of the last change, in nanoseconds; in a bucket, a number that stands for the object's tag."""
 
     @classmethod
     def of(cls, path: Any) -> "Seen":
         """Looks at a file. Raises OSError, and AudioError for a name that no file can have."""
+        if isinstance(path, BucketPath):
+            return cls(*buckets.state_of(str(path)))
         try:
             status = os.stat(path)
         except ValueError:
@@ -210,6 +224,8 @@ def attempt(path: Any, read: Callable[[], T]) -> T:
 
 def _trouble(path: Any) -> OSError | None:
     """Returns the error with which the operating system refuses to give the bytes of a file; None if it gives them."""
+    if isinstance(path, BucketPath):  # it was fetched before it was decoded
+        return None
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
             with open(path, "rb", buffering=0) as file:
@@ -249,7 +265,7 @@ def refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[st
         entry: The entry.
         error: Why it is refused.
     """
-    why = reason(folder / entry.path, error)
+    why = reason(buckets.joined(folder, entry.path), error)
     row = {"entry": number, "id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
     return row | {"again": True} if isinstance(error, (UnreadableError, OSError)) else row
 
@@ -278,7 +294,9 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
     if again and "clips" not in finished:
         return everything
     clips = finished.get("clips", [])
-    replaced = [number for number, *seen in clips if _replaced(unit.folder / unit.entries[number].path, seen)]
+    files = [(buckets.joined(unit.folder, unit.entries[number].path), seen) for number, *seen in clips]
+    many = in_threads if any(isinstance(path, BucketPath) for path, _ in files) else itertools.starmap
+    replaced = [number for (number, *_), is_other in zip(clips, many(_replaced, files), strict=True) if is_other]
     return sorted({*(row["entry"] for row in again), *replaced})
 
 
@@ -381,8 +399,8 @@ def collect(folder: Path, index: Path, rejects: Path) -> None:
     written = None
     while (found := _units(folder)) != written:
         with _lines_of(index) as shard_lines, _lines_of(rejects) as reject_lines:
-            for name, _ in found:
-                unit = json.loads((folder / name).read_text())
+            for text in read_texts([folder / name for name, _ in found]):
+                unit = json.loads(text)
                 shard_lines.write(json.dumps(unit["shard"]) + "\n")
                 reject_lines.writelines(json.dumps(row) + "\n" for row in listed(unit))
         written = found
@@ -397,4 +415,14 @@ def _lines_of(path: Path) -> Iterator[TextIO]:
 
 def _units(folder: Path) -> list[tuple[str, Seen]]:
     """Returns names and states of the JSON files of finished units."""
+    if isinstance(folder, BucketPath):
+        found = sorted((path, Seen(*buckets.state_in(info))) for path, info in folder.find().items())
+        return [(path.name, seen) for path, seen in found if path.parent == folder and path.suffix == ".json"]
     return [(path.name, Seen.of(path)) for path in sorted(folder.glob("[!.]*.json"))]
+
+
+def read_texts(paths: Sequence[Path]) -> Iterator[str]:
+    """Reads files in their order; those in a bucket many at a time."""
+    if any(isinstance(path, BucketPath) for path in paths):
+        return in_threads(lambda path: path.read_text(), ((path,) for path in paths))
+    return (path.read_text() for path in paths)

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import audio, decoders, discovery, manifest
 from omnicodec_jax.errors import DataError
 
@@ -102,7 +103,7 @@ def _manifest(path: Path, domain: str) -> list[EvalClip]:
     """Returns the clips that a manifest lists. Clips of other domains are passed over."""
     root = manifest.folder(path)
     return [
-        EvalClip(entry.id, domain, root / entry.path, text, entry.offset, entry.duration, entry.problem)
+        EvalClip(entry.id, domain, joined(root, entry.path), text, entry.offset, entry.duration, entry.problem)
         for entry, text in manifest.transcribed(path, domain)
     ]
 
@@ -196,7 +197,7 @@ def _audioset(folder: Path, domain: str) -> list[EvalClip]:
 
 def _audioset_segments(listing: Path) -> dict[str, tuple[float, float]]:
     """Returns the start and end of each segment in seconds, by YTID."""
-    with open(listing, newline="", errors="replace") as file:
+    with listing.open(newline="", errors="replace") as file:
         rows = csv.reader((line for line in file if line.strip() and not line.startswith("#")), skipinitialspace=True)
         try:
             return {name: (float(start), float(end)) for name, start, end, *_ in rows}

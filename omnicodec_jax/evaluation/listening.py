@@ -65,7 +65,7 @@ class Row(NamedTuple):
 def read(path: Path) -> list[Rating]:
     """Reads a file of ratings that the page has written. Raises DataError with file, line and reason."""
     # Spreadsheet programs put a byte order mark there.
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         try:
             header = next(rows, [])

@@ -82,7 +82,11 @@ def check_replaced(clips: Sequence[EvalClip], out: Path, journal: Journal) -> No
     """Raises DataError if `out` holds another file's clip under a name: it would be lost, and its scores."""
     for clip in clips:
         row = journal.get(ORIGINAL, clip.domain, clip.id)
-        if clip.problem is None and row is not None and os.path.abspath(row["source"][0]) != os.path.abspath(clip.path):
+        if (
+            clip.problem is None
+            and row is not None
+            and os.path.abspath(row["source"][0]) != os.path.abspath(str(clip.path))
+        ):
             held = f"{clip.domain}/{clip.id} of {row['source'][0]}"
             raise DataError(f"{out}: holds {held}; that of {clip.path} would replace it: use another --out")
 

@@ -15,9 +15,11 @@ import tensorstore
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from omnicodec_jax.buckets import BucketPath, on_disk
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import CheckpointError
+from omnicodec_jax.training import storage
 
 LOG = logging.getLogger(__name__)
 
@@ -106,11 +108,12 @@ class Checkpoints:
 
         best = managers.BestN(get_metric_fn=distance, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         return ocp.CheckpointManager(
-            self.directory,
+            storage.directory(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._keep_last), best]),
                 best_fn=distance,  # so that it is saved: what is kept, the policy says
                 cleanup_tmp_directories=True,
+                atomicity_options=storage.atomicity(self.directory),
             ),
         )
 
@@ -138,7 +141,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The step of the last checkpoint that is finished on disk; None if there is none."""
-        return max(steps(self.directory), default=None)
+        return max(storage.steps(self.directory), default=None)
 
     def save(self, state: State, mel_distance: float | None = None) -> None:
         """Starts to write a state, unless there is a checkpoint of its step.
@@ -198,9 +201,7 @@ class Checkpoints:
             aside = self._workdir / DAMAGED / str(step)
             LOG.warning("checkpoint of step %d cannot be read (%s): set aside as %s", step, reason, aside)
             if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(aside)
+                _move(self.directory / str(step), aside)
         if damaged:
             LOG.warning("going on from step %s, the last checkpoint that is whole", last)
         if jax.process_count() > 1:
@@ -235,13 +236,17 @@ class Checkpoints:
             )
 
 
-def steps(directory: Path) -> list[int]:
-    """Lists the steps of the checkpoints that are finished on disk, in order.
-
-    Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are those that it
-    has begun to write, too.
-    """
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+def _move(folder: Path, to: Path) -> None:
+    """Moves a folder into the place of another. In a bucket, that is copying and deleting."""
+    if isinstance(folder, BucketPath) and isinstance(to, BucketPath):
+        for file in folder.find():
+            with on_disk(file) as copy:
+                (to / file.relative_to(folder)).put(copy)
+        folder.remove_all()
+        return
+    shutil.rmtree(to, ignore_errors=True)
+    to.parent.mkdir(exist_ok=True)
+    folder.rename(to)
 
 
 def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
@@ -253,7 +258,7 @@ def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
     """
     last: int | None = None
     damaged: dict[int, str] = {}
-    for step in reversed(steps(directory)):
+    for step in reversed(storage.steps(directory)):
         if reason := damage(directory / str(step), arrays=last is None):
             damaged[step] = reason
         elif last is None:
@@ -270,14 +275,15 @@ def damage(folder: Path, arrays: bool = True) -> str | None:
         for part in (f"{STATE}/_METADATA", f"{ABOUT}/metadata"):
             if not (folder / part).is_file():
                 return f"{part} is missing"
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        in_bucket = isinstance(folder, BucketPath)
+        for path in sorted(folder.find() if in_bucket else (path for path in folder.rglob("*") if path.is_file())):
             if path.name in TEXTS or path.parent.name in FOLDERS_OF_TEXTS:
                 try:
                     json.loads(path.read_text())
                 except ValueError:
                     return f"{path.relative_to(folder)} is cut off"
         if arrays:
-            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder / STATE}/"}).result()
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": storage.base(folder / STATE)}).result()
             keys = store.list().result()
             for key in keys:
                 store.read(key).result()
@@ -293,7 +299,7 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
     Raises CheckpointError if the checkpoint is not there, or damaged.
     """
     directory = workdir.absolute() / DIRECTORY
-    kept = steps(directory)
+    kept = storage.steps(directory)
     if not kept:
         raise CheckpointError(f"{workdir}: no run with checkpoints")
     if step is None:
@@ -315,7 +321,7 @@ def frozen_hashes(workdir: Path) -> dict[str, str]:
     Returns no hashes for a new run, and for a run of a version whose checkpoints did not have them.
     """
     directory = workdir.absolute() / DIRECTORY
-    for step in reversed(steps(directory)):
+    for step in reversed(storage.steps(directory)):
         try:
             return json.loads((directory / str(step) / ABOUT / "metadata").read_text()).get("frozen", {})
         except (OSError, ValueError):  # damaged: `Checkpoints` sets it aside, and says so
@@ -328,14 +334,14 @@ def restore(workdir: Path, step: int, template: S) -> S:
     folder = workdir.absolute() / DIRECTORY / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            return checkpointer.restore(folder / STATE, template)
+            return checkpointer.restore(storage.directory(folder / STATE), template)
         except Exception as error:  # of any type: whatever the storage raises
             raise CheckpointError(f"{folder}: cannot be read: {_first_line(error)}") from error
 
 
 def _read_about(directory: Path, step: int) -> dict[str, Any]:
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(directory / str(step) / ABOUT)
+        return checkpointer.restore(storage.directory(directory / str(step) / ABOUT))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,18 +1,29 @@
 """Writes TensorBoard's event files, in a way that can neither block a run nor end it."""
 
 import logging
+import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from omnicodec_jax.buckets import BucketPath, copies
+from omnicodec_jax.errors import told
+
 LOG = logging.getLogger(__name__)
+
+LARGE = 1 << 22
+"""Bytes from which on a file in a bucket is left as it is, and another begun."""
 
 
 class EventWriter:
-    """Writes scalars, audio and images for TensorBoard; each start of a run has an event file of its own."""
+    """Writes scalars, audio and images for TensorBoard; each start of a run has an event file of its own.
+
+    In a bucket, what is written is there after the next `scalars`.
+    """
 
     def __init__(self, directory: Path, step: int):
         # Imported here, since tensorboardX imports PyTorch where that is installed.
@@ -20,18 +31,31 @@ class EventWriter:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
-        self._summary, self._messages = summary, cast(Any, event_pb2)
-        directory.mkdir(parents=True, exist_ok=True)
+        self._summary, self._messages, self._open = summary, cast(Any, event_pb2), EventsWriter
+        self._directory, self._step = directory, step
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begins a file. In a bucket, where files cannot grow, a file of this machine is put there again and again."""
+        folder = self._directory
+        if isinstance(folder, BucketPath):
+            folder = copies() / f"events-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, exist_ok=True)
         # tensorboardX's SummaryWriter is not used, since it hangs for ever once its thread has met a full disk.
-        self._writer: EventsWriter | None = EventsWriter(str(directory / "events"))
+        suffix = f".{uuid.uuid4().hex[:8]}" if folder != self._directory else ""  # several may begin in one second
+        self._writer: Any = self._open(str(folder / "events"), suffix)
+        self._folder = folder
         # This event makes TensorBoard hide what an earlier start wrote for later steps.
         session = self._messages.SessionLog(status=self._messages.SessionLog.START)
-        self._write(self._messages.Event(step=step, session_log=session))
+        self._write(self._messages.Event(step=self._step, session_log=session))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes numbers by their tags."""
         for tag, value in values.items():
             self._add(step, self._summary.scalar(tag, float(value)))
+        self._step = step
+        if isinstance(self._directory, BucketPath) and self._writer is not None:
+            self._put(self._directory)
 
     def clip(self, step: int, tag: str, samples: np.ndarray, sample_rate: int, image: np.ndarray) -> None:
         """Writes audio, samples [T] from -1 to 1, and an image [1, H, W] uint8 of it."""
@@ -40,6 +64,18 @@ class EventWriter:
 
     def _add(self, step: int, value: Any) -> None:
         self._write(self._messages.Event(step=step, wall_time=time.time(), summary=value))
+
+    def _put(self, directory: BucketPath) -> None:
+        """Puts the file into the bucket, and begins another when it has become large."""
+        (file,) = self._folder.iterdir()
+        try:
+            (directory / file.name).put(file)
+            if file.stat().st_size > LARGE:
+                shutil.rmtree(self._folder)
+                self._begin()
+        except OSError as error:
+            LOG.warning("TensorBoard: %s; going on without", told(error))
+            self._writer = None
 
     def _write(self, event: Any) -> None:
         if self._writer is None:

@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import Config
 from omnicodec_jax.data import features
 from omnicodec_jax.errors import ConfigError
@@ -49,7 +49,7 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
 def _check_stored(config: Config) -> None:
     """Raises ConfigError for stored features that are not those that the codec takes."""
     semantic, directory = config.codec.semantic, config.data.features
-    stored = None if directory is None else features.read_format(Path(directory))
+    stored = None if directory is None else features.read_format(as_path(directory))
     if semantic is None or stored is None:
         return
     if semantic.source not in ("stored", stored.source):

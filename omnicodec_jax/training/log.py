@@ -129,11 +129,11 @@ class TrainingLog:
             scalars["validation/mel_distance_of_weights"] = weights.mel_distance
         for name, values in result.usage.items():
             scalars |= numbered(f"validation_usage/{name}", values)
-        self._events.scalars(step, scalars)
         for row, pair in enumerate(zip(result.originals, result.reconstructions, strict=True)):
             for name, audio in zip(("original", "reconstruction"), pair, strict=True):
                 samples, rate = np.clip(audio[0], -1, 1), self._config.codec.sample_rate
                 self._events.clip(step, f"validation_{row}/{name}", samples, rate, spectrogram(samples))
+        self._events.scalars(step, scalars)
 
     def write_time(self, step: int, spent: Spent) -> None:
         """Writes to TensorBoard which share of the run's wall time each cause has had until now."""

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import Config
 from omnicodec_jax.data import features
 from omnicodec_jax.data.pipeline import Batches, Samples
@@ -113,7 +114,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
         frozen = to_global(variables, mesh)
     config = gan.config
     if config.data.features is not None and reads_features(config):
-        identity["features"] = features.identity(Path(config.data.features))
+        identity["features"] = features.identity(as_path(config.data.features))
     if warning := weak_semantic_loss(config):
         LOG.warning("start: %s", warning)
     validator = Validator.open(gan, mesh)
@@ -127,7 +128,7 @@ def weak_semantic_loss(config: Config) -> str | None:
     semantic = config.codec.semantic
     if semantic is None or config.loss.semantic >= MIN_SEMANTIC_WEIGHT:
         return None
-    stored = None if config.data.features is None else features.read_format(Path(config.data.features))
+    stored = None if config.data.features is None else features.read_format(as_path(config.data.features))
     source = stored.source if semantic.source == "stored" and stored is not None else semantic.source
     if source in ("log_mel", "whisper"):
         return None

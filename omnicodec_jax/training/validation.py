@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from omnicodec_jax import losses
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.data import records
 from omnicodec_jax.data.pipeline import Batches, Samples
@@ -75,7 +75,7 @@ class Validator:
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
         """Opens the held-out clips of the domains that have some; None: no domain of the config has any."""
         data, seed = gan.config.data, gan.config.seed
-        shards = records.read_index(Path(data.prepared))
+        shards = records.read_index(as_path(data.prepared))
         held_out = {shard.domain for shard in shards if shard.split == "validation" and shard.clips}
         domains = tuple(domain for domain in data.domains if domain.name in held_out)
         if missing := [domain.name for domain in data.domains if domain not in domains]:

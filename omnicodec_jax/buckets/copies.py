@@ -1,0 +1,128 @@
+"""Copies of objects on this machine, for what reads files alone."""
+
+import atexit
+import contextlib
+import datetime
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from omnicodec_jax.buckets.requests import ask, missing
+
+CACHE = "omnicodec-buckets-"
+"""Beginning of the name of the folder in which a process keeps its copies."""
+
+
+class _Copy(NamedTuple):
+    file: Path
+    state: tuple[int, int]
+
+
+_copies: dict[str, _Copy] = {}
+"""The copy that is kept."""
+_users: dict[Path, int] = {}
+"""How many at present read a copy."""
+_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def copied(url: str) -> Iterator[Path]:
+    """Gives a copy of an object, as `paths.on_disk` does. Raises OSError."""
+    state = state_of(url)
+    with _guard:
+        kept = _copies.get(url)
+        if kept is not None and kept.state == state:
+            _users[kept.file] += 1
+    if kept is None or kept.state != state:
+        file = copies() / f"{uuid.uuid4().hex}{PurePosixPath(url).suffix}"
+        fetch(url, file)
+        kept = _Copy(file, state)
+        with _guard:
+            outdated = list(_copies.values())
+            _copies.clear()
+            _copies[url], _users[file] = kept, 1
+        for old in outdated:
+            _remove_if_unused(old.file)
+    try:
+        yield kept.file
+    finally:
+        with _guard:
+            _users[kept.file] -= 1
+        _remove_if_unused(kept.file)
+
+
+def _remove_if_unused(file: Path) -> None:
+    with _guard:
+        if _users.get(file) or any(kept.file == file for kept in _copies.values()):
+            return
+        _users.pop(file, None)
+    file.unlink(missing_ok=True)
+
+
+def fetch(url: str, file: Path) -> None:
+    """Fetches an object into a file of this machine. Raises OSError."""
+
+    def get(system: Any) -> None:
+        system.get_file(url, str(file))
+        if not file.exists():  # what gcsfs makes of an object of no bytes
+            file.touch()
+
+    ask(url, get)
+
+
+def state_of(url: str) -> tuple[int, int]:
+    """Returns the size of an object, and a number that changes when another takes its place. Raises OSError."""
+    info = ask(url, lambda system: system.info(url))
+    if info.get("type") != "file":
+        raise missing(url)
+    return state_in(info)
+
+
+def state_in(info: dict[str, Any]) -> tuple[int, int]:
+    """Returns what `state_of` does, of what the server says of an object."""
+    mark = next((info[name] for name in ("etag", "ETag", "blob_id") if info.get(name)), None)
+    number = int(seconds(info) * 1e9)
+    if mark is not None:
+        number = int.from_bytes(hashlib.blake2b(str(mark).encode(), digest_size=7).digest())
+    return int(info.get("size") or 0), number
+
+
+def seconds(info: dict[str, Any]) -> float:
+    """Returns when an object was written, by the server's clock, in seconds; 0 where it does not say."""
+    moment = next((info[name] for name in ("LastModified", "mtime", "updated") if info.get(name)), None)
+    if isinstance(moment, str):
+        moment = datetime.datetime.fromisoformat(moment)
+    return moment.timestamp() if isinstance(moment, datetime.datetime) else float(moment or 0)
+
+
+@functools.lru_cache(maxsize=1)
+def copies() -> Path:
+    """Returns the folder of this process for copies. It goes when the process ends; that of a killed one, a later time.
+
+    TMPDIR says on which disk it lies.
+    """
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=CACHE))
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # until the process ends, however it ends
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _remove_leftovers() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{CACHE}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -1,0 +1,99 @@
+"""Requests to the servers of buckets: made again when a server does not answer, with errors in one line."""
+
+import errno
+import functools
+import importlib.util
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from omnicodec_jax.errors import OmniCodecError
+
+T = TypeVar("T")
+
+LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
+"""The module that reads URLs of a scheme."""
+EXTRAS = {"gs": "gcs", "s3": "s3"}
+"""The extra of this package that installs that module."""
+CREDENTIALS = {
+    "gs": "give this machine's account the right, or run gcloud auth application-default login",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role",
+    "hf": "run hf auth login, or set HF_TOKEN",
+}
+"""What to do when a server wants to know who asks."""
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before a request is made once more, each time a random share of up to half longer."""
+
+
+class BucketError(OmniCodecError):
+    """A URL that cannot be used as it was."""
+
+
+def ask(url: str, request: Callable[[Any], T]) -> T:
+    """Makes a request, and makes it again when the server does not answer. Raises OSError that names the URL.
+
+    gcsfs has tried for half a minute itself before it gives up.
+    """
+    scheme = url.partition("://")[0]
+    system = system_of(scheme)
+    for pause in (*(() if scheme == "gs" else PAUSES), None):
+        try:
+            return request(system)
+        except Exception as error:  # of any type: whatever the libraries raise
+            trouble, is_final = _trouble(url, error)
+            if is_final or pause is None:
+                raise trouble from error
+            time.sleep(pause * random.uniform(1, 1.5))
+    raise AssertionError("the last pause is None")
+
+
+@functools.lru_cache
+def system_of(scheme: str) -> Any:
+    """Returns fsspec's file system of a scheme. Raises BucketError where its library is not installed."""
+    if importlib.util.find_spec(LIBRARIES[scheme]) is None:
+        extra = EXTRAS[scheme]
+        raise BucketError(
+            f"{scheme}:// needs {LIBRARIES[scheme]}, which is not installed: pip install 'omnicodec-jax[{extra}]', "
+            f"or in a checkout pip install -e '.[{extra}]'"
+        )
+    import fsspec
+
+    logging.getLogger(LIBRARIES[scheme]).setLevel(logging.CRITICAL)  # what it logs, it also raises
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "s3":  # asking again is for `_ask`
+        options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
+    system = fsspec.filesystem(scheme, **options)
+    if scheme == "s3":
+        system.retries = 1
+    return system
+
+
+def missing(url: str) -> FileNotFoundError:
+    """Returns the error of a URL at which there is nothing."""
+    return FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", url)
+
+
+def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
+    """Returns an error in the words of this package, and whether there is no use in asking again."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    code = str(getattr(error, "code", "") or "")
+    advice = CREDENTIALS[url.partition("://")[0]]
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, OmniCodecError):
+        return error, True
+    if isinstance(error, FileNotFoundError):
+        return missing(url), True
+    nameless = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError"}
+    if kinds & nameless or code == "401":
+        return PermissionError(errno.EACCES, f"no credentials ({text}); {advice}", url), True
+    if isinstance(error, PermissionError) or code == "403" or text.startswith("Forbidden"):
+        why = f"the server refuses this account ({text}); {advice}"
+        return PermissionError(errno.EACCES, why, url), True
+    if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+        return OSError(error.errno or errno.EIO, text, url), True
+    if isinstance(error, OSError) and error.filename and not error.filename.startswith(url[:5]):
+        return error, True  # of a file of this machine
+    is_final = isinstance(error, ValueError | TypeError | NotImplementedError | ImportError | MemoryError)
+    return OSError(errno.EIO, f"the server does not answer as it should ({text})", url), is_final

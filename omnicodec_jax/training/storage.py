@@ -1,0 +1,90 @@
+"""Where Orbax writes checkpoints: a directory, or a bucket of Google's or of Amazon's."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint import options
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from omnicodec_jax.buckets import BucketPath
+from omnicodec_jax.errors import CheckpointError
+
+COMMITTED = "commit_success.txt"
+"""The object that Orbax puts into a checkpoint in a bucket last, since there it cannot rename the folder."""
+
+
+def directory(path: Path) -> epath.Path:
+    """Returns a directory as Orbax takes it. Raises CheckpointError where Orbax cannot write to it."""
+    if isinstance(path, BucketPath):
+        if path.scheme == "hf":
+            raise CheckpointError(f"{path}: hf:// is only read; train into gs://, s3:// or a directory")
+        if path.scheme == "s3":
+            _teach_s3()
+    return epath.Path(str(path))
+
+
+def atomicity(path: Path) -> options.AtomicityOptions | None:
+    """Returns by what a checkpoint is known to be whole: in a bucket by an object in it, elsewhere by its name."""
+    if isinstance(path, BucketPath):
+        return options.AtomicityOptions(mode=options.AtomicityMode.COMMIT_FILE)
+    return None
+
+
+def steps(path: Path) -> list[int]:
+    """Lists the steps of the checkpoints in a directory that are finished, in order.
+
+    On a disk, Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are
+    those that it has begun to write, too.
+    """
+    if isinstance(path, BucketPath):
+        found = {file.relative_to(path).parts for file in path.find()}
+        return sorted(int(parts[0]) for parts in found if parts[0].isdecimal() and parts[1:] == (COMMITTED,))
+    return sorted(int(folder.name) for folder in path.glob("*") if folder.name.isdecimal())
+
+
+def base(path: Path) -> str | dict[str, str]:
+    """Returns a directory as TensorStore takes it."""
+    if isinstance(path, BucketPath):
+        return _s3(f"{path}/") if path.scheme == "s3" else f"{path}/"
+    return f"file://{path}/"
+
+
+def _s3(url: str) -> dict[str, str]:
+    """Returns TensorStore's description of a URL of S3: at Amazon, or at the server that the AWS_ENDPOINT_URL names."""
+    bucket, _, path = url.removeprefix("s3://").partition("/")
+    spec = {"driver": "s3", "bucket": bucket, "path": path}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        spec["endpoint"] = endpoint
+        spec["aws_region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return spec
+
+
+@functools.cache
+def _teach_s3() -> None:
+    """Makes Orbax give the URLs of S3 to TensorStore, which knows them; Orbax 0.12 takes them for relative paths.
+
+    Raises CheckpointError for another version of Orbax, of which this is not known.
+    """
+    places = {"_normalize_path": tensorstore_utils, "_use_gcs_driver": tensorstore_utils}
+    places["get_kvstore_for_gcs"] = gcs_utils
+    before = {name: getattr(module, name, None) for name, module in places.items()}
+    if None in before.values():
+        raise CheckpointError("s3://: not known to work with this version of Orbax; train into gs:// or a directory")
+    theirs: Any = before
+
+    def normalize_path(path: str) -> str:
+        return f"s3://{os.path.normpath(path[5:])}" if path.startswith("s3://") else theirs["_normalize_path"](path)
+
+    def use_gcs_driver(path: str) -> bool:
+        return path.startswith("s3://") or theirs["_use_gcs_driver"](path)
+
+    def get_kvstore(path: str) -> dict[str, str]:
+        return _s3(path) if path.startswith("s3://") else theirs["get_kvstore_for_gcs"](path)
+
+    tensorstore_utils._normalize_path = normalize_path
+    tensorstore_utils._use_gcs_driver = use_gcs_driver
+    gcs_utils.get_kvstore_for_gcs = get_kvstore

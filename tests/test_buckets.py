@@ -1,0 +1,122 @@
+"""Paths in buckets, without a server: what they are, and what refuses them."""
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnicodec_jax import buckets, cli
+from omnicodec_jax.buckets import BucketError, BucketPath, as_path, joined
+from omnicodec_jax.data import ranged, records
+from omnicodec_jax.origin import relative
+
+pytestmark = pytest.mark.quick
+
+
+def test_a_url_becomes_a_path_that_joins_and_splits_as_others_do():
+    path = as_path("gs://bucket/data") / "shards" / "a.b.json"
+    assert isinstance(path, BucketPath)
+    assert (str(path), path.name, path.suffix) == ("gs://bucket/data/shards/a.b.json", "a.b.json", ".json")
+    assert str(path.with_suffix(".parquet")) == "gs://bucket/data/shards/a.b.parquet"
+    assert path.relative_to(as_path("gs://bucket/data/")).as_posix() == "shards/a.b.json"
+    assert str(path.parent.parent) == "gs://bucket/data"
+    assert {path: 1}[pickle.loads(pickle.dumps(path))] == 1
+    assert str(path.absolute()) == str(path.resolve()) == str(path)
+
+
+def test_a_path_of_this_machine_stays_as_it_is():
+    assert type(as_path("data/prepared")) is type(Path())
+    assert as_path(Path("a")) == Path("a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("http://host/a", "http:// is not read"),
+        ("gs://", "names no bucket"),
+        ("s3:///a", "names no bucket"),
+        ("gs:/bucket/a", "two slashes"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused(text, message):
+    with pytest.raises(BucketError, match=message):
+        as_path(text)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "/abs/a.wav", "gs://other/a.wav"])
+def test_a_list_names_files_beside_it_elsewhere_and_in_buckets(name):
+    here, there = joined(Path("/lists"), name), joined(as_path("s3://bucket/lists"), name)
+    wanted = {"a.wav": ("/lists/a.wav", "s3://bucket/lists/a.wav")}.get(name, (name, name))
+    assert (str(here), str(there)) == wanted
+
+
+@pytest.mark.parametrize("use", [open, os.listdir, os.fspath, Path.touch, lambda path: path.rename("b")])
+def test_what_knows_no_buckets_refuses_them_and_makes_no_folder_of_their_name(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BucketError, match="s3://bucket/a: in a bucket"):
+        use(as_path("s3://bucket/a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_library_a_bucket_is_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(buckets.requests.importlib.util, "find_spec", lambda name: None)
+    buckets.requests.system_of.cache_clear()
+    with pytest.raises(
+        BucketError, match=r"s3:// needs s3fs, which is not installed: pip install 'omnicodec-jax\[s3\]'"
+    ):
+        as_path("s3://bucket/a").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare", "--manifest", "speech=ftp://host/a.jsonl", "--out", "gs://bucket/out"],
+        ["export", "--what", "decoder", "--model", "http://host/model", "--out", "out.stablehlo"],
+        ["train", "--config", "demo", "--workdir", "gs://bucket/run", "--profile", "1:2"],
+    ],
+)
+def test_commands_refuse_what_they_cannot_reach_in_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["omnicodec", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "://" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_origins_in_one_bucket_are_seen_from_each_other_and_others_by_their_urls():
+    inside, other = as_path("gs://bucket/a/x.wav"), as_path("s3://bucket/b")
+    assert relative(inside, as_path("gs://bucket/b")) == "../a/x.wav"
+    assert relative(inside, other) == relative(inside, Path("b")) == "gs://bucket/a/x.wav"
+
+
+class Ranges(BucketPath):
+    """A path in a bucket whose bytes are those of a file of this machine."""
+
+    file = Path()
+
+    def stat(self, **_) -> os.stat_result:
+        return self.file.stat()
+
+    def read_range(self, start: int, end: int) -> bytes:
+        return self.file.read_bytes()[start:end]
+
+
+@pytest.mark.parametrize(("count", "longest"), [(1, 10), (40, 200_000), (3000, 30), (0, 1)])
+def test_single_records_of_a_shard_are_found_in_its_bytes(count, longest, tmp_path, monkeypatch):
+    rng = np.random.default_rng(count)
+    written = [rng.bytes(int(size)) for size in rng.integers(0, longest, count)]
+    monkeypatch.setattr(Ranges, "file", tmp_path / "a.array_record")
+    records.write_shard(Ranges.file, written)
+    ranged._footer.cache_clear()
+    monkeypatch.setattr(ranged, "TAIL", 2 * ranged.BLOCK)  # so that a footer is longer
+    ranges = Ranges("gs://bucket/a.array_record")
+    assert ranged.num_records(ranges) == count
+    assert [ranged.read(ranges, number) for number in range(count)] == written
+    with pytest.raises(IndexError):
+        ranged.read(ranges, count)
