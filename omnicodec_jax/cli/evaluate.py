@@ -83,7 +83,7 @@ def evaluate(
         tokens=TokenStudies(
             stability=stability,
             drift=drift,
-            probes={label: Path(path) for label, path in named(probes or "", "--probes").items()},
+            probes={label: as_path(path) for label, path in named(probes or "", "--probes").items()},
         ),
     )
     if not (evaluation.models or evaluation.peers or evaluation.reconstructions):

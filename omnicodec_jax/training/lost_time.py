@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.errors import TrainingError
 from omnicodec_jax.training import host_memory
 
@@ -211,6 +212,12 @@ def of_run(workdir: Path) -> Spent:
 
 
 def _append(path: Path, line: Line) -> None:
+    if isinstance(path, BucketPath):  # where objects do not grow; of a run, one process writes this one
+        text = json.dumps(line._asdict()) + "\n"
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text() + text
+        path.write_text(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         text = json.dumps(line._asdict()).encode() + b"\n"
