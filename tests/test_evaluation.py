@@ -17,7 +17,7 @@ from omnicodec_jax import cli
 from omnicodec_jax.cli.options import named
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
-from omnicodec_jax.evaluation import quoted, reconstruct, run, scores, summary
+from omnicodec_jax.evaluation import frechet, quoted, reconstruct, run, scores, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.datasets import clips as clips_of
 from omnicodec_jax.evaluation.journal import Journal
@@ -61,17 +61,26 @@ def evaluation(data, demo_model, tmp_path_factory) -> Evaluation:
         peers=(PeerRequest.parse("opus=6000+24000"), PeerRequest.parse(f"mimi={other}")),
         reconstructions={"other": other},
         codebooks=COUNTS,
-        metrics=METRICS,
+        metrics=(*METRICS, "frechet"),
         quoted=True,
         num_workers=2,
         shown=1,
     )
 
 
+def bands(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """An embedding of each second that needs no weights."""
+    seconds = samples[: samples.size // sample_rate * sample_rate].reshape(-1, sample_rate)
+    power = np.abs(np.fft.rfft(seconds))[:, : sample_rate // 2].reshape(len(seconds), 8, -1).mean(2)
+    return np.log(power + 1e-3)
+
+
 @pytest.fixture(scope="module")
 def done(evaluation) -> dict:
     """What the report says, after a first run."""
-    assert run.run(evaluation) == 1  # for the peer without weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frechet, "load", lambda: bands)
+        assert run.run(evaluation) == 1  # for the peer without weights
     return json.loads((evaluation.out / "report.json").read_text())
 
 
@@ -90,6 +99,18 @@ def test_scores_are_in_the_order_that_ears_would_give(done):
     for domain in done["domains"]:
         distance = {name: cells[domain]["mel_distance"]["mean"] for name, cells in done["summary"].items()}
         assert distance["Original"] == 0 < distance["Opus-24k"] < distance["Opus-6k"] < distance["ours-9L"]
+
+
+def test_sets_of_clips_have_a_distance_that_no_clip_has(done, evaluation):
+    for domain in done["domains"]:
+        distance = {name: cells[domain]["frechet"]["mean"] for name, cells in done["compared"].items()}
+        assert distance["Original"] == pytest.approx(0, abs=1e-6)
+        assert distance["Opus-24k"] < distance["ours-9L"]
+    assert done["compared"]["other"]["speech"]["frechet"]["why"] == "no clips"
+    assert done["compared"]["Opus-6k"]["music"]["frechet"]["count"] == 1
+    assert "frechet" not in (evaluation.out / "scores.csv").read_text()
+    ranges = {metric["name"]: metric["range"] for metric in done["metrics"]}
+    assert ranges["stoi"] == [0, 1]
 
 
 def test_what_has_no_score_says_why_everywhere(done, evaluation):

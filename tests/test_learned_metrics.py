@@ -10,8 +10,8 @@ import pytest
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.evaluation import learned_metrics
-from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS, SharedComputation
-from omnicodec_jax.evaluation.metrics import Metric, Pair, Unavailable
+from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS
+from omnicodec_jax.evaluation.metrics import Metric, Pair, SharedComputation, Unavailable
 
 RATE = 24_000
 SAID = "We might have a class, two to three."
@@ -21,6 +21,7 @@ PACKAGES = {
     "dnsmos_background": "speechmos",
     "wer": "faster_whisper",
     "speaker_similarity": "resemblyzer",
+    "utmos": "utmos_pytorch",
     "visqol": "visqol",
     **{f"audiobox_{axis}": "audiobox_aesthetics.model.aes" for axis in ("ce", "cu", "pc", "pq")},
 }
@@ -292,3 +293,24 @@ def test_what_cannot_be_loaded_is_tried_once():
         with pytest.raises(OSError, match="no answer"):
             shared.scorer(key)
     assert len(tries) == 1
+
+
+def test_utmos_is_what_its_package_gives_and_needs_every_weight(speech, tmp_path, monkeypatch):
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("utmos_pytorch.utmos_torch")
+    config = package.Wav2Vec2Config
+    monkeypatch.setattr(package, "Wav2Vec2Config", lambda: config(encoder_layers=1, encoder_ffn_embed_dim=16))
+    torch.manual_seed(0)
+    state = package.UTMOSModel().state_dict()
+    torch.save(state, tmp_path / learned_metrics.UTMOS_FILE)
+    monkeypatch.setenv(learned_metrics.UTMOS, str(tmp_path))
+    pair = Pair(speech, speech, RATE, "speech")
+    expected = package.UTMOSScoreTorch(str(tmp_path / learned_metrics.UTMOS_FILE))
+    samples = torch.from_numpy(pair.at(16_000)[1].clip(-1, 1))
+    assert LEARNED_METRICS["utmos"].load()(pair) == pytest.approx(expected.score(samples).item(), abs=1e-5)
+    del state[min(state)]
+    torch.save(state, tmp_path / learned_metrics.UTMOS_FILE)
+    with pytest.raises(Unavailable, match="lacks 1 weights"):
+        LEARNED_METRICS["utmos"].load()
+    monkeypatch.setenv(learned_metrics.UTMOS, str(tmp_path / "none.pt"))
+    with pytest.raises(Unavailable, match="let OMNICODEC_UTMOS name"):
+        LEARNED_METRICS["utmos"].load()

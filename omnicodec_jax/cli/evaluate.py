@@ -45,9 +45,9 @@ def evaluate(
         peers: Other codecs: opus, mimi, dac, encodec, xcodec, wavtokenizer, xcodec2, neucodec, higgs, qwen3tts, auv,
             each with =SOURCE (bit/s for Opus; a directory or a hub id) if not the default.
         reconstructions: Folders of what other systems have written, NAME=DIR,…, with files that are named as the clips.
-        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those of core, dnsmos,
-            dnsmos_signal, dnsmos_background, audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer,
-            speaker_similarity, visqol.
+        metrics: core (pesq_wb, pesq_nb, stoi, mel_distance, mcd), all, or some by name: those of core, si_sdr,
+            stft_distance, f0_error, voicing_error, frechet, utmos, dnsmos, dnsmos_signal, dnsmos_background,
+            audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer, speaker_similarity, visqol.
         encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
             whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
         limit: How many clips of each domain are scored, spread evenly over its list. Default: all.

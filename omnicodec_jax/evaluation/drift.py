@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omnicodec_jax.evaluation.signal_metrics import si_sdr
+from omnicodec_jax.evaluation.fidelity_metrics import si_sdr
 
 SECONDS = 60
 

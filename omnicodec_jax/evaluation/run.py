@@ -22,6 +22,8 @@ from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import ConfigError, DataError, ModelError
 from omnicodec_jax.evaluation import datasets, page, quoted, reconstruct, summary
+from omnicodec_jax.evaluation.clip_sets import frechet_means
+from omnicodec_jax.evaluation.frechet import FRECHET
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.listening import REFERENCE
 from omnicodec_jax.evaluation.peers import PeerRequest
@@ -75,6 +77,11 @@ class Evaluation:
         for name in self.reconstructions:
             if name.casefold() in (ORIGINAL.casefold(), REFERENCE.casefold()):
                 raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")
+
+    @property
+    def metrics_of_clips(self) -> list[str]:
+        """The names of the metrics that each clip has for itself."""
+        return [name for name in self.metrics if name != FRECHET.name]
 
     def codecs(self) -> Iterator[tuple[str, Callable[[], Codec]]]:
         """Yields the name of each codec and a function that loads it, as memory may not hold all of them at once."""
@@ -151,20 +158,21 @@ def score(
 ) -> Scored:
     """Returns the scores of all systems and clips by all metrics. Scores in the journal are not computed again."""
     failed = {(f.system, f.clip.domain, f.clip.id): f.why for f in failures}
+    metrics = evaluation.metrics_of_clips
     scored: Scored = {}
     tasks, digests = [], {}
     for system in systems:
         for original in originals:
             clip, key = original.clip, (system.name, original.clip.domain, original.clip.id)
             if key in failed:
-                scored[key] = Scores({}, dict.fromkeys(evaluation.metrics, failed[key]))
+                scored[key] = Scores({}, dict.fromkeys(metrics, failed[key]))
                 continue
             path = reconstruct.audio_path(evaluation.out, system.name, clip)
             digests[key] = [original.digest, digest(path), clip.transcript]
             row = journal.get("scores", *key)
             known = row["values"] if row is not None and row["of"] == digests[key] else {}
             scored[key] = Scores(known, {})
-            if left := tuple(name for name in evaluation.metrics if name not in known):
+            if left := tuple(name for name in metrics if name not in known):
                 reference = reconstruct.audio_path(evaluation.out, ORIGINAL, clip)
                 tasks.append((original.seconds, ScoreRequest(key, reference, path, clip.transcript, left)))
     progress, seconds = Progress("score", len(tasks)), {task.key: length for length, task in tasks}
@@ -199,8 +207,15 @@ def report(
             for name, found in rows.items()
         }
 
+    names_of = [system.name for system in systems]
+    distances = {
+        d: frechet_means(names_of, clips, evaluation.out, journal) if FRECHET.name in metrics else {}
+        for d, clips in by_domain.items()
+    }
+
     def means(take: Callable[[dict[str, summary.Column]], dict[str, summary.Mean]]) -> dict[str, Any]:
-        table = {(d, m): take(column(d, m)) for d in domains for m in metrics}
+        table = {(d, m): take(column(d, m)) for d in domains for m in metrics if m != FRECHET.name}
+        table |= {(d, FRECHET.name): distances[d] for d in domains if FRECHET.name in metrics}
         measured = {s.name: {d: {m: table[d, m][s.name]._asdict() for m in metrics} for d in domains} for s in systems}
         papers = quoted.systems() if evaluation.quoted else []
         return measured | {row["name"]: quoted.means(row["name"], domains, metrics) for row in papers}
@@ -225,7 +240,14 @@ def _metric(name: str, why: Sequence[str | None]) -> dict[str, Any]:
     """Returns the row of a metric. `why` has the reason of every score that is missing, and None for the others."""
     metric = METRICS[name]
     reason = None if None in why else summary.most_common([text for text in why if text])
-    return {"name": name, "title": metric.title, "better": metric.better, "about": metric.about, "unavailable": reason}
+    return {
+        "name": name,
+        "title": metric.title,
+        "better": metric.better,
+        "about": metric.about,
+        "unavailable": reason,
+        "range": metric.range,
+    }
 
 
 def _system(
@@ -289,7 +311,7 @@ def _clip(out: Path, original: Original, systems: Sequence[System], scored: Scor
 
 def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored, studies: Sequence[Study] = ()) -> None:
     """Writes the files of the report."""
-    out, metrics = evaluation.out, evaluation.metrics
+    out, metrics = evaluation.out, evaluation.metrics_of_clips
     keys = ("system", "domain", "clip")
     rows = [dict(zip(keys, key, strict=True)) | {"values": s.values, "why": s.why} for key, s in scored.items()]
     _write_lines(out / "scores.jsonl", rows)

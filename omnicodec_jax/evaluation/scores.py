@@ -10,11 +10,13 @@ import soundfile
 
 from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.evaluation.fidelity_metrics import FIDELITY_METRICS
+from omnicodec_jax.evaluation.frechet import FRECHET
 from omnicodec_jax.evaluation.learned_metrics import LEARNED_METRICS
 from omnicodec_jax.evaluation.metrics import Pair, Scorer, Unavailable
 from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 
-METRICS = SIGNAL_METRICS | LEARNED_METRICS
+METRICS = SIGNAL_METRICS | FIDELITY_METRICS | LEARNED_METRICS | {FRECHET.name: FRECHET}
 """All metrics by name."""
 DEATH = "its process died: out of memory, or a fault of the package"
 """Why a metric has no value whose process has died."""
@@ -47,7 +49,7 @@ class Scores(NamedTuple):
 def choose_metrics(names: str) -> list[str]:
     """Returns the names of metrics in a comma-separated list, which may hold "core" and "all", too.
 
-    "core" stands for all metrics without weights. Raises ConfigError for a name that does not exist.
+    "core" stands for the paper's of Table 1, which have no weights. Raises ConfigError for a name that does not exist.
     """
     chosen: dict[str, None] = {}
     for name in names.split(","):

@@ -119,29 +119,17 @@ def _triangles(sample_rate: int, window: int, bands: int) -> np.ndarray:
     return np.where(k < centre, rising * (k >= left), falling * (k < right))
 
 
-def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Returns the scale-invariant ratio of signal to distortion in dB (Le Roux et al., arXiv 1811.02508).
-
-    Both signals are taken without their means, and the ratio is kept within ±100 dB, where float32 ends.
-    """
-    signal, estimate = (samples - samples.mean(dtype=np.float64) for samples in (reference, degraded))
-    if not signal.any() or not estimate.any():
-        raise Unavailable(f"SI-SDR: {'what was made of it' if signal.any() else 'the clip'} is silent")
-    target = (estimate @ signal / (signal @ signal)) * signal
-    powers = (max(float(part @ part), 1e-300) for part in (target, target - estimate))
-    return float(np.clip(10 * np.subtract(*map(np.log10, powers)), -100, 100))
-
-
 _PESQ = "Perceptual quality of speech (ITU-T P.862), up to 4.64, at "
+_MCD = "Mel-cepstral distance (Kubichek, 1993), at 24 kHz"
 _MEL = "Mean absolute difference of log10-mel magnitudes, summed over seven window lengths, at 24 kHz"
 
 SIGNAL_METRICS = {
     metric.name: metric
     for metric in (
-        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ + "16 kHz", lambda: pesq("wb", 16_000)),
-        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ + "8 kHz", lambda: pesq("nb", 8_000)),
-        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi),
-        Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance),
-        Metric("mcd", "MCD", "lower", "Mel-cepstral distance (Kubichek, 1993), at 24 kHz", mel_cepstral_distance),
+        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ + "16 kHz", lambda: pesq("wb", 16_000), (-0.5, 4.65)),
+        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ + "8 kHz", lambda: pesq("nb", 8_000), (-0.5, 4.65)),
+        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi, (0, 1)),
+        Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance, (0, None)),
+        Metric("mcd", "MCD", "lower", _MCD, mel_cepstral_distance, (0, None)),
     )
 }
