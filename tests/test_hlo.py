@@ -124,7 +124,36 @@ def test_group_of_chips_is_read_in_every_form_that_xla_writes(attributes, group)
 )
 def test_exchange_takes_as_long_as_the_slowest_link_of_its_group(chip, kind, group, seconds):
     chip, exchange = (GPUS | TPUS)[chip], Collective(kind, tuple(group), "channel_id=1", 10**9)
-    assert exchange.seconds(chip, per_host=8) == pytest.approx(seconds)
+    assert exchange.seconds(chip, per_host=8 if chip.target else 256) == pytest.approx(seconds)
+
+
+def test_exchange_between_slices_is_the_part_of_a_chip_over_the_network_of_the_data_centre():
+    text = """HloModule step
+
+ENTRY %main (x: f32[256,1024]) -> f32[256,1024] {
+  %x = f32[256,1024]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[256,1024]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.4_0",_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,1024]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE",_xla_megascale_target="{1,2}x{0:3}"}
+  ROOT %all-reduce = f32[256,1024]{1,0} all-reduce(%x), channel_id=7, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+    found = counting.totals(text)
+    within, between = sorted(found.exchanges, key=lambda exchange: exchange.slices)
+    assert (between.kind, between.slices, between.size) == ("all-reduce", 2, 2**20)
+    assert between.is_slow(per_host=4)
+    assert between.seconds(TPUS["v5e"], per_host=4) == pytest.approx(2 * (1 / 2) * 2**20 / 3.125e9)
+    assert not within.is_slow(per_host=4)
+    assert found.bytes_accessed == 2**20 + 2**20 + 4 + 2 * 2**20  # sent, received with a number beside it, reduced
+
+
+@pytest.mark.parametrize(("target", "slices"), [("{1,2}x{0:3}", 2), ("{1:16}x{0:255}", 16), ("{1:2,5}x{0}", 3)])
+def test_slices_of_an_exchange_are_counted(target, slices):
+    assert collectives.num_slices(f'_xla_megascale_target="{target}"') == slices
 
 
 # -- Programs for GPUs: products and convolutions are calls of libraries

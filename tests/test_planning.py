@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from omnicodec_jax.cli.plan import plan
-from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.config import MeshConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
+from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError, UsageError
 from omnicodec_jax.planning import chips, tokenization
 from omnicodec_jax.planning.chips import Topology
@@ -124,11 +125,12 @@ def test_shortfall_is_read_from_what_the_compiler_says(message, gib):
 
 
 @pytest.mark.parametrize(
-    "name", ["v9:2x2", "a100", "a100:", "a100:0", "h100:x8", "h100:8x", "v5e", "v5e:4*4", "a100:two"]
+    "name",
+    ["v9:2x2", "a100", "a100:", "a100:0", "h100:x8", "h100:8x", "v5e", "v5e:4*4", "a100:two", "0xv5e:2x2", "2xa100:4"],
 )
 def test_name_that_is_no_topology_is_refused_with_examples(name):
     words = (
-        rf"--topology {re.escape(name)}: must be a chip and a number of them, such as v5e:4x4, a100:8 .* v5p, .*h100"
+        rf"--topology {re.escape(name)}: must be a chip and a number of them, such as v5e:4x4, .*a100:8 .* v5p, .*h100"
     )
     with pytest.raises(ConfigError, match=words):
         Topology.parse(name)
@@ -198,6 +200,33 @@ def uncached():
     yield
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+@needs_libtpu
+def test_gradient_is_planned_for_two_slices_with_what_goes_between_them_apart(uncached):
+    found = Topology.parse("2xv5e:2x2")
+    assert (len(found.devices), found.per_host) == (8, 4)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4), found.devices)
+    held, rows = NamedSharding(mesh, P("fsdp")), sharding.batch_sharding(mesh)
+
+    def gradient(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        with sharding.in_force(mesh):
+            whole = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
+            return jax.grad(lambda kernel: jnp.square(jnp.tanh(x @ kernel)).sum())(whole)
+
+    shapes = [((1024, 1024), held), ((64, 1024), rows)]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=each) for shape, each in shapes]
+    lowered = jax.jit(gradient, in_shardings=(held, rows), out_shardings=held).lower(*arguments)
+    plan = StepPlan.from_program(compile_for(found.chip, lowered), found, 1.0)
+    (between,) = [exchange for exchange in plan.totals.exchanges if exchange.is_slow(plan.per_host)]
+    assert (between.kind, between.slices, between.size) == ("all-reduce", 2, 1024 * 1024 * 4 // 4)
+    assert "\n  between slices  all-reduce 0.001 GB, 0.3 ms of these" in str(plan)
+
+
+def test_slices_of_chips_whose_network_is_not_known_are_refused(monkeypatch):
+    monkeypatch.setattr(chips, "_require", lambda *modules: None)
+    with pytest.raises(ConfigError, match=r"--topology 2xv4:2x2x1: nothing is published on the network between slices"):
+        Topology.parse("2xv4:2x2x1")
 
 
 @needs_libtpu

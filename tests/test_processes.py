@@ -1,6 +1,7 @@
 """Processes of a cluster that share work without talking: real ones, on loopback."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,28 @@ def test_a_process_that_is_done_first_does_not_wait_for_the_others():
     finally:
         for process in (first, second):
             process.kill()
+
+
+STOPPED = """
+import os, signal, time
+from omnicodec_jax.distributed import multihost
+print(*multihost.share_of_work(), flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_has_its_share_is_ended_by_sigterm_as_any_other():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    alone = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+    environment = os.environ | alone | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", STOPPED], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert process.stdout == "0 1\n"
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_alone_there_is_nothing_to_share():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -226,6 +227,17 @@ def test_processes_without_jax_own_service_agree_on_where_to_stop(monkeypatch):
     finally:
         jax.config.update("jax_enable_preemption_service", True)
     assert asked == [0]
+    assert interruption.signal == signal.SIGTERM
+
+
+def test_processes_that_joined_while_jax_own_service_was_off_agree_all_the_same(monkeypatch):
+    joined = SimpleNamespace(client=object(), preemption_sync_manager=None)
+    monkeypatch.setattr(multihost.multihost_utils.distributed, "global_state", joined)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost.multihost_utils, "process_allgather", lambda own: np.array([own, 0], np.int32))
+    with multihost.Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.stops_before(multihost.STEPS_BETWEEN_AGREEMENTS)
     assert interruption.signal == signal.SIGTERM
 
 

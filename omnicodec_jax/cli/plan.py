@@ -7,6 +7,7 @@ from omnicodec_jax.config import Config, PerplexityConfig, Precision
 from omnicodec_jax.errors import UsageError
 
 OF_CODEC = {
+    "run.mesh.slices": "Slices or hosts that fsdp and tensor stay within. Default: those of the topology.",
     "run.mesh.data": "Number of groups of chips that hold the same state. Default: as many as there are chips for.",
     "run.mesh.fsdp": "Number of chips that share the state.",
     "run.mesh.tensor": "Number of chips that share the channels of the transformers.",
@@ -42,7 +43,8 @@ def plan(
 
     Args:
         config: Recipe, such as released_12hz or language_model, or a file of your own.
-        topology: Chips to compile for. TPUs: v5e:4x4, v5p:2x2x2, …; GPUs: a100:8, or hosts x GPUs, h100:4x8.
+        topology: Chips to compile for. TPUs: v5e:4x4, v5p:2x2x2, …, or several slices, 2xv5e:16x16; GPUs: a100:8, or
+            hosts x GPUs, h100:4x8.
         what: The training step, or the programs that turn audio into tokens; of these, each chip runs its own.
         clips_per_chip: Training: the batch is this times the number of chips. (That of a language model is batch-size.)
         rows: Tokenizing: clips that a chip works on at once. Default: as many as `omnicodec tokenize` has.

@@ -169,6 +169,10 @@ class TrainConfig:
 class MeshConfig:
     """How the devices share the work."""
 
+    slices: int | None = None
+    """Parts of the cluster with a slower network between them: slices of TPUs, or hosts of GPUs. The groups of `data`
+    are spread over them, and those of `fsdp` and `tensor` stay within one. None: as many as the devices say; 1: the
+    slower network counts as any other."""
     data: int | None = None
     """Groups of devices that see different clips and hold the same state; None: as many as there are devices for."""
     fsdp: int = 1
@@ -178,6 +182,7 @@ class MeshConfig:
 
     def __post_init__(self):
         require_positive(self, "fsdp", "tensor")
+        require(self.slices is None or self.slices > 0, self, "slices", "positive, or None")
         require(self.data is None or self.data > 0, self, "data", "positive, or None")
 
 

@@ -47,6 +47,8 @@ def share_of_work() -> tuple[int, int]:
     cluster the result is (0, 1).
     """
     try:
+        # JAX's preemption service would go on to swallow SIGTERM after this process has left.
+        jax.config.update("jax_enable_preemption_service", False)
         _join()
     except RuntimeError as error:
         if "must be called before" not in str(error):
@@ -103,9 +105,11 @@ class Interruption:
         self._own_signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._raises = False
+        self._has_service = False
 
     def __enter__(self) -> "Interruption":
-        handled = (signal.SIGINT,) if _has_service() else (signal.SIGTERM, signal.SIGINT)
+        self._has_service = _has_service()
+        handled = (signal.SIGINT,) if self._has_service else (signal.SIGTERM, signal.SIGINT)
         self._handlers = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
@@ -115,7 +119,7 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if _has_service():
+        if self._has_service:
             signal.raise_signal(signal.SIGTERM)
             return
         self._own_signal = number
@@ -126,7 +130,7 @@ class Interruption:
 
     def stops_before(self, step: int) -> bool:
         """Whether to save and stop before this step. All processes call it before every step."""
-        if _has_service():
+        if self._has_service:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
         elif jax.process_count() > 1:
@@ -189,6 +193,11 @@ class Interruption:
 
 
 def _has_service() -> bool:
-    """Whether JAX's preemption service handles SIGTERM and finds the step at which all processes stop."""
-    config: Any = jax.config
-    return jax.process_count() > 1 and config.jax_enable_preemption_service
+    """Whether JAX's preemption service handles SIGTERM and finds the step at which all processes stop.
+
+    JAX begins it when a process joins a cluster, if `jax_enable_preemption_service` says so at that moment, and ends it
+    when the process leaves. To ask where it is off is an error of JAX's.
+    """
+    helpers: Any = multihost_utils  # of which JAX does not publish all
+    state = helpers.distributed.global_state
+    return jax.process_count() > 1 and state.preemption_sync_manager is not None

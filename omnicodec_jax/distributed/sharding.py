@@ -1,6 +1,7 @@
 """The mesh of devices, and one table of rules that says over which of its axes each array is sharded.
 
-    data      groups of devices with different clips; each group holds the whole state
+    data      groups of devices with different clips; each group holds the whole state. Where the devices are in several
+              slices, with a slower network between them, every group is in one of them
     fsdp      devices of a group, with different clips too; each holds a shard of every large kernel and of its moments
     tensor    devices with the same clips; each computes a part of the transformers' channels
 
@@ -12,11 +13,13 @@ sums over the global batch.
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,9 +48,9 @@ MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arranges the devices (by default all) in a mesh, in an order that suits the network between them.
+    """Arranges the devices (by default all) in a mesh, in an order that suits the networks between them.
 
-    Raises ConfigError if the mesh is not one of as many devices.
+    Raises ConfigError if the mesh is not one of as many devices, or does not fit their slices.
     """
     devices = jax.devices() if devices is None else devices
     group = config.fsdp * config.tensor
@@ -57,7 +60,40 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"run.mesh: data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} = {data * group}, but there "
             f"are {len(devices)} devices; choose a mesh of as many"
         )
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, (AxisType.Auto,) * 3, devices=devices)
+    shape, sizes = (data, config.fsdp, config.tensor), Counter(map(_slice_of, devices))
+    if config.slices not in (None, 1, len(sizes)):
+        raise ConfigError(f"run.mesh.slices = {config.slices}: the {len(devices)} devices are in {len(sizes)} slice(s)")
+    if len(sizes) == 1:
+        return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
+    if config.slices == 1:
+        ordered = np.array(sorted(devices, key=lambda device: (_slice_of(device), device.id)))
+        return Mesh(ordered.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_over_slices(shape, sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice_of(device: Any) -> int:
+    """Returns the number of the slice that a device is in; 0 for devices that know no slices."""
+    return getattr(device, "slice_index", 0)
+
+
+def _over_slices(shape: tuple[int, int, int], sizes: Mapping[int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Arranges devices of several slices: the groups of the first axis are spread over the slices.
+
+    Raises ConfigError if the slices are not equally large, or a group does not fit into one.
+    """
+    (data, fsdp, tensor), count, held = shape, len(sizes), set(sizes.values())
+    if len(held) > 1:
+        raise ConfigError(f"run.mesh: the {count} slices have {sorted(held)} devices; all must have as many")
+    if data % count:
+        raise ConfigError(
+            f"run.mesh: fsdp x tensor = {fsdp} x {tensor} devices share a state, and must divide the {held.pop()} of "
+            f"each of the {count} slices; with run.mesh.slices = 1 they may reach over the slower network between these"
+        )
+    # As jax.make_mesh, which takes one slice alone.
+    splits = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // count, fsdp, tensor), (count, 1, 1), devices, allow_split_physical_axes=splits
+    )
 
 
 def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

@@ -22,29 +22,35 @@ class Topology(NamedTuple):
     devices: list[Any]
     """The devices, none of which has to exist."""
     per_host: int
-    """How many chips reach each other without the network between hosts."""
+    """How many chips reach each other without the network between hosts of GPUs, or between slices of TPUs."""
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
-        """Returns the topology of a name: v5e:4x4 (a TPU slice), a100:8 (GPUs of a host), h100:4x8 (hosts x GPUs).
+        """Returns the topology of a name.
+
+        It is v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host), or h100:4x8 (hosts x GPUs).
 
         Raises:
             ConfigError: For a name that is none, for chips that do not come in this number, and where the compiler of
                 the chips is not installed.
         """
-        kind, _, shape = name.partition(":")
-        if kind not in TPUS | GPUS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        found = re.fullmatch(r"(?:(?P<slices>[1-9]\d*)x)?(?P<kind>[^:]+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", name)
+        if found is None or found["kind"] not in (TPUS if found["slices"] else TPUS | GPUS):
             raise ConfigError(
-                f"--topology {name}: must be a chip and a number of them, such as v5e:4x4, a100:8 or h100:4x8 (hosts x "
-                f"GPUs of a host); there are {', '.join([*TPUS, *GPUS])}"
+                f"--topology {name}: must be a chip and a number of them, such as v5e:4x4, 2xv5e:16x16 (slices of "
+                f"TPUs), a100:8 or h100:4x8 (hosts x GPUs of a host); there are {', '.join([*TPUS, *GPUS])}"
             )
-        sizes = [int(size) for size in shape.split("x")]
-        return _tpus(name, TPUS[kind], sizes) if kind in TPUS else _gpus(name, GPUS[kind], sizes)
+        kind, sizes = found["kind"], [int(size) for size in found["shape"].split("x")]
+        if kind in GPUS:
+            return _gpus(name, GPUS[kind], sizes)
+        return _tpus(name.removeprefix(f"{found['slices']}x"), TPUS[kind], sizes, int(found["slices"] or 1))
 
 
-def _tpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
-    """Returns a slice of TPUs, as libtpu knows it."""
+def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
+    """Returns slices of TPUs, as libtpu knows them."""
     _require("libtpu")
+    if slices > 1 and chip.network is None:
+        raise ConfigError(f"--topology {slices}x{name}: nothing is published on the network between slices of these")
     # Without these, libtpu asks the network which machine this is, and lets no second process compile.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -53,8 +59,9 @@ def _tpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
     }
     # libtpu takes four chips for the smallest host, unless told that there is one chip alone.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
-    devices = _devices(name, name, "tpu", **alone)
-    return Topology(chip, devices, len(devices))
+    several = {"num_slices": slices} if slices > 1 else {}
+    devices = _devices(name, name, "tpu", **alone, **several)
+    return Topology(chip, devices, len(devices) // slices)
 
 
 def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:

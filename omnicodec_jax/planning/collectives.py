@@ -24,6 +24,12 @@ class Collective(NamedTuple):
     """What tells it from other exchanges of its kind."""
     size: int
     """Bytes of its operands or of its result, whichever are more."""
+    slices: int = 1
+    """The number of slices of TPUs that exchange something over the network of the data centre; 1: it stays in one."""
+
+    def is_slow(self, per_host: int) -> bool:
+        """Whether it goes over the network between hosts of GPUs, or between slices of TPUs."""
+        return self.slices > 1 or len({member // per_host for member in self.group}) > 1
 
     def seconds(self, chip: Chip, per_host: int) -> float:
         """Returns how long it takes at best, where every chip sends and receives all the time.
@@ -31,9 +37,11 @@ class Collective(NamedTuple):
         In a ring, each of n chips sends (n - 1) / n of the array to its neighbour, twice to reduce it and gather the
         result. Groups that reach beyond a host share the hosts' network.
         """
-        members = max(1, len(self.group))
+        members = self.slices if self.slices > 1 else max(1, len(self.group))
         sent = self.size if self.kind.startswith("collective") else self.size * (members - 1) / members
         sent *= 2 if self.kind == "all-reduce" else 1
+        if self.slices > 1:  # each chip exchanges its own part with the chips of its place in the other slices
+            return sent / min(chip.links, chip.network or chip.links)
         on_host = sum(member // per_host == self.group[0] // per_host for member in self.group)
         if chip.network is None or on_host == len(self.group):
             return sent / chip.links
@@ -51,10 +59,31 @@ def collectives(computations: Computations, computation: Computation, instructio
         size = given if kind == "collective-permute" else max(given, result)
         group = first_group(instruction.attributes)
         yield Collective(kind, group, channel[0] if channel else instruction.arguments, size)
+    elif instruction.op == "send" and (kind := _between_slices(instruction.attributes)):
+        size = num_bytes(operand_types(computation, instruction)[0])
+        rendezvous = re.search(r'host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+        name = rendezvous[1] if rendezvous else instruction.arguments
+        yield Collective(kind, (), name, size, num_slices(instruction.attributes))
     elif instruction.op in ("fusion", "async-start"):
         for name in instruction.called:
             for inner in computations[name].values():
                 yield from collectives(computations, computations[name], inner)
+
+
+def _between_slices(attributes: str) -> str | None:
+    """Returns the kind of the exchange between slices that a transfer to the host is a part of; None: of no such."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+    return kind[1].lower().replace("_", "-") if kind else None
+
+
+def num_slices(attributes: str) -> int:
+    """Returns how many slices take part in an exchange: libtpu writes `{1,2}x{0:3}`, slices x chips of each."""
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', attributes)
+    count = 0
+    for part in target[1].split(",") if target else ():
+        first, _, last = part.partition(":")
+        count += int(last or first) - int(first) + 1
+    return max(2, count)
 
 
 def first_group(attributes: str) -> tuple[int, ...]:

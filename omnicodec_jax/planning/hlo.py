@@ -9,7 +9,20 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "c64": 8, "f64": 8, "s64": 8, "u64": 8}
+BYTES = {
+    "token": 0,
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "c64": 8,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 """Bytes of an element by its type. Elements of all other types have 4."""
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")

@@ -22,18 +22,18 @@ class Chip(NamedTuple):
     links: float
     """Bytes per second that it sends to the chips of its host, or on a TPU to those of its slice."""
     network: float | None = None
-    """Bytes per second that it sends to other hosts; None where links lead there, too."""
+    """Bytes per second that it sends to other hosts (of a TPU: to other slices); None where that is not known."""
     target: str | None = None
     """XLA's description of a GPU (`GpuTargetConfigProto`, as text); None for a TPU."""
 
 
-def tpu(flops: float, bandwidth: float, memory: float, links: float) -> Chip:
+def tpu(flops: float, bandwidth: float, memory: float, links: float, network: float | None = None) -> Chip:
     """Returns a TPU that computes so many operations per second in bfloat16. Its memory is in GiB.
 
     A product of float32 numbers is one product of bfloat16 numbers at default precision, three at high, six at highest.
     """
     speeds = {"bfloat16": flops, "float32 default": flops, "float32 high": flops / 3, "float32 highest": flops / 6}
-    return Chip(speeds, bandwidth, memory * GIB, links)
+    return Chip(speeds, bandwidth, memory * GIB, links, network)
 
 
 class Gpu(NamedTuple):
@@ -111,12 +111,13 @@ _H100 = {"flops": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12, "links": 450e9, "
 
 TPUS = {
     "v4": tpu(137.5e12, 614e9, 15.25, links=150e9),
-    "v5e": tpu(197e12, 819e9, 15.75, links=200e9),
-    "v5p": tpu(459e12, 2765e9, 95.74, links=600e9),
+    "v5e": tpu(197e12, 819e9, 15.75, links=200e9, network=3.125e9),
+    "v5p": tpu(459e12, 2765e9, 95.74, links=600e9, network=6.25e9),
     "v6e": tpu(918e12, 1640e9, 31.25, links=400e9),
 }
-"""TPU chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. The memory is what
-libtpu 0.0.42 reports as available when a program does not fit."""
+"""TPU chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; of the network between
+slices, a chip has its share of the pod's 6.4 Tbit/s (v5e), or 50 Gbit/s (v5p). The memory is what libtpu 0.0.42 reports
+as available when a program does not fit."""
 GPUS = {
     "a100": gpu(A100, **_A100),
     "a100-40gb": gpu(A100_40GB, **_A100),

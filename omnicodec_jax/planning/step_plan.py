@@ -1,10 +1,12 @@
 """The plan of a step: the memory, operations and traffic that it needs on one chip, and the time they take at best."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from omnicodec_jax.planning import parts
 from omnicodec_jax.planning.chips import Topology
+from omnicodec_jax.planning.collectives import by_kind
 from omnicodec_jax.planning.compiling import CompiledProgram
 from omnicodec_jax.planning.speeds import GIB, Chip
 from omnicodec_jax.planning.totals import Totals, totals
@@ -26,7 +28,7 @@ class StepPlan(NamedTuple):
     seconds_of_audio: float
     """Audio that a chip processes in a step."""
     per_host: int = 1
-    """How many chips reach each other without the network between hosts."""
+    """How many chips reach each other without the network between hosts of GPUs, or between slices of TPUs."""
     breakdown: str = ""
     """Tables of what each part and each operation needs (parts.py)."""
 
@@ -73,6 +75,13 @@ class StepPlan(NamedTuple):
     def __str__(self) -> str:
         bound, kinds = self.step_seconds, sorted(self.totals.collectives.items())
         exchanged = ", ".join(f"{kind} {size / 1e9:.3f} GB" for kind, size in kinds)
+        slow = Counter({each: times for each, times in self.totals.exchanges.items() if each.is_slow(self.per_host)})
+        between = ", ".join(f"{kind} {size / 1e9:.3f} GB" for kind, size in sorted(by_kind(slow).items()))
+        seconds = sum((times * each.seconds(self.chip, self.per_host) for each, times in slow.items()), 0.0)
+        where = "slices" if self.chip.target is None else "hosts"
+        exchanges = f"{1e3 * self.exchange_seconds:.1f} ms"
+        if slow:
+            exchanges += f"\n  between {where:8}{between}, {1e3 * seconds:.1f} ms of these"
         share = sum(self.totals.collectives.values()) / max(1, self.totals.bytes_accessed)
         arithmetic = ", ".join(f"{name} {count / 1e12:.3g}" for name, count in sorted(self.totals.operations.items()))
         return f"""per chip
@@ -81,7 +90,7 @@ class StepPlan(NamedTuple):
   total           {self.memory / GIB:8.2f} GiB of {self.chip.memory / GIB:.2f}
   FLOPs           {self.totals.flops / 1e12:8.2f} T ({arithmetic}), {1e3 * self.compute_seconds:.0f} ms
   bytes accessed  {self.totals.bytes_accessed / 1e9:8.1f} GB, {1e3 * self.memory_seconds:.0f} ms
-  collectives     {exchanged or "none"}: {share:.2%} of the bytes accessed, {1e3 * self.exchange_seconds:.1f} ms
+  collectives     {exchanged or "none"}: {share:.2%} of the bytes accessed, {exchanges}
 {"" if self.chip.target is None else UNTUNED}\
 roofline          {1e3 * bound:8.1f} ms a step, bound by {self.bound_by}; {self.seconds_of_audio / bound:.0f} x real \
 time, {self.seconds_of_audio * 24 / bound:.0f} hours of audio a day and chip"""

@@ -110,7 +110,9 @@ def _moved(computations: Computations, operands: list[str], instruction: Instruc
         inside = [computations[name] for name in instruction.called]
         moves = [(fused, inner) for fused in inside for inner in fused.values() if inner.op not in FREE]
         return sum(_moved(computations, hlo.operand_types(fused, inner), inner) for fused, inner in moves)
-    if instruction.op.endswith("-start"):
+    if instruction.op == "send":
+        return sum(read)
+    if instruction.op.endswith("-start") or instruction.op == "recv":
         return written
     for fused in map(computations.__getitem__, instruction.called if instruction.op == "fusion" else []):
         operands_of = [(user, user.operands) for user in fused.values()]
