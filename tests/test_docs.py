@@ -167,6 +167,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "omnicodec evaluate --model models/first --data speech=LibriSpeech": parsed,
     "omnicodec evaluate --model trained=": parsed,
     "omnicodec evaluate --model models/first --peers mimi": parsed,
+    "omnicodec evaluate --table": parsed,
     "omnicodec convert from-torch --checkpoint omnicodec.safetensors": runs("--config", "half_demo.py"),
     "omnicodec convert to-torch --model models/first/discriminators": parsed,
     "omnicodec convert from-torch --checkpoint discriminators.safetensors": parsed,

@@ -229,6 +229,7 @@ def test_studies_are_tables_and_curves_that_say_why_a_number_is_missing(context,
     )
     probe = Study(title="Probe", about="", domain=None, columns=["all"], rows=[StudyRow(name="b", cells=[0.25])])
     report["studies"] = [dataclasses.asdict(one) for one in (drift, probe)]
+    report["left_out"] = {"AUV": "not installed"}
     tab, complaints = context.new_page(), []
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.goto(page.write(report, folder).as_uri())
@@ -240,6 +241,7 @@ def test_studies_are_tables_and_curves_that_say_why_a_number_is_missing(context,
     assert "too long" in first.locator(".notes").inner_text()
     assert "at minute 2" in first.locator("svg").get_attribute("aria-label")
     assert second.locator("td").all_inner_texts() == ["0.25"]
+    assert tab.locator("#about-text p").all_inner_texts() == ["AUV is left out: not installed"]
     tab.get_by_role("radio", name="Music").check()
     assert not first.is_visible()
     assert second.is_visible()

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
 from omnicodec_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from omnicodec_jax.evaluation.run import Evaluation
 
 BUNDLED_DATA = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
 
@@ -29,6 +32,8 @@ def evaluate(
     stability: int = 0,
     drift: int = 0,
     probes: str | None = None,
+    table: int | None = None,
+    language_model: str = "language_model",
     num_workers: int = os.cpu_count() or 1,
 ) -> int:
     """Score codecs, and write a report with tables and a page to listen to.
@@ -59,6 +64,10 @@ def evaluate(
             as 60.
         probes: What small classifiers tell from the codes, LABEL=MANIFEST,…: LABEL is a field of the manifest's lines,
             such as speaker, language, class; or text, which a small network spells.
+        table: Print this table of the paper, 1 to 4, from the models (as OmniCodec, OmniCodec-F, OmniCodec-FT, or an
+            ablation's name), codecs, folders and data at hand, with the paper's figures and why a row is not run. The
+            table says which metrics and numbers of codebooks are measured.
+        language_model: Recipe or config file of the language model of Tables 2 and 4.
         num_workers: How many processes compute metrics.
     """
     if not (model or peers or reconstructions):
@@ -86,10 +95,24 @@ def evaluate(
             probes={label: as_path(path) for label, path in named(probes or "", "--probes").items()},
         ),
     )
+    if table is not None:
+        return _paper_table(table, evaluation, language_model)
     if not (evaluation.models or evaluation.peers or evaluation.reconstructions):
         raise ConfigError("no codec to score: give --model DIR, --peers opus, or --reconstructions NAME=DIR")
     status = run.run(evaluation)
     print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
+    return status
+
+
+def _paper_table(number: int, evaluation: "Evaluation", language_model: str) -> int:
+    """Measures and prints a table of the paper."""
+    from omnicodec_jax.config import PerplexityConfig
+    from omnicodec_jax.config import files as config_files
+    from omnicodec_jax.evaluation import paper_tables
+
+    config = config_files.load_as((PerplexityConfig,), language_model)
+    status = paper_tables.run_table(number, evaluation, config)
+    print((evaluation.out / f"table_{number}.md").read_text(), end="")
     return status
 
 

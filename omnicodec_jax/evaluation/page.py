@@ -15,6 +15,7 @@ The report has the form below. Any number may be null, and `why` then says why t
     summary: {system: {domain: {metric: {mean, ci95, count, why}}}}, means over the clips that all systems have
     clips: [{id, domain, seconds, original: {audio, spectrogram},
              systems: {system: {audio, spectrogram, scores: {metric: {value, why}}}}}, …]
+    left_out: {codec: why it could not be loaded}; none if the report has no such field
     studies: [the fields of study.Study, …]; none if the report has no such field
 
 Audio and spectrograms are paths relative to the page. Quoted systems have figures and no clips; the original, if it

@@ -69,7 +69,7 @@ PEERS = {
     "encodec": Peer("EnCodec", "EncodecModel", "facebook/encodec_24khz", _quantizers, "bandwidth", chunked=True),
     "xcodec": Peer("X-Codec", "XcodecModel", "hf-audio/xcodec-hubert-general", _quantizers, "bandwidth"),
     "wavtokenizer": Peer(
-        "WavTokenizer", "WavTokenizerModel", "novateur/WavTokenizer-large-unify-40token", _wavtokenizer_codebook
+        "WavTokenizer", "WavTokenizerModel", "swiss-ai/wavtokenizer-large-unify-40token", _wavtokenizer_codebook
     ),
     "xcodec2": Peer("X-Codec-2", "Xcodec2Model", "HKUSTAudio/xcodec2-hf", _levels, extracts=True),
     "neucodec": Peer("NeuCodec", "NeuCodecModel", "neuphonic/neucodec", _levels, extracts=True),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import manifest
 from omnicodec_jax.errors import ConfigError, DataError
 
@@ -22,7 +23,7 @@ HELD_OUT = 4
 """One in so many groups of clips is held out."""
 SHUFFLES = 3
 """How many times labels are put in another order to know what a probe makes of codes that say nothing."""
-CHANCE, CLIPS = "chance", "clips heard"
+CHANCE, CLIPS = "chance", "clips"
 
 GROUPS: dict[str, Callable[[int], range]] = {
     "first codebook": lambda count: range(1),
@@ -56,7 +57,7 @@ def read(path: Path, label: str) -> list[LabelledClip]:
     """Returns the clips of a manifest that have a label. Raises DataError if there are fewer than eight."""
     found = []
     for entry, fields in manifest.labelled(path, label):
-        file = manifest.folder(path) / entry.path
+        file = joined(manifest.folder(path), entry.path)
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
         group = f"file {file}" if speaker is None else f"speaker {speaker}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))

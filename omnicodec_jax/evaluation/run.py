@@ -123,7 +123,7 @@ def run(evaluation: Evaluation) -> int:
             LOG.warning("%d of %d clips are refused: see %s", len(rejected), len(clips), out / "rejects.jsonl")
         if not originals:
             raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
-        lines, missing = [System(ORIGINAL, "the clips themselves")], 0
+        lines, left_out = [System(ORIGINAL, "the clips themselves")], dict[str, str]()
         taken = {names.key(name) for name in (ORIGINAL, *evaluation.reconstructions)}
         measurer = TokenMeasurer(evaluation.tokens, originals, out, journal)
         for name, load in evaluation.codecs():
@@ -131,7 +131,7 @@ def run(evaluation: Evaluation) -> int:
                 codec = load()
             except ModelError as error:
                 LOG.error("%s is left out: %s", name, error)
-                missing += 1
+                left_out[name] = str(error)
                 continue
             added = {names.key(system.name) for system in codec.systems}
             if taken & added:
@@ -145,8 +145,9 @@ def run(evaluation: Evaluation) -> int:
             lines.append(folder.system)
         scored = score(evaluation, lines, originals, failures, journal)
         studies = measurer.studies()
-        write(evaluation, report(evaluation, lines, originals, scored, journal, studies), scored, studies)
-    return int(missing > 0)
+        found = report(evaluation, lines, originals, scored, journal, studies)
+        write(evaluation, {**found, "left_out": left_out}, scored, studies)
+    return int(bool(left_out))
 
 
 def score(

@@ -134,7 +134,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         cell = report["compared"][system][domain][metric]
         if cell["why"]:
             reasons.setdefault(cell["why"], {}).setdefault(titles[metric], []).append((system, domain))
-    lines = []
+    lines = [f"- {name} is left out: {why}" for name, why in report.get("left_out", {}).items()]
     for reason, cells in sorted(reasons.items()):
         places = _grouped({title: _places(found, systems, domains) for title, found in cells.items()})
         lines.append(f"- {reason}: " + "; ".join(f"{', '.join(names)} ({where})" for where, names in places.items()))

@@ -101,6 +101,8 @@ class TokenMeasurer:
     # -- Stability of ids
 
     def _stability(self, codec: Codec, name: str, domain: str, clips: Sequence[Original]) -> None:
+        if not codec.systems[-1].codebook_sizes:
+            return  # it has no codes
         kept, why = [], None
         progress = Progress(f"{name} stability", len(clips))
         for clip in clips:
@@ -190,7 +192,7 @@ class TokenMeasurer:
             clips.append(clip)
             codes.append(clip_codes)
         key, what = (PROBE, name, label), [len(clips), *(list(map(str, clip)) for clip in clips)]
-        columns = [*probes.GROUPS, probes.CHANCE, probes.CLIPS]
+        columns = [*probes.GROUPS, probes.CHANCE]
         if (row := self._known(codec, key, what)) is None:
             LOG.info("%s: probes of %s on the codes of %d clips", name, label, len(clips))
             try:
@@ -200,7 +202,9 @@ class TokenMeasurer:
                 return
             row = {"of": [codec.identity(), what], "figures": figures}
             self._journal.add(key, row)
-        rows.append(StudyRow(name=name, cells=[row["figures"].get(column) for column in columns]))
+        figures = row["figures"]
+        told = f"{name}, {figures[probes.CLIPS]:g} clips"
+        rows.append(StudyRow(name=told, cells=[figures.get(column) for column in columns]))
 
     def _codes(
         self, codec: Codec, name: str, label: str, frame_rate: float
@@ -228,7 +232,7 @@ class TokenMeasurer:
         progress.bar.close()
 
     def _about_probe(self, label: str, rows: list[StudyRow]) -> Study:
-        columns = [*probes.GROUPS, probes.CHANCE, probes.CLIPS]
+        columns = [*probes.GROUPS, probes.CHANCE]
         what = (
             "Words that a small CTC network gets wrong, misses or adds, as a share of those that are said (lower is "
             "better; a network that says nothing has 1)"
@@ -237,7 +241,7 @@ class TokenMeasurer:
         )
         return Study(
             title=f"Probe of {'words' if label == probes.TRANSCRIPT else label}",
-            about=f"{what}, from the frozen codes of a group of codebooks, on clips that it has not learnt from. "
+            about=f"{what}, from the frozen codes of a group of codebooks, on so many clips that it has not learnt. "
             "Chance: what the same makes of all codebooks when it has learnt from labels in another order. "
             "Where the first codebook is semantic, the others are acoustic.",
             domain=None,
@@ -252,7 +256,10 @@ def _filled(rows: Sequence[StudyRow], count: int) -> list[StudyRow]:
 
 
 def _slope(decibels: Sequence[float]) -> list[float]:
-    """Returns how many dB an hour brings, by a straight line through the minutes; nothing for less than two minutes."""
-    if len(decibels) < 2:
+    """Returns how many dB an hour brings, by a straight line through the minutes.
+
+    Of fewer than ten minutes nothing is returned, as what an hour brings would be a guess.
+    """
+    if len(decibels) < 10:
         return []
     return [60 * float(np.polyfit(np.arange(len(decibels)), decibels, 1)[0])]

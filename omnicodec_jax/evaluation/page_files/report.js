@@ -200,7 +200,7 @@ function caption(domain) {
 
 // -- Plots
 
-const plot = { width: 360, height: 250, left: 50, right: 350, top: 12, bottom: 208 };
+const plot = { width: 360, height: 250, left: 60, right: 350, top: 12, bottom: 208 };
 
 /** What stands along the horizontal axis: how values are read from a system, and how they are laid out and written. */
 const bitRate = { title: "Bit rate (bit/s)", log: true, of: (system) => system.bits_per_second,
@@ -277,7 +277,7 @@ function scales(points, log, range) {
   const mantissas = high / low > 12 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6, 8];
   const decades = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7];
   const ticks = log ? decades.flatMap((ten) => mantissas.map((one) => one * ten)).filter((value) => value >= low && value <= high)
-    : multiples(least, most, niceStep(most - least || 1));
+    : multiples(least, most, Math.max(1, niceStep(most - least || 1)));
   return {
     x: (value) => plot.left + (plot.right - plot.left) * position(value),
     y: (value) => plot.bottom - ((plot.bottom - plot.top) * (within(value) - bottom)) / (top - bottom || 1),
@@ -440,7 +440,9 @@ function about() {
   const list = html("table", {},
     html("thead", {}, html("tr", {}, ...heads.map(plainHead))),
     html("tbody", {}, ...report.systems.map(row)));
-  return [html("dl", {}, ...metrics), scrolling("Systems", list), notes.list() ?? ""];
+  const leftOut = Object.entries(report.left_out ?? {})
+    .map(([name, why]) => html("p", {}, `${name} is left out: ${why}`));
+  return [html("dl", {}, ...metrics), scrolling("Systems", list), notes.list() ?? "", ...leftOut];
 }
 
 document.addEventListener("play", pauseOthers, true);

@@ -1,0 +1,165 @@
+"""Each table of the paper by one command: what can be measured, why the rest is not, and the quoted figures below."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnicodec_jax import cli
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.corpus import TokenSource
+from omnicodec_jax.errors import ConfigError, DataError
+from omnicodec_jax.evaluation import paper_tables
+from omnicodec_jax.evaluation.peers import PeerRequest
+from omnicodec_jax.evaluation.run import Evaluation
+from omnicodec_jax.language_model.perplexity import Perplexity
+
+pytestmark = pytest.mark.minutes(1)
+
+
+@pytest.fixture(scope="module")
+def data(clips, tmp_path_factory) -> dict[str, Path]:
+    """A second of speech and of music, and sound that no table needs."""
+    folder = tmp_path_factory.mktemp("data")
+    for domain in ("speech", "music"):
+        (folder / domain).mkdir()
+        path = next(path for path in clips if path.name.startswith(domain))
+        rate = soundfile.info(path).samplerate
+        samples, _ = soundfile.read(path, start=rate, stop=2 * rate)
+        soundfile.write(folder / domain / path.name, samples, rate)
+    return {domain: folder / domain for domain in ("speech", "music")}
+
+
+@pytest.fixture
+def evaluation(data, demo_model, tmp_path) -> Evaluation:
+    """A small model for OmniCodec, and of the others what comes from no hub."""
+    return Evaluation(data=data, out=tmp_path / "report", models={"OmniCodec": str(demo_model)}, metrics=("mcd",))
+
+
+def table(evaluation: Evaluation, number: int) -> dict[str, list[str]]:
+    """The cells of each row by its name, and under "" all notes."""
+    lines = (evaluation.out / f"table_{number}.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {name: cells for name, *cells in rows} | {"": [line for line in lines if line.startswith("- ")]}
+
+
+def test_a_table_has_the_papers_rows_measured_where_that_can_be_and_quoted_below(evaluation):
+    assert paper_tables.run_table(1, evaluation, PerplexityConfig()) == 0
+    rows = table(evaluation, 1)
+    titles = [
+        "Codebook size",
+        "Bitrate (bps)",
+        "TPS",
+        "PESQ-WB",
+        "PESQ-NB",
+        "STOI",
+        "Mel dis.",
+        "MCD",
+        "N-MOS",
+        "S-MOS",
+    ]
+    assert rows["Model"] == titles
+    names = [name for name in rows if name and name != "Model" and "quoted" not in name and "---" not in name]
+    assert names == [
+        *("WavTokenizer", "UniCodec", "AUV", "X-Codec-8L", "Mimi-16L"),
+        *("OmniCodec-32L", "OmniCodec-16L", "OmniCodec-8L", "OmniCodec-F-32L", "OmniCodec-F-16L"),
+    ]
+    assert rows["OmniCodec-32L, quoted from the paper"][5] == "0.96 / 0.78 / 0.66"
+    assert rows["WavTokenizer, quoted from the paper"] == [
+        *("4096", "480", "40", "1.88 / 1.14 / 1.35", "2.44 / 1.51 / 1.77", "0.87 / 0.49 / 0.36"),
+        *("0.97 / 1.16 / 1.10", "4.79 / 4.47 / 5.08", "3.02 ± 0.11", "3.11 ± 0.13"),
+    ]
+    measured = rows["OmniCodec-8L"]
+    assert measured[:3] == ["256", "800", "100"]
+    speech, music, sound = measured[6].split(" / ")
+    assert float(speech) > 0
+    assert float(music) > 0
+    assert sound == "–"
+    assert set(rows["UniCodec"]) == set(rows["OmniCodec-32L"]) == {"–"}
+    notes = "\n".join(rows[""])
+    assert "- UniCodec: not run; it is in no library and has no licence: give its files by --reconstructions" in notes
+    assert (
+        "- OmniCodec-32L: not run; the codec at hand has other numbers of codebooks: OmniCodec-8L, OmniCodec-9L"
+        in notes
+    )
+    assert "- OmniCodec-F-16L: not run; give its model directory by --model OmniCodec-F=DIR" in notes
+    for name in ("WavTokenizer", "X-Codec-8L", "Mimi-16L", "AUV"):
+        assert f"- {name}: not run; {name.rpartition('-')[0] if '-' in name else name}" in notes
+    assert "Measured on 1 of speech, 1 of music;" in (evaluation.out / "table_1.md").read_text()
+
+
+def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_error(evaluation, data, tmp_path):
+    evaluation = Evaluation(
+        data=data,
+        out=tmp_path,
+        peers=(PeerRequest.parse(f"mimi={tmp_path}"),),
+        reconstructions={"UniCodec": data["speech"]},
+        metrics=(),
+    )
+    assert paper_tables.run_table(1, evaluation, PerplexityConfig()) == 1
+    rows = table(evaluation, 1)
+    assert rows["UniCodec"][5].startswith("1.00 / –")
+    assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {tmp_path} cannot be loaded") for note in rows[""])
+
+
+def test_a_language_model_learns_the_codes_that_the_evaluation_has_made(evaluation, monkeypatch):
+    def measure(tokens: Path, config: PerplexityConfig, workdir: Path) -> Perplexity:
+        source = TokenSource(tokens)
+        assert source.contract["codebook_sizes"] == [256] * 8
+        assert source.contract["frame_rate"] == 12.5
+        assert [clip.domain for clip in (source[n] for n in range(len(source)))] == ["speech", "music"]
+        assert source[0].codes.shape == (13, 8)
+        assert workdir == evaluation.out / "language_models" / "OmniCodec-8L"
+        each = {d: Perplexity("flat", ppl, 1, {}) for d, ppl in (("speech", (3.0, 5.0)), ("music", (7.0, 7.0)))}
+        return Perplexity("flat", (5.0, 6.0), 2, each)
+
+    monkeypatch.setattr(paper_tables.perplexity, "measure", measure)
+    assert paper_tables.run_table(4, evaluation, PerplexityConfig()) == 0
+    rows = table(evaluation, 4)
+    assert rows["Model"] == ["Speech", "Music", "Sound"]
+    assert rows["OmniCodec-8L"] == ["3.00 / 4.00", "7.00 / 7.00", "–"]
+    assert rows["DAC-8L, quoted from the paper"] == ["19.84 / 237.26", "8.54 / 113.09", "4.60 / 67.96"]
+
+    def too_few(*_: object) -> Perplexity:
+        raise DataError("none is held out")
+
+    monkeypatch.setattr(paper_tables.perplexity, "measure", too_few)
+    paper_tables.run_table(4, evaluation, PerplexityConfig())
+    assert "- OmniCodec-8L: no perplexity: none is held out" in table(evaluation, 4)[""]
+
+
+def test_quoted_cells_are_as_many_as_the_columns_and_domains_are_the_tables():
+    tables = {number: make() for number, make in paper_tables.TABLES.items()}
+    for one in tables.values():
+        assert {len(row.quoted) for row in one.rows} == {len(one.columns)}
+    assert tables[2].rows[1].quoted[5:8] == ("18.44", "207.21", "0.981")
+    assert [row.system for row in tables[2].rows][1] == "without_semantic_branch-16L"
+    assert tables[3].domains == ("music", "sound")
+    assert [title for title, _ in tables[3].columns][3:5] == ["GTZAN testset PQ", "AudioSet eval CE"]
+    assert dict(zip([row.name for row in tables[3].rows], [row.quoted for row in tables[3].rows], strict=True))[
+        "Ground Truth"
+    ] == ("7.44", "7.41", "6.40", "7.52", "4.03", "5.62", "3.71", "6.10")
+
+
+def test_tables_and_data_that_do_not_fit_are_refused(evaluation, data, tmp_path):
+    with pytest.raises(ConfigError, match="--table 5: must be one of 1, 2, 3, 4"):
+        paper_tables.run_table(5, evaluation, PerplexityConfig())
+    speech = Evaluation(data={"speech": data["speech"]}, out=tmp_path, metrics=())
+    with pytest.raises(ConfigError, match="Table 3 is of music, sound; none of these domains is given"):
+        paper_tables.run_table(3, speech, PerplexityConfig())
+
+
+def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def run_table(number: int, evaluation: Evaluation, language_model: PerplexityConfig) -> int:
+        asked.append((number, evaluation.models, language_model.num_codebooks))
+        (tmp_path / "table_2.md").write_text("the table\n")
+        return 0
+
+    monkeypatch.setattr(paper_tables, "run_table", run_table)
+    assert cli.evaluate(table=2, model="some/model", out=tmp_path, language_model="language_model_demo") == 0
+    assert asked == [(2, {"OmniCodec": "some/model"}, 8)]
+    assert capsys.readouterr().out == "the table\n"
+    assert np.isfinite(asked[0][0])
