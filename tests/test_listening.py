@@ -129,12 +129,12 @@ def test_every_rating_is_in_its_domain_and_in_all(rows):
         assert sum(row.mean * row.ratings for row in part) == pytest.approx(sum(row.score for row in rows))
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 400])
+@pytest.mark.parametrize("count", [1, 4, 5, 400])
 def test_intervals_are_students(count):
     scores = np.random.default_rng(count).integers(1, 6, count)
     (row, _) = listening.summarise([rating(int(score), clip=f"c{n}") for n, score in enumerate(scores)])
     assert row.mean == pytest.approx(scores.mean())
-    if count == 1:
+    if count < 5:
         assert row.ci95 is None
     else:
         low, high = ttest_1samp(scores, 0).confidence_interval(0.95)
@@ -167,7 +167,7 @@ def test_the_command_names_and_leaves_out_raters_who_fail(files, tmp_path, capsy
 def test_keep_all_keeps_all(files, capsys):
     cli.listening(tuple(files), keep_all=True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["N-MOS", "speech", "B", "3.50", "±19.06", "2", "2"] in lines  # 12.706 · 2.1213 / √2
+    assert ["N-MOS", "speech", "B", "3.50", "—", "2", "2"] in lines  # of two ratings Student's t would say ±19.06
     assert ["N-MOS", "speech", "A", "4.00", "—", "1", "1"] in lines
 
 

@@ -54,7 +54,7 @@ class Row(NamedTuple):
     system: str
     mean: float
     ci95: float | None
-    """Half the width of the 95 % interval; None: there is only one rating."""
+    """Half the width of the 95 % interval; None: there are fewer ratings than `summary.FEWEST`."""
     ratings: int
     raters: int
 
