@@ -1,7 +1,9 @@
 """Servers of buckets on this machine, each in a process of its own: moto for S3, gcp-storage-emulator for GCS."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -51,7 +53,12 @@ SERVERS = {"s3": s3, "gs": gcs}
 def _running(command: list[str], url: str) -> Iterator[subprocess.Popen]:
     environment = {name: value for name, value in os.environ.items() if name != "STORAGE_EMULATOR_HOST"}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,
+        start_new_session=True,
     )
     try:
         _wait_for(process, url)
@@ -59,6 +66,11 @@ def _running(command: list[str], url: str) -> Iterator[subprocess.Popen]:
     finally:
         process.kill()
         process.wait()
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to kill this process when its parent dies, however that comes about."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _wait_for(process: subprocess.Popen, url: str) -> None:

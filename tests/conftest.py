@@ -1,9 +1,13 @@
 """Strict arithmetic, eight fake devices and a shared compilation cache for all tests."""
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
 import os
+import uuid
+from collections.abc import Iterator
+from multiprocessing import forkserver
 
 # Most of a test's time is compilation: without optimisation, and as one piece of code, it takes least.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -83,3 +87,30 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("demo") / "model"
     model_directory.save(directory, codec, variables(codec))
     return directory
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[None]:
+    """Servers of buckets on this machine, which this process and its children find by their environment."""
+    for module in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
+        pytest.importorskip(module, reason=f"needs {module}, of the extra dev, gcs or s3")
+    import bucket_servers
+    import fsspec
+
+    with contextlib.ExitStack() as running, pytest.MonkeyPatch.context() as patch:
+        for serve in bucket_servers.SERVERS.values():
+            _, variables = running.enter_context(serve())
+            for name, value in variables.items():
+                patch.setenv(name, value)
+        fsspec.config.set_conf_env(fsspec.config.conf)  # which reads it when it is imported
+        forkserver._forkserver._stop()  # it would give its children the environment of before
+        yield
+        forkserver._forkserver._stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(servers: None, request: pytest.FixtureRequest) -> Path:
+    """An empty folder in a bucket of each kind."""
+    from omnicodec_jax.buckets import as_path
+
+    return as_path(f"{request.param}://test/{uuid.uuid4().hex}")

@@ -145,6 +145,14 @@ def with_hf(words: list[str]) -> None:
     assert [word for word in words if word.startswith("--") and word not in known] == []
 
 
+def of_a_host(words: list[str]) -> None:
+    """What a host of a cluster is told to run."""
+    line = words[-1] if words[0] == "on" or words[-2] == "-c" else shlex.join(words)
+    for told in re.split(r"&&", line):
+        if (begin := told.find("omnicodec ")) >= 0:
+            parsed(shlex.split(told[begin:]))
+
+
 def elsewhere(words: list[str]) -> None:
     """Nothing of ours, and not to be tried in a test."""
 
@@ -185,6 +193,11 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "make": with_make,
     "pip": with_pip,
     "hf": with_hf,
+    "on ": of_a_host,
+    "on()": elsewhere,
+    "sbatch": of_a_host,
+    "gcloud": elsewhere,
+    "export": elsewhere,
     "python3 -m venv": elsewhere,
     "source .venv/bin/activate": elsewhere,
 }

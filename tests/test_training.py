@@ -27,6 +27,8 @@ from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
 from omnicodec_jax import cli, losses, model_directory
+from omnicodec_jax.buckets import directory_on_disk
+from omnicodec_jax.cli import contents
 from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.prepare import PrepareConfig
@@ -36,7 +38,8 @@ from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import frozen, loop, metrics_queue
+from omnicodec_jax.training import frozen, loop, metrics_queue, storage
+from omnicodec_jax.training.export import export_model
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import DISCRIMINATORS, first_state
 from omnicodec_jax.training.validation import Validator
@@ -250,6 +253,34 @@ def test_stopped_run_goes_on_with_the_same_command(whole, config, tmp_path, numb
     again = command(config, workdir)
     assert again.wait() == 0, again.stderr.read()
     assert scalars(workdir, LOSSES) == scalars(whole, LOSSES)
+
+
+def test_run_in_a_bucket_is_killed_and_goes_on_as_on_a_disk(whole, config, bucket, tmp_path):
+    for file in Path(config.data.prepared).rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            (bucket / "prepared" / file.relative_to(config.data.prepared)).put(file)
+    there = replaced(config, data={"prepared": str(bucket / "prepared")})
+    process = command(there, bucket / "run")
+    log = []
+    for line in process.stderr:
+        log.append(line)
+        if " step 3/" in line:
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL, "".join(log)
+    assert storage.steps(bucket / "run" / "checkpoints")[-1] < config.optimizer.total_steps
+    (bucket / "run" / "checkpoints" / "7" / "state" / "manifest.ocdbt").write_bytes(b"half-written")
+    assert loop.run(there, bucket / "run") == 0
+    assert storage.steps(bucket / "run" / "checkpoints") == steps(whole)
+    with directory_on_disk(bucket / "run") as here:
+        assert scalars(here, LOSSES) == scalars(whole, LOSSES)
+    for workdir, model in ((bucket / "run", bucket / "model"), (whole, tmp_path / "model")):
+        export_model(workdir, model)
+    for name in ("model.safetensors", "config.json", "discriminators/model.safetensors"):
+        assert (bucket / "model" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    assert "training run at step 8 of 8" in "".join(contents.describe(bucket / "run"))
+    with pytest.raises(CheckpointError, match="another config"):
+        loop.run(replaced(there, optimizer={"learning_rate": 1.0}), bucket / "run")
 
 
 def test_full_disk_stops_the_run_and_loses_nothing(whole, half, config):

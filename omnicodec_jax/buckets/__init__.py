@@ -16,6 +16,7 @@ The laws of files hold in a bucket:
 """
 
 from omnicodec_jax.buckets.copies import copies, state_in, state_of
+from omnicodec_jax.buckets.mirror import mirrored
 from omnicodec_jax.buckets.paths import (
     BucketPath,
     as_path,
@@ -36,6 +37,7 @@ __all__ = [
     "fetch_all",
     "in_threads",
     "joined",
+    "mirrored",
     "on_disk",
     "state_in",
     "state_of",

@@ -60,7 +60,8 @@ def system_of(scheme: str) -> Any:
         )
     import fsspec
 
-    logging.getLogger(LIBRARIES[scheme]).setLevel(logging.CRITICAL)  # what it logs, it also raises
+    for library in (LIBRARIES[scheme], "google.auth"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they log, they also raise
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "s3":  # asking again is for `_ask`
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}

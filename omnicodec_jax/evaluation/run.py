@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import mirrored
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.units import Progress
@@ -36,6 +37,8 @@ from omnicodec_jax.files import digest, rewriting, sweep
 
 LOG = logging.getLogger(__name__)
 
+JOURNAL = "journal.jsonl"
+"""Name of the list of the work that is done."""
 Scored = dict[tuple[str, str, str], Scores]
 """Scores by system, domain and clip."""
 
@@ -106,11 +109,17 @@ def run(evaluation: Evaluation) -> int:
         DataError: If no clip can be used.
         ConfigError: If two systems have the same name.
     """
+    with claim(evaluation.out), mirrored(evaluation.out, JOURNAL) as here:
+        return _run(dataclasses.replace(evaluation, out=here), evaluation.out)
+
+
+def _run(evaluation: Evaluation, place: Path) -> int:
+    """Runs an evaluation on this machine's disk. `place` is where the user finds the report."""
     out, failures = evaluation.out, []
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
-    with claim(out), Journal(out / "journal.jsonl") as journal:
-        reconstruct.check_replaced(clips, out, journal)
+    with Journal(out / JOURNAL) as journal:
+        reconstruct.check_replaced(clips, place, journal)
         sweep(out)
         found = list(reconstruct.originals(clips, out, journal))
         originals = [clip for clip in found if isinstance(clip, Original)]
@@ -120,9 +129,9 @@ def run(evaluation: Evaluation) -> int:
             ({"domain": f.clip.domain, "id": f.clip.id, "why": names.text(f.why)} for f in rejected),
         )
         if rejected:
-            LOG.warning("%d of %d clips are refused: see %s", len(rejected), len(clips), out / "rejects.jsonl")
+            LOG.warning("%d of %d clips are refused: see %s", len(rejected), len(clips), place / "rejects.jsonl")
         if not originals:
-            raise DataError(f"none of {len(clips)} clips can be used: see {out / 'rejects.jsonl'}")
+            raise DataError(f"none of {len(clips)} clips can be used: see {place / 'rejects.jsonl'}")
         lines, left_out = [System(ORIGINAL, "the clips themselves")], dict[str, str]()
         taken = {names.key(name) for name in (ORIGINAL, *evaluation.reconstructions)}
         measurer = TokenMeasurer(evaluation.tokens, originals, out, journal)

@@ -1,0 +1,95 @@
+"""How long training waits for data in a bucket whose every answer takes 50 ms: python -m benchmarks.bucket_speed
+
+The bucket is a directory of this machine behind a file system that sleeps before each request. Steps are sleeps, too,
+so that the figure is the pipeline's alone: the share of the time that the loop waits for its next batch. The first
+batches, before the pipeline has filled up, do not count.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from omnicodec_jax.buckets import requests
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
+from omnicodec_jax.config import DataConfig, DomainConfig
+from omnicodec_jax.data import audio, pipeline, prepare, records, units
+
+SECONDS, BATCH, STEPS, UNCOUNTED = 10, 24, 60, 10
+URL = "s3://benchmark"
+
+
+class Slow:
+    """A file system whose every request takes a while, and which has the files of a directory."""
+
+    def __init__(self, directory: Path, latency: float):
+        self._files, self._directory, self._latency = fsspec.filesystem("file"), str(directory), latency
+        self.requests = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def request(url: str, *arguments: Any, **options: Any) -> Any:
+            self.requests += 1
+            time.sleep(self._latency)
+            return getattr(self._files, name)(url.replace(URL, self._directory), *arguments, **options)
+
+        return request
+
+
+def prepare_audio(directory: Path) -> None:
+    """Prepares a minute of each bundled clip."""
+    clips = directory / "clips"
+    clips.mkdir()
+    for number, clip in enumerate(sorted(BUNDLED_CLIPS.glob("*.flac"))):
+        samples = audio.load(clip, records.SAMPLE_RATE).samples
+        audio.save(clips / f"{number}.wav", np.resize(samples, 60 * records.SAMPLE_RATE), records.SAMPLE_RATE)
+    with contextlib.redirect_stderr(io.StringIO()):
+        config = prepare.PrepareConfig(validation=0.0)
+        prepare.run({"sound": clips}, directory / "prepared", config, 1, units.Share())
+
+
+def wait_share(prepared: str, step: float) -> float:
+    """Returns the share of the time that steps of so many seconds wait for their batches."""
+    config = DataConfig(prepared=prepared, domains=(DomainConfig(name="sound"),), batch_size=BATCH)
+    samples = pipeline.Samples.open(config, seed=0)
+    batches = iter(pipeline.host_batches(samples, BATCH, range(BATCH)))
+    waited, start = 0.0, 0.0
+    for number in range(UNCOUNTED + STEPS):
+        if number == UNCOUNTED:
+            waited, start = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(step)
+    return waited / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--step-seconds", type=float, default=0.7, help="how long a step takes")
+    parser.add_argument("--latency", type=float, default=0.05, help="how long a request takes, in seconds")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        prepare_audio(directory)
+        print(f"batches of {BATCH} crops of {SECONDS} s, steps of {options.step_seconds:g} s\n")
+        print("| where | batches read at a time | waiting for data |\n| --- | --- | --- |")
+        share = wait_share(str(directory / "prepared"), options.step_seconds)
+        print(f"| directory | {pipeline.BATCHES_AHEAD} | {100 * share:.1f} % |", flush=True)
+        system: Any = Slow(directory, options.latency)
+        requests.system_of = lambda scheme: system  # pyright: ignore[reportAttributeAccessIssue]
+        for ahead in (pipeline.BATCHES_AHEAD, pipeline.AHEAD_IN_BUCKET):
+            pipeline.AHEAD_IN_BUCKET = ahead
+            share = wait_share(f"{URL}/prepared", options.step_seconds)
+            print(f"| bucket, {1e3 * options.latency:g} ms a request | {ahead} | {100 * share:.1f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
