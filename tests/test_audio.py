@@ -250,7 +250,7 @@ NAMES = ["a:b", "http:b", "concat:b", "-x", "-", "%d", "b?c", "caf\udce9"]
 READER = """
 import sys
 from omnicodec_jax.corpus.readers import Reader, Request
-from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.entries import Entry
 reader = Reader()
 reader(Request(sys.argv[1], Entry("a", sys.argv[1]), 24_000, 0.95))
 reader.close()

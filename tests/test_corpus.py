@@ -28,7 +28,8 @@ from omnicodec_jax.corpus.detokenize import targets
 from omnicodec_jax.corpus.runners import run
 from omnicodec_jax.corpus.tokenize import Job, Worker
 from omnicodec_jax.data import audio, units
-from omnicodec_jax.data.manifest import Entry, read_all
+from omnicodec_jax.data.entries import Entry
+from omnicodec_jax.data.manifest import read_all
 from omnicodec_jax.data.units import Share, Unit
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer

@@ -25,7 +25,7 @@ from omnicodec_jax.corpus.tokenize import Job
 from omnicodec_jax.corpus.webdataset import convert
 from omnicodec_jax.data import prepare, records, units
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Seen, Share
 from omnicodec_jax.distributed import multihost

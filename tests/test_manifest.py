@@ -7,7 +7,7 @@ import pytest
 
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.data import discovery, manifest
-from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.errors import DataError
 
 pytestmark = pytest.mark.quick

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Died, Tell
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.entries import Entry
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.sndfile import drop_remarks
 from omnicodec_jax.data.units import Seen, attempt, death
 from omnicodec_jax.errors import AudioError
@@ -81,21 +82,21 @@ def read(request: Request) -> Read:
 
 def source_hash(path: Any, entry: Entry, seen: Seen) -> str:
     """Returns the hash of a file's bytes and of the part that an entry takes; for a whole file, of the bytes alone."""
-    whole = _file_hash(path if isinstance(path, BucketPath) else os.fspath(path), seen)
+    whole = _file_hash(path if isinstance(path, (BucketPath, Member)) else os.fspath(path), seen)
     if entry.duration is None and not entry.offset:
         return whole
     return hashlib.blake2b(f"{whole}:{entry.offset}:{entry.duration}".encode(), digest_size=16).hexdigest()
 
 
 @lru_cache(HASHED_FILES)
-def _file_hash(path: str | bytes | BucketPath, seen: Seen) -> str:
+def _file_hash(path: str | bytes | BucketPath | Member, seen: Seen) -> str:
     """Returns the hash of a file. It is computed once for all entries of the file, while the file stays as `seen`."""
     return _hash(path)
 
 
 def _hash(path: Any, prefix: str = "") -> str:
     """Returns the hash of a text and of the bytes of a file."""
-    with path.open("rb") if isinstance(path, BucketPath) else open(path, "rb") as file:
+    with path.open("rb") if isinstance(path, (BucketPath, Member)) else open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(prefix.encode(), digest_size=16)).hexdigest()
 
 

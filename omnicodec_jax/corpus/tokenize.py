@@ -20,7 +20,6 @@ import jax
 import numpy as np
 
 from omnicodec_jax import model_directory, names
-from omnicodec_jax.buckets import joined
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
@@ -162,7 +161,7 @@ class Worker:
                 for number in outcomes.to_do:
                     entry, kept = unit.entries[number], outcomes.clips.get(number)
                     known = None if kept is None else kept.source
-                    path = joined(unit.folder, entry.path)
+                    path = entry.file(unit.folder)
                     yield (name, number), Request(path, entry, rate, peak, known, existing.older)
 
         def prepare(result: Read) -> PreparedClip | None:

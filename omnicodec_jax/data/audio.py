@@ -15,6 +15,7 @@ from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.decoders import reading
 from omnicodec_jax.data.levels import Level
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.sndfile import BLOCK
 from omnicodec_jax.errors import AudioError
 from omnicodec_jax.files import replacing
@@ -56,7 +57,7 @@ class LoadedClip(NamedTuple):
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Member,
     sample_rate: int,
     peak: float | None = None,
     offset: float = 0.0,
@@ -66,7 +67,7 @@ def load(
     """Reads a file of any format in docs/formats.md: mixes it to mono, resamples it, and scales it to `peak`.
 
     Args:
-        path: The file.
+        path: The file, or a member of a tar or of Parquet.
         sample_rate: Rate that the audio is resampled to, Hz.
         peak: Value that the largest sample is scaled to, where full scale is 1; None: the audio stays as loud as it is.
         offset: Where the part to read begins, in seconds. Only that part is held in memory, and as mono.
@@ -87,7 +88,7 @@ def load(
         >>> clip.samples.shape, clip.sample_rate, clip.num_samples
         ((98400,), 44100, 180810)
     """
-    path = as_path(path)
+    path = path if isinstance(path, Member) else as_path(path)
     with reading(path, offset, duration) as source:
         check(source)
         rate, length, parts, level = source.sample_rate, 0, [], Level(source.coding)

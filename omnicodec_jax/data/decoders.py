@@ -8,9 +8,9 @@ import av
 import soundfile
 from av.error import FFmpegError
 
-from omnicodec_jax.buckets import on_disk
 from omnicodec_jax.data import ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
+from omnicodec_jax.data.members import Member, on_disk
 from omnicodec_jax.errors import AudioError
 
 SAMPLE_RATES = range(1000, 3_000_001)
@@ -18,7 +18,7 @@ SAMPLE_RATES = range(1000, 3_000_001)
 
 
 @contextlib.contextmanager
-def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> Iterator[Source]:
+def reading(path: Path | Member, offset: float = 0.0, duration: float | None = None) -> Iterator[Source]:
     """Opens a file to be read block by block, or a part of it.
 
     Opening raises AudioError for a file that is no audio. Reading the blocks raises AudioError for a file that is
@@ -53,7 +53,7 @@ def reading(path: Path, offset: float = 0.0, duration: float | None = None) -> I
         raise AudioError(f"{path}: damaged or truncated: {error.error_string}") from None
 
 
-def seconds(path: Path) -> float:
+def seconds(path: Path | Member) -> float:
     """Returns how many seconds a file has by its header, without decoding it; 0 if the header does not say."""
     try:
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Lists of audio: JSONL manifests, Kaldi's scp files and plain directories."""
+"""Lists of audio in all formats: which reader reads what (`data/listings`), and what a list was when it was read."""
 
 import codecs
 import contextlib
@@ -6,37 +6,26 @@ import gzip
 import itertools
 import json
 import pickle
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omnicodec_jax import names
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data import discovery
+from omnicodec_jax.data.entries import Entry, Listed, number, text
+from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
 
 PACKED_ENTRIES = 4096
 """Number of entries that a `Manifest` compresses together."""
-
-
-class Entry(NamedTuple):
-    """One clip of a corpus, or a line of a manifest that is no clip."""
-
-    id: str
-    path: str
-    """Path of the file, absolute or relative to the `folder` of the list; or its URL in a bucket."""
-    offset: float = 0.0
-    """Where the clip begins in its file, in seconds."""
-    duration: float | None = None
-    """How long the clip is, in seconds from `offset` on; None: it reaches to the end of the file."""
-    seconds: float | None = None
-    """How long the clip is by the manifest, in seconds; None if the manifest does not say it."""
-    domain: str | None = None
-    """Domain of the clip by the manifest; None if the manifest does not say it."""
-    problem: str | None = None
-    """Why the line is no clip; None if it is one."""
+ARCHIVES = {".tar": tars.entries, ".parquet": parquet.entries}
+"""Readers of files that hold the audio themselves, by their suffix."""
+BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<listed>[^{}]*,[^{}]*))\}")
+"""What a path has in place of the numbers or names of several files: {000..012}, {train,dev}."""
 
 
 def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
@@ -45,7 +34,7 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
     unnamed: a path alone is taken, too, with the domain "".
     """
     sources: dict[str, Path] = {}
-    whole = unnamed and as_path(text).exists()  # whatever signs it holds
+    whole = unnamed and not missing(as_path(text))  # whatever signs it holds
     for part in [text] if whole else names.assignments(text):
         alone = whole or (unnamed and "=" not in part)
         domain, equals, path = ("", "=", part) if alone else part.partition("=")
@@ -55,11 +44,41 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
             advice = "join the two lists" if same == [domain] else f"to some disks {same[0]} is the same name"
             raise DataError(f"--manifest: {domain} is given twice; {advice}")
         option = f"--manifest {domain}".rstrip()
-        if not as_path(path).exists():
+        if path.startswith("pipe:"):
+            raise DataError(
+                f"{option}: {path}: a command; only files are read: run it, and name the file that it writes"
+            )
+        if absent := missing(as_path(path)):
             hint = "; several lists must be DOMAIN=PATH,DOMAIN=PATH" if "," in path else ""
-            raise DataError(f"{option}: {path}: no such file or directory{hint}")
+            raise DataError(f"{option}: {absent}: no such file or directory{hint}")
         sources[domain] = as_path(path)
     return sources
+
+
+def files(path: Path) -> list[Path]:
+    """Returns the files that a path with braces names, in their order; a path without them alone.
+
+    Examples:
+        >>> [file.name for file in files(Path("shards/{08..10}.tar"))]
+        ['08.tar', '09.tar', '10.tar']
+    """
+    found = BRACES.search(str(path))
+    if found is None or path.exists():
+        return [path]
+    if found["listed"] is not None:
+        names_of = found["listed"].split(",")
+    else:
+        first, last, width = int(found["first"]), int(found["last"]), len(found["first"])
+        names_of = [f"{value:0{width}d}" for value in range(first, last + 1)]
+    whole = str(path)
+    made = (as_path(whole[: found.start()] + name + whole[found.end() :]) for name in names_of)
+    return [file for each in made for file in files(each)]
+
+
+def missing(path: Path) -> Path | None:
+    """Returns the first file or directory of a path, which may have braces, that is not there; None: all are."""
+    named = files(path)
+    return next((file for file in named if not file.exists()), None) if named else path  # {9..0} names none
 
 
 class Manifest:
@@ -73,7 +92,7 @@ class Manifest:
         """Reads a list.
 
         Args:
-            path: A manifest file, or a directory. The user is told what is passed over in a directory.
+            path: A list of any kind that `read` reads. The user is told what is passed over in a directory.
             domain: Only entries of this domain are kept, and lines that are no clips; "": all entries.
 
         Raises:
@@ -81,13 +100,7 @@ class Manifest:
         """
         self.folder = folder(path)
         """Directory that the relative paths of the entries begin in."""
-        if path.is_dir():
-            found = discovery.take(path)
-            if not found.files:
-                raise DataError(f"{path}: lists no audio; it holds {found}")
-            entries = (_entry_of(file, path) for file in found.files)
-        else:
-            entries = (entry for entry, _ in transcribed(path, domain))
+        entries = (entry for entry, _ in transcribed(path, domain))
         self._packed = [zlib.compress(pickle.dumps(part), 1) for part in _batched(entries, PACKED_ENTRIES)]
 
     def __iter__(self) -> Iterator[Entry]:
@@ -129,12 +142,16 @@ def folder(path: Path) -> Path:
 def read(path: Path) -> Iterator[Entry]:
     """Reads the entries of a list, line by line and in its order.
 
-    A list is of one of these kinds; files may be compressed, and then end in .gz:
+    A list is of one of these kinds; the first two may be compressed, and then end in .gz:
 
-        .jsonl, .json   an object a line, as NeMo has them, with `audio_filepath`; `id`, `offset`, `duration` (seconds)
-                        and `domain` may be given
-        .scp            `utterance path` or `path` a line
-        a directory     all audio files in it
+        .jsonl, .json   an object a line: as NeMo has them, with `audio_filepath`; `id`, `offset`, `duration` (seconds),
+                        `domain` and, for a file in audio_N.tar, `shard_id` may be given; or Lhotse's cuts, recordings
+        .scp            `utterance path` or `path` a line; if `segments` lies beside Kaldi's wav.scp, they are the clips
+        .tar            the audio in it, as WebDataset has it
+        .parquet        its column of audio, as Hugging Face's datasets have it
+        a directory     all audio files in it; or what Lhotse's SHAR, tars or Parquet in it hold
+
+    Several files are written with braces: shards/{000..012}.tar.
 
     Yields:
         An entry for each clip. For a line that is no clip, an entry that says why.
@@ -145,7 +162,7 @@ def read(path: Path) -> Iterator[Entry]:
     return (entry for entry, _ in _read(path))
 
 
-def transcribed(path: Path, domain: str = "") -> Iterator[tuple[Entry, str | None]]:
+def transcribed(path: Path, domain: str = "") -> Iterator[Listed]:
     """Reads the entries of one domain ("": any) with their transcripts, the `text` of lines that have one.
 
     Yields:
@@ -156,7 +173,7 @@ def transcribed(path: Path, domain: str = "") -> Iterator[tuple[Entry, str | Non
     """
     others: Counter[str] = Counter()
     problem, has_clips = "", False
-    for entry, text in _read(path):
+    for entry, transcript in _read(path):
         if domain and entry.domain not in (None, domain):
             others[str(entry.domain)] += 1
             continue
@@ -164,7 +181,7 @@ def transcribed(path: Path, domain: str = "") -> Iterator[tuple[Entry, str | Non
             has_clips = True
         elif not problem:
             problem = f"; {entry.id}: {entry.problem}"
-        yield entry, text
+        yield entry, transcript
     if has_clips:
         return
     if others:
@@ -189,8 +206,8 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
     has_labels = False
     for line in _lines(path):
         try:
-            text = line.removeprefix(codecs.BOM_UTF8).decode().strip()
-            (entry, _), fields = _from_json(text), json.loads(text)
+            content = line.removeprefix(codecs.BOM_UTF8).decode().strip()
+            (entry, _), fields = _from_json(content, path), json.loads(content)
         except (ValueError, OverflowError, RecursionError):
             continue
         if fields.get(label) is not None:
@@ -200,23 +217,53 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
         raise DataError(f"{path}: no line of a clip has the field {label}")
 
 
-def _read(path: Path) -> Iterator[tuple[Entry, str | None]]:
+def _read(path: Path) -> Iterator[Listed]:
     """Yields the entries of a list, each with its transcript."""
     if path.is_dir():
-        for file in discovery.find(path):
-            yield _entry_of(file, path), None
+        yield from lhotse.shar(path, _lines) if lhotse.is_shar(path) else _in_directory(path)
+    elif (suffix := path.suffix.lower()) in ARCHIVES:
+        yield from ARCHIVES[suffix](files(path), folder(path))
+    elif segments := kaldi.segments_of(path):
+        yield from kaldi.segments(_texts(path), _texts(segments))
+    else:
+        for file in files(path):
+            yield from _from_lines(file)
+
+
+def _in_directory(path: Path) -> Iterator[Listed]:
+    """Yields the audio of a directory, which is listed once; if it has no audio by itself, that of its archives."""
+    found = discovery.take(path)
+    for file in found.files:
+        yield _entry_of(file, path), None
+    if found.files:
         return
+    suffix = next((suffix for suffix in ARCHIVES if found.others[suffix]), None)
+    if suffix is None:
+        raise DataError(f"{path}: lists no audio; it holds {found}")
+    yield from ARCHIVES[suffix](discovery.find(path, {suffix}), path)
+
+
+def _from_lines(path: Path) -> Iterator[Listed]:
+    """Yields the entries of a list with one a line, each with its transcript."""
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
     suffix = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()
     if suffix not in kinds:
-        raise DataError(f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz")
+        raise DataError(
+            f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz, or in .tar or "
+            ".parquet"
+        )
     errors = "surrogateescape" if suffix == ".scp" else "strict"  # paths, which may hold any bytes; JSON is UTF-8
-    for number, line in enumerate(_lines(path), 1):
+    for place, line in enumerate(_lines(path), 1):
         try:
-            if text := line.removeprefix(codecs.BOM_UTF8).decode(errors=errors).strip():
-                yield kinds[suffix](text)
+            if content := line.removeprefix(codecs.BOM_UTF8).decode(errors=errors).strip():
+                yield kinds[suffix](content, path)
         except (ValueError, OverflowError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
-            yield Entry(f"{path.name}:{number}", path.name, problem=f"no clip: {error}"), None
+            yield Entry(f"{path.name}:{place}", path.name, problem=f"no clip: {error}"), None
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Yields the lines of one of Kaldi's files, whose names may hold any bytes."""
+    return (line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape").strip() for line in _lines(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -230,15 +277,14 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise DataError(f"{path}: damaged: {error}") from None
 
 
-def _from_json(line: str) -> tuple[Entry, str | None]:
+def _from_json(line: str, path: Path) -> Listed:
     fields: dict[str, Any] = json.loads(line)
+    if lhotse.is_line(fields):
+        return lhotse.entry(fields)
     if not isinstance(fields, dict) or not isinstance(file := fields.get("audio_filepath"), str) or not file:
         raise ValueError("no object with a string `audio_filepath`")
-    offset, seconds = fields.get("offset"), fields.get("duration")
-    for name, value in (("offset", offset), ("duration", seconds)):
-        if value is not None and not (type(value) in (int, float) and 0 <= float(value) < float("inf")):
-            raise ValueError(f"{name} = {value!r}: must be seconds")
-    id, domain, text = fields.get("id"), fields.get("domain"), fields.get("text")
+    offset, seconds = number(fields, "offset"), number(fields, "duration")
+    id, domain = fields.get("id"), fields.get("domain")
     if type(id) not in (str, int, float, type(None)):
         raise ValueError(f"id = {id!r}: must be a text or a number")
     if not isinstance(domain, str | None):
@@ -247,13 +293,8 @@ def _from_json(line: str) -> tuple[Entry, str | None]:
     duration = None if offset is None else seconds
     name = file if id in (None, "") else str(id)
     entry = Entry(name, file, float(offset or 0), duration, seconds, domain or None)
-    return entry, text if isinstance(text, str) else None
+    return nemo.in_tar(entry, fields.get("shard_id"), path), text(fields, "text")
 
 
-def _from_scp(line: str) -> tuple[Entry, str | None]:
-    if line.endswith("|"):
-        raise ValueError("a command; only files are read")
-    words = line.split()
-    if len(words) > 2:
-        raise ValueError(f"{len(words)} words; must be `utterance path` or `path` (in .jsonl, paths may hold blanks)")
-    return Entry(words[0], words[-1]), None
+def _from_scp(line: str, path: Path) -> Listed:
+    return kaldi.recording(line), None

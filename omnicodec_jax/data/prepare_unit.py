@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import audio, decoders, records, units
-from omnicodec_jax.data.manifest import Entry, Manifest
+from omnicodec_jax.data.entries import Entry
+from omnicodec_jax.data.manifest import Manifest
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.units import Outcomes, Seen, Slice, Unit
 from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import remove_leftovers, replacing
@@ -135,7 +136,7 @@ def prepare_unit(
             if number in to_do:
                 report((number, None))
                 try:
-                    file = joined(unit.folder, entry.path)
+                    file = entry.file(unit.folder)
                     clip, seen = _prepared(file, entry, unit.domain, config, refused.get(number))
                 except Exception as error:  # whatever is wrong with one file, the others are done
                     outcomes.refuse(number, _refusal(number, unit.folder, entry, error))
@@ -178,7 +179,7 @@ def _refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[s
     """Returns the line of an entry that is refused. For a sample rate that is too low, it counts the seconds lost."""
     row = units.refusal(number, folder, entry, error)
     if isinstance(error, LowRateError):
-        row["seconds"] = entry.duration or max(0.0, decoders.seconds(joined(folder, entry.path)) - entry.offset)
+        row["seconds"] = entry.duration or max(0.0, decoders.seconds(entry.file(folder)) - entry.offset)
     return row
 
 
@@ -192,7 +193,7 @@ class CutClip(NamedTuple):
 
 
 def _prepared(
-    path: Path, entry: Entry, domain: str, config: PrepareConfig, refused: AudioError | None
+    path: Path | Member, entry: Entry, domain: str, config: PrepareConfig, refused: AudioError | None
 ) -> tuple[CutClip, Seen]:
     """Reads the clip of an entry.
 

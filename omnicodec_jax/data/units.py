@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from omnicodec_jax import buckets, names
 from omnicodec_jax.buckets import BucketPath, in_threads
-from omnicodec_jax.data.manifest import Entry
+from omnicodec_jax.data.entries import Entry
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError, told
 from omnicodec_jax.files import rewriting
 
@@ -77,7 +78,7 @@ U = TypeVar("U", bound=Unit)
 
 def digest(entries: Sequence[Entry], size: int) -> str:
     """Returns 2 · `size` hex digits that identify entries of a manifest."""
-    return hashlib.blake2b(json.dumps(entries).encode(), digest_size=size).hexdigest()
+    return hashlib.blake2b(json.dumps([entry.identity for entry in entries]).encode(), digest_size=size).hexdigest()
 
 
 class Slice:
@@ -197,6 +198,8 @@ class Seen(NamedTuple):
         """Looks at a file. Raises OSError, and AudioError for a name that no file can have."""
         if isinstance(path, BucketPath):
             return cls(*buckets.state_of(str(path)))
+        if isinstance(path, Member):
+            return cls(*path.state())
         try:
             status = os.stat(path)
         except ValueError:
@@ -224,7 +227,7 @@ def attempt(path: Any, read: Callable[[], T]) -> T:
 
 def _trouble(path: Any) -> OSError | None:
     """Returns the error with which the operating system refuses to give the bytes of a file; None if it gives them."""
-    if isinstance(path, BucketPath):  # it was fetched before it was decoded
+    if isinstance(path, (BucketPath, Member)):  # all of it was read before it was decoded
         return None
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer
@@ -265,7 +268,7 @@ def refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[st
         entry: The entry.
         error: Why it is refused.
     """
-    why = reason(buckets.joined(folder, entry.path), error)
+    why = reason(entry.file(folder), error)
     row = {"entry": number, "id": names.text(entry.id), "path": names.text(entry.path), "reason": names.text(why)}
     return row | {"again": True} if isinstance(error, (UnreadableError, OSError)) else row
 
@@ -294,13 +297,13 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
     if again and "clips" not in finished:
         return everything
     clips = finished.get("clips", [])
-    files = [(buckets.joined(unit.folder, unit.entries[number].path), seen) for number, *seen in clips]
+    files = [(unit.entries[number].file(unit.folder), seen) for number, *seen in clips]
     many = in_threads if any(isinstance(path, BucketPath) for path, _ in files) else itertools.starmap
     replaced = [number for (number, *_), is_other in zip(clips, many(_replaced, files), strict=True) if is_other]
     return sorted({*(row["entry"] for row in again), *replaced})
 
 
-def _replaced(path: Path, seen: Sequence[int]) -> bool:
+def _replaced(path: Path | Member, seen: Sequence[int]) -> bool:
     """Returns whether another file has taken the place of the one that was seen; False if that cannot be found out."""
     try:
         return Seen.of(path) != tuple(seen)

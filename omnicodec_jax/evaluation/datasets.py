@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from omnicodec_jax import names
-from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import audio, decoders, discovery, manifest
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class EvalClip(NamedTuple):
     id: str
     """A relative path without extension, unique in its set and fit to be the name of a file."""
     domain: str
-    path: Path
+    path: Path | Member
     transcript: str | None = None
     offset: float = 0.0
     """Where the clip begins in its file, in seconds."""
@@ -57,8 +57,8 @@ def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
     """
     if limit is not None and limit < 1:
         raise DataError(f"{limit} clips of {folder}: must be at least 1")
-    if not folder.exists():
-        raise DataError(f"{folder}: no such file or directory")
+    if absent := manifest.missing(folder):
+        raise DataError(f"{absent}: no such file or directory")
     found = [clip._replace(id=names.text(clip.id)) for clip in _read(folder, domain)]
     good = [clip for clip in found if clip.problem is None]
     if not good:
@@ -90,20 +90,17 @@ def _read(path: Path, domain: str) -> list[EvalClip]:
     for layout in (_audioset, _librispeech, _gtzan):
         if clips := layout(path, domain):
             return clips
-    return _folder(path, domain)
-
-
-def _folder(folder: Path, domain: str) -> list[EvalClip]:
-    """Returns all audio of a folder."""
-    found = discovery.take(folder).files
-    return [EvalClip(path.relative_to(folder).as_posix(), domain, path) for path in found]
+    try:
+        return _manifest(path, domain)
+    except DataError:  # there is none, which is told with more words
+        return []
 
 
 def _manifest(path: Path, domain: str) -> list[EvalClip]:
     """Returns the clips that a manifest lists. Clips of other domains are passed over."""
     root = manifest.folder(path)
     return [
-        EvalClip(entry.id, domain, joined(root, entry.path), text, entry.offset, entry.duration, entry.problem)
+        EvalClip(entry.id, domain, entry.file(root), text, entry.offset, entry.duration, entry.problem)
         for entry, text in manifest.transcribed(path, domain)
     ]
 

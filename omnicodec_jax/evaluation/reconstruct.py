@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.units import Progress, reason
+from omnicodec_jax.data.units import Progress, Seen, reason
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
@@ -95,8 +95,7 @@ def _about(clip: EvalClip) -> list[Any]:
     """Returns what tells whether a clip is still the same. Raises AudioError where its file is missing."""
     if not clip.path.is_file():  # this is false, and no error, for names that no file can have
         raise AudioError(f"{clip.path}: no such file")
-    stat = clip.path.stat()
-    return [str(clip.path), stat.st_size, stat.st_mtime_ns, clip.offset, clip.duration]
+    return [str(clip.path), *Seen.of(clip.path), clip.offset, clip.duration]
 
 
 def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:

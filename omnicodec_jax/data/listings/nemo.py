@@ -1,0 +1,43 @@
+"""NeMo's tarred manifests: a line names a file in the tar of its shard."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from omnicodec_jax.data.entries import Entry, contained
+from omnicodec_jax.data.listings import tars
+from omnicodec_jax.data.listings.tars import TarMember
+
+
+def in_tar(entry: Entry, shard: Any, path: Path) -> Entry:
+    """Returns the entry of a line with a `shard_id`: its file is in a tar, if there is a tar of the shard.
+
+    The tar is called audio_N.tar, and lies beside the manifest, or, of a manifest a shard, in the directory above.
+
+    Args:
+        entry: The entry of the line, as that of a file by itself.
+        shard: The shard's number; None: the line has none.
+        path: The manifest.
+    """
+    if shard is None:
+        return entry
+    tar = tar_of(path.parent, shard)
+    if tar is None:
+        return entry
+    member = _members(tar).get(entry.path)
+    if member is None:
+        return entry._replace(problem=f"{tar.name} has no such member")
+    container = contained(tar, path.parent)
+    return entry._replace(container=container, place=member.place, problem=member.problem)
+
+
+@functools.lru_cache(4096)
+def tar_of(folder: Path, shard: Any) -> Path | None:
+    """Returns the tar of a shard; None if there is none."""
+    places = (folder / f"audio_{shard}.tar", folder.parent / f"audio_{shard}.tar")
+    return next((tar for tar in places if tar.is_file()), None)
+
+
+@functools.lru_cache(2)
+def _members(tar: Path) -> dict[str, TarMember]:
+    return tars.by_name(tar)
