@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omnicodec_jax.buckets import BucketPath, joined
-from omnicodec_jax.data.members import Member, Place
+from omnicodec_jax.data.members import Member, MemberPlace
 
 
 class Entry(NamedTuple):
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     """Why the line is no clip; None if it is one."""
     container: str | None = None
     """Path of the file that the clip's file lies in, such as a tar; None: it is a file of its own."""
-    place: Place | None = None
+    place: MemberPlace | None = None
     """Where in the container the clip's file is."""
 
     @property

@@ -14,7 +14,7 @@ from omnicodec_jax.errors import AudioError
 
 PARQUET = ".parquet"
 """Suffix of the containers whose members are rows. Members of all others are bytes that lie side by side."""
-Place = tuple[int, int]
+MemberPlace = tuple[int, int]
 """Where a member is in its container: its first byte and its size, or, in Parquet, a row group and a row of it."""
 
 
@@ -23,7 +23,7 @@ class Member(NamedTuple):
 
     container: Path
     name: str
-    place: Place
+    place: MemberPlace
 
     def __str__(self) -> str:
         return f"{self.container}: {self.name}"
@@ -63,6 +63,11 @@ class Member(NamedTuple):
             status = os.stat(self.container)
             size, modified = status.st_size, status.st_mtime_ns
         return (size if self.is_row else self.place[1]), modified
+
+
+def is_in_bucket(path: Any) -> bool:
+    """Returns whether a file, or the container of a member, is in a bucket."""
+    return isinstance(path.container if isinstance(path, Member) else path, BucketPath)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from omnicodec_jax import buckets, names
 from omnicodec_jax.buckets import BucketPath, in_threads
 from omnicodec_jax.data.entries import Entry
-from omnicodec_jax.data.members import Member
+from omnicodec_jax.data.members import Member, is_in_bucket
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError, UnreadableError, told
 from omnicodec_jax.files import rewriting
 
@@ -298,7 +298,7 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
         return everything
     clips = finished.get("clips", [])
     files = [(unit.entries[number].file(unit.folder), seen) for number, *seen in clips]
-    many = in_threads if any(isinstance(path, BucketPath) for path, _ in files) else itertools.starmap
+    many = in_threads if any(is_in_bucket(path) for path, _ in files) else itertools.starmap
     replaced = [number for (number, *_), is_other in zip(clips, many(_replaced, files), strict=True) if is_other]
     return sorted({*(row["entry"] for row in again), *replaced})
 

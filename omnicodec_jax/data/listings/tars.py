@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
-from omnicodec_jax.data.members import Member, Place
+from omnicodec_jax.data.members import Member, MemberPlace
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -22,7 +22,7 @@ class TarMember(NamedTuple):
     """A file in a tar, or a part of a tar that is none."""
 
     name: str
-    place: Place
+    place: MemberPlace
     problem: str | None = None
     """Why it cannot be read; None: it can."""
     is_file: bool = True
