@@ -22,7 +22,7 @@ from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import AudioError, DataError
-from omnicodec_jax.evaluation import datasets
+from omnicodec_jax.evaluation import datasets, probes
 
 RATE = 24_000
 NAMES = ("b.flac", "a.wav", "deep/er.v1.ogg", "c d.wav")
@@ -325,6 +325,14 @@ def test_tarred_manifests_of_nemo_are_read(tmp_path, name):
     assert [(entry.id, text) for entry, text in found] == [(row["audio_filepath"], row["text"]) for row in rows]
     assert [entry.problem for entry, _ in found[2::3]] == [f"audio_{n}.tar has no such member" for n in range(2)]
     np.testing.assert_array_equal(samples(tmp_path / name, found[4][0]), of(sound(11)))
+
+
+def test_labelled_lines_of_a_tarred_manifest_are_read_from_the_tar(tmp_path):
+    tar_of(tmp_path / "audio_0.tar", {f"{n}.wav": sound(n) for n in range(8)})
+    rows = [{"audio_filepath": f"{n}.wav", "shard_id": 0, "gender": "fm"[n % 2]} for n in range(8)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = probes.read(tmp_path / "labelled.jsonl", "gender")
+    np.testing.assert_array_equal(audio.load(clips[5].path, RATE).samples, of(sound(5)))
 
 
 # -- Kaldi

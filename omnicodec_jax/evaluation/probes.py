@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.buckets import joined
 from omnicodec_jax.data import manifest
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.errors import ConfigError, DataError
 
 TRANSCRIPT = "text"
@@ -38,7 +38,7 @@ GROUPS: dict[str, Callable[[int], range]] = {
 class LabelledClip(NamedTuple):
     """A clip with what a probe has to find out."""
 
-    path: Path
+    path: Path | Member
     offset: float
     duration: float | None
     label: str
@@ -57,7 +57,7 @@ def read(path: Path, label: str) -> list[LabelledClip]:
     """Returns the clips of a manifest that have a label. Raises DataError if there are fewer than eight."""
     found = []
     for entry, fields in manifest.labelled(path, label):
-        file = joined(manifest.folder(path), entry.path)
+        file = entry.file(manifest.folder(path))
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
         group = f"file {file}" if speaker is None else f"speaker {speaker}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
