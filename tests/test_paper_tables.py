@@ -1,5 +1,6 @@
 """Each table of the paper by one command: what can be measured, why the rest is not, and the quoted figures below."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def test_a_table_has_the_papers_rows_measured_where_that_can_be_and_quoted_below
         "- OmniCodec-32L: not run; the codec at hand has other numbers of codebooks: OmniCodec-8L, OmniCodec-9L"
         in notes
     )
+    assert "- sound: no clips; give some by --data sound=PATH" in notes
     assert "- OmniCodec-F-16L: not run; give its model directory by --model OmniCodec-F=DIR" in notes
     for name in ("WavTokenizer", "X-Codec-8L", "Mimi-16L", "AUV"):
         assert f"- {name}: not run; {name.rpartition('-')[0] if '-' in name else name}" in notes
@@ -101,6 +103,16 @@ def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_er
     rows = table(evaluation, 1)
     assert rows["UniCodec"][5].startswith("1.00 / –")
     assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {tmp_path} cannot be loaded") for note in rows[""])
+
+
+def test_a_metric_that_cannot_be_computed_says_why(evaluation, monkeypatch):
+    monkeypatch.setenv("OMNICODEC_AUDIOBOX", str(evaluation.out / "none"))
+    evaluation = dataclasses.replace(evaluation, models={}, reconstructions={"Mimi-16L": evaluation.data["music"]})
+    assert paper_tables.run_table(3, evaluation, PerplexityConfig()) == 0
+    rows = table(evaluation, 3)
+    assert rows["Ground Truth"] == rows["Mimi codec-16L"] == ["–"] * 8
+    assert any(note.startswith("- CE: ") and note.endswith(": CE (all systems)") for note in rows[""])
+    assert not any("Mimi" in note and "not run" in note for note in rows[""])
 
 
 def test_a_language_model_learns_the_codes_that_the_evaluation_has_made(evaluation, monkeypatch):

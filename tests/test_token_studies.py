@@ -85,7 +85,8 @@ def test_the_share_of_ids_that_stay_is_counted_for_each_change_and_codebook(spee
 
 def test_chance_is_what_frames_at_random_have_in_common():
     codes = np.array([[0, 0, 1, 1], [5, 5, 5, 5]])
-    assert stability.chance(codes) == [0.5, 1.0]
+    assert stability.chance(codes) == [1 / 3, 1.0]  # of six pairs of frames two are alike
+    assert stability.chance(codes[:, :1]) == [0.0, 0.0]
     assert stability.share_equal(codes, codes[:, 1:], 1) == [1.0, 1.0]
     assert stability.share_equal(codes, codes[:, 1:]) == [2 / 3, 1.0]
 
@@ -93,15 +94,24 @@ def test_chance_is_what_frames_at_random_have_in_common():
 # -- Drift
 
 
-def test_drift_shows_minute_by_minute_and_its_absence_does(speech):
+@pytest.fixture
+def short_minutes(monkeypatch) -> None:
+    """A minute lasts five seconds, so that tests are quick."""
+    monkeypatch.setattr(drift, "SECONDS", 5)
+
+
+def test_drift_shows_minute_by_minute_and_its_absence_does(speech, short_minutes):
     whole = drift.repeated_minute([speech[:RATE], speech], RATE, 3)
-    assert whole.size == 3 * 60 * RATE
-    np.testing.assert_array_equal(whole[: 60 * RATE], whole[60 * RATE : 120 * RATE])
+    assert whole.size == 3 * 5 * RATE
+    np.testing.assert_array_equal(whole[: 5 * RATE], whole[5 * RATE : 10 * RATE])
     (steady,), (drifting,) = (list(codec.reconstruct(whole, codec.systems[-1:])) for codec in (Levels(), Drifting()))
     assert drift.by_minute(whole, steady.samples, RATE) == [100.0] * 3
     falling = drift.by_minute(whole, drifting.samples, RATE)
     assert falling == sorted(falling, reverse=True)
     assert falling[0] - falling[-1] > 3
+    first, last = drift.mel_of_ends(whole, drifting.samples, RATE)
+    assert 0 < first < last
+    assert drift.mel_of_ends(whole, steady.samples, RATE) == [0.0, 0.0]
 
 
 # -- Probes
@@ -197,7 +207,7 @@ def test_a_probe_of_transcripts_gives_the_word_error(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def measured(speech, tmp_path):
+def measured(speech, tmp_path, short_minutes):
     """A function that measures codecs, and returns their studies; it may be called again."""
     soundfile.write(tmp_path / "a.wav", speech, RATE)
     for number in range(8):
@@ -221,7 +231,7 @@ def test_studies_have_a_row_for_each_codec_and_say_what_is_missing(measured):
     found = {one.title: one for one in measured(Levels(), Short())}
     assert list(found) == ["Drift", "Probe of language", "Stability of ids"]
     rows = {row.name: row for row in found["Drift"].rows}
-    assert rows["levels-2L"].cells[:4] == [100.0] * 4
+    assert rows["levels-2L"].cells == [0.0, 0.0, *[100.0] * 4, None]  # two minutes tell nothing of an hour
     assert rows["short-2L"].why == "its memory grows with the length of a clip"
     assert found["Drift"].curves is not None
     assert found["Drift"].curves.series == {"levels-2L": [(1.0, 100.0), (2.0, 100.0)]}
@@ -246,6 +256,6 @@ def test_studies_are_tables_in_markdown(measured):
     text = study.markdown(measured(Levels(), Short()))
     assert "## Stability of ids: speech" in text
     assert "| Model | first codebook | second | first 8 | all but the first | all | chance |" in text
-    assert "| levels-2L | 100.00 | 100.00 | 100.00 | 100.00 | – |" in text  # two minutes tell nothing of an hour
+    assert "| levels-2L | 0.00 | 0.00 | 100.00 | 100.00 | 100.00 | 100.00 | – |" in text
     assert "- short-2L: its memory grows with the length of a clip" in text
     assert study.markdown([]) == ""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from omnicodec_jax.evaluation.fidelity_metrics import si_sdr
+from omnicodec_jax.evaluation.metrics import Pair
+from omnicodec_jax.evaluation.signal_metrics import mel_distance
 
 SECONDS = 60
 
@@ -27,3 +29,11 @@ def by_minute(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> 
     size = SECONDS * sample_rate
     starts = range(0, min(reference.size, degraded.size) - size + 1, size)
     return [si_sdr(reference[start : start + size], degraded[start : start + size]) for start in starts]
+
+
+def mel_of_ends(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> list[float]:
+    """Returns the mel distances of the first and of the last minute, which tell of codecs that do not keep phases."""
+    size, score = SECONDS * sample_rate, mel_distance()
+    last = reference.size - size
+    parts = ((samples[start : start + size] for samples in (reference, degraded)) for start in (0, last))
+    return [score(Pair(*part, sample_rate, "")) for part in parts]

@@ -13,7 +13,7 @@ import numpy as np
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.errors import ConfigError, OmniCodecError
-from omnicodec_jax.evaluation import quoted, reconstruct, run
+from omnicodec_jax.evaluation import quoted, reconstruct, run, summary
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.peers import PEERS, PeerRequest
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE
@@ -353,6 +353,12 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[
         if row.system in why:
             notes.append(f"- {row.name}: {why[row.system]}")
         lines += [[row.name, *cells], [f"{row.name}, {quoted.SOURCE}", *row.quoted]]
+    notes += summary.notes({**report, "left_out": {}})  # of which the rows have said it
+    notes += [
+        f"- {domain}: no clips; give some by --data {domain}=PATH"
+        for domain in table.domains
+        if domain not in report["domains"]
+    ]
     header = [table.first, *(title for title, _ in table.columns)]
     clips = ", ".join(f"{count} of {domain}" for domain, count in measured.clips.items())
     marks = "|" + " --- |" * len(header)

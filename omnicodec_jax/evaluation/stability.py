@@ -104,6 +104,7 @@ def share_equal(codes: np.ndarray, changed: np.ndarray, frames: int = 0) -> list
 
 
 def chance(codes: np.ndarray) -> list[float]:
-    """Returns the share of equal codes that two frames have which are drawn from the clip by chance, by codebook."""
-    shares = [np.unique(row, return_counts=True)[1] / row.size for row in codes]
-    return [float(np.sum(share**2)) for share in shares]
+    """Returns the share of equal codes that two other frames of the clip have by chance, by codebook."""
+    pairs = max(1, codes.shape[1] * (codes.shape[1] - 1))
+    counts = [np.unique(row, return_counts=True)[1] for row in codes]
+    return [float(np.sum(count * (count - 1)) / pairs) for count in counts]

@@ -26,6 +26,7 @@ LOG = logging.getLogger(__name__)
 
 CODEC_FAULTS = (OmniCodecError, RuntimeError, ValueError)
 """What codecs raise for a clip; they may be able to do the others."""
+DRIFT_COLUMNS = ("SI-SDR of the first minute", "of the last", "lowest", "highest", "dB per hour")
 STABILITY, DRIFT, PROBE = "stability", "drift", "probe"
 """First words of the keys of these rows of the journal."""
 
@@ -155,26 +156,28 @@ class TokenMeasurer:
             whole = drift.repeated_minute(first, codec.sample_rate, minutes)
             try:
                 (output,) = codec.reconstruct(whole, [system])
-                decibels = drift.by_minute(whole, output.samples, codec.sample_rate)
+                made = audio.fit_length(output.samples, whole.size)
+                decibels = drift.by_minute(whole, made, codec.sample_rate)
+                mels = drift.mel_of_ends(whole, made, codec.sample_rate)
             except CODEC_FAULTS as error:
                 rows.append(StudyRow(name=name, cells=[], why=str(error)))
                 return
-            row = {"of": [codec.identity(), digests], "decibels": decibels}
+            row = {"of": [codec.identity(), digests], "decibels": decibels, "mels": mels}
             self._journal.add(key, row)
         decibels = row["decibels"]
-        rows.append(
-            StudyRow(name=name, cells=[decibels[0], decibels[-1], min(decibels), max(decibels), *_slope(decibels)])
-        )
+        cells = [*row["mels"], decibels[0], decibels[-1], min(decibels), max(decibels), *_slope(decibels)]
+        rows.append(StudyRow(name=name, cells=cells))
         points = [(float(minute), value) for minute, value in enumerate(decibels, 1)]
         self._drifts.setdefault(domain, {})[name] = points
 
     def _about_drift(self, domain: str, rows: list[StudyRow]) -> Study:
-        columns = ["first minute", "last minute", "lowest", "highest", "dB per hour"]
+        columns = ["mel dis. of the first minute", "of the last", *DRIFT_COLUMNS]
         series = self._drifts.get(domain)
         return Study(
             title="Drift",
-            about=f"SI-SDR in dB of each of {self._options.drift} minutes that are encoded and decoded as one clip. "
-            "Each minute has the same content, so that a codec that does not drift has the same number in all.",
+            about=f"{self._options.drift} minutes are encoded and decoded as one clip. Each minute has the same "
+            "content, so that a codec that does not drift has the same numbers in all. SI-SDR is in dB, far below 0 "
+            "for codecs that do not keep phases, of which the mel distance tells more.",
             domain=domain,
             columns=columns,
             rows=_filled(rows, len(columns)),
