@@ -175,3 +175,25 @@ def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
     assert asked == [(2, {"OmniCodec": "some/model"}, 8)]
     assert capsys.readouterr().out == "the table\n"
     assert np.isfinite(asked[0][0])
+
+
+def test_the_table_of_ablations_has_perplexity_and_use_of_codebooks():
+    name = "without_adapter_1-16L"
+    means = {metric: {"mean": 0.5, "why": None} for metric in paper_tables.SIGNAL_METRICS}
+    report = {
+        "systems": [{"name": name, "usage": {"speech": [1.0, 0.5]}}],
+        "domains": ["speech"],
+        "metrics": [{"name": metric, "title": metric} for metric in means],
+        "compared": {name: {"speech": means}},
+        "left_out": {},
+    }
+    speech = Perplexity("flat", (2.0, 4.0), 1, {})
+    measured = paper_tables.Measured(
+        report, {name: Perplexity("flat", (9.0, 9.0), 1, {"speech": speech})}, {"speech": 3}
+    )
+    text, count = paper_tables.layout(paper_tables.TABLES[2](), measured, {})
+    row = "| w/o Adapter-1 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 2.00 | 3.00 | 0.750 | – | – |"
+    assert row in text.splitlines()
+    assert count == 1
+    assert "- w/o Semantic branch: not run; give its model directory by --model without_semantic_branch=DIR" in text
+    assert "Measured on 3 of speech;" in text

@@ -35,5 +35,5 @@ def mel_of_ends(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -
     """Returns the mel distances of the first and of the last minute, which tell of codecs that do not keep phases."""
     size, score = SECONDS * sample_rate, mel_distance()
     last = reference.size - size
-    parts = ((samples[start : start + size] for samples in (reference, degraded)) for start in (0, last))
-    return [score(Pair(*part, sample_rate, "")) for part in parts]
+    both = ((reference[start : start + size], degraded[start : start + size]) for start in (0, last))
+    return [score(Pair(real, made, sample_rate, "")) for real, made in both]
