@@ -8,6 +8,7 @@ batches, before the pipeline has filled up, do not count.
 import argparse
 import contextlib
 import io
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,8 +65,9 @@ def wait_share(prepared: str, step: float) -> float:
         if number == UNCOUNTED:
             waited, start = 0.0, time.perf_counter()
         asked = time.perf_counter()
-        next(batches)
+        batch = next(batches)
         waited += time.perf_counter() - asked
+        assert not batch["replaced"].any(), "a clip could not be read"
         time.sleep(step)
     return waited / (time.perf_counter() - start)
 
@@ -89,6 +91,7 @@ def main() -> None:
             pipeline.AHEAD_IN_BUCKET = ahead
             share = wait_share(f"{URL}/prepared", options.step_seconds)
             print(f"| bucket, {1e3 * options.latency:g} ms a request | {ahead} | {100 * share:.1f} % |", flush=True)
+        logging.disable()  # what is still read ahead is about to be gone
 
 
 if __name__ == "__main__":

@@ -146,11 +146,11 @@ def with_hf(words: list[str]) -> None:
 
 
 def of_a_host(words: list[str]) -> None:
-    """What a host of a cluster is told to run."""
-    line = words[-1] if words[0] == "on" or words[-2] == "-c" else shlex.join(words)
-    for told in re.split(r"&&", line):
-        if (begin := told.find("omnicodec ")) >= 0:
-            parsed(shlex.split(told[begin:]))
+    """What a host of a cluster is told to run, in one word or in those that follow."""
+    told = [part for word in words for part in word.split("&&") if "omnicodec " in part]
+    for line in told or [shlex.join(words)]:
+        if "omnicodec " in line:
+            parsed(shlex.split(line[line.index("omnicodec ") :]))
 
 
 def elsewhere(words: list[str]) -> None:
@@ -195,6 +195,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "hf": with_hf,
     "on ": of_a_host,
     "on()": elsewhere,
+    "for host in": of_a_host,
     "sbatch": of_a_host,
     "gcloud": elsewhere,
     "export": elsewhere,
