@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import importlib.util
 import os
 import uuid
 from collections.abc import Iterator
@@ -93,9 +94,12 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def servers() -> Iterator[None]:
     """Servers of buckets on this machine, which this process and its children find by their environment."""
     for module in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
-        pytest.importorskip(module, reason=f"needs {module}, of the extra dev, gcs or s3")
+        if importlib.util.find_spec(module) is None:  # gcsfs, once imported, would not look at its variables again
+            pytest.skip(f"needs {module}, of the extras dev, gcs and s3")
     import bucket_servers
     import fsspec
+
+    from omnicodec_jax.buckets import requests
 
     with contextlib.ExitStack() as running, pytest.MonkeyPatch.context() as patch:
         for serve in bucket_servers.SERVERS.values():
@@ -103,6 +107,7 @@ def servers() -> Iterator[None]:
             for name, value in variables.items():
                 patch.setenv(name, value)
         fsspec.config.set_conf_env(fsspec.config.conf)  # which reads it when it is imported
+        patch.setattr(requests, "SILENCE", 5.0)
         forkserver._forkserver._stop()  # it would give its children the environment of before
         yield
         forkserver._forkserver._stop()

@@ -38,7 +38,7 @@ from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
-from omnicodec_jax.training import frozen, loop, metrics_queue, storage
+from omnicodec_jax.training import frozen, loop, lost_time, metrics_queue, storage
 from omnicodec_jax.training.export import export_model
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import DISCRIMINATORS, first_state
@@ -272,6 +272,7 @@ def test_run_in_a_bucket_is_killed_and_goes_on_as_on_a_disk(whole, config, bucke
     (bucket / "run" / "checkpoints" / "7" / "state" / "manifest.ocdbt").write_bytes(b"half-written")
     assert loop.run(there, bucket / "run") == 0
     assert storage.steps(bucket / "run" / "checkpoints") == steps(whole)
+    assert len(lost_time.of_run(bucket / "run").starts) == 2
     with directory_on_disk(bucket / "run") as here:
         assert scalars(here, LOSSES) == scalars(whole, LOSSES)
     for workdir, model in ((bucket / "run", bucket / "model"), (whole, tmp_path / "model")):

@@ -75,7 +75,11 @@ def fetch(url: str, file: Path) -> None:
         if not file.exists():  # what gcsfs makes of an object of no bytes
             file.touch()
 
-    ask(url, get)
+    try:
+        ask(url, get)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def state_of(url: str) -> tuple[int, int]:

@@ -23,6 +23,8 @@ CREDENTIALS = {
     "hf": "run hf auth login, or set HF_TOKEN",
 }
 """What to do when a server wants to know who asks."""
+SILENCE = 60.0
+"""Seconds after which a server that says nothing is taken for one that does not answer."""
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before a request is made once more, each time a random share of up to half longer."""
 
@@ -53,7 +55,7 @@ def ask(url: str, request: Callable[[Any], T]) -> T:
 def system_of(scheme: str) -> Any:
     """Returns fsspec's file system of a scheme. Raises BucketError where its library is not installed."""
     if importlib.util.find_spec(LIBRARIES[scheme]) is None:
-        extra = EXTRAS[scheme]
+        extra = EXTRAS[scheme]  # the hub's library is always there
         raise BucketError(
             f"{scheme}:// needs {LIBRARIES[scheme]}, which is not installed: pip install 'omnicodec-jax[{extra}]', "
             f"or in a checkout pip install -e '.[{extra}]'"
@@ -65,6 +67,10 @@ def system_of(scheme: str) -> Any:
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "s3":  # asking again is for `_ask`
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
+    if scheme == "gs":
+        from aiohttp import ClientTimeout  # which gcsfs brings
+
+        options["requests_timeout"] = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     system = fsspec.filesystem(scheme, **options)
     if scheme == "s3":
         system.retries = 1
@@ -79,7 +85,7 @@ def missing(url: str) -> FileNotFoundError:
 def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
     """Returns an error in the words of this package, and whether there is no use in asking again."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    code = str(getattr(error, "code", "") or "")
+    code = str(getattr(error, "code", "") or getattr(getattr(error, "response", None), "status_code", ""))
     advice = CREDENTIALS[url.partition("://")[0]]
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OmniCodecError):

@@ -40,7 +40,7 @@ ENDLESS = sys.maxsize // 2
 BATCHES_AHEAD = 2
 """How many batches are read before they are asked for."""
 AHEAD_IN_BUCKET = 16
-"""How many batches are read at a time from a bucket, whose answers take their time; in each worker process."""
+"""How many batches are read at a time from a bucket, whose answers take their time, by all worker processes."""
 
 Sample = dict[str, np.ndarray]
 
@@ -302,7 +302,9 @@ def host_batches(
     positions = grain.MapDataset.range(step * len(rows), ENDLESS)
     batches = positions.map(_Rows(dataset, batch_size, tuple(rows))).batch(len(rows))
     # Grain's own buffer of 500 elements is meant for small ones; these are batches.
-    ahead = AHEAD_IN_BUCKET if isinstance(getattr(dataset, "directory", None), BucketPath) else BATCHES_AHEAD
+    ahead = BATCHES_AHEAD
+    if isinstance(getattr(dataset, "directory", None), BucketPath):
+        ahead = max(ahead, AHEAD_IN_BUCKET // max(1, num_workers))
     reading = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
     return batches.to_iter_dataset(reading).mp_prefetch(options)
