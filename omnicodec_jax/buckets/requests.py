@@ -68,7 +68,7 @@ def system_of(scheme: str) -> Any:
     if scheme == "s3":  # asking again is for `_ask`
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
     if scheme == "gs":
-        from aiohttp import ClientTimeout  # which gcsfs brings
+        from aiohttp import ClientTimeout  # pyright: ignore[reportMissingImports]  (gcsfs brings it)
 
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     system = fsspec.filesystem(scheme, **options)
