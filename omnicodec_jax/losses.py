@@ -7,10 +7,12 @@ it makes, and `adversarial_losses` the discriminators' outputs on that audio. `w
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
@@ -18,7 +20,7 @@ from omnicodec_jax.config import LossConfig
 from omnicodec_jax.discriminators import DiscriminatorOutputs
 from omnicodec_jax.discriminators.output import DiscriminatorOutput
 from omnicodec_jax.dsp import mel_spectrogram
-from omnicodec_jax.models.backbone import Audio
+from omnicodec_jax.models.backbone import Audio, Latent
 from omnicodec_jax.models.codec import CodecOutput
 
 Scalar = Float[Array, ""]
@@ -28,6 +30,12 @@ MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (
 """Window length and number of mel bands of each scale of the mel loss."""
 WAVLM_FRAME_RATE = 50
 """Hidden states of WavLM a second."""
+CEPSTRUM_SLICES, CEPSTRUM_MELS = 8, 80
+"""Number of time slices of a codec frame, and of mel bands of each, that a frame's cepstrum is computed of."""
+CEPSTRUM_SIZE = 64
+"""Number of its coefficients."""
+CEPSTRUM_SCALE = 0.215
+"""Factor that gives the coefficients a mean variance of 1 on speech, music and sound."""
 
 
 # -- Losses of what the codec computes beside the audio
@@ -86,6 +94,42 @@ def wavlm_distillation(
 
     cosine = jnp.sum(projection * target, axis=axis) / (norm(projection) * norm(target))
     return jnp.mean(1 - cosine) if kind == "mimi" else -jnp.mean(jax.nn.log_sigmoid(cosine))
+
+
+@lru_cache
+def cepstral_basis() -> Float[np.ndarray, "S M C"]:
+    """The coefficients of a two-dimensional cosine transform over time slices and mel bands, the lowest first.
+
+    In audio, coefficient (t, m) deviates by about 1 / ((1 + m)·(1 + t)²) of what coefficient (0, 0) does. Each is
+    divided by the square root of that, so that the lower ones still deviate more, but no longer outweigh all others.
+    """
+
+    def cosines(size: int) -> np.ndarray:
+        order, place = np.arange(size)[:, None], np.arange(size) + 0.5
+        return np.cos(np.pi / size * order * place) * np.sqrt(np.where(order == 0, 1, 2) / size)
+
+    slices, mels = np.arange(CEPSTRUM_SLICES), np.arange(CEPSTRUM_MELS)
+    deviation = 1 / ((1 + slices[:, None]) ** 2 * (1 + mels))
+    lowest = np.argsort(-deviation, axis=None, kind="stable")[:CEPSTRUM_SIZE]
+    products = np.einsum("ts,mn->tmsn", cosines(CEPSTRUM_SLICES), cosines(CEPSTRUM_MELS))
+    basis = products.reshape(-1, CEPSTRUM_SLICES, CEPSTRUM_MELS)[lowest] / deviation.ravel()[lowest, None, None] ** 0.5
+    return np.moveaxis(CEPSTRUM_SCALE * basis, 0, 2).astype(np.float32)
+
+
+@jax.named_scope("latent_cepstrum")
+def latent_cepstrum(latent: Latent, audio: Audio, sample_rate: int) -> Scalar:
+    """Mean squared distance of the first channels of the latent before quantization from the cepstrum of the frame.
+
+    A new encoder says hardly more than the loudness, and a decoder can make nothing of further codebooks. With this
+    term it says the shape of the spectrum within hundreds of steps (docs/training.md).
+    """
+    frames, size = latent.shape[1], min(CEPSTRUM_SIZE, latent.shape[2])
+    hop = audio.shape[2] // (frames * CEPSTRUM_SLICES)
+    mel = mel_spectrogram(audio[:, 0], sample_rate, 4 * hop, hop, CEPSTRUM_MELS)[:, : frames * CEPSTRUM_SLICES]
+    slices = jnp.log10(jnp.maximum(mel, 1e-3)).reshape(-1, frames, CEPSTRUM_SLICES, CEPSTRUM_MELS)
+    cepstrum = jnp.einsum("bnsm,smc->bnc", slices, cepstral_basis())[:, :, :size]
+    target = stop_gradient(cepstrum - cepstrum.mean(axis=(0, 1), keepdims=True))
+    return jnp.mean((latent[:, :, :size] - target) ** 2)
 
 
 def codec_losses(

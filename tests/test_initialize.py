@@ -11,8 +11,9 @@ from tiny import HOP, OMNICODEC, normal, variables
 
 from omnicodec_jax.config import CodebookConfig
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.models.conv import Dense
-from omnicodec_jax.models.initialize import initialize_codebooks, preserve_variance
+from omnicodec_jax.models.conv import CausalConv1d, Dense
+from omnicodec_jax.models.initialize import AUDIO_RMS, initialize_codebooks, preserve_variance
+from omnicodec_jax.models.seanet import SEANetEncoder
 
 FRAMES = 24
 CONFIG = dataclasses.replace(OMNICODEC, codebook=CodebookConfig(kmeans_iterations=5))
@@ -54,3 +55,20 @@ def test_kernels_that_preserve_the_variance_are_wider_and_nothing_else_changes()
     assert kept == pytest.approx(1, rel=0.05)
     assert np.var(np.asarray(x @ drawn["kernel"])) / np.var(np.asarray(x)) == pytest.approx(1 / 3, rel=0.05)
     np.testing.assert_array_equal(wide["bias"], drawn["bias"])
+
+
+def test_first_convolution_brings_audio_to_a_variance_of_one():
+    encoder = SEANetEncoder(OMNICODEC.seanet, OMNICODEC.dimension)
+    audio = AUDIO_RMS * normal(4, 20 * HOP, 1)
+    drawn = jax.jit(encoder.init)(jax.random.key(0), audio)["params"]
+    wide = preserve_variance({"encoder": drawn})["encoder"]
+    outputs = [
+        jnp.var(
+            CausalConv1d(OMNICODEC.seanet.n_filters, OMNICODEC.seanet.kernel_size).apply(
+                {"params": params["conv_in"]}, audio
+            )
+        )
+        for params in (drawn, wide)
+    ]
+    assert outputs[0] < 0.1
+    assert outputs[1] == pytest.approx(1, abs=0.7)  # there are few channels, with random biases

@@ -27,6 +27,9 @@ class LossConfig:
     feature_matching_stft: float = 1.0
     feature_matching_waveform: float = 1.0
     feature_matching_wavlm: float = 1.0
+    latent_cepstrum: float = 0.0
+    """Draws the first channels of the encoder's latent to the cepstrum of the frame, until
+    `train.latent_cepstrum_until`."""
     wavlm_distillation: float = 0.0
     wavlm_distillation_kind: Literal["speechtokenizer", "mimi"] = "speechtokenizer"
     """`speechtokenizer`: -log σ(cosine) of each channel over time; `mimi`: 1 - cosine of each frame over channels."""
@@ -138,11 +141,14 @@ class TrainConfig:
     codes must say everything."""
     semantic_dropout_until: int | None = None
     """Step at which semantic dropout ends; None: never."""
+    latent_cepstrum_until: int | None = None
+    """Step at which the term `loss.latent_cepstrum` ends; None: never."""
     quantizer_bypass: float = 0.0
     """Share of the clips of each batch whose vectors reach the decoder as they are before quantization (the acoustic
     ones of OmniCodec, all of Mimi); the codebooks learn from them all the same."""
     initialization: Literal["pytorch", "variance_preserving"] = "pytorch"
-    """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance."""
+    """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance. With the
+    latter, the first convolution also brings audio, which is quiet beside what an ELU bends, to a variance of 1."""
     freeze: tuple[FrozenPart, ...] = ()
     """Parts of the codec that stay as they are in the model that `run.start_from` names, codebooks included. With
     `encoder` and `quantizer` only the decoder learns, and tokens made before stay valid."""
@@ -155,6 +161,8 @@ class TrainConfig:
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
+        until = self.latent_cepstrum_until
+        require(until is None or until >= 0, self, "latent_cepstrum_until", "0 or more, or None")
         require(0 <= self.quantizer_bypass <= 1, self, "quantizer_bypass", "in [0, 1]")
         distributions = ("pytorch", "variance_preserving")
         require(self.initialization in distributions, self, "initialization", "'pytorch' or 'variance_preserving'")

@@ -22,6 +22,9 @@ LOG = logging.getLogger(__name__)
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
 """Compiler options for programs that run once: hundreds of random draws compile in a third of the time."""
 
+AUDIO_RMS = 0.08
+"""Root mean square of audio, about, over speech, music and sound that are not silent."""
+
 SECONDS_BETWEEN_LINES = 10
 """Shortest time between two lines of the log about the fit."""
 
@@ -38,10 +41,17 @@ def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
 
 
 def preserve_variance(params: Any) -> Any:
-    """Widens the distribution of random kernels by √3, to U(±√3/√fan_in): a layer keeps the variance of its input."""
+    """Widens the distribution of random kernels by √3, to U(±√3/√fan_in): a layer keeps the variance of its input.
+
+    The first kernel is widened by 1 / AUDIO_RMS more: an encoder is all but linear in audio as quiet as it is, and
+    takes long to find out anything about its spectrum.
+    """
 
     def widened(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        return leaf * math.sqrt(3) if path[-1] == jax.tree_util.DictKey("kernel") else leaf
+        *module, name = (key.key for key in path)  # type: ignore[attr-defined]
+        if name != "kernel":
+            return leaf
+        return leaf * math.sqrt(3) / (AUDIO_RMS if module == ["encoder", "conv_in"] else 1)
 
     return jax.tree.map_with_path(widened, params)
 

@@ -22,7 +22,7 @@ from omnicodec_jax.discriminators import DiscriminatorOutputs, Discriminators, S
 from omnicodec_jax.discriminators.wavlm import HiddenStates
 from omnicodec_jax.dsp import resample
 from omnicodec_jax.losses import Scalar, Terms
-from omnicodec_jax.models.backbone import Audio
+from omnicodec_jax.models.backbone import Audio, Latent
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS, draw_num_quantizers
@@ -160,6 +160,14 @@ class Gan:
         share = self.config.train.quantizer_bypass
         return None if share == 0 else jax.random.bernoulli(key, share, (clips,))
 
+    def latent_cepstrum(self, latent: Latent, audio: Audio, step: Int[Array, ""]) -> Terms:
+        """Computes the term that draws the latent to the cepstrum, which is 0 from its last step on."""
+        if self.config.loss.latent_cepstrum == 0:
+            return {}
+        until = self.config.train.latent_cepstrum_until
+        term = losses.latent_cepstrum(latent, audio, self.config.codec.sample_rate)
+        return {"latent_cepstrum": term if until is None else jnp.where(step < until, term, 0.0)}
+
     def codec_forward(
         self,
         params: Tree,
@@ -190,6 +198,7 @@ class Gan:
             )
             last = None if inputs.wavlm_states is None else inputs.wavlm_states[-1]
             terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
+            terms |= self.latent_cepstrum(output.latent, inputs.audio, step)
             metrics = {
                 "num_quantizers": num_quantizers.astype(jnp.float32),
                 "replaced_acoustic": output.acoustic.replaced,
