@@ -1,4 +1,7 @@
-"""`make demo`: trains a small codec on some of the bundled clips and shows what it makes of the others."""
+"""`make demo`: trains a tiny codec on some of the bundled clips and shows what it makes of the others.
+
+Beside it stands the codec that comes with the package, which has learnt from hours of other audio.
+"""
 
 import dataclasses
 import json
@@ -6,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax import cli, compilation_cache, shipped
 from omnicodec_jax.cli import command, corpora
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import PerplexityConfig
@@ -25,10 +28,13 @@ CONFIG, LANGUAGE_MODEL = "demo", "language_model_demo"
 HELD_OUT = 0.27
 """Share of the clips: three of eleven, two of music and one of speech."""
 OPUS = "opus=6000+12000"
+ALL = 99
+"""More codebooks than any codec here has: all are decoded from."""
 
 
 def main() -> int:
-    """Exit code 0 when every held-out clip comes back nearer to what it was than from an untrained codec."""
+    """Exit code 0 when every held-out clip is nearer to what it was after training, and nearest from the codec that
+    comes with the package."""
     command.log_progress()
     compilation_cache.use()
     manifest = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
@@ -46,9 +52,9 @@ def main() -> int:
     evaluation = evaluations.Evaluation(
         data=held_out(),
         out=RUNS / "report",
-        models={name: str(RUNS / name) for name in ("untrained", "trained")},
+        models={name: str(RUNS / name) for name in ("untrained", "trained")} | {"small": shipped.DEFAULT},
         peers=(PeerRequest.parse(OPUS),),
-        codebooks=(config.codec.num_quantizers,),
+        codebooks=(ALL,),
         metrics=tuple(SIGNAL_METRICS),
         num_workers=os.cpu_count() or 1,
     )
@@ -57,7 +63,7 @@ def main() -> int:
     print(f"Perplexity of the tokens to a small language model, {predicted}\n")
     print(f"Listen and compare: {RUNS / 'report' / 'index.html'}   Curves: tensorboard --logdir {RUNS}")
     print(f"Tokens of all clips: pyarrow.parquet.read_table('{RUNS / 'corpus' / 'shards'}')")
-    return int(not all(better_after_training()))
+    return int(not all(as_ears_would_order_them()))
 
 
 def held_out() -> dict[str, Path]:
@@ -75,16 +81,13 @@ def held_out() -> dict[str, Path]:
     return paths
 
 
-def better_after_training() -> list[bool]:
-    """Says of each held-out clip whether its mel distance has fallen."""
-    rows = [json.loads(line) for line in (RUNS / "report" / "scores.jsonl").open()]
-    distance = {(row["system"], row["domain"], row["clip"]): row["values"]["mel_distance"] for row in rows}
-    whole = f"-{config_files.load(CONFIG).codec.num_quantizers}L"
-    return [
-        distance[f"trained{whole}", *clip] < value
-        for (system, *clip), value in distance.items()
-        if system == f"untrained{whole}"
-    ]
+def as_ears_would_order_them() -> list[bool]:
+    """Says of each held-out clip whether its mel distance falls from untrained to trained to the shipped one."""
+    distances: dict[tuple[str, str], dict[str, float]] = {}
+    for row in map(json.loads, (RUNS / "report" / "scores.jsonl").open()):
+        system = row["system"].rpartition("-")[0]
+        distances.setdefault((row["domain"], row["clip"]), {})[system] = row["values"]["mel_distance"]
+    return [of["untrained"] > of["trained"] > of[shipped.DEFAULT] for of in distances.values()]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from omnicodec_jax import shipped
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig, identity
 from omnicodec_jax.config import files as config_files
@@ -30,6 +32,8 @@ from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ENCODER = "encoder"
+"""Folder in a codec's model directory that may hold the frozen encoder of its semantic branch, as a model directory."""
 SCALE = ".int8_scale"
 """What the name of an int8 array's scale ends with, after the name of the array."""
 Number = Literal["float32", "float16", "int8"]
@@ -126,6 +130,13 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
         save_file(tensors, path)
     with rewriting(directory / CONFIG) as path:
         path.write_text(to_json(config))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a model directory's two files, each whole or not at all, and nothing else that lies there."""
+    for name in (WEIGHTS, CONFIG):
+        with on_disk(source / name) as here, rewriting(target / name) as temporary:
+            shutil.copyfile(here, temporary)
 
 
 def _stored(name: str, value: np.ndarray, number: Number) -> dict[str, np.ndarray]:
@@ -227,13 +238,16 @@ def _refuse_unconverted(directory: Path) -> None:
 def resolve(
     name: str | os.PathLike[str], revision: str | None = None, files: Sequence[str] = (CONFIG, WEIGHTS)
 ) -> Path:
-    """Returns the directory of a model: `name` itself, or where the files of the hub's `owner/name` were downloaded to.
+    """Returns the directory of a model: `name` itself, that of a model which comes with the package (`shipped.MODELS`),
+    or where the files of the hub's `owner/name` were downloaded to.
 
     Raises ModelError if there is no such model.
     """
     path = as_path(name)
     if path.is_dir():
         return path
+    if str(name) in shipped.MODELS:
+        return shipped.MODELS[str(name)]
     if path.is_file():
         raise ModelError(
             f"{name}: a file, where a model is a directory; omnicodec convert from-torch makes one of a checkpoint"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnicodec_jax import model_directory
+from omnicodec_jax import model_directory, shipped
 from omnicodec_jax.blocks import Array, check_codes
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.codec_lanes import CodecLanes, PreparedClip
@@ -27,10 +27,10 @@ from omnicodec_jax.errors import AudioError, ModelError, TokenError
 from omnicodec_jax.lanes import Key, Use
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder_of
 
-ENCODER = "encoder"
-"""Folder in a codec's model directory that may hold the frozen encoder of its semantic branch, as a model directory."""
 FILES = tuple(
-    f"{folder}{name}" for folder in ("", f"{ENCODER}/") for name in (model_directory.CONFIG, model_directory.WEIGHTS)
+    f"{folder}{name}"
+    for folder in ("", f"{model_directory.ENCODER}/")
+    for name in (model_directory.CONFIG, model_directory.WEIGHTS)
 )
 """Files of a codec's model directory."""
 
@@ -50,7 +50,7 @@ def find_encoder(
     """
     if encoder is not None:
         return as_path(encoder)
-    beside = model_directory.resolve(name, revision, FILES) / ENCODER
+    beside = model_directory.resolve(name, revision, FILES) / model_directory.ENCODER
     return beside if (beside / model_directory.CONFIG).is_file() else None
 
 
@@ -122,7 +122,7 @@ class OmniCodecTokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike[str],
+        name: str | os.PathLike[str] = shipped.DEFAULT,
         revision: str | None = None,
         encoder: str | os.PathLike[str] | None = None,
         devices: Sequence[Any] | None = None,
@@ -132,7 +132,7 @@ class OmniCodecTokenizer:
         """Loads a model from a directory, or from the Hugging Face hub.
 
         Args:
-            name: Model directory, or hub id such as `you/your-codec`.
+            name: Model directory, hub id such as `you/your-codec`, or `small`, the codec that comes with the package.
             revision: Branch, tag or commit of a hub model.
             encoder: Directory of the encoder that computes semantic features (`omnicodec convert whisper` or
                 `omnicodec convert qwen3-aut`). Default: the folder `encoder` in that of the model; without one, models

@@ -262,12 +262,6 @@ def test_a_model_of_stored_features_asks_for_them_once(folder, tmp_path, demo_mo
         cli.encode(folder, tmp_path / "tokens", model=tmp_path / "stored")
 
 
-def test_without_a_model_it_says_how_to_get_one(monkeypatch, clips):
-    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
-    with pytest.raises(ModelError, match=r"(?s)--model DIR.*convert from-torch.*omnicodec init"):
-        cli.encode(clips[0])
-
-
 def test_nothing_to_do_is_an_error(tmp_path, demo_model):
     with pytest.raises(OmniCodecError, match="holds no file"):
         cli.encode(tmp_path, model=demo_model)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from tiny import MIMI, OMNICODEC, variables
 
-from omnicodec_jax import cli
+from omnicodec_jax import cli, shipped
 from omnicodec_jax.cli.options import named
 from omnicodec_jax.data import audio
 from omnicodec_jax.errors import AudioError, ConfigError, DataError, ModelError
@@ -153,13 +153,6 @@ def test_eighty_footnotes_of_one_cause_are_one_line():
     ]
 
 
-def test_nothing_to_score_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
-    with pytest.raises(ConfigError, match=r"no codec to score: give --model DIR, --peers opus"):
-        cli.evaluate(out=tmp_path / "report", quoted=True)
-    assert not (tmp_path / "report").exists()
-
-
 def test_the_default_model_is_scored_where_no_other_system_is_given(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "run", lambda evaluation: asked.append(evaluation) or 0)
@@ -167,7 +160,10 @@ def test_the_default_model_is_scored_where_no_other_system_is_given(tmp_path, mo
     monkeypatch.setenv("OMNICODEC_MODEL", "some/model")
     cli.evaluate(out=tmp_path)
     cli.evaluate(out=tmp_path, peers="opus")
-    assert [evaluation.models for evaluation in asked] == [{"OmniCodec": "some/model"}, {}]
+    monkeypatch.delenv("OMNICODEC_MODEL")
+    cli.evaluate(out=tmp_path)
+    shipped_model = {"OmniCodec": str(shipped.MODELS["small"])}
+    assert [evaluation.models for evaluation in asked] == [{"OmniCodec": "some/model"}, {}, shipped_model]
 
 
 def test_refused_clips_are_listed_and_the_others_go_on(evaluation, done):

@@ -22,6 +22,8 @@ COMMANDS = [
     "clips clips",
     "inspect clips/sound_bell.flac",
     "inspect {model}",
+    "inspect small",
+    "encode clips/sound_bell.flac with_the_one_that_comes_along.safetensors",
     "encode clips/sound_bell.flac bell.safetensors --model {model}",
     "decode bell.safetensors bell.wav --model {model}",
     "prepare --manifest sound=clips/sound.jsonl --out prepared --num-workers 1",
@@ -35,7 +37,6 @@ REFUSED = {
     "train --config released_12hz --workdir run --data.prepared nowhere": "nowhere",
     "train --config no_recipe --workdir run": "there are ablations/fine_tuned",
     "perplexity --config language_model --tokens nowhere": "nowhere",
-    "encode clips/sound_bell.flac": "omnicodec convert from-torch",
 }
 """These find their recipe or converter, and what they say of what is missing."""
 RUN = """

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from omnicodec_jax import shipped
 from omnicodec_jax.buckets import BucketPath, on_disk
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config import files as config_files
@@ -65,11 +66,14 @@ def _model(path: Path) -> Iterator[str]:
         yield f"hash of what makes its tokens, its decoder left out: {model_directory.tokens_hash(config, variables)}"
     if (path / "discriminators" / model_directory.CONFIG).is_file():
         yield "with its discriminators, to train on from"
-    if (path / "encoder" / model_directory.CONFIG).is_file():
-        encoder = model_directory.load(path / "encoder")
+    if (path / model_directory.ENCODER / model_directory.CONFIG).is_file():
+        encoder = model_directory.load(path / model_directory.ENCODER)
         yield f"with the {model_directory.model_type(encoder[0])} encoder {model_directory.model_hash(*encoder)}"
     if earlier := model_directory.hash_of_0_1(config, variables):
         yield f"version 0.1 called it {earlier}"
+    if (path / shipped.CARD).is_file():
+        yield "its model card:\n"
+        yield from (path / shipped.CARD).read_text().splitlines()
 
 
 def _prepared(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from omnicodec_jax.buckets import as_path
-from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
+from omnicodec_jax.cli.options import BUNDLED_CLIPS, model_name, named
 from omnicodec_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def evaluate(
 
     Args:
         model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, if no other system is
-            given: $OMNICODEC_MODEL.
+            given: $OMNICODEC_MODEL, or the codec that comes along.
         data: The clips of each domain, DOMAIN=PATH,…: LibriSpeech, GTZAN or AudioSet as they lie on disk, a manifest,
             or any folder of audio. Default: the bundled clips.
         out: Folder of the report.
@@ -71,7 +71,7 @@ def evaluate(
         num_workers: How many processes compute metrics.
     """
     if not (model or peers or reconstructions):
-        model = os.environ.get("OMNICODEC_MODEL")
+        model = os.environ.get("OMNICODEC_MODEL") if table is not None else model_name(None)
     from omnicodec_jax.evaluation import run, scores
     from omnicodec_jax.evaluation.peers import PeerRequest
     from omnicodec_jax.evaluation.token_studies import TokenStudies
@@ -97,8 +97,6 @@ def evaluate(
     )
     if table is not None:
         return _paper_table(table, evaluation, language_model)
-    if not (evaluation.models or evaluation.peers or evaluation.reconstructions):
-        raise ConfigError("no codec to score: give --model DIR, --peers opus, or --reconstructions NAME=DIR")
     status = run.run(evaluation)
     print((out / "tables.md").read_text() + f"\nPage: {out / 'index.html'}")
     return status

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tyro
 
+from omnicodec_jax import shipped
 from omnicodec_jax.cli import command
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
@@ -17,11 +18,13 @@ def inspect(path: Positional[Path], /) -> int:
     """Say what a file or a directory holds: what one of these commands has written, or audio.
 
     Args:
-        path: A model, prepared audio, semantic features, a training run, tokens, or the report of an evaluation; or a
-            token file, an audio file, or a directory of such files.
+        path: A model (a directory, or small, the codec that comes along), prepared audio, semantic features, a training
+            run, tokens, or the report of an evaluation; or a token file, an audio file, or a directory of such files.
     """
     from omnicodec_jax.cli import contents
 
+    if not path.exists():
+        path = shipped.MODELS.get(str(path), path)
     if not path.exists():
         raise OmniCodecError(f"{path}: no such file or directory")
     if lines := contents.describe(path):

@@ -73,7 +73,15 @@ def _segments(audio: Path, sample_rate: int, peak: float | None) -> list[np.ndar
     return segments
 
 
-def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
+def export_model(
+    *,
+    workdir: Path,
+    out: Path,
+    step: int | None = None,
+    ema: bool = False,
+    number: Literal["float32", "float16"] = "float32",
+    encoder: Path | None = None,
+) -> int:
     """Turn a checkpoint of a training run into a model directory, with its discriminators in OUT/discriminators.
 
     Args:
@@ -81,10 +89,13 @@ def export_model(*, workdir: Path, out: Path, step: int | None = None, ema: bool
         out: Model directory to write.
         step: Step of a kept checkpoint. Default: the last one.
         ema: Take the moving average of the parameters, if the run keeps one, in place of the parameters.
+        number: What the weights are stored as. They are computed with in float32; float16 halves the file, and rounds.
+        encoder: Directory of the frozen encoder of the semantic branch, to go into OUT/encoder, where every command
+            finds it.
     """
     from omnicodec_jax.training import export
 
-    step = export.export_model(workdir, out, step, ema)
+    step = export.export_model(workdir, out, step, ema, number, encoder)
     print(f"{out}: model of {workdir} after {step} steps")
     return 0
 
@@ -104,7 +115,7 @@ def export(
             encoder takes audio and semantic features; encoder-from-audio, for ONNX, computes the features of models
             whose source is log_mel.
         out: File to write, ending in .stablehlo, whose weights go beside it, or in .onnx, which holds them.
-        model: Model directory or hub id; default $OMNICODEC_MODEL.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
         format: What the program is written in.
         seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.
     """

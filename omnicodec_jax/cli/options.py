@@ -2,32 +2,36 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from omnicodec_jax import names
-from omnicodec_jax.errors import ConfigError, ModelError
+from omnicodec_jax import names, shipped
+from omnicodec_jax.errors import ConfigError
 
 BUNDLED_CLIPS = Path(__file__).parents[1] / "clips"
 """Short clips of speech, music and sound that come with the package."""
 
 ModelOption = Annotated[
-    Path | str | None, tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL.", metavar="DIR")
+    Path | str | None,
+    tyro.conf.arg(
+        help="Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.", metavar="DIR"
+    ),
 ]
-
-NO_MODEL = """no model: give --model DIR or set OMNICODEC_MODEL. To get a model directory:
-  omnicodec convert from-torch --checkpoint omnicodec.pth --config released_12hz --out DIR
-  omnicodec convert mimi --checkpoint MIMI_DIR --out DIR
-  omnicodec init --config demo --out DIR      (small and untrained, to try things out)"""
 
 
 def model_name(model: Path | str | None) -> str:
-    """Returns the given model or, without one, that of $OMNICODEC_MODEL. Raises ModelError if there is neither."""
+    """Returns the given model or, without one, that of $OMNICODEC_MODEL or else the codec that comes with the package.
+
+    A line on standard error says where it is the last.
+    """
     if name := model or os.environ.get("OMNICODEC_MODEL"):
         return str(name)
-    raise ModelError(NO_MODEL)
+    card = f"omnicodec inspect {shipped.DEFAULT}: what it is good for"
+    print(f"model: {shipped.DEFAULT}, which comes with the package ({card})", file=sys.stderr)
+    return str(shipped.MODELS[shipped.DEFAULT])
 
 
 def named(text: str, option: str, default: str | None = None) -> dict[str, str]:

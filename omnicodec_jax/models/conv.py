@@ -208,12 +208,6 @@ def conv1d(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int = 0, right: int = 0
 ) -> ConvOutput:
     """Convolves x with `left` zeros before it and `right` zeros after it."""
-    if (
-        x.shape[2] == stride == dilation == 1
-    ):  # one channel of audio would leave a matrix unit idle: sums of shifted copies
-        x = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
-        taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
-        return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
     convolve = partial(
         jax.lax.conv_general_dilated,
         window_strides=(stride,),
@@ -222,10 +216,21 @@ def conv1d(
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=jax.lax.Precision.HIGHEST if kernel.shape[2] == 1 else None,  # audio comes out
     )
+    if x.shape[2] == stride == dilation == 1:  # audio goes in: one channel would leave a matrix unit idle
+        return jax.lax.platform_dependent(
+            x, kernel, cpu=convolve, default=partial(conv1d_as_shifts, left=left, right=right)
+        )
     multiply = partial(conv1d_as_product, stride=stride, dilation=dilation, left=left, right=right)
     # The gradient needs x and the kernel; without the checkpoint, intermediate arrays of both branches would be kept.
     run = jax.checkpoint(partial(jax.lax.platform_dependent, tpu=multiply, default=convolve), prevent_cse=False)
     return run(x, kernel)
+
+
+def conv1d_as_shifts(x: Float[Array, "B T 1"], kernel: Float[Array, "k 1 O"], left: int, right: int) -> ConvOutput:
+    """Computes `conv1d` of one channel as a sum of shifted copies, in full float32. A CPU would write each of them."""
+    x = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
+    taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
+    return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
 
 
 def conv1d_as_product(

@@ -9,31 +9,46 @@ from omnicodec_jax.config import MeshConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.semantic import read_encoder_of
 from omnicodec_jax.training import checkpoint
 from omnicodec_jax.training.start import DISCRIMINATORS, state_template
 
 
-def export_model(workdir: Path, out: Path, step: int | None = None, ema: bool = False) -> int:
-    """Writes the codec of a run to a model directory, and its discriminators to a folder in it.
+def export_model(
+    workdir: Path,
+    out: Path,
+    step: int | None = None,
+    ema: bool = False,
+    number: model_directory.Number = "float32",
+    encoder: Path | None = None,
+) -> int:
+    """Writes the codec of a run to a model directory, and its discriminators and frozen encoder to folders in it.
 
     Args:
         workdir: The directory of the run.
         out: The model directory.
         step: The step of a kept checkpoint; None: the last one.
         ema: Whether to take the moving average of the parameters in their place.
+        number: What the codec's weights are stored as.
+        encoder: Model directory of the encoder of the semantic branch, which is copied; None: the codec goes without.
 
     Returns:
         The step of the checkpoint.
 
     Raises:
         CheckpointError: If the run, the step or the average is not there.
+        ModelError: If the encoder is none, or not of the kind that the codec takes.
     """
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:
         raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay); leave out --ema")
+    if encoder is not None:
+        read_encoder_of(encoder, getattr(config.codec, "semantic", None))
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
     model_directory.save(out / DISCRIMINATORS, config.discriminators, {"params": state.discriminators})
-    model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks})
+    if encoder is not None:
+        model_directory.copy(encoder, out / model_directory.ENCODER)
+    model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks}, number)
     return step

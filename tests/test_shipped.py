@@ -1,0 +1,71 @@
+"""The codec that comes with the package: the default of every command, small enough, and what its card says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+
+from omnicodec_jax import cli, model_directory, shipped
+from omnicodec_jax.cli.options import model_name
+from omnicodec_jax.config import files as config_files
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
+
+SMALL = shipped.MODELS["small"]
+
+
+@pytest.fixture(autouse=True)
+def no_other_default(monkeypatch):
+    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
+
+
+def test_speech_goes_there_and_back_with_no_option(tmp_path, monkeypatch, capsys, clips):
+    (speech,) = (clip for clip in clips if clip.stem == "speech_english_class")
+    (tmp_path / "speech.flac").write_bytes(speech.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert cli.encode(Path("speech.flac")) == 0
+    assert cli.decode(Path("speech.safetensors")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("model: small, which comes with the package")] == lines[:1] * 2
+    samples, rate = soundfile.read("speech_decoded.wav")
+    info = soundfile.info("speech.flac")
+    assert (rate, len(samples)) == (info.samplerate, info.frames)
+    assert np.sqrt(np.mean(samples**2)) > 0.01
+
+
+def test_it_is_the_codec_of_its_recipe_and_computes_its_features():
+    tokenizer = OmniCodecTokenizer.from_pretrained()
+    assert tokenizer.config == config_files.load("small").codec
+    assert tokenizer.computes_features
+    assert tokenizer.bitrate == 2000
+
+
+def test_a_directory_and_a_variable_of_the_environment_go_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_directory.resolve("small") == SMALL
+    (tmp_path / "small").mkdir()
+    assert model_directory.resolve("small") == Path("small")
+    monkeypatch.setenv("OMNICODEC_MODEL", "other")
+    assert model_name(None) == "other"
+    assert model_name("third") == "third"
+    monkeypatch.delenv("OMNICODEC_MODEL")
+    assert model_name(None) == str(SMALL)  # and not the folder that happens to be there
+
+
+def test_it_fits_into_the_wheel_and_is_exact_in_float32():
+    files = [path for path in SMALL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 24e6
+    assert {array.dtype.name for array in load_file(SMALL / model_directory.WEIGHTS).values()} == {"float16"}
+
+
+def test_inspect_shows_its_card(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.inspect(Path("small")) == 0
+    shown = capsys.readouterr().out
+    for words in ("5,867,537 parameters", "whisper encoder", "hours", "licence", "STOI", "not good for"):
+        assert words in shown
+
+
+def test_its_card_names_its_tokens(capsys):
+    assert OmniCodecTokenizer.from_pretrained().model_hash in (SMALL / shipped.CARD).read_text()
