@@ -12,6 +12,25 @@ import urllib.request
 from collections.abc import Iterator
 
 BUCKET = "test"
+GCS_SERVER = """
+from gcp_storage_emulator.handlers import objects
+
+download = objects.download
+
+def with_generation(request, response, storage, *arguments, **options):
+    try:
+        held = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = held["generation"]
+    except objects.NotFound:
+        pass
+    return download(request, response, storage, *arguments, **options)
+
+objects.download = with_generation  # the emulator leaves out this header, which TensorStore reads
+
+from gcp_storage_emulator.__main__ import main
+
+main()
+"""
 S3 = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 S3 |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 # gcsfs asks another service of Google of what kind a bucket is, and TensorStore the machine for its account.
@@ -40,9 +59,8 @@ def gcs(port: int | None = None) -> Iterator[tuple[subprocess.Popen, dict[str, s
     """A server of Google Cloud Storage with one bucket; gives what `s3` does."""
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
-    start = "from gcp_storage_emulator.__main__ import main; main()"
     options = ["--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", BUCKET]
-    with _running([sys.executable, "-c", start, "start", *options], url) as process:
+    with _running([sys.executable, "-c", GCS_SERVER, "start", *options], url) as process:
         yield process, GCS | {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
 
 
