@@ -5,7 +5,6 @@ so that the figure is the pipeline's alone: the share of the time that the loop 
 batches, before the pipeline has filled up, do not count.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -19,6 +18,7 @@ import fsspec
 import numpy as np
 
 from omnicodec_jax.buckets import requests
+from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import audio, pipeline, prepare, records, units
@@ -72,27 +72,28 @@ def wait_share(prepared: str, step: float) -> float:
     return waited / (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--step-seconds", type=float, default=0.7, help="how long a step takes")
-    parser.add_argument("--latency", type=float, default=0.05, help="how long a request takes, in seconds")
-    options = parser.parse_args()
+def main(*, step_seconds: float = 0.7, latency: float = 0.05) -> None:
+    """Measure how long training waits for data in a bucket whose every request takes some time.
+
+    Args:
+        step_seconds: How long a step takes.
+        latency: How long a request takes, in seconds.
+    """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         prepare_audio(directory)
-        print(f"batches of {BATCH} crops of {SECONDS} s, steps of {options.step_seconds:g} s\n")
+        print(f"batches of {BATCH} crops of {SECONDS} s, steps of {step_seconds:g} s\n")
         print("| where | batches read at a time | waiting for data |\n| --- | --- | --- |")
-        share = wait_share(str(directory / "prepared"), options.step_seconds)
+        share = wait_share(str(directory / "prepared"), step_seconds)
         print(f"| directory | {pipeline.BATCHES_AHEAD} | {100 * share:.1f} % |", flush=True)
-        system: Any = Slow(directory, options.latency)
+        system: Any = Slow(directory, latency)
         requests.system_of = lambda scheme: system  # pyright: ignore[reportAttributeAccessIssue]
         for ahead in (pipeline.BATCHES_AHEAD, pipeline.AHEAD_IN_BUCKET):
             pipeline.AHEAD_IN_BUCKET = ahead
-            share = wait_share(f"{URL}/prepared", options.step_seconds)
-            print(f"| bucket, {1e3 * options.latency:g} ms a request | {ahead} | {100 * share:.1f} % |", flush=True)
+            share = wait_share(f"{URL}/prepared", step_seconds)
+            print(f"| bucket, {1e3 * latency:g} ms a request | {ahead} | {100 * share:.1f} % |", flush=True)
         logging.disable()  # what is still read ahead is about to be gone
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, prog="python -m benchmarks.bucket_speed")

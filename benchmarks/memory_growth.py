@@ -1,4 +1,4 @@
-"""Memory of a training process over 2000 steps and 40 checkpoints: python -m benchmarks.memory_growth [STEPS]
+"""Memory of a training process over 2000 steps and 40 checkpoints: python -m benchmarks.memory_growth [--steps STEPS]
 
 The run is that of `omnicodec train`, with a codec and discriminators so small that a step takes little more than what
 the loop around it does: reading batches, writing checkpoints, logging, validation. What it prints is the memory of the
@@ -7,7 +7,6 @@ process at every tenth of the run, and how much of it the second half of the run
 
 import dataclasses
 import logging
-import sys
 import tempfile
 from pathlib import Path
 
@@ -77,9 +76,12 @@ def measure(folder: Path, steps: int) -> list[tuple[int, float]]:
     return [(line.step, line.host_gib) for line in lost_time.read(folder / "run") if line.step is not None]
 
 
-def main(words: list[str]) -> None:
-    """Trains, and prints the memory."""
-    steps = int(words[0]) if words else STEPS
+def main(*, steps: int = STEPS) -> None:
+    """Train the smallest codec with 40 checkpoints, and print the memory of the process at every tenth of the run.
+
+    Args:
+        steps: Length of the run.
+    """
     command.log_progress()
     logging.getLogger("omnicodec_jax").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,4 +95,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command.run(main, prog="python -m benchmarks.memory_growth")

@@ -130,7 +130,7 @@ def test_training_takes_what_only_the_long_help_names(monkeypatch):
         ("encod", "did you mean encode?"),
         ("tok", "did you mean tokenize?"),
         ("exports", "did you mean export or export-model?"),
-        ("xyz", "there are clips, prepare, train, export-model"),
+        ("xyz", "there are clips, prepare, train, goodput, export-model"),
     ],
 )
 def test_a_mistyped_command_names_the_one_that_was_meant(word, message, monkeypatch, capsys):

@@ -7,7 +7,6 @@ from omnicodec_jax.config import Config, PerplexityConfig, Precision
 from omnicodec_jax.errors import UsageError
 
 OF_CODEC = {
-    "run.mesh.slices": "Slices or hosts that fsdp and tensor stay within. Default: those of the topology.",
     "run.mesh.data": "Number of groups of chips that hold the same state. Default: as many as there are chips for.",
     "run.mesh.fsdp": "Number of chips that share the state.",
     "run.mesh.tensor": "Number of chips that share the channels of the transformers.",
