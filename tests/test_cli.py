@@ -368,7 +368,14 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli.command, "log_progress", lambda: None)
     demo.main()
     printed = capsys.readouterr().out
-    for part in ("| Opus-12k |", "| trained-9L | 256 | 900 |", "layout flat, 8 codebooks", "x real time", "index.html"):
+    for part in (
+        "| Opus-12k |",
+        "| trained-9L | 256 | 900 |",
+        "| small-16L |",
+        "layout flat, 8 codebooks",
+        "x real time",
+        "index.html",
+    ):
         assert part in printed
     rows = [json.loads(line) for line in (tmp_path / "report" / "scores.jsonl").open()]
     assert len({(row["domain"], row["clip"]) for row in rows}) == 3

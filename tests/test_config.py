@@ -110,6 +110,7 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (TrainConfig, "discriminator_from", -1),
         (TrainConfig, "semantic_dropout", 1.5),
         (TrainConfig, "semantic_dropout_until", -1),
+        (TrainConfig, "acoustic_dropout", 1.5),
         (TrainConfig, "latent_cepstrum_until", -1),
         (LossConfig, "latent_cepstrum", -1.0),
         (TrainConfig, "freeze", ("encoder", "quantizer", "decoder")),

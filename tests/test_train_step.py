@@ -14,6 +14,7 @@ from tiny import normal
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import (
     Config,
     DiscriminatorConfig,
@@ -31,6 +32,7 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.planning import totals as counting
 from omnicodec_jax.training import state
+from omnicodec_jax.training.branches import branch_metrics
 from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs
 from omnicodec_jax.training.learning import fixed_modules, learning
 from omnicodec_jax.training.packing import pack, unpack
@@ -259,32 +261,41 @@ def test_every_part_that_can_be_frozen_keeps_its_codebooks_and_has_no_gradient(p
     assert still == modules & given["codebooks"].keys()
 
 
-def test_semantic_dropout_leaves_out_its_share_of_the_clips_until_its_last_step():
+def test_dropout_of_a_branch_leaves_out_its_share_of_the_clips_until_its_last_step():
     def kept(step: int, **options: Any) -> Any:
         gan = Gan(replaced(TINY, train=options))
-        return gan.semantic_kept(jax.random.key(0), jnp.asarray(step, jnp.int32), 1000)
+        return gan.branches_kept(jax.random.key(0), jnp.asarray(step, jnp.int32), 1000)
 
-    assert kept(0) is None
-    assert np.mean(kept(0, semantic_dropout=0.3)) == pytest.approx(0.7, abs=0.05)
-    assert np.mean(kept(9, semantic_dropout=0.3, semantic_dropout_until=10)) == pytest.approx(0.7, abs=0.05)
-    assert np.all(kept(10, semantic_dropout=0.3, semantic_dropout_until=10))
+    assert kept(0) == (None, None)
+    semantic, acoustic = kept(0, semantic_dropout=0.3)
+    assert np.mean(semantic) == pytest.approx(0.7, abs=0.05)
+    assert acoustic is None
+    ending = {"semantic_dropout": 0.3, "semantic_dropout_until": 10, "acoustic_dropout": 0.2}
+    semantic, acoustic = kept(9, **ending)
+    assert np.mean(semantic) == pytest.approx(0.7, abs=0.05)
+    assert np.mean(acoustic) == pytest.approx(0.8, abs=0.05)
+    assert np.all(semantic | acoustic)
+    semantic, acoustic = kept(10, **ending)
+    assert np.all(semantic)
+    assert np.mean(acoustic) == pytest.approx(0.8, abs=0.05)
 
 
-def test_decoder_of_clips_under_semantic_dropout_hears_the_acoustic_branch_alone():
-    gan, first = Gan(replaced(TINY, train={"semantic_dropout": 1.0, "semantic_dropout_until": 1})), first_state()
+def test_decoder_of_clips_under_dropout_hears_the_other_branch_alone():
+    first = first_state()
     # Entries as small as the latent make sure that the acoustic codes change in time, whatever the rounding.
     book = first.codebooks["acoustic_quantizer"]
     small = {**book, "embedding_sum": 0.01 * book["embedding_sum"]}
     first = first.replace(codebooks={**first.codebooks, "acoustic_quantizer": small})
 
-    @jax.jit
-    def acoustic_share(now: TrainState, batch: dict[str, jax.Array], step: jax.Array) -> jax.Array:
-        key = jax.random.key(0)
-        forward = gan.codec_forward(now.params, now.codebooks, batch, FrozenVariables(), key, step)
-        return forward.metrics["decoder_input_acoustic"]
+    def acoustic_share(**kept: jax.Array) -> jax.Array:
+        model, variables = model_directory.build(TINY.codec), {"params": first.params, "codebooks": first.codebooks}
+        features = Gan(TINY).inputs(batch(), FrozenVariables()).features
+        return branch_metrics(model.apply(variables, batch()["audio"], features, **kept))["decoder_input_acoustic"]
 
-    assert acoustic_share(first, batch(), jnp.int32(0)) == pytest.approx(1)
-    assert acoustic_share(first, batch(), jnp.int32(1)) != pytest.approx(1, abs=1e-3)
+    none = jnp.zeros(TINY.data.batch_size, bool)
+    shares = [jax.jit(acoustic_share)(**kept) for kept in ({"kept": none}, {"heard": none}, {})]
+    assert shares[:2] == [pytest.approx(1), pytest.approx(0)]
+    assert 0.001 < abs(shares[2]) < 0.999
 
 
 def test_real_and_reconstructed_audio_in_one_batch_give_the_gradient_of_both():

@@ -141,6 +141,9 @@ class TrainConfig:
     codes must say everything."""
     semantic_dropout_until: int | None = None
     """Step at which semantic dropout ends; None: never."""
+    acoustic_dropout: float = 0.0
+    """Share of the clips of each batch whose decoder gets the semantic vectors alone, so that the semantic codebook can
+    be listened to by itself. These are other clips than those of semantic dropout."""
     latent_cepstrum_until: int | None = None
     """Step at which the term `loss.latent_cepstrum` ends; None: never."""
     quantizer_bypass: float = 0.0
@@ -161,6 +164,10 @@ class TrainConfig:
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
+        rest = 1 - self.semantic_dropout
+        require(
+            0 <= self.acoustic_dropout <= rest, self, "acoustic_dropout", f"in [0, 1 - semantic_dropout = {rest:g}]"
+        )
         until = self.latent_cepstrum_until
         require(until is None or until >= 0, self, "latent_cepstrum_until", "0 or more, or None")
         require(0 <= self.quantizer_bypass <= 1, self, "quantizer_bypass", "in [0, 1]")
@@ -242,7 +249,8 @@ class Config:
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
         if self.codec.num_semantic_quantizers == 0:
-            require(self.train.semantic_dropout == 0, self.train, "semantic_dropout", "0 without a semantic codebook")
+            for name in ("semantic_dropout", "acoustic_dropout"):
+                require(getattr(self.train, name) == 0, self.train, name, "0 without a semantic codebook")
         if isinstance(self.codec, MimiConfig):
             require(self.loss.self_guidance == 0, self.loss, "self_guidance", "0 for Mimi, which has none")
         if self.codec.wavlm_dim is None:

@@ -183,6 +183,7 @@ class OmniCodec(Backbone):
         num_quantizers: int | Int[Array, ""] | None = None,
         kept: Kept | None = None,
         bypassed: Bool[Array, " B"] | None = None,
+        heard: Kept | None = None,
     ) -> CodecOutput:
         """Encodes and decodes a batch of crops, and computes what the losses need.
 
@@ -193,6 +194,7 @@ class OmniCodec(Backbone):
             semantic_features: float32 [B, S, F]; None if the config has no semantic branch.
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
             kept: Clips whose semantic vectors semantic dropout leaves in; None: all.
+            heard: Clips whose acoustic vectors acoustic dropout lets the decoder hear; None: all.
             bypassed: Clips whose acoustic vectors are not quantized; None: none.
         """
         if is_streaming(self):
@@ -205,6 +207,7 @@ class OmniCodec(Backbone):
         semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
         acoustic = self.acoustic_quantizer(self.decouple(latent, vector, kept), num_quantizers, bypassed)
+        acoustic = acoustic._replace(output=of_kept(acoustic.output, heard))
         image = self.semantic_image(vector, kept)
         upsampled = self.upsample(self.recombine(acoustic.output, image))
 

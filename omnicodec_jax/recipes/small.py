@@ -60,6 +60,7 @@ config = Config(
         initialization="variance_preserving",
         semantic_dropout=0.5,
         semantic_dropout_until=16_000,
+        acoustic_dropout=0.1,
         latent_cepstrum_until=4_000,
         discriminator_from=24_000,
     ),

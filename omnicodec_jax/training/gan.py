@@ -147,13 +147,18 @@ class Gan:
 
     # -- Generator
 
-    def semantic_kept(self, key: PRNGKeyArray, step: Int[Array, ""], clips: int) -> Bool[Array, " B"] | None:
-        """Draws the clips whose semantic vectors semantic dropout leaves in, at this step; None: the run has none."""
-        train = self.config.train
-        if train.semantic_dropout == 0:
-            return None
-        kept = jax.random.bernoulli(key, 1 - train.semantic_dropout, (clips,))
-        return kept if train.semantic_dropout_until is None else kept | (step >= train.semantic_dropout_until)
+    def branches_kept(
+        self, key: PRNGKeyArray, step: Int[Array, ""], clips: int
+    ) -> tuple[Bool[Array, " B"] | None, Bool[Array, " B"] | None]:
+        """Draws the clips whose semantic and whose acoustic vectors are left in at this step; None: those of all.
+
+        No clip is left without both.
+        """
+        train, draw = self.config.train, jax.random.uniform(key, (clips,))
+        semantic = draw >= train.semantic_dropout if train.semantic_dropout else None
+        if semantic is not None and train.semantic_dropout_until is not None:
+            semantic |= step >= train.semantic_dropout_until
+        return semantic, draw < 1 - train.acoustic_dropout if train.acoustic_dropout else None
 
     def bypassed(self, key: PRNGKeyArray, clips: int) -> Bool[Array, " B"] | None:
         """Draws the clips whose vectors are not quantized; None: the run quantizes all."""
@@ -182,7 +187,7 @@ class Gan:
         dropout_key, codebooks_key = jax.random.split(key)
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
         clips = inputs.audio.shape[0]
-        kept = self.semantic_kept(jax.random.fold_in(key, 1), step, clips)
+        kept, heard = self.branches_kept(jax.random.fold_in(key, 1), step, clips)
         bypassed = self.bypassed(jax.random.fold_in(key, 2), clips)
 
         def reconstruct(learnt: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
@@ -193,6 +198,7 @@ class Gan:
                 num_quantizers,
                 kept,
                 bypassed,
+                heard,
                 mutable=[CODEBOOKS],
                 rngs={CODEBOOKS: codebooks_key},
             )
