@@ -16,12 +16,17 @@ from safetensors.numpy import save_file
 from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.config import files as config_files
-from omnicodec_jax.converters import discriminators, reference
-from omnicodec_jax.converters.tensors import ConversionError, import_torch, read_state_dict
+from omnicodec_jax.converters import discriminators, reference, whisper
+from omnicodec_jax.converters.tensors import ConversionError, import_torch, read_state_dict, to_entries
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import rewriting
+from omnicodec_jax.pretrained.encoder_layer import sinusoids
+from omnicodec_jax.pretrained.whisper import WhisperConfig
+from omnicodec_jax.semantic import FrozenEncoder
 
 CODE = Path(__file__).parent / "pytorch"
+POSITIONS = 1500
+"""Number of positions that Whisper has, those of 30 s."""
 FILES = ("configuration_omnicodec.py", "feature_extraction_omnicodec.py", "modeling_omnicodec.py")
 """The files of code in a directory."""
 CHECKPOINT = "omnicodec.pth"
@@ -68,15 +73,36 @@ FOR_TRAINING = "training_options"
 """The option that holds, by our names, those that only training here knows."""
 FRONT_END = "log_mel."
 """What stands before the names of filters, which are no weights."""
+FROZEN = "frozen_encoder."
+"""What stands before the names of the encoder of the semantic branch, which is no part of the codec."""
+WHISPER = {
+    "num_mel_bins": "num_mel_bins",
+    "d_model": "d_model",
+    "encoder_layers": "num_layers",
+    "encoder_attention_heads": "num_heads",
+    "encoder_ffn_dim": "dim_feedforward",
+}
+"""The options of transformers' `WhisperConfig`, and ours that they stand for."""
 
 
-def config_to_transformers(config: CodecConfig) -> dict[str, Any]:
-    """Returns the options of `OmniCodecConfig` for a config of ours."""
+def config_to_transformers(config: CodecConfig, encoder: WhisperConfig | None = None) -> dict[str, Any]:
+    """Returns the options of `OmniCodecConfig` for a config of ours, and for an encoder that goes along."""
     values = dict(_leaves(dataclasses.asdict(config)))
     options = {theirs: values.pop(ours) for theirs, ours in NAMES.items() if ours in values}
     options[SEMANTIC_COUNT] = int(config.semantic is not None)
     values.pop("semantic", None)
+    options["num_mel_bins"] = _mel_bins(config, encoder)
+    if encoder is not None:
+        options["encoder_config"] = {theirs: getattr(encoder, ours) for theirs, ours in WHISPER.items()}
+        options["encoder_window_seconds"] = encoder.window_seconds
     return options | {FOR_TRAINING: values}
+
+
+def _mel_bins(config: CodecConfig, encoder: WhisperConfig | None) -> int:
+    """Returns the number of bins of the log-mel that a codec's features are computed of."""
+    if config.semantic is None or config.semantic.source != "whisper":
+        return dsp.MEL_BINS
+    return WhisperConfig().num_mel_bins if encoder is None else encoder.num_mel_bins
 
 
 def config_from_transformers(options: Mapping[str, Any], where: str) -> CodecConfig:
@@ -100,16 +126,25 @@ def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield before + name, value
 
 
-def state_dict(config: CodecConfig, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict of `OmniCodecModel`: the authors' one, and the filters of the log-mel."""
+def state_dict(
+    config: CodecConfig, variables: Mapping[str, Any], encoder: FrozenEncoder | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the state dict of `OmniCodecModel`: the authors' one, the filters of the log-mel, and Whisper's encoder
+    if one goes along."""
     tensors = reference.to_state_dict(variables, config)
     if config.semantic is None:
         return tensors
-    filters = dsp.mel_filterbank(dsp.MEL_SAMPLE_RATE, dsp.MEL_WINDOW, dsp.MEL_BINS)
+    bins = _mel_bins(config, None if encoder is None else encoder[0])
+    filters = dsp.mel_filterbank(dsp.MEL_SAMPLE_RATE, dsp.MEL_WINDOW, bins)
     tensors[f"{FRONT_END}filters"] = np.ascontiguousarray(filters)
     if config.sample_rate != dsp.MEL_SAMPLE_RATE:
         kernel, _ = dsp.soxr_filters(*dsp.whole_periods(config.sample_rate, dsp.MEL_SAMPLE_RATE))
         tensors[f"{FRONT_END}resampler"] = np.ascontiguousarray(kernel[:, 0])
+    if encoder is not None:
+        whisper_config, weights = encoder
+        theirs = to_entries(weights, whisper.key_table(whisper_config))
+        theirs[whisper.POSITIONS] = sinusoids(POSITIONS, whisper_config.d_model)
+        tensors |= {f"{FROZEN}{key}": np.ascontiguousarray(value) for key, value in theirs.items()}
     return tensors
 
 
@@ -128,9 +163,14 @@ def build(config: CodecConfig, variables: Mapping[str, Any]) -> Any:
 # -- Directories
 
 
-def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any]) -> int:
-    """Writes a directory, config.json last, so that it marks a complete one. Returns the number of tensors."""
-    tensors = state_dict(config, variables)
+def save(
+    directory: Path, config: CodecConfig, variables: Mapping[str, Any], encoder: FrozenEncoder | None = None
+) -> int:
+    """Writes a directory, config.json last, so that it marks a complete one. Returns the number of tensors.
+
+    An encoder of Whisper goes along, so that the model computes its semantic features.
+    """
+    tensors = state_dict(config, variables, encoder)
     with rewriting(directory / model_directory.WEIGHTS) as path:
         save_file(tensors, path, {"format": "pt"})
     for name in FILES:
@@ -139,7 +179,7 @@ def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any]) -> 
     extractor = {"feature_extractor_type": "OmniCodecFeatureExtractor", "auto_map": EXTRACTOR}
     extractor |= {"sampling_rate": config.sample_rate, "input_peak": config.input_peak}
     described = {"architectures": ["OmniCodecModel"], "auto_map": CLASSES, "model_type": "omnicodec"}
-    described |= {"dtype": "float32", **config_to_transformers(config)}
+    described |= {"dtype": "float32", **config_to_transformers(config, None if encoder is None else encoder[0])}
     for name, values in ((PREPROCESSOR, extractor), (model_directory.CONFIG, described)):
         with rewriting(directory / name) as path:
             path.write_text(json.dumps(values, indent=2) + "\n")
@@ -169,7 +209,7 @@ def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:
     if not isinstance(options, dict) or options.get("model_type") != "omnicodec" or SEMANTIC_COUNT not in options:
         raise ConversionError(f"{directory}: not what omnicodec convert to-torch has written")
     tensors = read_state_dict(directory / model_directory.WEIGHTS)
-    weights = {key: value for key, value in tensors.items() if not key.startswith(FRONT_END)}
+    weights = {key: value for key, value in tensors.items() if not key.startswith((FRONT_END, FROZEN))}
     return config_from_transformers(options, str(path)), weights
 
 

@@ -32,6 +32,8 @@ from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.model_directory import build
+from omnicodec_jax.models.initialize import init_variables
+from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
 from omnicodec_jax.semantic import semantic_features
 
 RATE = 24_000
@@ -42,6 +44,7 @@ SMALL = {
     "wavlm_dim": 6,
 }
 LOG_MEL = SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=16, codebook_dim=12)
+WHISPER = SemanticConfig(source="whisper", feature_dim=24, codebook_size=16, codebook_dim=12)
 AUT = SemanticConfig(source="qwen3_aut", feature_dim=24, codebook_size=16, codebook_dim=12)
 
 
@@ -214,6 +217,60 @@ def test_features_of_transformers_encoder_give_the_codes_of_ours(load, speech):
     for row, clip in list(zip(found, speech.clips, strict=True))[1:]:
         alone = flax(clip[None, None])[0]
         np.testing.assert_array_equal(row[:, : alone.shape[1]], alone)
+
+
+class Whisper(NamedTuple):
+    """What `ours_from_audio` needs of an encoder: a small one, whose windows are two seconds."""
+
+    ours: WhisperEncoder
+    variables: Any
+
+
+@pytest.fixture(scope="module")
+def with_whisper(tmp_path_factory) -> tuple[Whisper, Path]:
+    """An encoder, and the directory of a codec that goes with it."""
+    small = WhisperConfig(d_model=24, num_heads=4, num_layers=2, dim_feedforward=48, window_seconds=2)
+    encoder = Whisper(WhisperEncoder(small), jax.jit(partial(init_variables, build(small)))(jax.random.key(0)))
+    folder, codec = tmp_path_factory.mktemp("whisper"), real_rate(12.5, WHISPER)
+    model_directory.save(folder / "flax", codec, tiny.variables(codec))
+    model_directory.save(folder / "flax" / model_directory.ENCODER, small, encoder.variables)
+    to_torch.main(model=folder / "flax", out=folder / "torch")
+    return encoder, folder / "torch"
+
+
+def test_encoder_of_whisper_goes_along_and_gives_the_codes_of_ours(with_whisper):
+    encoder, directory = with_whisper
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True).eval()
+    flax = ours_from_audio(real_rate(12.5, WHISPER), encoder)
+    lengths = (100, RATE, 5 * RATE + 1000)  # a part of a window, and two whole ones and a tail
+    clips = [noise(length, seed=length, scale=0.1) for length in lengths]
+    batch = torch.zeros(len(clips), 1, max(lengths))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    for row, clip in zip(batch, clips, strict=True):
+        row[0, : len(clip)] = torch.from_numpy(clip)
+    found = model.encode(batch, mask).audio_codes
+    for row, clip in zip(found, clips, strict=True):
+        alone = flax(clip[None, None])[0]
+        np.testing.assert_array_equal(row[:, : alone.shape[1]], alone)
+        assert len(np.unique(alone[0])) > 1 or alone.shape[1] == 1
+
+
+def test_a_directory_with_an_encoder_comes_back_as_the_codec_alone(with_whisper, tmp_path):
+    _, directory = with_whisper
+    from_torch.main(checkpoint=directory, out=tmp_path / "back")
+    config, variables = model_directory.load(tmp_path / "back")
+    assert config == real_rate(12.5, WHISPER)
+    jax.tree.map(np.testing.assert_array_equal, variables, dict(tiny.variables(config)))
+
+
+def test_encoder_of_whisper_may_be_set_where_none_goes_along(load, with_whisper):
+    _, directory = with_whisper
+    whole, alone = AutoModel.from_pretrained(directory, trust_remote_code=True), load(real_rate(12.5, WHISPER))
+    audio = torch.from_numpy(noise(1, 1, RATE // 2, scale=0.1))
+    with pytest.raises(ValueError, match="set model.frozen_encoder"):
+        alone.encode(audio)
+    alone.frozen_encoder = whole.frozen_encoder
+    assert torch.equal(alone.encode(audio).audio_codes, whole.encode(audio).audio_codes)
 
 
 # -- Audio

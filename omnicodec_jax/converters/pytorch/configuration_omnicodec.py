@@ -32,6 +32,9 @@ class OmniCodecConfig(PreTrainedConfig):
         num_semantic_quantizers: int = 1,
         semantic_source: str | None = "stored",
         semantic_feature_dim: int = 2048,
+        num_mel_bins: int = 128,
+        encoder_config: dict[str, Any] | None = None,
+        encoder_window_seconds: int = 4,
         semantic_codebook_size: int = 2048,
         semantic_codebook_dim: int = 1024,
         num_acoustic_quantizers: int = 32,
@@ -64,8 +67,12 @@ class OmniCodecConfig(PreTrainedConfig):
             layer_scale_initial_scale: LayerScale of untrained layers.
             num_semantic_quantizers: Number of semantic codebooks: 1, or 0 for a model without semantic branch.
             semantic_source: Where semantic features come from: "stored" (they are given), "log_mel" (the model
-                computes them), or the name of a frozen encoder, such as "qwen3_aut".
+                computes them), or the name of a frozen encoder, "qwen3_aut" or "whisper".
             semantic_feature_dim: Width of the semantic features, F.
+            num_mel_bins: Number of bins of the log-mel that the features are computed of.
+            encoder_config: Options of transformers' WhisperConfig for the encoder of Whisper that comes with the model;
+                None: there is none.
+            encoder_window_seconds: Length of the windows that Whisper's encoder takes, each by itself.
             semantic_codebook_size: Number of entries of the semantic codebook.
             semantic_codebook_dim: Width of its entries.
             num_acoustic_quantizers: Number of acoustic codebooks.
@@ -97,6 +104,9 @@ class OmniCodecConfig(PreTrainedConfig):
         self.num_semantic_quantizers = num_semantic_quantizers
         self.semantic_source = semantic_source
         self.semantic_feature_dim = semantic_feature_dim
+        self.num_mel_bins = num_mel_bins
+        self.encoder_config = encoder_config
+        self.encoder_window_seconds = encoder_window_seconds
         self.semantic_codebook_size = semantic_codebook_size
         self.semantic_codebook_dim = semantic_codebook_dim
         self.num_acoustic_quantizers = num_acoustic_quantizers

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_omnicodec import OmniCodecConfig
@@ -473,14 +474,16 @@ def interpolate(x: Tensor, lengths: Tensor, size: Size, sizes: Tensor) -> Tensor
 
 
 class OmniCodecLogMel(KeptFloat32):
-    """Whisper's log-mel spectrogram, 100 frames of 128 bins a second, of audio that is resampled to 16 kHz.
+    """Whisper's log-mel spectrogram, 100 frames a second, of audio that is resampled to 16 kHz.
 
     The filters of the resampler and of the mel scale are in the checkpoint.
     """
 
     filters: Tensor
     resampler: Tensor | None
-    RATE, WINDOW, HOP, BINS = 16_000, 400, 160, 128
+    RATE, WINDOW, HOP = 16_000, 400, 160
+    VECTOR = 1280
+    """Number of samples at 16 kHz of a feature vector, 80 ms."""
     REACH = 96
     """Number of samples, at the lower rate, that the resampler reaches to either side."""
 
@@ -494,7 +497,7 @@ class OmniCodecLogMel(KeptFloat32):
         taps = 2 * self.reach + self.source
         resampled = self.source != self.target
         self.register_buffer("resampler", torch.zeros(taps, self.target, dtype=torch.float32) if resampled else None)
-        self.register_buffer("filters", torch.zeros(self.WINDOW // 2 + 1, self.BINS, dtype=torch.float32))
+        self.register_buffer("filters", torch.zeros(self.WINDOW // 2 + 1, config.num_mel_bins, dtype=torch.float32))
 
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log-mel of each row as of a clip of its own.
@@ -504,9 +507,20 @@ class OmniCodecLogMel(KeptFloat32):
             lengths: Number of valid samples of each row, [B].
 
         Returns:
-            The log-mel [B, M, 128], and the number of valid frames of each row [B].
+            The log-mel [B, M, bins], and the number of valid frames of each row [B].
         """
-        audio, lengths = self._resample(audio.float(), lengths)
+        return self._spectrogram(*self._resample(audio.float(), lengths))
+
+    def of_window(self, audio: Tensor) -> Tensor:
+        """Computes the log-mel [1, M, bins] of a window [1, T], filled up with silence to whole feature vectors."""
+        length = audio.shape[1]
+        low, _ = self._resample(audio.float(), torch.tensor([length], device=audio.device))
+        size = ceil_div(length * self.target, self.source * self.VECTOR) * self.VECTOR
+        low = F.pad(low[:, :size], (0, max(0, size - low.shape[1])))
+        return self._spectrogram(low, torch.tensor([size], device=audio.device))[0]
+
+    def _spectrogram(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the log-mel of audio at 16 kHz; see `forward`."""
         edge = self.WINDOW // 2
         index = (torch.arange(audio.shape[1] + 2 * edge, device=audio.device) - edge).abs()[None]
         last = (lengths - 1)[:, None]
@@ -615,8 +629,11 @@ class OmniCodecModel(PreTrainedModel):
             if config.wavlm_dim is not None:
                 self.proj_wavlm = OmniCodecLinear(width, config.wavlm_dim)
         self.frozen_encoder: nn.Module | None = None
-        """Encoder of transformers that computes the semantic features, to be set where they are not given: for
-        `semantic_source` "qwen3_aut" a Qwen3OmniMoeAudioEncoder."""
+        """Encoder of transformers that computes the semantic features, to be set where it does not come with the model
+        and they are not given: for `semantic_source` "qwen3_aut" a Qwen3OmniMoeAudioEncoder, for "whisper" a
+        WhisperEncoder."""
+        if config.encoder_config is not None:
+            self.frozen_encoder = WhisperEncoder(WhisperConfig(**config.encoder_config))
         for name, module in self.named_modules():
             if isinstance(module, CacheUser):
                 module.cache_name = name
@@ -723,6 +740,8 @@ class OmniCodecModel(PreTrainedModel):
                 f"this model takes semantic features ({source}): give semantic_features [batch, vectors, "
                 f"{self.config.semantic_feature_dim}], or set model.frozen_encoder to the encoder that computes them"
             )
+        if source == "whisper":
+            return self._encode_windows(audio[:, 0], lengths)
         if audio.shape[2] * OmniCodecLogMel.RATE < OmniCodecLogMel.WINDOW * self.config.sampling_rate:
             raise ValueError(f"{audio.shape[2]} samples: too short for semantic features, which need 25 ms or more")
         mel, counts = self.log_mel(audio[:, 0], lengths)
@@ -737,6 +756,28 @@ class OmniCodecModel(PreTrainedModel):
             rows.append(output.last_hidden_state.float())
         lengths = counts.new_tensor([len(row) for row in rows])
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
+
+    def _encode_windows(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes features by transformers' encoder of Whisper, each window of each row as a clip of its own."""
+        size = self.config.encoder_window_seconds * self.config.sampling_rate
+        rows = []
+        for row, length in zip(audio, lengths.tolist(), strict=True):
+            windows = row[:length].split(size)
+            rows.append(torch.cat([self._whisper(self.log_mel.of_window(window[None])) for window in windows]))
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths.new_tensor([len(row) for row in rows])
+
+    def _whisper(self, mel: Tensor) -> Tensor:
+        """Encodes the log-mel of one window, [1, M, bins], into features [M / 8, F]: the means of four tokens.
+
+        transformers' own forward takes windows of 30 s alone.
+        """
+        encoder: Any = self.frozen_encoder
+        x = F.gelu(encoder.conv1(mel.transpose(1, 2).to(encoder.dtype)))
+        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+        x = x + encoder.embed_positions.weight[: x.shape[1]]
+        for layer in encoder.layers:
+            x = layer(x, None)
+        return encoder.layer_norm(x).float().reshape(-1, 4, x.shape[2]).mean(1)
 
     # -- Decode
 
