@@ -29,6 +29,9 @@ install_import_hook(["omnicodec_jax"], "beartype.beartype")
 
 import jax  # noqa: E402 (after the hook and the flags)
 import pytest  # noqa: E402
+import torchaudio_stand_in  # noqa: E402
+
+torchaudio_stand_in.install()
 
 ROOT = Path(__file__).parents[1]
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -153,7 +153,7 @@ def test_sums_over_time_are_float32_forwards_and_backwards():
     assert not any("bfloat16" in types(equation) for equation in long)
 
 
-def test_matrix_products_are_bfloat16_but_for_codebooks_and_the_way_to_audio():
+def test_matrix_products_are_bfloat16_but_for_codebooks_and_the_way_from_and_to_audio():
     products = [equation for equation in forward() if equation.primitive.name == "dot_general"]
     float32 = [equation for equation in products if types(equation) != {"bfloat16"}]
     highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
@@ -161,7 +161,7 @@ def test_matrix_products_are_bfloat16_but_for_codebooks_and_the_way_to_audio():
     assert all(equation.params["precision"] == highest for equation in float32)
     convolutions = [equation for equation in forward() if equation.primitive.name == "conv_general_dilated"]
     float32 = [equation for equation in convolutions if types(equation) != {"bfloat16"}]
-    assert [equation.outvars[0].aval.shape[2] for equation in float32] == [1]
+    assert [equation.outvars[0].aval.shape[2] for equation in float32] == [OMNICODEC.seanet.n_filters, 1]
     assert all(equation.params["precision"] == highest for equation in float32)
 
 

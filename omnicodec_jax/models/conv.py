@@ -214,7 +214,7 @@ def conv1d(
         padding=[(left, right)],
         rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=jax.lax.Precision.HIGHEST if kernel.shape[2] == 1 else None,  # audio comes out
+        precision=jax.lax.Precision.HIGHEST if 1 in kernel.shape[1:] else None,  # audio goes in or comes out
     )
     if x.shape[2] == stride == dilation == 1:  # audio goes in: one channel would leave a matrix unit idle
         return jax.lax.platform_dependent(

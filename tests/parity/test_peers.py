@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="peers run on PyTorch")
-import torchaudio_stand_in  # noqa: E402
-
-torchaudio_stand_in.install()
 transformers = pytest.importorskip("transformers")
 
 from omnicodec_jax.data import audio as files  # noqa: E402
