@@ -22,7 +22,6 @@ from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
-from omnicodec_jax.semantic import FrozenEncoder
 
 CODE = Path(__file__).parent / "pytorch"
 POSITIONS = 1500
@@ -75,6 +74,8 @@ FRONT_END = "log_mel."
 """What stands before the names of filters, which are no weights."""
 FROZEN = "frozen_encoder."
 """What stands before the names of the encoder of the semantic branch, which is no part of the codec."""
+Whisper = tuple[WhisperConfig, Mapping[str, Any]]
+"""Config and variables of an encoder of Whisper."""
 WHISPER = {
     "num_mel_bins": "num_mel_bins",
     "d_model": "d_model",
@@ -127,7 +128,7 @@ def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def state_dict(
-    config: CodecConfig, variables: Mapping[str, Any], encoder: FrozenEncoder | None = None
+    config: CodecConfig, variables: Mapping[str, Any], encoder: Whisper | None = None
 ) -> dict[str, np.ndarray]:
     """Returns the state dict of `OmniCodecModel`: the authors' one, the filters of the log-mel, and Whisper's encoder
     if one goes along."""
@@ -163,9 +164,7 @@ def build(config: CodecConfig, variables: Mapping[str, Any]) -> Any:
 # -- Directories
 
 
-def save(
-    directory: Path, config: CodecConfig, variables: Mapping[str, Any], encoder: FrozenEncoder | None = None
-) -> int:
+def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any], encoder: Whisper | None = None) -> int:
     """Writes a directory, config.json last, so that it marks a complete one. Returns the number of tensors.
 
     An encoder of Whisper goes along, so that the model computes its semantic features.

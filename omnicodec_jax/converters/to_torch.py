@@ -19,7 +19,7 @@ from omnicodec_jax.converters import discriminators, pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained.whisper import WhisperConfig
-from omnicodec_jax.semantic import FrozenEncoder, read_encoder_of
+from omnicodec_jax.semantic import read_encoder_of
 
 PYTORCH = (".pth", ".pt")
 SUFFIXES = (*PYTORCH, ".safetensors")
@@ -56,13 +56,13 @@ def main(model: Path, out: Path) -> None:
         print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in reference.DROPPED))
 
 
-def _whisper_of(directory: Path, config: CodecConfig) -> FrozenEncoder | None:
+def _whisper_of(directory: Path, config: CodecConfig) -> pytorch_model.Whisper | None:
     """Reads the encoder of Whisper that lies with a codec; None: there is none."""
     beside = directory / model_directory.ENCODER
     if not (beside / model_directory.CONFIG).is_file():
         return None
-    encoder = read_encoder_of(beside, config.semantic)
-    return encoder if isinstance(encoder[0], WhisperConfig) else None
+    encoder, variables = read_encoder_of(beside, config.semantic)
+    return (encoder, variables) if isinstance(encoder, WhisperConfig) else None
 
 
 def _write(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
