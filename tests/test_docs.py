@@ -27,7 +27,7 @@ import huggingface_hub
 import pytest
 import tyro
 
-from omnicodec_jax import __version__, cli, compilation_cache
+from omnicodec_jax import __version__, cli, compilation_cache, shipped
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.distributed import multihost
@@ -51,7 +51,7 @@ CLIPS = (
 MADE = {
     "data/prepared": "omnicodec prepare ",
     "data/tokens": "omnicodec tokenize ",
-    "clips_tokens": "omnicodec encode clips clips_tokens --model models/untrained",
+    "clips_tokens": "omnicodec encode clips clips_tokens",
 }
 """What many pages read, and how the command of the README begins that makes it, which is run once."""
 
@@ -240,8 +240,9 @@ def in_one_process(demo_model: Path):
     """Programs leave the log and the cache of the tests alone, and share one model and what is compiled of it."""
     loaded = OmniCodecTokenizer.from_pretrained(demo_model)
 
-    def load(name: Path | str, *_: object, **__: object) -> OmniCodecTokenizer:
-        assert str(name) in ("models/untrained", "models/first"), f"{name} is no model that a page has made"
+    def load(name: Path | str = "small", *_: object, **__: object) -> OmniCodecTokenizer:
+        those = ("models/untrained", "models/first", "small", str(shipped.MODELS["small"]))
+        assert str(name) in those, f"{name} is no model that a page has made"
         return loaded
 
     with pytest.MonkeyPatch.context() as patched:

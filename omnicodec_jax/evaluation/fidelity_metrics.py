@@ -3,7 +3,11 @@
 They are computed from the two signals alone, as those of signal_metrics.py.
 """
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -53,8 +57,16 @@ def stft_distance() -> Scorer:
 
 
 def _pitch() -> Callable[[Pair], dict[str, float]]:
-    """Loads the comparison of pitch, by the tracker pYIN (Mauch and Dixon, 2014) of librosa."""
+    """Loads the comparison of pitch, by the tracker pYIN (Mauch and Dixon, 2014) of librosa.
+
+    What numba compiles of it is kept on disk, for processes to come. Two that write it at the same time leave what
+    crashes all later ones, so the first call is under a lock.
+    """
     from librosa import pyin
+
+    with open(Path(tempfile.gettempdir()) / f"omnicodec_jax-numba-{os.getuid()}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        pyin(np.sin(np.arange(PITCH_RATE // 2) / 20), sr=PITCH_RATE, **PITCH)
 
     def track(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pitch, voiced, _ = pyin(samples, sr=PITCH_RATE, **PITCH)
