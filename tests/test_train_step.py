@@ -288,9 +288,10 @@ def test_decoder_of_clips_under_dropout_hears_the_other_branch_alone():
     first = first.replace(codebooks={**first.codebooks, "acoustic_quantizer": small})
 
     def acoustic_share(**kept: jax.Array) -> jax.Array:
-        model, variables = model_directory.build(TINY.codec), {"params": first.params, "codebooks": first.codebooks}
-        features = Gan(TINY).inputs(batch(), FrozenVariables()).features
-        return branch_metrics(model.apply(variables, batch()["audio"], features, **kept))["decoder_input_acoustic"]
+        held = {"params": first.params, "codebooks": first.codebooks}
+        model, (variables, given) = model_directory.build(TINY.codec), jax.tree.map(jnp.asarray, (held, batch()))
+        inputs = Gan(TINY).inputs(given, FrozenVariables())
+        return branch_metrics(model.apply(variables, inputs.audio, inputs.features, **kept))["decoder_input_acoustic"]
 
     none = jnp.zeros(TINY.data.batch_size, bool)
     shares = [jax.jit(acoustic_share)(**kept) for kept in ({"kept": none}, {"heard": none}, {})]
