@@ -71,7 +71,7 @@ def expected() -> dict[str, P]:
 
 @cache
 def shapes(config: Any) -> Any:
-    """Of a network's parameters."""
+    """Returns the shapes of a network's parameters."""
     return jax.eval_shape(partial(init_variables, model_directory.build(config)), jax.random.key(0))["params"]
 
 

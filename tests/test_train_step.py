@@ -91,7 +91,7 @@ def alone():
 
 
 def changed(before: Any, after: Any) -> list[bool]:
-    """Of each array, whether any of it is different."""
+    """Says of each array whether any number in it differs."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     return [not np.array_equal(a, b) for a, b in pairs]
 

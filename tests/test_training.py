@@ -77,7 +77,7 @@ def scalars(workdir: Path, prefixes: tuple[str, ...] = ("",), after: int = 0) ->
 
 
 def steps(workdir: Path) -> list[int]:
-    """Of the checkpoints there are."""
+    """Returns the steps of the checkpoints that there are."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
 
