@@ -205,7 +205,9 @@ def test_tars_that_were_joined_are_read_to_the_end(tmp_path):
     assert {id: entry.problem for id, entry in listed(tmp_path / "both.tar").items()} == {"0.wav": None, "1.wav": None}
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b"x" * 2000), b"no tar at all" * 100, b""])
+@pytest.mark.parametrize(
+    "data", [gzip.compress(b"x" * 2000), b"no tar at all" * 100, b""], ids=["gzip", "text", "nothing"]
+)
 def test_what_is_no_plain_tar_is_told(tmp_path, data):
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(DataError, match=r"x.tar: lists no audio"):
