@@ -1,5 +1,6 @@
 """What is installed: exact versions from the lock, within the ranges that are promised, and quietly."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from omnicodec_jax.cli import command
+from omnicodec_jax import machine
 
 pytestmark = pytest.mark.quick
 
@@ -46,12 +47,32 @@ def test_lock_names_versions_only():
         for name in ("libtpu", "jax_cuda13_plugin")
     ],
 )
-@pytest.mark.skipif(
-    command.has_tpu() or command.has_pci_device_of(command.NVIDIA), reason="this machine has a TPU or a GPU"
-)
+@pytest.mark.skipif(machine.has_tpu() or machine.has_gpu(), reason="this machine has a TPU or a GPU")
 def test_nothing_is_printed_about_chips_that_are_not_there(compiler):
     code = "import jax; from omnicodec_jax.cli import command; command.exit_with(lambda: print(jax.devices()))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(machine.has_tpu() or machine.has_gpu(), reason="this machine has a TPU or a GPU")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_process_that_computes_on_the_cpu_touches_no_new_memory_in_its_second_step():
+    code = """if True:
+        import resource, threading
+        import numpy as np
+        from omnicodec_jax import machine
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(2**27, np.uint8)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        machine.keep_freed_memory()
+        thread = threading.Thread(target=lambda: print(faults(), faults()))
+        thread.start()
+        thread.join()
+    """
+    first, second = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
+    assert int(second) < int(first) / 100

@@ -299,6 +299,19 @@ def test_decoder_of_clips_under_dropout_hears_the_other_branch_alone():
     assert 0.001 < abs(shares[2]) < 0.999
 
 
+def test_clips_whose_decoder_hears_no_acoustic_codes_are_not_guided_by_what_these_say():
+    first = first_state()
+    model, held = model_directory.build(TINY.codec), {"params": first.params, "codebooks": first.codebooks}
+    variables, given = jax.tree.map(jnp.asarray, (held, batch()))
+    inputs = Gan(TINY).inputs(given, FrozenVariables())
+    heard = jnp.arange(TINY.data.batch_size) > 0
+    output: Any = jax.jit(model.apply)(variables, inputs.audio, inputs.features, heard=heard)
+    assert output.hidden_guide is not None
+    difference = jnp.abs(output.hidden_quantized - output.hidden_guide).mean(axis=(1, 2))
+    assert difference[0] == 0
+    assert np.all(difference[1:] > 0)
+
+
 def test_real_and_reconstructed_audio_in_one_batch_give_the_gradient_of_both():
     only = DiscriminatorConfig(stft=STFTDiscriminatorConfig(filters=2, windows=(22,)), waveform=None, wavlm=None)
     gan, module = Gan(dataclasses.replace(TINY, discriminators=only)), Discriminators(only)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-from omnicodec_jax import compilation_cache
+from omnicodec_jax import compilation_cache, machine
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.corpus import shards
@@ -210,6 +210,7 @@ _LOADED: list[Worker] = []
 def _worker(job: Job) -> Worker:
     """Returns the worker of this process."""
     if not _LOADED or _LOADED[0].job != job:
+        machine.keep_freed_memory()
         compilation_cache.use()
         _LOADED[:] = [Worker(job)]
     return _LOADED[0]

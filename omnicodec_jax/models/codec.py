@@ -216,6 +216,8 @@ class OmniCodec(Backbone):
         hidden_quantized = self.decoder_transformer(upsampled)
         forward_only = nn.map_variables(lambda module, x: module(x), "params", stop_gradient)
         hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
+        if heard is not None:  # semantic codes alone cannot say all that the latent says
+            hidden_guide = jnp.where(heard[:, None, None], hidden_guide, stop_gradient(hidden_quantized))
 
         reconstructed = projection = None
         if vector is not None and semantic_features is not None:

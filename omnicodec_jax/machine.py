@@ -1,0 +1,62 @@
+"""What the machine has to compute with, and what a process sets for it before JAX starts."""
+
+import ctypes
+import os
+from pathlib import Path
+
+GOOGLE = "0x1ae0"
+"""The number of the PCI vendor that makes TPUs."""
+NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+"""Environment variables that libtpu reads before it looks for chips."""
+NVIDIA = "0x10de"
+"""The number of the PCI vendor that makes GPUs."""
+NO_GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+"""Environment variables that JAX's plugin for CUDA reads before it looks for CUDA's libraries."""
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+"""Numbers of glibc's options of `mallopt`, from its malloc.h."""
+
+
+def has_tpu() -> bool:
+    """Returns whether this machine may have a TPU, which is whether it has a PCI device of their maker."""
+    return has_pci_device_of(GOOGLE)
+
+
+def has_gpu() -> bool:
+    """Returns whether this machine may have an NVIDIA GPU, which is whether it has a PCI device of their maker."""
+    return has_pci_device_of(NVIDIA)
+
+
+def has_pci_device_of(maker: str) -> bool:
+    """Returns whether this machine has a PCI device of a maker, by the maker's number."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(vendor.read_text().strip() == maker for vendor in vendors)
+
+
+def keep_compilers_quiet() -> None:
+    """Tells libtpu and JAX's plugin for CUDA that there is no TPU and no GPU, on a machine that has none.
+
+    They are installed there to plan for such chips. JAX asks them for chips at every start; they find none either way,
+    but without these variables they print at length what they could not find out.
+    """
+    if not has_tpu():
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
+    if not has_gpu():
+        for name, value in NO_GPU.items():
+            os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Keeps the memory that this process frees, rather than giving it back to the system, if the CPU computes.
+
+    XLA takes the memory of a program anew at each run of it. glibc gives so much memory back when it is freed, and the
+    system clears each page of it when it is next touched: a third of the time of a training step on a CPU. It has an
+    effect on threads that start afterwards, so it comes before JAX starts. Where the C library is another one, or where
+    a TPU or a GPU computes, nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None or has_tpu() or has_gpu():
+        return
+    mallopt(ARENA_MAX, 1)  # other arenas than the first map large blocks by themselves, whatever MMAP_MAX says
+    mallopt(MMAP_MAX, 0)
+    mallopt(TRIM_THRESHOLD, -1)
