@@ -23,11 +23,12 @@ from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
 from omnicodec_jax.corpus.webdataset import convert
-from omnicodec_jax.data import prepare, records, units
+from omnicodec_jax.data import attempts, prepare, records, units
+from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.data.units import Seen, Share
+from omnicodec_jax.data.units import Share
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
 from omnicodec_jax.evaluation import run as evaluation
@@ -272,8 +273,8 @@ def test_errors_of_the_operating_system_are_no_verdicts(code, tmp_path):
         raise error
 
     with pytest.raises(UnreadableError, match=f"{path}: ") as caught:
-        units.attempt(path, fail)
-    assert units.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)["again"]
+        attempts.attempt(path, fail)
+    assert attempts.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)["again"]
 
 
 def test_a_decoder_that_blames_the_file_for_the_disk_is_not_believed(tmp_path, monkeypatch):
@@ -283,25 +284,25 @@ def test_a_decoder_that_blames_the_file_for_the_disk_is_not_believed(tmp_path, m
         raise AudioError(f"{path}: not audio that libsndfile or FFmpeg can decode")
 
     with pytest.raises(AudioError, match="not audio") as caught:
-        units.attempt(path, refuse)
-    assert "again" not in units.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)
+        attempts.attempt(path, refuse)
+    assert "again" not in attempts.refusal(0, tmp_path, Entry("a", "a.wav"), caught.value)
     os.mkfifo(tmp_path / "pipe")  # is not waited for
     with pytest.raises(AudioError, match="not audio"):
-        units.attempt(tmp_path / "pipe", refuse)
+        attempts.attempt(tmp_path / "pipe", refuse)
     with pytest.raises(UnreadableError, match="out of memory"):
-        units.attempt(path, lambda: np.zeros(1 << 50))
+        attempts.attempt(path, lambda: np.zeros(1 << 50))
 
     def broken(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("builtins.open", broken)
     with pytest.raises(UnreadableError, match="Input/output error"):
-        units.attempt(path, refuse)
+        attempts.attempt(path, refuse)
 
 
 def test_a_decoder_that_crashes_is_a_verdict_and_one_that_is_killed_is_none():
-    assert isinstance(units.death(-9), UnreadableError)
-    assert not isinstance(units.death(-11), UnreadableError)
+    assert isinstance(attempts.death(-9), UnreadableError)
+    assert not isinstance(attempts.death(-11), UnreadableError)
 
 
 def test_nothing_but_refused_files_is_an_error(job, disk, capsys):

@@ -15,9 +15,9 @@ from omnicodec_jax import room
 from omnicodec_jax.blocks import AudioBlocks, encode_block
 from omnicodec_jax.corpus import readers
 from omnicodec_jax.corpus.readers import Read, Readers, Request
+from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.audio import LoadedClip
 from omnicodec_jax.data.entries import Entry
-from omnicodec_jax.data.units import Seen
 from omnicodec_jax.lanes import Clock, ContinuousBatcher, Use
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 

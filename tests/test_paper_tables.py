@@ -11,7 +11,7 @@ from omnicodec_jax import cli
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
 from omnicodec_jax.errors import ConfigError, DataError
-from omnicodec_jax.evaluation import paper_tables
+from omnicodec_jax.evaluation import paper_tables, table_run
 from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.language_model.perplexity import Perplexity
@@ -46,7 +46,7 @@ def table(evaluation: Evaluation, number: int) -> dict[str, list[str]]:
 
 
 def test_a_table_has_the_papers_rows_measured_where_that_can_be_and_quoted_below(evaluation):
-    assert paper_tables.run_table(1, evaluation, PerplexityConfig()) == 0
+    assert table_run.run_table(1, evaluation, PerplexityConfig()) == 0
     rows = table(evaluation, 1)
     titles = [
         "Codebook size",
@@ -99,7 +99,7 @@ def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_er
         reconstructions={"UniCodec": data["speech"]},
         metrics=(),
     )
-    assert paper_tables.run_table(1, evaluation, PerplexityConfig()) == 1
+    assert table_run.run_table(1, evaluation, PerplexityConfig()) == 1
     rows = table(evaluation, 1)
     assert rows["UniCodec"][5].startswith("1.00 / –")
     assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {tmp_path} cannot be loaded") for note in rows[""])
@@ -108,7 +108,7 @@ def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_er
 def test_a_metric_that_cannot_be_computed_says_why(evaluation, monkeypatch):
     monkeypatch.setenv("OMNICODEC_AUDIOBOX", str(evaluation.out / "none"))
     evaluation = dataclasses.replace(evaluation, models={}, reconstructions={"Mimi-16L": evaluation.data["music"]})
-    assert paper_tables.run_table(3, evaluation, PerplexityConfig()) == 0
+    assert table_run.run_table(3, evaluation, PerplexityConfig()) == 0
     rows = table(evaluation, 3)
     assert rows["Ground Truth"] == rows["Mimi codec-16L"] == ["–"] * 8
     assert any(note.startswith("- CE: ") and note.endswith(": CE (all systems)") for note in rows[""])
@@ -126,8 +126,8 @@ def test_a_language_model_learns_the_codes_that_the_evaluation_has_made(evaluati
         each = {d: Perplexity("flat", ppl, 1, {}) for d, ppl in (("speech", (3.0, 5.0)), ("music", (7.0, 7.0)))}
         return Perplexity("flat", (5.0, 6.0), 2, each)
 
-    monkeypatch.setattr(paper_tables.perplexity, "measure", measure)
-    assert paper_tables.run_table(4, evaluation, PerplexityConfig()) == 0
+    monkeypatch.setattr(table_run.perplexity, "measure", measure)
+    assert table_run.run_table(4, evaluation, PerplexityConfig()) == 0
     rows = table(evaluation, 4)
     assert rows["Model"] == ["Speech", "Music", "Sound"]
     assert rows["OmniCodec-8L"] == ["3.00 / 4.00", "7.00 / 7.00", "–"]
@@ -136,8 +136,8 @@ def test_a_language_model_learns_the_codes_that_the_evaluation_has_made(evaluati
     def too_few(*_: object) -> Perplexity:
         raise DataError("none is held out")
 
-    monkeypatch.setattr(paper_tables.perplexity, "measure", too_few)
-    paper_tables.run_table(4, evaluation, PerplexityConfig())
+    monkeypatch.setattr(table_run.perplexity, "measure", too_few)
+    table_run.run_table(4, evaluation, PerplexityConfig())
     assert "- OmniCodec-8L: no perplexity: none is held out" in table(evaluation, 4)[""]
 
 
@@ -156,10 +156,10 @@ def test_quoted_cells_are_as_many_as_the_columns_and_domains_are_the_tables():
 
 def test_tables_and_data_that_do_not_fit_are_refused(evaluation, data, tmp_path):
     with pytest.raises(ConfigError, match="--table 5: must be one of 1, 2, 3, 4"):
-        paper_tables.run_table(5, evaluation, PerplexityConfig())
+        table_run.run_table(5, evaluation, PerplexityConfig())
     speech = Evaluation(data={"speech": data["speech"]}, out=tmp_path, metrics=())
     with pytest.raises(ConfigError, match="Table 3 is of music, sound; none of these domains is given"):
-        paper_tables.run_table(3, speech, PerplexityConfig())
+        table_run.run_table(3, speech, PerplexityConfig())
 
 
 def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
@@ -170,7 +170,7 @@ def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
         (tmp_path / "table_2.md").write_text("the table\n")
         return 0
 
-    monkeypatch.setattr(paper_tables, "run_table", run_table)
+    monkeypatch.setattr(table_run, "run_table", run_table)
     assert cli.evaluate(table=2, model="some/model", out=tmp_path, language_model="language_model_demo") == 0
     assert asked == [(2, {"OmniCodec": "some/model"}, 8)]
     assert capsys.readouterr().out == "the table\n"
@@ -191,7 +191,7 @@ def test_the_table_of_ablations_has_perplexity_and_use_of_codebooks():
     measured = paper_tables.Measured(
         report, {name: Perplexity("flat", (9.0, 9.0), 1, {"speech": speech})}, {"speech": 3}
     )
-    text, count = paper_tables.layout(paper_tables.TABLES[2](), measured, {})
+    text, count = table_run.layout(paper_tables.TABLES[2](), measured, {})
     row = "| w/o Adapter-1 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 2.00 | 3.00 | 0.750 | – | – |"
     assert row in text.splitlines()
     assert count == 1

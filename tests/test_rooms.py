@@ -14,6 +14,12 @@ FACE = "__init__.py"
 """The public face of the package, which imports from rooms, and which no room imports from."""
 
 
+LONGEST = 400
+"""Largest number of lines of a file."""
+ONE_FILE = PACKAGE / "converters" / "pytorch" / "modeling_omnicodec.py"
+"""The code of exported models, which transformers loads from one file."""
+
+
 def room(module: str) -> str | None:
     """The folder or file of a module of the package; None for a module that is not in it."""
     package, _, rest = module.partition(".")
@@ -55,3 +61,8 @@ def test_every_room_that_is_imported_is_there_and_is_not_the_public_face():
     names = set().union(*imports().values())
     assert "data" in names
     assert [name for name in names if name == FACE or not (PACKAGE / name).exists()] == []
+
+
+def test_no_file_of_the_package_is_too_long_to_be_read_at_once():
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py") if path != ONE_FILE}
+    assert {path.name: count for path, count in lines.items() if count > LONGEST} == {}

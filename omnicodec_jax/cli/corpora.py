@@ -176,7 +176,8 @@ def detokenize(
     from tqdm import tqdm
 
     from omnicodec_jax.corpus.detokenize import detokenize
-    from omnicodec_jax.data.units import Share, reason
+    from omnicodec_jax.data.attempts import reason
+    from omnicodec_jax.data.units import Share
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     tokenizer = OmniCodecTokenizer.from_pretrained(model_name(model), revision, devices=jax.local_devices())

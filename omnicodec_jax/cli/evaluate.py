@@ -106,10 +106,10 @@ def _paper_table(number: int, evaluation: "Evaluation", language_model: str) -> 
     """Measures and prints a table of the paper."""
     from omnicodec_jax.config import PerplexityConfig
     from omnicodec_jax.config import files as config_files
-    from omnicodec_jax.evaluation import paper_tables
+    from omnicodec_jax.evaluation import table_run
 
     config = config_files.load_as((PerplexityConfig,), language_model)
-    status = paper_tables.run_table(number, evaluation, config)
+    status = table_run.run_table(number, evaluation, config)
     print((evaluation.out / f"table_{number}.md").read_text(), end="")
     return status
 

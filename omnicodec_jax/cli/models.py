@@ -120,8 +120,8 @@ def export(
         seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.
     """
     if format == "onnx":
+        from omnicodec_jax.codec_directory import load_codec
         from omnicodec_jax.converters.onnx_program import export_onnx
-        from omnicodec_jax.tokenizer import load_codec
 
         signature = export_onnx(*load_codec(model_name(model)), what, out)
     elif what == "encoder-from-audio":

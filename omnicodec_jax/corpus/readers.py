@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Died, Tell
 from omnicodec_jax.data import audio
+from omnicodec_jax.data.attempts import Seen, attempt, death
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.sndfile import drop_remarks
-from omnicodec_jax.data.units import Seen, attempt, death
 from omnicodec_jax.errors import AudioError
 
 T = TypeVar("T")

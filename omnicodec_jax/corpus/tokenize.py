@@ -20,18 +20,19 @@ import jax
 import numpy as np
 
 from omnicodec_jax import model_directory, names
+from omnicodec_jax.codec_directory import find_encoder, load_codec
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.corpus.shards import Clip
-from omnicodec_jax.data import units
+from omnicodec_jax.data import attempts, units
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.units import Outcomes, Slice, Unit
 from omnicodec_jax.errors import DataError, ModelError
 from omnicodec_jax.files import remove_leftovers, replacing, rewriting
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, CPU_BLOCKS, Use
 from omnicodec_jax.semantic import read_encoder_of
-from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip, find_encoder, load_codec
+from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 from omnicodec_jax.version import __version__
 
 PROMISE = (
@@ -218,7 +219,7 @@ class _OpenUnit:
 
     def refuse(self, number: int, error: Exception) -> None:
         """Refuses an entry."""
-        row = units.refusal(number, self.unit.folder, self.unit.entries[number], error)
+        row = attempts.refusal(number, self.unit.folder, self.unit.entries[number], error)
         self.outcomes.refuse(number, row)
 
     def write(self, out: Path, contract: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Children, Died, Finished, Tell
-from omnicodec_jax.data import manifest, records, units
+from omnicodec_jax.data import attempts, manifest, records, units
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.prepare_unit import (
@@ -175,7 +175,7 @@ class _Attempt:
                 raise OSError(
                     f"{self.unit.name}: its process died with exit code {exit_code} twice, at no file of its own"
                 )
-            self.refused[self.current] = units.death(exit_code)
+            self.refused[self.current] = attempts.death(exit_code)
         self.suspect, self.current = self.current, -1
 
 

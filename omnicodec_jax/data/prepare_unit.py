@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omnicodec_jax.data import audio, decoders, records, units
+from omnicodec_jax.data import attempts, audio, decoders, records, units
+from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.members import Member
-from omnicodec_jax.data.units import Outcomes, Seen, Slice, Unit
+from omnicodec_jax.data.units import Outcomes, Slice, Unit
 from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import remove_leftovers, replacing
 
@@ -177,7 +178,7 @@ def _revision(done: dict[str, Any] | None, is_resumed: bool, is_changed: bool) -
 
 def _refusal(number: int, folder: Any, entry: Entry, error: Exception) -> dict[str, Any]:
     """Returns the line of an entry that is refused. For a sample rate that is too low, it counts the seconds lost."""
-    row = units.refusal(number, folder, entry, error)
+    row = attempts.refusal(number, folder, entry, error)
     if isinstance(error, LowRateError):
         row["seconds"] = entry.duration or max(0.0, decoders.seconds(entry.file(folder)) - entry.offset)
     return row
@@ -210,7 +211,7 @@ def _prepared(
         clip = audio.load(path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check)
         return clip, seen
 
-    clip, seen = units.attempt(path, load)
+    clip, seen = attempts.attempt(path, load)
     samples = np.rint(clip.samples * 32768).astype(np.int16)  # below full scale: its peak is 0.95
     encoded = []
     for start, size in records.segments(samples.size, config.segment_seconds):

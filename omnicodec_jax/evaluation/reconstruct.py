@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.units import Progress, Seen, reason
+from omnicodec_jax.data.attempts import Seen, reason
+from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal

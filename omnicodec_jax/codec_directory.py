@@ -1,0 +1,54 @@
+"""Finds and reads the model directory of a codec, on disk or on the Hugging Face hub, and its frozen encoder."""
+
+import os
+from pathlib import Path
+
+from omnicodec_jax import model_directory
+from omnicodec_jax.buckets import as_path
+from omnicodec_jax.config import CodecConfig, MimiConfig
+from omnicodec_jax.errors import ModelError
+
+FILES = tuple(
+    f"{folder}{name}"
+    for folder in ("", f"{model_directory.ENCODER}/")
+    for name in (model_directory.CONFIG, model_directory.WEIGHTS)
+)
+"""Files of a codec's model directory."""
+
+
+def find_encoder(
+    name: str | os.PathLike[str], revision: str | None = None, encoder: str | os.PathLike[str] | None = None
+) -> Path | None:
+    """Finds the frozen encoder of a codec's semantic branch.
+
+    Args:
+        name: Model directory of the codec, or hub id.
+        revision: Branch, tag or commit of a hub model.
+        encoder: Directory of the encoder, where it is not that of the codec.
+
+    Returns:
+        The directory that is given, or else the folder `encoder` in the codec's own; None if that is not there.
+    """
+    if encoder is not None:
+        return as_path(encoder)
+    beside = model_directory.resolve(name, revision, FILES) / model_directory.ENCODER
+    return beside if (beside / model_directory.CONFIG).is_file() else None
+
+
+def load_codec(
+    name: str | os.PathLike[str], revision: str | None = None
+) -> tuple[CodecConfig | MimiConfig, model_directory.Variables]:
+    """Reads config and variables of a codec, as numpy arrays.
+
+    Args:
+        name: Model directory, or hub id such as `you/your-codec`.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        ModelError: If there is no such model, it is incomplete, or it is no codec.
+        ConfigError: If its config.json is not one.
+    """
+    config, variables = model_directory.load(model_directory.resolve(name, revision, FILES))
+    if not isinstance(config, CodecConfig | MimiConfig):
+        raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
+    return config, variables

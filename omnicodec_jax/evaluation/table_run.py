@@ -1,0 +1,158 @@
+"""Measures what can be measured of the rows of a table of the paper, and writes the table."""
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax.corpus import shards
+from omnicodec_jax.errors import ConfigError, OmniCodecError
+from omnicodec_jax.evaluation import quoted, reconstruct, run, summary
+from omnicodec_jax.evaluation.datasets import EvalClip
+from omnicodec_jax.evaluation.paper_tables import TABLES, Measured, PaperRow, PaperTable
+from omnicodec_jax.evaluation.peers import PEERS, PeerRequest
+from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE
+from omnicodec_jax.evaluation.run import Evaluation
+from omnicodec_jax.files import rewriting
+from omnicodec_jax.language_model import perplexity
+
+LOG = logging.getLogger(__name__)
+
+SHARD = "all-000000"
+"""Name of the token shard that holds the codes of all clips of a system."""
+
+
+def run_table(number: int, evaluation: Evaluation, language_model: PerplexityConfig) -> int:
+    """Measures the rows of a table that can be measured, and writes OUT/table_NUMBER.md.
+
+    Args:
+        number: The number of the table in the paper.
+        evaluation: The clips, models, folders and other codecs at hand. Which metrics and how many codebooks are
+            measured is the table's to say. Of the other codecs of the table, the default sources are tried.
+        language_model: The language model whose perplexities Tables 2 and 4 have.
+
+    Returns:
+        The exit code: 0, or 1 if a codec that was given could not be loaded, or no row could be measured.
+
+    Raises:
+        ConfigError: For a number that no table has, and for data without any domain of the table.
+        DataError: If no clip can be used.
+    """
+    if number not in TABLES:
+        raise ConfigError(f"--table {number}: must be one of {', '.join(map(str, TABLES))}")
+    table = TABLES[number]()
+    data = {domain: evaluation.data[domain] for domain in table.domains if domain in evaluation.data}
+    if not data:
+        raise ConfigError(f"--data: Table {number} is of {', '.join(table.domains)}; none of these domains is given")
+    given = {*evaluation.models, *(peer.name for peer in evaluation.peers)}
+    added = tuple(PeerRequest(name, "") for name in table.peers if not {name, _title(name)} & given)
+    asked = dataclasses.replace(
+        evaluation, data=data, peers=(*evaluation.peers, *added), codebooks=table.codebooks, metrics=table.metrics
+    )
+    run.run(asked)
+    report = json.loads((asked.out / "report.json").read_text())
+    perplexities, why = _perplexities(asked, report, language_model) if table.has_perplexity else ({}, {})
+    clips = Counter(clip.domain for clip in _clips(asked.out, ORIGINAL))
+    text, count = layout(table, Measured(report, perplexities, dict(clips)), why)
+    with rewriting(asked.out / f"table_{number}.md") as temporary:
+        temporary.write_text(text)
+    return int(count == 0 or bool(given & report["left_out"].keys()))
+
+
+def _title(peer: str) -> str:
+    """Returns the name of the systems of a peer."""
+    return PEERS[peer].title if peer in PEERS else peer.upper()
+
+
+def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[str, int]:
+    """Returns a table as Markdown, with the paper's row below each measured one, and the number of measured rows.
+
+    Args:
+        table: The table.
+        measured: What was measured.
+        why: Why systems have no perplexities.
+    """
+    report = measured.report
+    there = {system["name"] for system in report["systems"]}
+    lines, notes, count = [], [], 0
+    for row in table.rows:
+        if row.system in there:
+            cells = [cell(measured, row.system) for _, cell in table.columns]
+            count += row.system != ORIGINAL
+        else:
+            cells = ["–"] * len(table.columns)
+            notes.append(f"- {row.name}: not run; {_reason(row, there, report['left_out'])}")
+        if row.system in why:
+            notes.append(f"- {row.name}: {why[row.system]}")
+        lines += [[row.name, *cells], [f"{row.name}, {quoted.SOURCE}", *row.quoted]]
+    notes += summary.notes({**report, "left_out": {}})  # of which the rows have said it
+    notes += [
+        f"- {domain}: no clips; give some by --data {domain}=PATH"
+        for domain in table.domains
+        if domain not in report["domains"]
+    ]
+    header = [table.first, *(title for title, _ in table.columns)]
+    clips = ", ".join(f"{count} of {domain}" for domain, count in measured.clips.items())
+    marks = "|" + " --- |" * len(header)
+    rows = [f"| {' | '.join(line)} |" for line in (header, *lines)]
+    about = f"{table.title}. Measured on {clips}; the paper's figures are of its own test sets."
+    return "\n".join([about, "", rows[0], marks, *rows[1:], "", *notes]) + "\n", count
+
+
+def _reason(row: PaperRow, there: set[str], left_out: dict[str, str]) -> str:
+    """Returns why a row was not run."""
+    family = row.system.rpartition("-")[0] or row.system
+    for name, reason in left_out.items():
+        if _title(name) in (row.system, family):
+            return f"{reason}; {row.source}"
+    if sizes := sorted(name for name in there if name.rpartition("-")[0] == family):
+        return f"the codec at hand has other numbers of codebooks: {', '.join(sizes)}"
+    return row.source
+
+
+def _clips(out: Path, system: str) -> list[EvalClip]:
+    """Returns the clips of an evaluation that a system was given."""
+    rows = map(json.loads, (out / "scores.jsonl").read_text().splitlines())
+    return [EvalClip(row["clip"], row["domain"], Path()) for row in rows if row["system"] == system]
+
+
+def _perplexities(
+    evaluation: Evaluation, report: dict[str, Any], config: PerplexityConfig
+) -> tuple[dict[str, perplexity.Perplexity], dict[str, str]]:
+    """Returns the perplexity of the codes of each system that has some, and why others have none."""
+    found, why = {}, {}
+    for system in report["systems"]:
+        name = system["name"]
+        try:
+            if (tokens := _shards(evaluation.out, system)) is not None:
+                LOG.info("%s: a language model learns its tokens", name)
+                found[name] = perplexity.measure(tokens, config, evaluation.out / "language_models" / name)
+        except OmniCodecError as error:
+            why[name] = f"no perplexity: {error}"
+    return found, why
+
+
+def _shards(out: Path, system: dict[str, Any]) -> Path | None:
+    """Writes the codes that a system has of the clips of an evaluation as token shards; None if it has none."""
+    name = system["name"]
+    paths = {clip: reconstruct.codes_path(out, name, clip) for clip in _clips(out, name)}
+    codes = {clip: np.load(path).T for clip, path in paths.items() if path.is_file()}
+    if not codes:
+        return None
+    sizes = [system["codebook_size"]] * system["num_codebooks"]
+    rate = system["tokens_per_second"] / system["num_codebooks"]
+    rows = [
+        shards.Clip(f"{clip.domain}/{clip.id}", clip.domain, of, 1.0, RATE, round(len(of) / rate * RATE), "")
+        for clip, of in codes.items()
+    ]
+    contract = {"codebook_sizes": sizes, "frame_rate": rate, "model": name, "encoder": None, "format": shards.FORMAT}
+    tokens = out / "tokens" / name
+    shards.write(shards.shard_path(tokens, SHARD), rows, contract)
+    with rewriting(shards.marker_path(tokens, SHARD)) as temporary:
+        temporary.write_text('{"shard": {}, "rejects": []}\n')
+    return tokens
