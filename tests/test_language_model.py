@@ -21,8 +21,10 @@ from omnicodec_jax.corpus import read_tokens, shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from omnicodec_jax.language_model import perplexity, training
+from omnicodec_jax.language_model import continuation, perplexity, training
+from omnicodec_jax.language_model.continuation import Sampling
 from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.learning import Learnt
 from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.language_model.perplexity import NOTE, Perplexity, measure
 from omnicodec_jax.language_model.training import Trainer
@@ -111,7 +113,7 @@ def measured(tokens: Path, config: PerplexityConfig) -> Perplexity:
     """`measure` on one device, which is quicker than eight that are not there."""
     corpus, mesh = TokenCorpus.open(tokens, config), sharding.make_mesh(config.mesh, jax.devices()[:1])
     trainer = Trainer(config, corpus.layout)
-    return perplexity.evaluate(trainer, training.train(trainer, corpus, mesh), corpus, mesh)
+    return perplexity.evaluate(Learnt(trainer, training.train(trainer, corpus, mesh), corpus, mesh))
 
 
 # -- Where the answer is known
@@ -259,6 +261,100 @@ def test_rounding_of_the_layers_changes_little():
     assert float(loss) == pytest.approx(exact, rel=1e-2)
     assert loss != exact
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded.params)} == {jnp.dtype(jnp.float32)}
+
+
+# -- Continuation
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def learnt(request, tmp_path_factory) -> Learnt:
+    """A model that has learnt to say 0, 1, 2, 3, 0, … and beside it, in the second codebook, 2, 1, 0, 2, …"""
+    clips = {f"a/{i}": counting(i, 40) for i in range(24)}
+    config = dataclasses.replace(TINY, layout=request.param, window_frames=10)
+    corpus = TokenCorpus.open(write(tmp_path_factory.mktemp("counting"), clips), config)
+    trainer, mesh = Trainer(config, corpus.layout), sharding.make_mesh(config.mesh, jax.devices()[:1])
+    return Learnt(trainer, training.train(trainer, corpus, mesh), corpus, mesh)
+
+
+def counting(start: int, frames: int) -> np.ndarray:
+    numbers = np.arange(start, start + frames)
+    return np.stack([numbers % 4, 2 - numbers % 3], axis=1)
+
+
+def test_what_repeats_goes_on_repeating_over_many_windows(learnt):
+    drawn = continuation.draw(learnt, counting(5, 14), 23, sampling=Sampling(temperature=0.1))
+    np.testing.assert_array_equal(drawn, counting(19, 23))
+    assert drawn.dtype == np.uint16
+
+
+def test_a_short_start_is_continued_too(learnt):
+    assert continuation.draw(learnt, counting(2, 4), 3, sampling=Sampling(temperature=0.0)).tolist() == (
+        counting(6, 3).tolist()
+    )
+    assert continuation.draw(learnt, counting(2, 4), 0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_at_temperature_0_every_code_is_the_likeliest_of_its_codebook(name):
+    layout = Layout(name, SIZES)
+    trainer = Trainer(dataclasses.replace(TINY, layout=name), layout)
+    params = jax.tree.map(lambda leaf: 30 * leaf, jax.jit(trainer.init)(jax.random.key(3)).params)
+    learnt = Learnt(trainer, params, None, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))  # type: ignore
+    heard = markov(1, 5)[0]
+    drawn = continuation.draw(learnt, heard, 6, sampling=Sampling(temperature=0.0))
+    said = np.concatenate([heard, drawn]).astype(np.uint16)
+    assert len(np.unique(drawn, axis=0)) > 1
+
+    @jax.jit
+    def totals(rows: jax.Array, shorter: jax.Array) -> jax.Array:
+        logits = trainer.logits(params, rows[:, :-1])
+        return layout.cross_entropy(jnp.repeat(logits, len(shorter), axis=0), shorter[:, 1:])[0]
+
+    def nats(codes: np.ndarray) -> np.ndarray:
+        """The cross-entropy of each code in its place: what is added when its frame counts, too."""
+        shorter = [layout.steps(codes[:frames], 16) for frames in range(len(codes) + 1)]
+        return np.diff(totals(jnp.asarray(shorter[-1:]), jnp.asarray(shorter)), axis=0)
+
+    chosen = nats(said)
+    for frame in range(5, 11):
+        for k, size in enumerate(SIZES):
+            for other in set(range(size)) - {int(said[frame, k])}:
+                changed = said.copy()
+                changed[frame, k] = other
+                assert nats(changed)[frame, k] > chosen[frame, k]
+
+
+def test_what_is_drawn_depends_on_the_seed_and_is_in_range():
+    trainer = Trainer(dataclasses.replace(TINY, layout="delayed"), Layout("delayed", SIZES))
+    params, mesh = jax.jit(trainer.init)(jax.random.key(0)).params, sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    learnt = Learnt(trainer, params, None, mesh)  # type: ignore
+    first, again, other = (continuation.draw(learnt, np.zeros((0, 2), int), 200, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert [set(first[:, k].tolist()) for k in (0, 1)] == [set(range(size)) for size in SIZES]
+
+
+def test_top_k_leaves_the_likeliest():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2, 0.0], [0.0, 0.0, 0.6, 0.4]]))
+    sample = jax.jit(jax.vmap(Sampling(top_k=2), (0, None)))
+    drawn = np.asarray(sample(jax.random.split(jax.random.key(0), 2000), logits))
+    assert [set(column.tolist()) for column in drawn.T] == [{0, 1}, {2, 3}]
+    assert np.mean(drawn[:, 0] == 0) == pytest.approx(5 / 8, abs=0.05)
+    hot = jax.jit(jax.vmap(Sampling(temperature=1e6), (0, None)))(jax.random.split(jax.random.key(0), 2000), logits)
+    assert np.mean(np.asarray(hot)[:, 1] == 2) == pytest.approx(1 / 2, abs=0.05)
+
+
+def test_what_cannot_be_continued_is_named():
+    trainer = Trainer(TINY, Layout("flat", SIZES))
+    learnt = Learnt(trainer, None, None, None)  # type: ignore
+    with pytest.raises(DataError, match=r"codes of shape \[5, 1\]: must be \[N, 2\]"):
+        continuation.draw(learnt, np.zeros((5, 1), int), 3)
+    with pytest.raises(DataError, match="another codec's"):
+        continuation.draw(learnt, np.full((5, 2), 3), 3)
+    with pytest.raises(ConfigError, match=r"temperature = -1.0: must be 0 or more"):
+        Sampling(temperature=-1.0)
+    with pytest.raises(ConfigError, match=r"top_k = 0: must be 1 or more"):
+        Sampling(top_k=0)
 
 
 # -- Over meshes

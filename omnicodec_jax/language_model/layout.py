@@ -54,6 +54,14 @@ class Layout:
         """Returns what `steps` returns for no codes at all: int32 [T + 1, C] of blanks."""
         return self.steps(np.zeros((0, len(self.codebook_sizes)), np.uint16), frames)
 
+    def codes(self, steps: np.ndarray, frames: int) -> np.ndarray:
+        """Returns the codes of the first frames of what `steps` returns: uint16 [frames, K]. None of them is blank."""
+        width, rows = len(self.codebook_sizes), np.asarray(steps)[1:]
+        if self.name == "delayed":
+            rows = np.stack([rows[k : k + frames, k] for k in range(width)], axis=1)
+        first = np.cumsum([0, *self.codebook_sizes[:-1]])
+        return (rows.reshape(-1, width)[:frames] - first).astype(np.uint16)
+
     def cross_entropy(
         self, logits: Float[Array, "B T V"], targets: Int[Array, "B T C"]
     ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:

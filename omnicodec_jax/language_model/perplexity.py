@@ -25,15 +25,12 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.config.language_model import LayoutName
-from omnicodec_jax.distributed import multihost, sharding
-from omnicodec_jax.language_model.training import Trainer, train
-from omnicodec_jax.language_model.windows import TokenCorpus, batches
-from omnicodec_jax.training.checkpoint import Checkpoints
-from omnicodec_jax.training.state import Tree
+from omnicodec_jax.distributed import sharding
+from omnicodec_jax.language_model.learning import Learnt, learn
+from omnicodec_jax.language_model.windows import batches
 
 NOTE = "numbers of different layouts do not compare"
 
@@ -89,8 +86,9 @@ class Perplexity(NamedTuple):
         return "\n".join([f"layout {self.layout}, {len(self.ppl)} codebooks; {NOTE}", heading, *lines])
 
 
-def evaluate(trainer: Trainer, params: Tree, corpus: TokenCorpus, mesh: Mesh) -> Perplexity:
+def evaluate(learnt: Learnt) -> Perplexity:
     """Returns the perplexity of all held-out windows. All processes take part, and all get the result."""
+    trainer, params, corpus, mesh = learnt
     score = jax.jit(trainer.evaluate, out_shardings=sharding.replicated(mesh))
     total, size = len(corpus.held_out), trainer.config.batch_size
     count = -(-total // size)
@@ -102,29 +100,5 @@ def evaluate(trainer: Trainer, params: Tree, corpus: TokenCorpus, mesh: Mesh) ->
 
 
 def measure(tokens: Path, config: PerplexityConfig, workdir: Path | None = None) -> Perplexity:
-    """Trains a language model on some clips of a directory of token shards, and evaluates it on the others.
-
-    Args:
-        tokens: Directory that `omnicodec tokenize` has written.
-        config: The model and its training.
-        workdir: Directory of checkpoints, from which an interrupted training goes on. None: nothing is saved.
-
-    Returns:
-        The perplexity of the held-out clips.
-
-    Raises:
-        DataError: For tokens that cannot be used.
-        ConfigError: For a mesh that does not fit the devices.
-        CheckpointError: For a `workdir` that holds a run of another config or on other tokens.
-        TrainingError: For a training that diverges.
-        Interrupted: With the number of the signal, if there is a `workdir` and the training was asked to stop. The last
-            step is saved.
-    """
-    corpus, mesh = TokenCorpus.open(tokens, config), sharding.make_mesh(config.mesh)
-    trainer = Trainer(config, corpus.layout)
-    if workdir is None:
-        params = train(trainer, corpus, mesh)
-    else:
-        with Checkpoints(workdir, config, corpus.fingerprint) as checkpoints, multihost.Interruption() as interruption:
-            params = train(trainer, corpus, mesh, checkpoints, interruption)
-    return evaluate(trainer, params, corpus, mesh)
+    """Trains a language model on some clips and evaluates it on the others: `evaluate` of what `learn` returns."""
+    return evaluate(learn(tokens, config, workdir))

@@ -66,13 +66,17 @@ class Trainer:
         params = self._model.init(key, jnp.zeros((1, 1, self.batch_shape[2]), jnp.int32))["params"]
         return LanguageModelState(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
+    def logits(self, params: Tree, ids: Int[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """Returns for every step of a `Layout` the logits of the ids of the step after it."""
+        logits: Any = self._model.apply({"params": params}, ids)
+        return logits
+
     def evaluate(
         self, params: Tree, batch: dict[str, Int[Array, "B S C"]]
     ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
         """Returns `Layout.cross_entropy` of every step but the first, each predicted from the steps before it."""
         tokens = batch[TOKENS]
-        logits: Any = self._model.apply({"params": params}, tokens[:, :-1])
-        return self.layout.cross_entropy(logits, tokens[:, 1:])
+        return self.layout.cross_entropy(self.logits(params, tokens[:, :-1]), tokens[:, 1:])
 
     def train_step(
         self, state: LanguageModelState, batch: dict[str, Int[Array, "B S C"]]

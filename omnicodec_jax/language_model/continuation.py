@@ -1,0 +1,128 @@
+"""Continuation of tokens: a language model draws the codes of the frames that follow those of a clip.
+
+What it draws in a step it reads in the next one, in the `Layout` that it has learnt. The whole window is computed anew
+for every step, which is little for a small model and a short window.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from omnicodec_jax.config.checks import require
+from omnicodec_jax.distributed import sharding
+from omnicodec_jax.errors import DataError
+from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.learning import Learnt
+from omnicodec_jax.language_model.training import Trainer
+from omnicodec_jax.training.state import Tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a code is drawn from the probabilities of its codebook's entries."""
+
+    temperature: float = 1.0
+    """The logits are divided by it. 0: the likeliest code is taken."""
+    top_k: int | None = None
+    """So many of the likeliest codes can be drawn; None: all."""
+
+    def __post_init__(self):
+        require(self.temperature >= 0, self, "temperature", "0 or more")
+        require(self.top_k is None or self.top_k >= 1, self, "top_k", "1 or more, or None")
+
+    def __call__(self, key: PRNGKeyArray, logits: Float[Array, "C V"]) -> Int[Array, " C"]:
+        """Draws an id for each row of logits; those of ids that cannot be are minus infinity."""
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        if self.top_k is not None:
+            likeliest, _ = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))
+            logits = jnp.where(logits < likeliest[:, -1:], -jnp.inf, logits)
+        return jax.random.categorical(key, logits / self.temperature).astype(jnp.int32)
+
+
+def draw(learnt: Learnt, codes: np.ndarray, frames: int, seed: int = 0, sampling: Sampling | None = None) -> np.ndarray:
+    """Draws the codes of the frames that follow some codes.
+
+    A window of the language model holds what it continues and what it draws. Of more codes than half a window only the
+    last are heard; more than half a window of frames is drawn in pieces, each of which continues what was drawn before.
+
+    Args:
+        learnt: The language model.
+        codes: Integers [N, K'], at least as many codebooks as the model knows. N = 0: nothing is continued.
+        frames: The number M of frames to draw.
+        seed: What is drawn depends on it and on the other arguments.
+        sampling: How a code is drawn; by default from the probabilities as they are.
+
+    Returns:
+        uint16 [M, K], where K is the number of codebooks that the model knows.
+
+    Raises:
+        DataError: For codes that are not those of the model's codebooks.
+
+    Examples:
+        >>> learnt = learn(Path("data/tokens"), files.load_as((PerplexityConfig,), "language_model_demo"))
+        >>> draw(learnt, TokenSource("data/tokens")[0].codes, frames=25, sampling=Sampling(temperature=0.9)).shape
+        (25, 8)
+    """
+    trainer, sampling = learnt.trainer, sampling or Sampling()
+    said, window = _checked(trainer.layout, codes), trainer.config.window_frames
+    piece = -(-window // 2)
+    program = jax.jit(_fill, static_argnums=(0, 1), out_shardings=sharding.replicated(learnt.mesh))
+    for start in range(0, frames, piece):
+        count = min(piece, frames - start)
+        heard = said[max(0, len(said) - (window - piece)) :]
+        ids = trainer.layout.steps(heard, window)
+        lowest = trainer.layout.steps(np.zeros_like(said, shape=(len(heard) + count, said.shape[1])), window)
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        filled = np.asarray(program(trainer, sampling, learnt.params, ids, lowest, key))
+        said = np.concatenate([said, trainer.layout.codes(filled, len(heard) + count)[len(heard) :]])
+    return said[len(said) - max(0, frames) :]
+
+
+def _checked(layout: Layout, codes: np.ndarray) -> np.ndarray:
+    """Returns the codes of a layout's codebooks, uint16 [N, K]. Raises DataError where they cannot be."""
+    width = len(layout.codebook_sizes)
+    if codes.ndim != 2 or codes.shape[1] < width:
+        raise DataError(f"codes of shape {list(codes.shape)}: must be [N, {width}], as the language model has learnt")
+    codes = codes[:, :width]
+    if not ((codes >= 0) & (codes < np.array(layout.codebook_sizes))).all():
+        raise DataError(f"codes beyond codebooks of {layout.codebook_sizes} entries: another codec's?")
+    return codes.astype(np.uint16)
+
+
+def _fill(
+    trainer: Trainer,
+    sampling: Sampling,
+    params: Tree,
+    ids: Int[Array, "S C"],
+    lowest: Int[Array, "S C"],
+    key: PRNGKeyArray,
+) -> Int[Array, "S C"]:
+    """Returns a window in which every code that is not there yet is drawn, step by step.
+
+    Args:
+        trainer: The language model.
+        sampling: How a code is drawn.
+        params: Its parameters.
+        ids: The window, with blanks where codes are to be drawn.
+        lowest: The lowest id that each code of the window can have, and blanks where there is none.
+        key: Key of what is drawn.
+    """
+    layout, numbers = trainer.layout, jnp.arange(trainer.layout.vocabulary)[None]
+    ends = np.cumsum(layout.codebook_sizes)
+    highest = jnp.asarray(np.append(ends, layout.vocabulary), jnp.int32)[jnp.searchsorted(ends, lowest, side="right")]
+    wanted = (ids == layout.blank) & (lowest != layout.blank)
+    steps = jnp.arange(len(ids))
+    last = jnp.max(jnp.where(wanted.any(axis=1), steps, 0))
+    first = jnp.min(jnp.where(wanted.any(axis=1), steps, len(ids)))
+
+    def one_step(step: Array, ids: Int[Array, "S C"]) -> Int[Array, "S C"]:
+        logits = trainer.logits(params, ids[None, :-1])[0, step - 1]
+        can_be = (numbers >= lowest[step][:, None]) & (numbers < highest[step][:, None])
+        drawn = sampling(jax.random.fold_in(key, step), jnp.where(can_be, logits, -jnp.inf))
+        return ids.at[step].set(jnp.where(wanted[step], drawn, ids[step]))
+
+    return jax.lax.fori_loop(first, last + 1, one_step, ids)
