@@ -196,7 +196,7 @@ def feature_matching(
     total = jnp.zeros(())
     for real_output, fake_output in zip(real, fake, strict=True):
         differences = [
-            jnp.sum(jnp.abs(y.astype(jnp.float32) - stop_gradient(x).astype(jnp.float32))) / size
+            jnp.sum(jnp.abs(y.astype(jnp.float32) - stop_gradient(x).astype(jnp.float32))) / float(size)
             for x, y, size in zip(real_output.stored_maps, fake_output.stored_maps, fake_output.sizes, strict=True)
         ]
         total += sum(differences, start=jnp.zeros(())) / (len(differences) if reduction == "mean" else 1)

@@ -67,6 +67,15 @@ def test_feature_matching_is_the_mean_over_the_bins():
     assert losses.feature_matching((in_cells[0],), (in_cells[1],), "sum") == pytest.approx(expected, rel=1e-6)
 
 
+def test_feature_maps_of_a_batch_of_many_gpus_have_more_elements_than_an_int32_can_count():
+    def loss(real: jax.Array, fake: jax.Array) -> jax.Array:
+        outputs = (DiscriminatorOutput(jnp.zeros(1), (maps,)) for maps in (real, fake))
+        return losses.feature_matching(*((output,) for output in outputs), "sum")
+
+    maps = jax.ShapeDtypeStruct((384, 2**20, 8), jnp.bfloat16)  # those of 384 clips, which 64 GPUs have
+    assert jax.eval_shape(loss, maps, maps).shape == ()
+
+
 @pytest.mark.parametrize(("platform", "channels"), [("tpu", CELL * 6), ("cpu", 6), ("cuda", 6)])
 def test_only_a_tpu_convolves_cells(platform, channels):
     module, x = CellConv(6, (3, 9)), to_cells(normal(1, 5, 8, 4))
