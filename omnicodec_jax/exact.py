@@ -44,8 +44,8 @@ def jit(function: Callable[..., Any], platform: str | None = None, **options: An
 
     Args:
         function: The function. Its float32 products are computed in full.
-        platform: That of the devices that it is to run on; None: that of JAX's default device.
-        options: Those of `jax.jit`.
+        platform: Platform of the devices that the function will run on; None: that of JAX's default device.
+        options: Options of `jax.jit`.
     """
     on_gpu = (platform or jax.default_backend()) in ("gpu", "cuda")
     return jax.jit(full_float32(function), compiler_options=DETERMINISTIC if on_gpu else None, **options)

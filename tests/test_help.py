@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import omnicodec_jax
-from omnicodec_jax import cli, compilation_cache
+from omnicodec_jax import cli, compilation_cache, machine
 from omnicodec_jax.cli import arguments, command, completion, converters
 from omnicodec_jax.config import Config
 from omnicodec_jax.config import files as config_files
@@ -39,8 +39,13 @@ def printed(monkeypatch, capsys, call, *words: str) -> str:
     """What a command prints before it exits with 0, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", list(words))
-    for name in ("log_progress", "_keep_compilers_quiet"):  # they change more than this test
-        monkeypatch.setattr(command, name, lambda: None)
+    # They change more than this test.
+    for module, name in (
+        (command, "log_progress"),
+        (machine, "keep_compilers_quiet"),
+        (machine, "keep_freed_memory"),
+    ):
+        monkeypatch.setattr(module, name, lambda: None)
     monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as stopped:
@@ -164,6 +169,13 @@ def test_an_unknown_shell_is_refused_with_those_there_are():
     for words in (["ksh"], [], ["bash", "zsh"]):
         with pytest.raises(UsageError, match="name your shell: bash, zsh, fish"):
             arguments.parse(cli.COMMANDS, "omnicodec", ["--completion", *words])
+
+
+def test_commands_of_a_group_are_completed_by_the_script_of_the_program(monkeypatch, capsys):
+    text = printed(monkeypatch, capsys, cli.main, "omnicodec", "convert", "--help")
+    assert 'eval "$(omnicodec --completion bash)"' in text
+    with pytest.raises(UsageError, match="convert --completion: `omnicodec --completion SHELL` completes these"):
+        arguments.parse(cli.COMMANDS, "omnicodec", ["convert", "--completion", "bash"])
 
 
 @pytest.mark.parametrize("shell", completion.CHANGES)

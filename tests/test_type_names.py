@@ -41,6 +41,14 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
                     yield value.value.strip()
 
 
+def parts(text: str) -> Iterator[str]:
+    """The first paragraph of a docstring, and what it says of each argument."""
+    yield text.partition("\n\n")[0]
+    arguments = re.search(r"^ *Args:\n(.*?)(\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    if arguments:
+        yield from (part.strip() for part in re.split(r"^ *[a-z]\w*: ", arguments[1], flags=re.MULTILINE)[1:])
+
+
 def ends_its_sentence(text: str) -> bool:
     """Whether a text ends in a full stop, or with a shape, a drawing or a command line."""
     last = text.splitlines()[-1].lstrip()
@@ -65,4 +73,6 @@ def test_a_docstring_names_its_subject_and_ends_its_sentence(modules, room):
     assert said
     assert [text for text in said if text.startswith(FRAGMENTS)] == []
     assert [text for text in said if ARGUMENT.match(text)] == []
+    assert [part for text in said for part in parts(text) if part.startswith(FRAGMENTS)] == []
+    assert [part for text in said for part in parts(text) if not ends_its_sentence(part)] == []
     assert [text for text in said if not ends_its_sentence(text.partition(EXAMPLES)[0].rstrip())] == []

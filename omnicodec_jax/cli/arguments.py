@@ -140,7 +140,10 @@ def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
     if list(words) == [VERSION]:
         print(f"{prog} {__version__}, jax {metadata.version('jax')}, Python {platform.python_version()}")
         sys.exit()
+    program = prog.partition(" ")[0]
     if words[:1] == [COMPLETION]:
+        if program != prog:
+            raise UsageError(f"{prog} {COMPLETION}: `{program} {COMPLETION} SHELL` completes these commands, too")
         if len(words) != 2 or words[1] not in completion.CHANGES:
             raise UsageError(f"{prog} {COMPLETION}: name your shell: {', '.join(completion.CHANGES)}")
         print(completion.script(as_functions(commands), prog, words[1]))
@@ -150,7 +153,7 @@ def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:
         prog=prog,
         args=words or [HELP[1]],
         description=f"`{prog} COMMAND --help` explains a command, `{prog} {VERSION}` names the release.\n\n"
-        f'Tab completion: eval "$({prog} {COMPLETION} bash)" in ~/.bashrc, or zsh or fish in theirs.',
+        f'Tab completion: eval "$({program} {COMPLETION} bash)" in ~/.bashrc, or zsh or fish in theirs.',
         registry=_REGISTRY,
         config=(tyro.conf.PositionalMetavarFromFieldName,),
     )

@@ -46,7 +46,8 @@ def encode(
         output: Token file or directory. Default: beside the input, named after it.
         model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
         revision: Revision of a hub model.
-        features: Semantic features [S, F], for models that need them: a .npy file, or a directory that mirrors input.
+        features: Semantic features [S, F], for models that need them: a .npy file, or a directory of such files
+            in the same tree as the audio.
         encoder: Encoder that computes the features, in place of --features: a directory that `omnicodec convert
             whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
         precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes

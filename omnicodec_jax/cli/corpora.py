@@ -39,8 +39,8 @@ def prepare(
         manifest: The audio of each domain, DOMAIN=PATH,…: a .jsonl(.gz) manifest, a Kaldi .scp file, or a directory.
         out: Directory of the prepared audio.
         num_workers: How many processes decode files.
-        task: i/n: this process does number i, counted from 0, of n shares of the work. For cluster schedulers.
-        retry_rejected: Try the files once more that were refused.
+        task: Share of the work that this process does, i/n: number i, counted from 0, of n. For cluster schedulers.
+        retry_rejected: Try once more the files that were refused.
         settings: How audio is prepared.
     """
     from omnicodec_jax.data import manifest as manifests
@@ -110,10 +110,10 @@ def tokenize(
             cluster.
         num_workers: How many workers the runners "processes" and "ray" have.
         num_readers: How many processes decode files ahead of the devices, for each worker.
-        task: i/n: this process does number i, counted from 0, of n shares of the work. For cluster schedulers.
+        task: Share of the work that this process does, i/n: number i, counted from 0, of n. For cluster schedulers.
         shard_hours: About how many hours of audio a shard holds.
         skip_existing: Leave out files whose content OUT already holds as part of another manifest.
-        retry_rejected: Try the files once more that were refused.
+        retry_rejected: Try once more the files that were refused.
     """
     from omnicodec_jax.corpus import runners, shards
     from omnicodec_jax.corpus.tokenize import Job
@@ -170,7 +170,7 @@ def detokenize(
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
         suffix: Format of the files.
-        task: i/n: this process does number i, counted from 0, of n shares of the shards.
+        task: Share of the shards that this process does, i/n: number i, counted from 0, of n.
     """
     import jax
     from tqdm import tqdm

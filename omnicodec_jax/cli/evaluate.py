@@ -41,8 +41,8 @@ def evaluate(
     When it is run again, it does what is not done yet.
 
     Args:
-        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default, if no other system is
-            given: $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default: $OMNICODEC_MODEL, or
+            the codec that comes along; none if another system is given.
         data: The clips of each domain, DOMAIN=PATH,…: LibriSpeech, GTZAN or AudioSet as they lie on disk, a manifest,
             or any folder of audio. Default: the bundled clips.
         out: Folder of the report.
@@ -58,15 +58,16 @@ def evaluate(
         limit: How many clips of each domain are scored, spread evenly over its list. Default: all.
         shown: How many clips of each domain the page has players for.
         quoted: Show the paper's figures beside the measured ones.
-        stability: Of how many clips of each domain it is counted which codes stay the same when the clip is shifted,
-            encoded again from its reconstruction, resampled, made softer, or gets some noise.
-        drift: Minutes of a clip that is made of each domain, for the SI-SDR of each minute of its reconstruction, such
-            as 60.
-        probes: What small classifiers tell from the codes, LABEL=MANIFEST,…: LABEL is a field of the manifest's lines,
-            such as speaker, language, class; or text, which a small network spells.
-        table: Print this table of the paper, 1 to 4, from the models (as OmniCodec, OmniCodec-F, OmniCodec-FT, or an
-            ablation's name), codecs, folders and data at hand, with the paper's figures and why a row is not run. The
-            table says which metrics and numbers of codebooks are measured.
+        stability: Number of clips of each domain for which the report says how many codes stay the same when the clip
+            is shifted, encoded again from its reconstruction, resampled, made softer, or gets some noise.
+        drift: Length in minutes, such as 60, of a clip that is put together from each domain. The report gives the
+            SI-SDR of each minute of its reconstruction.
+        probes: Labels that small classifiers learn to tell from the codes, LABEL=MANIFEST,…. LABEL is a field of the
+            lines of the manifest, such as speaker, language or class; or it is text, which a small network spells.
+        table: Number of the table of the paper to print, 1 to 4. Its rows are measured with the models (named
+            OmniCodec, OmniCodec-F, OmniCodec-FT or as an ablation), codecs, folders and data that are given. The
+            paper's figures stand below each row, and notes say why a row was not run. The table decides which metrics
+            and numbers of codebooks are measured.
         language_model: Recipe or config file of the language model of Tables 2 and 4.
         num_workers: How many processes compute metrics.
     """

@@ -89,7 +89,8 @@ def export_model(
         out: Model directory to write.
         step: Step of a kept checkpoint. Default: the last one.
         ema: Take the moving average of the parameters, if the run keeps one, in place of the parameters.
-        number: What the weights are stored as. They are computed with in float32; float16 halves the file, and rounds.
+        number: Number format that the weights are stored in. float16 halves the file and rounds the weights;
+            commands compute in float32 all the same.
         encoder: Directory of the frozen encoder of the semantic branch, to go into OUT/encoder, where every command
             finds it.
     """
@@ -114,7 +115,8 @@ def export(
         what: What the program computes: one frame of a live stream, or whole clips. The batch may have any size. An
             encoder takes audio and semantic features; encoder-from-audio, for ONNX, computes the features of models
             whose source is log_mel.
-        out: File to write, ending in .stablehlo, whose weights go beside it, or in .onnx, which holds them.
+        out: File to write. Its name ends in .stablehlo (the weights go into a second file beside it) or in .onnx (the
+            weights are in it).
         model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
         format: What the program is written in.
         seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.

@@ -12,8 +12,8 @@ from omnicodec_jax.files import rewriting
 LOG = logging.getLogger(__name__)
 
 MOST_USED = {
-    "layout": "What the model knows when it predicts a code. Numbers of different layouts do not compare.",
-    "num_codebooks": "Codebooks that are predicted: the first ones.",
+    "layout": "What the model knows when it predicts a code. Perplexities of different layouts cannot be compared.",
+    "num_codebooks": "Number of codebooks that are predicted, the first ones.",
     "held_out": "Share of the clips that the model does not train on and is measured on.",
     "window_frames": "Clips are cut into windows of so many frames.",
     "batch_size": "Windows in a step, over all devices.",

@@ -16,7 +16,7 @@ OF_CODEC = {
 OF_LANGUAGE_MODEL = {
     "batch_size": "Windows in a step, over all chips.",
     "window_frames": "Frames of a window.",
-    "num_codebooks": "Codebooks that are predicted.",
+    "num_codebooks": "Number of codebooks that are predicted, the first ones.",
     "layout": "What the model knows when it predicts a code.",
     "remat": "Compute activations again for the backward pass: less memory, more arithmetic.",
     "mesh.data": "Number of groups of chips that hold the same state. Default: as many as there are chips for.",
@@ -44,13 +44,13 @@ def plan(
         config: Recipe, such as released_12hz or language_model, or a file of your own.
         topology: Chips to compile for. TPUs: v5e:4x4, v5p:2x2x2, …, or several slices, 2xv5e:16x16; GPUs: a100:8, or
             hosts x GPUs, h100:4x8.
-        what: The training step, or the programs that turn audio into tokens; of these, each chip runs its own.
-        clips_per_chip: Training: the batch is this times the number of chips. (That of a language model is batch-size.)
+        what: The training step, or the programs that turn audio into tokens. Each chip tokenizes clips of its own.
+        clips_per_chip: Training: clips of a batch for each chip. A language model has --batch-size.
         rows: Tokenizing: clips that a chip works on at once. Default: as many as `omnicodec tokenize` has.
         block: Tokenizing: frames of a clip in a step. Default: as many as `omnicodec tokenize` has.
         precision: Tokenizing: what the codec computes in.
         encoder_precision: Tokenizing: what Qwen3-Omni's audio encoder computes in.
-        by_part: Say, too, what each part of the networks and each operation moves and computes.
+        by_part: Print also what each part of the networks, and each operation, moves and computes.
         settings: All that the config says.
     """
     import jax

@@ -29,11 +29,12 @@ def main(
     """Convert a PyTorch checkpoint of OmniCodec.
 
     Args:
-        checkpoint: .pth or .safetensors file: a state dict, or anything that holds one, as Lightning's checkpoints do;
-            or a directory that to-torch has written, or the model there has saved: its discriminators come along.
+        checkpoint: A .pth or .safetensors file with a state dict, or with anything that holds one, as Lightning's
+            checkpoints do; or a directory that `omnicodec convert to-torch`, or `save_pretrained` of the model in
+            PyTorch, has written. Discriminators in that directory are converted with it.
         out: Model directory to write.
-        config: Recipe or config file that it was trained with, or the reference's own YAML file. A directory has its
-            own.
+        config: Recipe or config file that the model was trained with, or the YAML file of the authors' code. A
+            directory needs none, since it holds its own.
         discriminators: Convert a checkpoint of the discriminators.
         part: Copy to take from a checkpoint that holds the model more than once, such as "ema".
     """

@@ -237,7 +237,7 @@ def main(checkpoint: Path, out: Path, to_transformers: bool = False) -> None:
     Args:
         checkpoint: Directory with config.json and model.safetensors, as transformers saves it, or a hub id.
         out: Model directory to write.
-        to_transformers: Convert the other way: `checkpoint` is a model directory, and `out` what
+        to_transformers: Convert in the other direction: --checkpoint is a model directory, and --out becomes one that
             `transformers.MimiModel.from_pretrained` loads.
     """
     (_to_transformers if to_transformers else _from_transformers)(checkpoint, out)

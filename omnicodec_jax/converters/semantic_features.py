@@ -196,7 +196,7 @@ def main(
             are to store. Default: the length of a crop, so that crops lie side by side. With Whisper, crops of longer
             clips may begin at every vector, and are stored once.
         batch_seconds: Seconds of audio that are encoded at once.
-        task: i/n: this process does number i, counted from 0, of n shares of the shards.
+        task: Share of the shards that this process does, i/n: number i, counted from 0, of n.
     """
     mine = Share.parse(task)
     shards = records.read_index(prepared)[mine.index :: mine.count]

@@ -148,11 +148,12 @@ def main(checkpoint: str, out: Path, number: Number = "float32") -> None:
     """Take the audio encoder out of a Whisper model.
 
     Args:
-        checkpoint: Directory or hub id of a model of transformers (openai/whisper-tiny.en) or of CTranslate2, as
-            faster-whisper has it (Systran/faster-whisper-tiny.en); or the latter's model.bin.
+        checkpoint: Directory or hub id of a Whisper model in the format of transformers (openai/whisper-tiny.en) or of
+            CTranslate2, which faster-whisper reads (Systran/faster-whisper-tiny.en); or the file model.bin of the
+            latter.
         out: Model directory to write.
-        number: What the weights are stored as. It computes in float32 whatever they are stored as; int8 has a scale for
-            each channel.
+        number: Number format that the weights are stored in. The encoder computes in float32 all the same. int8 has a
+            scale for each channel.
     """
     path = as_path(checkpoint)
     directory = path.parent if path.is_file() else locate(checkpoint, CONFIG, CTRANSLATE2)

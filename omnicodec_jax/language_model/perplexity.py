@@ -39,7 +39,7 @@ class Perplexity(NamedTuple):
     """The perplexity of held-out tokens, over all clips and for each domain."""
 
     layout: LayoutName
-    """The layout that the model has learnt. Numbers of different layouts do not compare."""
+    """The layout that the model has learnt. Perplexities of different layouts cannot be compared."""
     ppl: tuple[float, ...]
     """The perplexity of each codebook."""
     tokens: int

@@ -77,7 +77,7 @@ def train_step(
 
     Args:
         state: The state before the step.
-        batch: As `data.pipeline.Batches` gives it.
+        batch: A batch of `data.pipeline.Batches`.
         frozen: Variables of WavLM and of the audio encoder.
         gan: The networks and their config.
         mesh: The devices that the state is sharded over; None: one device.

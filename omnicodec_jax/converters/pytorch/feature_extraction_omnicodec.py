@@ -34,7 +34,7 @@ class OmniCodecFeatureExtractor(EncodecFeatureExtractor):
             raw_audio: A mono clip [T] at `sampling_rate`, or a list of clips.
             semantic_features: The semantic features [S, F] of each clip, for models that do not compute them.
             return_tensors: "pt" for tensors of PyTorch, "np" for arrays.
-            kwargs: Other arguments of transformers' `EncodecFeatureExtractor`: sampling_rate, padding, max_length, …
+            kwargs: Other arguments of transformers' `EncodecFeatureExtractor`, such as sampling_rate and padding.
 
         Returns:
             The arguments of the model's `encode`.
