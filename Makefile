@@ -1,4 +1,4 @@
-# make demo         sets up .venv, trains a small codec on the bundled clips and reconstructs held-out ones
+# make demo         sets up .venv, fine-tunes the shipped codec on some of the bundled clips and compares it on the others
 # make check        lint, types and the tests that take little time, of files, lists and options: before each commit
 # make test         all that CI runs
 # make test-slow    full-size runs, which CI leaves out

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from safetensors.numpy import save_file
 
-from omnicodec_jax import cli, compilation_cache, targets
+from omnicodec_jax import cli, compilation_cache, shipped, targets
 from omnicodec_jax.cli import codec
-from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -356,30 +356,73 @@ def test_interrupted_it_keeps_what_is_done_and_nothing_half(clips, tmp_path, dem
 def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     from examples import demo
 
-    # Three steps in place of some hundred, on eight devices.
-    short = "optimizer=replace(full.optimizer, total_steps=3, warmup_steps=1), data=replace(full.data, batch_size=8)"
-    (tmp_path / "short.py").write_text(
-        "from dataclasses import replace\nfrom omnicodec_jax.recipes.demo import config as full\n"
-        f"config = replace(full, {short})\n"
-    )
+    # Three steps in place of some dozens, on eight devices.
+    short = "optimizer=replace(full.optimizer, total_steps=3, warmup_steps=1)"
+    for name in ("small_fine_tune", "language_model_demo"):
+        more = ", data=replace(full.data, batch_size=8)" if name == demo.CONFIG else ""
+        (tmp_path / f"{name}.py").write_text(
+            f"from dataclasses import replace\nfrom omnicodec_jax.recipes.{name} import config as full\n"
+            f"config = replace(full, {short}{more})\n"
+        )
     monkeypatch.setattr(demo, "RUNS", tmp_path)
-    monkeypatch.setattr(demo, "CONFIG", tmp_path / "short.py")
+    monkeypatch.setattr(demo, "CONFIG", tmp_path / "small_fine_tune.py")
+    monkeypatch.setattr(demo, "LANGUAGE_MODEL", tmp_path / "language_model_demo.py")
     monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setattr(cli.command, "log_progress", lambda: None)
     demo.main()
     printed = capsys.readouterr().out
     for part in (
+        "about three minutes",
+        "| untrained-16L |",
+        "| shipped-16L | 1024 | 2000 |",
+        "| fine-tuned-16L |",
         "| Opus-12k |",
-        "| trained-9L | 256 | 900 |",
-        "| small-16L |",
-        "layout flat, 8 codebooks",
+        "layout delayed, 8 codebooks",
         "x real time",
         "index.html",
+        "continuation.wav",
     ):
         assert part in printed
-    rows = [json.loads(line) for line in (tmp_path / "report" / "scores.jsonl").open()]
-    assert len({(row["domain"], row["clip"]) for row in rows}) == 3
-    assert len(list((tmp_path / "corpus" / "shards").glob("*.parquet"))) == 3
+    assert len(demo.mel_distances()) == 3
+    assert all(len(of) >= 4 for of in demo.mel_distances())
+    assert len(list((tmp_path / "tokens" / "shards").glob("*.parquet"))) == 3
+    assert soundfile.info(tmp_path / "continuation.wav").duration == pytest.approx(4)
+
+
+def test_the_demo_fails_where_ears_would_order_the_codecs_otherwise():
+    from examples.demo import as_ears_would_order_them
+
+    good = [
+        {"untrained": 7.0, "shipped": 3.0, "fine-tuned": 2.5},
+        {"untrained": 6.0, "shipped": 2.0, "fine-tuned": 2.1},
+    ]
+    assert as_ears_would_order_them(good)
+    assert not as_ears_would_order_them([])
+    assert not as_ears_would_order_them([*good, {"untrained": 3.0, "shipped": 3.5, "fine-tuned": 2.0}])
+    assert not as_ears_would_order_them([good[1]])
+
+
+def test_an_untrained_model_with_an_encoder_has_it_beside_it(tmp_path, clips, monkeypatch):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / clips[0].name).symlink_to(clips[0])
+    (tmp_path / "small.py").write_text(
+        "from dataclasses import replace\nfrom omnicodec_jax.config import SEANetConfig, SemanticConfig\n"
+        "from omnicodec_jax.recipes.demo import config as full\n"
+        "codec = replace(full.codec, seanet=SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1),\n"
+        "    transformer=replace(full.codec.transformer, num_layers=1),\n"
+        "    semantic=SemanticConfig(source='whisper', feature_dim=384, codebook_size=32, codebook_dim=8))\n"
+        "config = replace(full, codec=codec)\n"
+    )
+    recipe, encoder = tmp_path / "small.py", shipped.MODELS["small"] / "encoder"
+    with pytest.raises(ConfigError, match=r"semantic.source = 'whisper': init needs the directory of its --encoder"):
+        cli.init(recipe, tmp_path / "model", tmp_path / "audio")
+    with pytest.raises(ModelError, match="the codec takes no encoder's features"):
+        cli.init("demo", tmp_path / "model", tmp_path / "audio", encoder=encoder)
+    assert not (tmp_path / "model").exists()
+    assert cli.init(recipe, tmp_path / "model", tmp_path / "audio", encoder=encoder) == 0
+    tokenizer = OmniCodecTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.computes_features
+    assert all(np.all(collection["initialized"]) for collection in tokenizer.variables["codebooks"].values())
 
 
 @pytest.mark.parametrize("recipe", ["small.py", pytest.param("demo", marks=pytest.mark.slow)])

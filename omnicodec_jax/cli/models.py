@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,40 +18,47 @@ INIT_SECONDS = 2
 """Length of these segments, in seconds."""
 
 
-def init(config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0) -> int:
+def init(
+    config: str | Path, out: Path, audio: Path = BUNDLED_CLIPS, seed: int = 0, encoder: str | Path | None = None
+) -> int:
     """Make an untrained model to try things out: its weights are random, its codebooks are fitted to some audio.
 
     Args:
-        config: Recipe, such as demo, or config file. Its semantic source must be log_mel.
+        config: Recipe, such as demo, or config file.
         out: Model directory to write.
         audio: Audio that the codebooks are fitted to. Default: the bundled clips.
         seed: Seed of the random weights.
+        encoder: Directory of the frozen encoder of the semantic branch, for configs whose semantic source is not
+            log_mel. It is copied to OUT/encoder, where every command finds it.
     """
     import jax
-    import jax.numpy as jnp
 
-    from omnicodec_jax import dsp, model_directory
+    from omnicodec_jax import model_directory
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
+    from omnicodec_jax.semantic import read_encoder_of, semantic_features
 
     codec = config_files.load(config).codec
-    if codec.semantic is not None and codec.semantic.source != "log_mel":
+    if encoder is None and codec.semantic is not None and codec.semantic.source != "log_mel":
         raise ConfigError(
-            f"{config}: semantic.source = {codec.semantic.source!r}: init needs 'log_mel', as in the recipe demo"
+            f"{config}: semantic.source = {codec.semantic.source!r}: init needs the directory of its --encoder"
         )
+    frozen = None if encoder is None else read_encoder_of(model_directory.resolve(encoder), codec.semantic)
     segments = _segments(audio, codec.sample_rate, codec.input_peak)
-    low = [audio_files.resample(segment, codec.sample_rate, dsp.MEL_SAMPLE_RATE) for segment in segments]
-    features = np.stack([dsp.stack_frames(mel) for mel in np.asarray(dsp.log_mel(jnp.stack(low)))])
     # All batches are of one size, so that one program is compiled. A rest that fills no batch is left out.
     size = min(INIT_BATCH, len(segments))
-    starts = range(0, len(segments) - size + 1, size)
-    batches = [
-        (np.stack(segments[i : i + size])[:, None], None if codec.semantic is None else features[i : i + size])
-        for i in starts
-    ]
+    sounds = [np.stack(segments[i : i + size])[:, None] for i in range(0, len(segments) - size + 1, size)]
 
+    @jax.jit
+    def features(sound: jax.Array, variables: Any) -> jax.Array:
+        return semantic_features(sound, codec.sample_rate, None if frozen is None else (frozen[0], variables))
+
+    variables = None if frozen is None else jax.tree.map(jax.numpy.asarray, frozen[1])
+    batches = [(sound, None if codec.semantic is None else features(sound, variables)) for sound in sounds]
     model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
-    variables = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
-    model_directory.save(out, codec, initialize_codebooks(model, variables, batches, codebooks_key))
+    drawn = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
+    if encoder is not None:
+        model_directory.copy(model_directory.resolve(encoder), out / model_directory.ENCODER)
+    model_directory.save(out, codec, initialize_codebooks(model, drawn, batches, codebooks_key))
     print(f"{out}: untrained model of {config}")
     return 0
 

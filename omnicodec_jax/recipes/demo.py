@@ -1,7 +1,7 @@
 """A codec small enough for two CPU cores: 12.5 Hz, 1 + 8 codebooks of 256 entries, 900 bit/s, 1.0 M parameters.
 
     make demo                                                           # prepares the bundled clips first
-    omnicodec train --config demo --workdir runs/demo/run
+    omnicodec train --config demo --workdir runs/demo_from_nothing
 
 Its semantic features are stacked log-mel frames, so that it needs no weights from elsewhere. On two cores it takes
 under eight minutes; the mel distance of held-out clips falls by half (docs/training.md).

@@ -1,17 +1,18 @@
-"""A language model small enough to learn a minute of tokens in half a minute on two CPU cores: 0.1 M parameters.
+"""A language model small enough to learn a minute of tokens in half a minute on two CPU cores: 0.5 M parameters.
 
-    omnicodec perplexity --config language_model_demo --tokens runs/demo/corpus
+    omnicodec perplexity --config language_model_demo --tokens runs/demo/tokens
 
-It is for codebooks of 256 entries, as in the recipe demo. From so little audio it learns which codes are frequent, and
-then the training clips by heart, so it stops early. To compare codecs, use the recipe language_model and hours of
-audio.
+From so little audio it learns which codes are frequent, and then the training clips by heart, so it stops early. Its
+window is long enough to hear two and a half seconds and draw the next two. To compare codecs, use the recipe
+language_model and hours of audio.
 """
 
 from omnicodec_jax.config import LanguageModelConfig, OptimizerConfig, PerplexityConfig
 
 config = PerplexityConfig(
     model=LanguageModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_key_value_heads=1, intermediate_size=64),
-    window_frames=16,
+    layout="delayed",
+    window_frames=64,
     held_out=0.3,
     batch_size=8,
     optimizer=OptimizerConfig(
