@@ -400,6 +400,7 @@ def test_the_demo_fails_where_ears_would_order_the_codecs_otherwise():
     assert not as_ears_would_order_them([])
     assert not as_ears_would_order_them([*good, {"untrained": 3.0, "shipped": 3.5, "fine-tuned": 2.0}])
     assert not as_ears_would_order_them([good[1]])
+    assert not as_ears_would_order_them([{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.0}])
 
 
 def test_an_untrained_model_with_an_encoder_has_it_beside_it(tmp_path, clips, monkeypatch):
