@@ -47,7 +47,7 @@ ABLATED = {
 
 
 def test_ablations_change_what_they_say_and_nothing_else():
-    assert len(RECIPES) == 8 + len(ABLATED)
+    assert len(RECIPES) == 9 + len(ABLATED)
     configs = {path.stem: dataclasses.asdict(load(path)) for path in RECIPES}
     whole = configs["paper_12hz"]
     for name, fields in ABLATED.items():
