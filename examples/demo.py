@@ -8,7 +8,6 @@ codec of the same architecture, the shipped one, the fine-tuned one and Opus. Tr
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,4 +143,4 @@ def as_ears_would_order_them(distances: list[dict[str, float]]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.exit_with(main)
