@@ -383,8 +383,8 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
         "continuation.wav",
     ):
         assert part in printed
-    assert len(demo.mel_distances()) == 3
-    assert all(len(of) >= 4 for of in demo.mel_distances())
+    assert len(demo.mel_distances(held_out=True)) == 3
+    assert all(len(of) >= 4 for of in demo.mel_distances(held_out=False))
     assert len(list((tmp_path / "tokens" / "shards").glob("*.parquet"))) == 3
     assert soundfile.info(tmp_path / "continuation.wav").duration == pytest.approx(4)
 
@@ -392,15 +392,18 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
 def test_the_demo_fails_where_ears_would_order_the_codecs_otherwise():
     from examples.demo import as_ears_would_order_them
 
-    good = [
+    held_out = [{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.5}]
+    learnt = [
         {"untrained": 7.0, "shipped": 3.0, "fine-tuned": 2.5},
         {"untrained": 6.0, "shipped": 2.0, "fine-tuned": 2.1},
     ]
-    assert as_ears_would_order_them(good)
-    assert not as_ears_would_order_them([])
-    assert not as_ears_would_order_them([*good, {"untrained": 3.0, "shipped": 3.5, "fine-tuned": 2.0}])
-    assert not as_ears_would_order_them([good[1]])
-    assert not as_ears_would_order_them([{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.0}])
+    assert as_ears_would_order_them(held_out, learnt)
+    assert not as_ears_would_order_them([], learnt)
+    assert not as_ears_would_order_them(held_out, [])
+    assert not as_ears_would_order_them(held_out, learnt[1:])
+    assert not as_ears_would_order_them([*held_out, {"untrained": 3.0, "shipped": 3.5, "fine-tuned": 2.0}], learnt)
+    assert not as_ears_would_order_them([{"untrained": 3.0, "shipped": 2.0, "fine-tuned": 3.5}], learnt)
+    assert not as_ears_would_order_them(held_out, [{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.0}])
 
 
 def test_an_untrained_model_with_an_encoder_has_it_beside_it(tmp_path, clips, monkeypatch):
