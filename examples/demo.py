@@ -129,7 +129,7 @@ def clip_lists() -> dict[str, Path]:
 
 
 def mel_distances(held_out: bool) -> list[dict[str, float]]:
-    """Returns the mel distance of each system's reconstruction, for each clip that is held out, or for each other one."""
+    """Returns the mel distances of each clip that is held out, or of each other one, by system."""
     distances: dict[str, dict[str, float]] = {}
     for row in map(json.loads, (RUNS / "report" / "scores.jsonl").open()):
         if (row["domain"] != LEARNT) == held_out:
