@@ -40,7 +40,7 @@ OPUS = "opus=6000+12000"
 ALL = 99
 """More codebooks than any codec here has: all are decoded from."""
 METRICS = ("mel_distance", "stoi", "si_sdr")
-PLAN = """This took six minutes on one busy core, and two are quicker:
+PLAN = """This takes about four minutes on two cores:
   1. prepare the bundled clips, eight to learn from and three held out, and tokenize them with the shipped codec
   2. fine-tune the decoder of the shipped codec on the eight, for about a minute
   3. train a small language model on the tokens, and continue two seconds of a clip that it has not heard
@@ -49,7 +49,7 @@ PLAN = """This took six minutes on one busy core, and two are quicker:
 
 
 def main() -> int:
-    """Exit code 0 when the figures of the held-out clips are in the order that ears would give."""
+    """Exit code 0 when the figures of the clips are in the order that ears would give."""
     print(PLAN, flush=True)
     command.log_progress()
     compilation_cache.use()

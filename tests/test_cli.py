@@ -372,7 +372,7 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     demo.main()
     printed = capsys.readouterr().out
     for part in (
-        "six minutes",
+        "four minutes",
         "| untrained-16L |",
         "| shipped-16L | 1024 | 2000 |",
         "| fine-tuned-16L |",
