@@ -16,7 +16,7 @@ BATCH_AXES = ("data", "fsdp")
 """Axes of the mesh over which the rows of a batch are spread."""
 
 
-def on_own_rows(function: Callable[..., Array], rows: Array, *whole: Array) -> Array:
+def on_own_rows(function: Callable[..., Array], rows: Array, *whole: Array, checked: bool = True) -> Array:
     """Applies a function that treats rows one by one, on every device to the rows that it holds.
 
     The devices are those of the mesh that is in force where this is traced (`distributed.sharding.in_force`). Without
@@ -26,6 +26,7 @@ def on_own_rows(function: Callable[..., Array], rows: Array, *whole: Array) -> A
         function: Maps rows and whole arrays to rows.
         rows: An array whose first axis is that of the batch.
         whole: Further arguments, which every device has whole, such as kernels.
+        checked: Whether JAX follows which arrays are the same on several devices. A Pallas kernel does not say it.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -38,4 +39,4 @@ def on_own_rows(function: Callable[..., Array], rows: Array, *whole: Array) -> A
     if rows.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return function(rows, *whole)
     specs = (P(BATCH_AXES), *(P() for _ in whole))
-    return jax.shard_map(function, in_specs=specs, out_specs=P(BATCH_AXES))(rows, *whole)
+    return jax.shard_map(function, in_specs=specs, out_specs=P(BATCH_AXES), check_vma=checked)(rows, *whole)

@@ -68,6 +68,22 @@ ENTRY %main (x: f32[8,1024]) -> f32[2,1024] {
     assert counting.totals(program).bytes_accessed == (2 + 2) * 1024 * 4  # into the chip's own memory, and back
 
 
+def test_kernel_of_a_tpu_counts_what_it_says_and_an_array_once_however_often_it_is_given():
+    program = """HloModule jit_step
+
+ENTRY %main (x: bf16[64,128], kernel: bf16[128,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %kernel = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %call = bf16[64,128]{1,0:T(8,128)(2,1)} custom-call(%x, %x, /*index=2*/%kernel), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[64,128]{1,0}}, \
+backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"2097152","transcendentals":"8"}}}
+}
+"""
+    found = counting.totals(program)
+    assert found.operations == {"bfloat16": 2097152}
+    assert found.bytes_accessed == (2 * 64 + 128) * 128 * 2
+
+
 def test_slices_of_a_loop_are_not_the_whole_array_each_time():
     def sum_rows(x):
         return jax.lax.scan(lambda carry, row: (carry + row, None), jnp.zeros(1024), x)[0]

@@ -29,6 +29,7 @@ def rows(settings: Settings) -> dict[str, Measure]:
         "bfloat16": sameness.codes_in_bfloat16,
         "processes": sameness.two_processes,
         "upsampler": sameness.upsampler,
+        "kernel": sameness.residual_stage,
         "golden": sameness.golden_steps,
     }
     found |= {f"step_{clips}": partial(speed.training_step, clips=clips) for clips in settings.batches}
@@ -67,7 +68,7 @@ def main(
 
     Args:
         small: Run every row in miniature, to see that it runs.
-        only: Rows to measure: codes, bfloat16, processes, upsampler, golden, step_6, …; all, if none is named.
+        only: Rows to measure: codes, bfloat16, processes, upsampler, kernel, golden, step_6, …; all, if none is named.
         timeout: Seconds after which a row is given up.
         row: Measure this row in this process, and print it as JSON; for the command itself.
         model: Directory of the model that this row uses.

@@ -3,18 +3,21 @@
 import hashlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.accelerator.settings import Settings, bundled_audio
+from benchmarks.accelerator.settings import Settings, bundled_audio, codec_config
 from omnicodec_jax.blocks import AudioBlocks, encode_block
 from omnicodec_jax.config import Precision
 from omnicodec_jax.lanes import ACCELERATOR_BLOCKS, ACCELERATOR_ROWS, CPU_BLOCKS, batch_step
 from omnicodec_jax.models.conv import CausalConvTranspose1d
+from omnicodec_jax.models.residual_stage import BlockParameters, in_one_kernel, one_by_one
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 
@@ -99,6 +102,38 @@ def upsampler(settings: Settings, model: Path) -> Row:
         expected[:, tap : tap + 100 : 2] += x * kernel[tap]
     error = np.abs(y - expected[:, :100]).max() / np.abs(expected).max()
     return Row("depthwise upsampler", f"off by {error:.1e} of the largest value", "numpy")
+
+
+def residual_stage(settings: Settings, model: Path) -> Row:
+    """Compares the kernel that runs the residual blocks of SEANet's first stage on a TPU with the blocks by themselves.
+
+    Forward and backward, in bfloat16, of two clips. Where there is no TPU, the kernel is interpreted.
+    """
+    rng, interpret = np.random.default_rng(0), jax.devices()[0].platform != "tpu"
+    seanet = codec_config(settings).seanet
+    channels, dilations = seanet.n_filters, tuple(seanet.dilation_base**i for i in range(seanet.n_residual_layers))
+    hidden = channels // seanet.compress
+    shapes = ((seanet.residual_kernel_size, channels, hidden), (hidden,), (1, hidden, channels), (channels,))
+    block = BlockParameters(*(jnp.asarray(0.1 * rng.standard_normal(shape), jnp.float32) for shape in shapes))
+    blocks = [block] * len(dilations)
+    x = jnp.asarray(rng.standard_normal((2, round(settings.seconds * 24_000), channels)), jnp.bfloat16)
+
+    @partial(jax.jit, static_argnums=0)
+    def result_and_gradients(stage: Any, x: jax.Array, blocks: Any) -> Any:
+        run = partial(stage, conv_in=None, dilations=dilations, dtype=x.dtype)
+        y, vjp = jax.vjp(run, x, blocks)
+        return y, vjp(jnp.sin(y))
+
+    ours = result_and_gradients(partial(in_one_kernel, interpret=interpret), x, blocks)
+    theirs = result_and_gradients(one_by_one, x, blocks)
+
+    def error(ours: Any, theirs: Any) -> float:
+        pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+        each = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+        return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in each)
+
+    here = f"result off by {error(ours[0], theirs[0]):.1e}, gradients by up to {error(ours[1], theirs[1]):.1e}"
+    return Row(f"residual stage in one kernel{', interpreted' * interpret}", here, "the blocks one by one, bfloat16")
 
 
 def golden_steps(settings: Settings, model: Path) -> Row:

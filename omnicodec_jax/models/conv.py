@@ -107,6 +107,10 @@ class CausalConv1d(nn.Module):
         y = causal_conv1d(x, kernel, self.stride, self.dilation, past)
         return add_bias(self, y, torch_uniform(fan_in)) if self.use_bias else y
 
+    def parameters(self) -> tuple[Float[Array, "k C O"], Float[Array, " O"]]:
+        """Returns the kernel and the bias of a layer that has them already."""
+        return self.get_variable("params", "kernel"), self.get_variable("params", "bias")
+
     def _fill_last_window(self, x: Activations, lengths: Lengths | None) -> Float[Array, "B T1 C"]:
         steps, missing = x.shape[1], -x.shape[1] % self.stride
         if missing and is_streaming(self):

@@ -13,35 +13,67 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omnicodec_jax.config import SEANetConfig
-from omnicodec_jax.models.conv import Activations, CausalConv1d, CausalConvTranspose1d, ConvOutput, Lengths, elu
+from omnicodec_jax.models.conv import (
+    Activations,
+    CausalConv1d,
+    CausalConvTranspose1d,
+    ConvOutput,
+    Lengths,
+    elu,
+    is_streaming,
+)
+from omnicodec_jax.models.residual_stage import BlockParameters, residual_stage
 
 
 class ResidualBlock(nn.Module):
     """Residual block x + conv_1(ELU(conv_k(ELU(x)))); the inner, dilated convolution has 1/compress of the channels."""
 
     config: SEANetConfig
+    channels: int
     dilation: int
     dtype: DTypeLike
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the two convolutions."""
+        hidden, size = self.channels // self.config.compress, self.config.residual_kernel_size
+        self.conv_1 = CausalConv1d(hidden, size, dilation=self.dilation, dtype=self.dtype)
+        self.conv_2 = CausalConv1d(self.channels, 1, dtype=self.dtype)
+
     def __call__(self, x: Activations) -> Activations:
         """Applies the block to x [B, T, C]."""
-        channels, config = x.shape[2], self.config
-        y = elu(x)
-        y = CausalConv1d(
-            channels // config.compress,
-            config.residual_kernel_size,
-            dilation=self.dilation,
-            dtype=self.dtype,
-            name="conv_1",
-        )(y)
-        return x + CausalConv1d(channels, 1, dtype=self.dtype, name="conv_2")(elu(y))
+        return x + self.conv_2(elu(self.conv_1(elu(x))))
+
+    def parameters(self) -> BlockParameters:
+        """Returns the parameters of a block that has them already."""
+        return BlockParameters(*self.conv_1.parameters(), *self.conv_2.parameters())
 
 
-def residual_blocks(config: SEANetConfig, dtype: DTypeLike, stage: int, x: Activations) -> Activations:
-    """Applies the residual blocks of one stage, with dilations 1, 2, 4, …, inside a compact module."""
-    for j in range(config.n_residual_layers):
-        x = ResidualBlock(config, config.dilation_base**j, dtype, name=f"stage_{stage}_residual_{j}")(x)
+def residual_blocks(
+    module: nn.Module,
+    config: SEANetConfig,
+    dtype: DTypeLike,
+    stage: int,
+    x: Float[Array, "B T _"],
+    remat: bool,
+    conv_in: CausalConv1d | None = None,
+) -> Activations:
+    """Applies the residual blocks of one stage, with dilations 1, 2, 4, …, inside a compact module.
+
+    A TPU runs them as one kernel where they are computed in bfloat16, and again for the gradient. `conv_in` is a
+    convolution of audio that comes before them.
+    """
+    dilations = tuple(config.dilation_base**j for j in range(config.n_residual_layers))
+    channels = x.shape[2] if conv_in is None else conv_in.features
+    blocks = [
+        ResidualBlock(config, channels, dilation, dtype, name=f"stage_{stage}_residual_{j}")
+        for j, dilation in enumerate(dilations)
+    ]
+    if blocks and remat and dtype == jnp.bfloat16 and not module.is_initializing() and not is_streaming(module):
+        entry = None if conv_in is None else conv_in.parameters()
+        return residual_stage(x, [block.parameters() for block in blocks], dilations, dtype, entry)
+    x = (x if conv_in is None else conv_in(x)).astype(dtype)
+    for block in blocks:
+        x = block(x)
     return x
 
 
@@ -68,10 +100,9 @@ class SEANetEncoder(nn.Module):
         """
         config, dtype = self.config, self.dtype
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Activations, lengths: Lengths | None) -> ConvOutput:
-            if i == 0:
-                x = CausalConv1d(config.n_filters, config.kernel_size, name="conv_in")(x).astype(dtype)
-            x = elu(residual_blocks(config, dtype, i, x))
+        def stage(module: nn.Module, i: int, ratio: int, x: Activations, lengths: Lengths | None) -> ConvOutput:
+            conv_in = CausalConv1d(config.n_filters, config.kernel_size, name="conv_in") if i == 0 else None
+            x = elu(residual_blocks(module, config, dtype, i, x, self.remat, conv_in))
             down = CausalConv1d(2 * x.shape[2], 2 * ratio, stride=ratio, dtype=dtype, name=f"stage_{i}_down")
             return down(x, lengths)
 
@@ -97,9 +128,9 @@ class SEANetDecoder(nn.Module):
         config, dtype = self.config, self.dtype
         stages = len(config.ratios)
 
-        def stage(_: nn.Module, i: int, ratio: int, x: Activations) -> ConvOutput:
+        def stage(module: nn.Module, i: int, ratio: int, x: Activations) -> ConvOutput:
             x = CausalConvTranspose1d(x.shape[2] // 2, ratio, dtype=dtype, name=f"stage_{i}_up")(elu(x))
-            x = residual_blocks(config, dtype, i, x)
+            x = residual_blocks(module, config, dtype, i, x, self.remat)
             return CausalConv1d(1, config.last_kernel_size, name="conv_out")(elu(x)) if i == stages - 1 else x
 
         if self.remat:

@@ -1,6 +1,7 @@
 """Counts the operations of matrix products and convolutions, by the arithmetic that computes them.
 
-On a GPU both are calls of NVIDIA's libraries, which XLA describes in the attributes of a `custom-call`.
+On a GPU both are calls of NVIDIA's libraries, which XLA describes in the attributes of a `custom-call`. A kernel that
+is written for a TPU (Pallas) is such a call, too.
 """
 
 import math
@@ -44,6 +45,9 @@ def _count(types: list[str], instruction: Instruction) -> int:
     if target and target[1].startswith("__cublas$"):
         axes = r'"lhs_contracting_dimensions":\[([\d,"]*)\]'
         return _product(types[0], instruction.type, axes, instruction.attributes)
+    if target and target[1] == "tpu_custom_call":  # a kernel of ours says itself how much it computes
+        said = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+        return int(said[1]) if said else 0
     for name, parts in PARTS.items():
         if target and target[1].startswith(name):
             found = dict(zip(parts, (*types[:2], instruction.type), strict=True))

@@ -112,6 +112,8 @@ def _moved(computations: Computations, operands: list[str], instruction: Instruc
         return sum(_moved(computations, hlo.operand_types(fused, inner), inner) for fused, inner in moves)
     if instruction.op == "send":
         return sum(read)
+    if instruction.op == "custom-call":  # a kernel may take pieces of one array, and those beside them, as two operands
+        read = list(dict(zip(instruction.operands, read, strict=True)).values())
     if instruction.op.endswith("-start") or instruction.op == "recv":
         return written
     for fused in map(computations.__getitem__, instruction.called if instruction.op == "fusion" else []):
