@@ -29,6 +29,8 @@ ADVICE = {
     errno.EEXIST: "a file stands where a directory is needed; choose another place",
 }
 """Advice for errors with which the operating system refuses to write a file."""
+NO_FILE = "a directory, a pipe or a device; only files are read"
+"""Why what is there under a name cannot be read: it may have no end, or never a beginning."""
 PROBE = bytes(1 << 16)
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
@@ -188,7 +190,12 @@ def _trouble(error: Exception, path: Path) -> OSError | None:
 
 
 def digest(path: Path) -> str:
-    """Returns 16 hex digits that identify what a file holds. Raises OSError."""
+    """Returns 16 hex digits that identify what a file holds.
+
+    Raises OSError, and OmniCodecError for a pipe or a device, which may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OmniCodecError(f"{path}: {NO_FILE}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import on_disk
+from omnicodec_jax.data.audio import MIN_SECONDS
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.exact import full_float32
 from omnicodec_jax.files import rewriting
@@ -100,6 +101,8 @@ def _function(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tupl
     """Makes a function of the weights and of other arguments, and the shapes of these other arguments."""
     model, config = tokenizer.model, tokenizer.config
     batch = jax_export.symbolic_shape("batch")[0]
+    if not MIN_SECONDS <= seconds < float("inf"):
+        raise ModelError(f"--seconds {seconds:g}: must be {MIN_SECONDS:g} or more")
     samples = round(seconds * config.sample_rate)
     frames = 1 if what == "decoder-step" else tokenizer.num_frames(samples)
     codes = jax.ShapeDtypeStruct((batch, tokenizer.num_quantizers, frames), jnp.int32)

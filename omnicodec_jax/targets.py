@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omnicodec_jax import names
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.origin import Origin
@@ -22,14 +23,25 @@ def choose(
         name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
         file = input.with_name(name) if output is None else output / name if output.is_dir() else output
         if suffix == SUFFIX and file.suffix != SUFFIX:
-            raise OmniCodecError(f"{file}: token files end in {SUFFIX}")
+            raise OmniCodecError(f"{file}: token files end in {SUFFIX}; a directory must be there already")
+        _check_folder(file.parent)
         return [(input, file)]
     found = discovery.take(input, extensions)
     if not found.files:
         raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}; it holds {found}")
     folder = output or outside(input, folder_suffix)
+    _check_folder(folder)
     inside = distinct(input, found.files, extensions, suffix)
     return [(source, folder / inside[source]) for source in found.files]
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises OmniCodecError, before any work, if something that is no directory stands in the place of a directory."""
+    if isinstance(folder, BucketPath):
+        return
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None)
+    if there is not None and not there.is_dir():
+        raise OmniCodecError(f"{folder}: {there} is no directory; choose another output")
 
 
 def outside(folder: Path, suffix: str) -> Path:

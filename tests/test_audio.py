@@ -1,4 +1,5 @@
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,14 @@ def truncate(path):
     return path
 
 
+def long_integers(path, sound):
+    """A WAV of integers of 64 bits."""
+    data = bytearray(write(path, sound, subtype="DOUBLE").read_bytes())
+    data[data.index(b"fmt ") + 8] = 1
+    path.write_bytes(data)
+    return path
+
+
 BAD = {
     "empty file": lambda folder, sound: (folder / "a.wav").touch() or folder / "a.wav",
     "no such file": lambda folder, sound: folder / "nothing.wav",
@@ -87,6 +96,10 @@ BAD = {
     "samples are missing": lambda folder, sound: truncate(write(folder / "a.wav", sound)),
     "damaged or truncated": lambda folder, sound: truncate(write(folder / "a.flac", sound)),
     "last page": lambda folder, sound: truncate(write(folder / "a.ogg", sound)),
+    "only files are read": lambda folder, sound: os.mkfifo(folder / "a.wav") or folder / "a.wav",
+    "a directory, a pipe": lambda folder, sound: (folder / "a.wav").mkdir() or folder / "a.wav",
+    "a device": lambda folder, sound: (folder / "a.wav").symlink_to(os.devnull) or folder / "a.wav",
+    "s64, which are not read": lambda folder, sound: long_integers(folder / "a.wav", sound),
     "not audio": lambda folder, sound: (folder / "a.mp3").write_text("no sound" * 500) and folder / "a.mp3",
 }
 
@@ -311,6 +324,8 @@ def test_the_length_of_a_file_is_told_without_decoding_it(tmp_path, sound):
     assert decoders.seconds(mux(tmp_path / "a:b.m4a", "alac", sound, RATE)) == pytest.approx(seconds, abs=1e-3)
     (tmp_path / "c.wav").write_bytes(b"no sound")
     assert decoders.seconds(tmp_path / "c.wav") == decoders.seconds(tmp_path / "nothing.wav") == 0.0
+    (tmp_path / "d.wav").symlink_to(os.devnull)
+    assert decoders.seconds(tmp_path / "d.wav") == 0.0
 
 
 def test_decoders_do_not_write_to_stderr(tmp_path, sound, capfd):

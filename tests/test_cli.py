@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from omnicodec_jax import cli, compilation_cache, shipped, targets
 from omnicodec_jax.cli import codec
+from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -92,6 +93,13 @@ def test_decoding_beside_the_original_keeps_the_original(folder, demo_model):
     assert (folder / "good_decoded.wav").is_file()
     with pytest.raises(OmniCodecError, match=r"token files end in \.safetensors"):
         cli.encode(source, folder / "other.wav", model=demo_model)
+
+
+def test_an_output_where_no_directory_can_be_is_refused_before_any_work(folder, tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("in/good.wav", "in/good.wav/deep", "dangling"):
+        with pytest.raises(OmniCodecError, match=f"{tmp_path / name}: .* is no directory; choose another output"):
+            targets.choose(folder, tmp_path / name, EXTENSIONS, ".safetensors", "_tokens")
 
 
 def test_outputs_are_named_after_the_input(folder, demo_model):

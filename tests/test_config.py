@@ -104,6 +104,8 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (TrainConfig, "quantizer_bypass", -0.5),
         (LossConfig, "mel", -1.0),
         (OptimizerConfig, "betas", (0.5, 1.0)),
+        (OptimizerConfig, "learning_rate", float("inf")),
+        (OptimizerConfig, "learning_rate", float("nan")),
         (OptimizerConfig, "warmup_steps", 500_000),
         (OptimizerConfig, "accumulation", 0),
         (DataConfig, "batch_size", 0),

@@ -439,6 +439,9 @@ def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
             named(text, "--data")
     with pytest.raises(ConfigError, match="--codebooks"):
         cli.evaluate(codebooks="8,x", out=tmp_path)
+    for option in ("limit", "num_workers"):
+        with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} 0: must be 1 or more"):
+            cli.evaluate(out=tmp_path, **{option: 0})
     with pytest.raises(ConfigError, match="opus, mimi, dac"):
         PeerRequest.parse("opuss")
     with pytest.raises(ConfigError, match=r"6000\+12000"):

@@ -289,9 +289,57 @@ def test_a_gap_in_an_ogg_stream_is_refused(tmp_path):
     path = make(tmp_path, ("OGG", "VORBIS"))
     data = path.read_bytes()
     pages = [match.start() for match in re.finditer(b"OggS", data)]
-    path.write_bytes(data[: pages[4]] + data[pages[5] :])
-    with pytest.raises(AudioError, match="samples are missing"):
-        audio.load(path, 24_000)
+    for damaged in (data[: pages[4]] + data[pages[5] :], data[: pages[5]] + data[pages[4] :]):
+        path.write_bytes(damaged)
+        with pytest.raises(AudioError, match="pages of the Ogg stream are missing, or twice there"):
+            audio.load(path, 24_000)
+
+
+def test_a_recorder_that_came_late_to_an_ogg_stream_is_read(tmp_path):
+    path = make(tmp_path, ("OGG", "VORBIS"))
+    data = path.read_bytes()
+    pages = [match.start() for match in re.finditer(b"OggS", data)]
+    path.write_bytes(data[: pages[2]] + data[pages[3] :])  # the headers, and not the first page of sound
+    assert audio.load(path, 24_000).samples.size > 24_000
+
+
+def overwritten(data: bytes, start: int, end: int) -> bytes:
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+def repeated(data: bytes, start: int, end: int) -> bytes:
+    return data[:end] + data[start:]
+
+
+@pytest.mark.parametrize("damage", [overwritten, repeated])
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("FLAC", "PCM_16"),
+        *((name,) for name in ("opus.webm", "aac.mka", "flac.mkv", "flac.ogg", "tta.tta", "wavpack.wv", "aac.m4a")),
+    ],
+    ids="-".join,
+)
+def test_a_hole_in_the_middle_is_refused(tmp_path, row, damage):
+    path = make(tmp_path, row)
+    data = path.read_bytes()
+    assert refusal(path, damage(data, len(data) * 4 // 10, len(data) * 6 // 10))
+
+
+def test_an_avi_of_which_a_part_is_lost_is_refused(tmp_path):
+    path = make(tmp_path, ("pcm.avi",))
+    data = path.read_bytes()
+    assert "could be decoded" in str(refusal(path, overwritten(data, len(data) * 4 // 10, len(data) * 6 // 10)))
+
+
+@pytest.mark.parametrize("row", [("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("OGG", "VORBIS")])
+def test_a_tag_before_a_file_does_not_hide_that_it_is_cut(tmp_path, row):
+    path = make(tmp_path, row)
+    tag, data = b"ID3\3\0\0\0\0\0\x0b" + bytes(11), path.read_bytes()
+    assert refusal(path, tag + data) is None
+    assert "truncated" in str(refusal(path, tag + data[: len(data) // 2]))
 
 
 def test_ogg_of_which_the_last_page_is_damaged_is_refused(tmp_path):
@@ -333,12 +381,30 @@ def test_a_wav_whose_header_is_a_little_wrong_is_read(tmp_path, data):
     assert audio.load(tmp_path / "a.wav", 24_000).num_samples == SECONDS * RATE
 
 
-@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "NIST"])
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "NIST", "W64"])
 def test_a_header_that_says_less_than_there_is_is_refused(tmp_path, kind):
     path = make(tmp_path, (kind, "PCM_16"))
     path.write_bytes(path.read_bytes() + sweep(RATE, 1).tobytes())
     with pytest.raises(AudioError, match=r"its header counts .* s more lie behind"):
         audio.load(path, 24_000)
+
+
+def test_a_wav_with_two_pieces_of_audio_is_refused(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(PCM, after=b"data" + struct.pack("<I", len(PCM)) + PCM))
+    with pytest.raises(AudioError, match=r"its header counts 4\.00 s, 4\.00 s more lie behind"):
+        audio.load(tmp_path / "a.wav", 24_000)
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_384, SECONDS * RATE - 1])
+def test_a_flac_whose_header_counts_less_than_there_is_is_refused(tmp_path, samples):
+    path = make(tmp_path, ("FLAC", "PCM_16"))
+    data = path.read_bytes()
+    path.write_bytes(data[:22] + samples.to_bytes(4, "big") + data[26:])
+    if samples < SECONDS * RATE - 1:
+        with pytest.raises(AudioError, match=r"its header counts 1\..* s, and more lie behind"):
+            audio.load(path, 24_000)
+    else:  # what is left is a part of the last frame
+        assert audio.load(path, 24_000).num_samples == samples
 
 
 @pytest.mark.parametrize(

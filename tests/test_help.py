@@ -14,9 +14,10 @@ import pytest
 import omnicodec_jax
 from omnicodec_jax import cli, compilation_cache, machine
 from omnicodec_jax.cli import arguments, command, completion, converters
+from omnicodec_jax.cli.options import model_name
 from omnicodec_jax.config import Config
 from omnicodec_jax.config import files as config_files
-from omnicodec_jax.errors import UsageError
+from omnicodec_jax.errors import ConfigError, UsageError
 
 pytestmark = pytest.mark.quick
 
@@ -146,6 +147,17 @@ def test_a_mistyped_command_names_the_one_that_was_meant(word, message, monkeypa
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: omnicodec {word}: no such command; ")
     assert message in line
+
+
+@pytest.mark.parametrize("words", [["encode", "", "out"], ["encode", "clips", ""], ["inspect", ""]])
+def test_an_empty_path_is_no_path(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["omnicodec", *words])  # $UNSET of a shell, and not the current directory
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "an empty path" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--model is empty"):
+        model_name("")
 
 
 def test_a_mistyped_option_is_looked_for_in_its_own_command_only(monkeypatch, capsys):

@@ -172,6 +172,14 @@ def test_other_shard_hours_are_called_so(tokens):
         tokens.run(shard_hours=0.5)
 
 
+@pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), float("inf")])
+def test_hours_that_are_no_number_of_hours_are_refused(tmp_path, hours):
+    with pytest.raises(DataError, match="--shard-hours"):
+        Job(sources={}, out=tmp_path, model="none", shard_hours=hours)
+    with pytest.raises(DataError, match="--shard-hours"):
+        PrepareConfig(shard_hours=hours)
+
+
 def test_audio_made_with_other_options_is_not_taken_for_what_is_asked(tokens, tmp_path):
     tokens.run()
     audio = tmp_path / "audio"
@@ -289,6 +297,8 @@ def test_a_decoder_that_blames_the_file_for_the_disk_is_not_believed(tmp_path, m
     os.mkfifo(tmp_path / "pipe")  # is not waited for
     with pytest.raises(AudioError, match="not audio"):
         attempts.attempt(tmp_path / "pipe", refuse)
+    with pytest.raises(AudioError, match="only files are read"):  # before its bytes are hashed
+        attempts.Seen.of(tmp_path / "pipe")
     with pytest.raises(UnreadableError, match="out of memory"):
         attempts.attempt(path, lambda: np.zeros(1 << 50))
 

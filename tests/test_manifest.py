@@ -16,14 +16,14 @@ LINE = '{"audio_filepath": "a.wav"}'
 
 
 def entries(path, text):
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
     else:
         path.write_text(text)
     return list(manifest.read(path))
 
 
-@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "M.JSONL", "nemo.json", "nemo.json.gz"])
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "M.JSONL", "M.JSONL.GZ", "nemo.json", "nemo.json.gz"])
 def test_jsonl(tmp_path, name):
     rows = [
         {"id": "one", "audio_filepath": "a.wav", "duration": 2.5, "sample_rate": 44_100, "domain": "speech"},
@@ -243,10 +243,14 @@ def test_domains_that_are_there_are_named_when_none_fits(tmp_path):
         ("speech={tmp}/nothing", "nothing: no such file or directory"),
         ("{tmp}/m.jsonl,{tmp}/m.jsonl", "must be DOMAIN=PATH"),
         ("speech={tmp}/m.jsonl,{tmp}/m.jsonl", "no such file or directory; several lists must be DOMAIN=PATH,DOMAIN"),
-        ("speech={tmp}/array.json", r"array\.json: lists no audio; array\.json:1: no clip"),
+        ("", "--manifest is empty"),
+        ("speech=", "--manifest speech: must be followed by a path"),
+        ("speech={tmp}/array.json", r"array\.json: lists no audio; array\.json:1: no clip: a JSON array; each of its"),
+        ("speech={tmp}/one_line.json", "no clip: a JSON array; each of its objects must stand on a line of its own"),
+        ("speech={tmp}/packed.jsonl", "compressed with gzip; its name must end in .gz"),
         ("speech={tmp}/m.txt", r"m\.txt: must be a directory, or end in"),
         ("speech={tmp}/empty.jsonl", r"speech: .*empty\.jsonl: lists no audio"),
-        ("speech={tmp}", r"lists no audio; it holds 2 \.jsonl"),
+        ("speech={tmp}", r"lists no audio; it holds 3 \.jsonl"),
     ],
 )
 def test_wrong_sources_are_refused(tmp_path, text, message):
@@ -254,5 +258,7 @@ def test_wrong_sources_are_refused(tmp_path, text, message):
     (tmp_path / "m.txt").write_text("a.wav")
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "array.json").write_text(json.dumps([json.loads(LINE)], indent=1))
+    (tmp_path / "one_line.json").write_text(json.dumps([json.loads(LINE)]))
+    (tmp_path / "packed.jsonl").write_bytes(gzip.compress(LINE.encode()))
     with pytest.raises(DataError, match=message):
         manifest.read_all(manifest.parse_sources(text.format(tmp=tmp_path)))

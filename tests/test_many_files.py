@@ -1,6 +1,7 @@
 """`encode` and `decode` of many files at once: the lanes are filled, and one bad file costs itself."""
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,13 @@ def test_every_file_gets_its_own_result_and_the_bad_one_is_named(folder, tmp_pat
     assert "decode: 9 of 9 files" in capsys.readouterr().out
     for number in set(range(10)) - {3}:
         assert soundfile.info(tmp_path / "back" / f"{number}.wav").frames == 4000 + 2000 * number
+
+
+def test_what_is_no_file_costs_itself_and_is_not_waited_for(folder, tmp_path, demo_model, capsys):
+    (folder / "5.wav").unlink()
+    (folder / "5.wav").symlink_to(os.devnull)  # a pipe would be waited for for ever
+    assert cli.encode(folder, tmp_path / "tokens", model=demo_model) == 1
+    assert f"error: {folder / '5.wav'}: a directory, a pipe or a device; only files are read" in capsys.readouterr().err
 
 
 def test_a_device_that_fails_costs_the_files_that_it_had(folder, tmp_path, demo_model, monkeypatch, capsys):

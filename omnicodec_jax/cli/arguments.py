@@ -74,10 +74,17 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda texts: as_path(texts[0]),
+        instance_from_str=lambda texts: _path_of(texts[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+def _path_of(text: str) -> Path:
+    """Returns the path that a word names. Raises UsageError for an empty word, which would be the current directory."""
+    if not text:
+        raise UsageError("an empty path: is a variable of the shell not set?")
+    return as_path(text)
 
 
 @_REGISTRY.primitive_rule

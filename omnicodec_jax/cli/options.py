@@ -25,8 +25,10 @@ ModelOption = Annotated[
 def model_name(model: Path | str | None) -> str:
     """Returns the given model or, without one, that of $OMNICODEC_MODEL or else the codec that comes with the package.
 
-    A line on standard error says where it is the last.
+    A line on standard error says where it is the last. Raises ConfigError for an empty name.
     """
+    if model == "":
+        raise ConfigError("--model is empty: is a variable of the shell not set?")
     if name := model or os.environ.get("OMNICODEC_MODEL"):
         return str(name)
     card = f"omnicodec inspect {shipped.DEFAULT}: what it is good for"

@@ -11,6 +11,6 @@ def require(condition: bool, owner: object, field: str, expected: str) -> None:
 
 
 def require_positive(owner: object, *fields: str) -> None:
-    """Raises ConfigError for the first of the fields that is not above 0."""
+    """Raises ConfigError for the first of the fields that is not a number above 0; infinity is none."""
     for field in fields:
-        require(getattr(owner, field) > 0, owner, field, "positive")
+        require(0 < getattr(owner, field) < float("inf"), owner, field, "positive")

@@ -201,9 +201,9 @@ def main(
     mine = Share.parse(task)
     shards = records.read_index(prepared)[mine.index :: mine.count]
     stride_seconds = crop_seconds if stride_seconds is None else stride_seconds
-    crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
-    if min(crop, stride) < SHORTEST:
+    if not all(SHORTEST <= seconds * SAMPLE_RATE < float("inf") for seconds in (crop_seconds, stride_seconds)):
         raise DataError(f"--crop-seconds {crop_seconds:g}, --stride-seconds {stride_seconds:g}: must be 0.1 or more")
+    crop, stride = (round(seconds * SAMPLE_RATE) for seconds in (crop_seconds, stride_seconds))
     kept = features.read_format(out)
     model = open_encoder(encoder, dtype, None if kept is None else kept.encoder)
     format = FeatureFormat(

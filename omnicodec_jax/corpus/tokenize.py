@@ -70,8 +70,8 @@ class Job:
     """Number of processes that read files ahead of the devices."""
 
     def __post_init__(self):
-        if self.shard_hours <= 0 or self.num_readers < 1:
-            raise DataError("--shard-hours must be above 0, --num-readers 1 or more")
+        if not 0 < self.shard_hours < float("inf") or self.num_readers < 1:
+            raise DataError("--shard-hours must be a number above 0, --num-readers 1 or more")
 
 
 def plan(manifests: dict[str, Manifest], shard_hours: float) -> Iterator[Unit]:

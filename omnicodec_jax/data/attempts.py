@@ -12,6 +12,7 @@ from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.members import Member
 from omnicodec_jax.errors import AudioError, OmniCodecError, UnreadableError, told
+from omnicodec_jax.files import NO_FILE
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, path: Any) -> "Seen":
-        """Looks at a file. Raises OSError, and AudioError for a name that no file can have."""
+        """Looks at a file. Raises OSError, and AudioError for what is no file, and for a name that none can have."""
         if isinstance(path, BucketPath):
             return cls(*buckets.state_of(str(path)))
         if isinstance(path, Member):
@@ -35,6 +36,8 @@ class Seen(NamedTuple):
             status = os.stat(path)
         except ValueError:
             raise AudioError(f"{path}: no such file") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(f"{path}: {NO_FILE}")
         return cls(status.st_size, status.st_mtime_ns)
 
 

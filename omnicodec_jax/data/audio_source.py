@@ -30,14 +30,18 @@ class Source(NamedTuple):
 
 
 def check_whole(path: Path, length: int, sample_rate: int) -> None:
-    """Raises AudioError for a file that holds less or more than its header promises. `length` samples were read."""
+    """Raises AudioError for a file that is damaged, or holds less or more than its header promises.
+
+    `length` samples were read.
+    """
     extent = containers.extent(path)
-    if extent is None:
-        if problem := streams.fault(path):
-            raise AudioError(problem)
-        return
-    if not extent.promised:  # written to a pipe: to the end
-        return
+    if extent is not None and extent.promised:  # nothing is promised of what was written to a pipe
+        _check_extent(extent, length, sample_rate)
+    if problem := streams.fault(path):
+        raise AudioError(problem)
+
+
+def _check_extent(extent: containers.Extent, length: int, sample_rate: int) -> None:
     per_byte = length / max(extent.held, 1)
     missing, more = per_byte * (extent.promised - extent.held), per_byte * extent.more
     if missing > (0 if extent.pieces > 1 else slack(length, sample_rate)):

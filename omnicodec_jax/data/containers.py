@@ -49,6 +49,8 @@ class Chunks(NamedTuple):
 
 
 RIFF_DATA, W64_DATA = frozenset({b"data"}), frozenset({b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"})
+W64_NAMES = (bytes.fromhex("00c04f8edb8a"), bytes.fromhex("a5d628db04c10000"))
+"""Ends of the names of chunks in Wave64."""
 ASF_DATA = frozenset({bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")})
 CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
     re.compile(rb"(?:RIFF|RF64|BW64)....WAVE", re.DOTALL): Chunks(12, 4, 4, "little", RIFF_DATA, align=2, strict=True),
@@ -57,7 +59,7 @@ CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
     re.compile(rb"FORM....(?:AIF[FC]|8SVX|16SV)", re.DOTALL): Chunks(
         12, 4, 4, "big", frozenset({b"SSND", b"BODY"}), align=2, strict=True
     ),
-    re.compile(rb"riff\x2e\x91\xcf\x11"): Chunks(40, 16, 8, "little", W64_DATA, whole=True, align=8),
+    re.compile(rb"riff\x2e\x91\xcf\x11"): Chunks(40, 16, 8, "little", W64_DATA, whole=True, align=8, strict=True),
     re.compile(rb"caff\x00\x01"): Chunks(8, 4, 8, "big", RIFF_DATA, strict=True),
     re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): Chunks(0, 16, 8, "little", ASF_DATA, whole=True),
     re.compile(rb"\.RMF"): Chunks(0, 4, 4, "big", frozenset({b"DATA"}), whole=True),
@@ -82,14 +84,20 @@ SEARCHED = 1 << 16
 def extent(path: Path) -> Extent | None:
     """Returns how much audio the header of a file promises, and how much there is; None if it promises nothing."""
     with mapped(path) as raw:
-        if raw[:4] == b".snd":
-            return _fixed(raw, int.from_bytes(raw[4:8], "big"), int.from_bytes(raw[8:12], "big"))
-        if raw[:7] == b"NIST_1A":
-            return _sphere(raw)
-        if raw[:4] == b"\x1aE\xdf\xa3":
-            return _matroska(raw)
-        head = raw[:20]
-        return next((_walk(raw, chunks) for magic, chunks in CONTAINERS.items() if magic.match(head)), None)
+        start = beginning(raw)
+        head = raw[start : start + 20]
+        if head[:4] == b".snd":
+            return _fixed(raw, start + int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big"))
+        if head[:7] == b"NIST_1A":
+            return _sphere(raw, start)
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _matroska(raw, start)
+        return next((_walk(raw, start, chunks) for magic, chunks in CONTAINERS.items() if magic.match(head)), None)
+
+
+def beginning(raw: mmap.mmap) -> int:
+    """Returns where a file begins behind the ID3 tags that some programs put before a file of any format."""
+    return after_tags(raw, 0) if raw[:3] == b"ID3" else 0
 
 
 def mapped(path: Path) -> mmap.mmap:
@@ -98,9 +106,12 @@ def mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
-    """Goes from chunk to chunk, and returns the extent of the audio; None if the header does not say where it ends."""
-    position, promised, held, found, large, tail = chunks.start, 0, 0, 0, 0, False
+def _walk(raw: mmap.mmap, start: int, chunks: Chunks) -> Extent | None:
+    """Goes from chunk to chunk of a file that begins at `start`, and returns the extent of the audio.
+
+    It is None if the header does not say where the audio ends.
+    """
+    position, promised, held, found, large, tail = start + chunks.start, 0, 0, 0, 0, False
     header = chunks.name + chunks.size
     while position + header <= len(raw):
         if found and ANEW.match(raw, position):
@@ -123,13 +134,15 @@ def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
             return None
         end = begin + length if not chunks.whole else max(begin, position + length)
         tail = not is_audio
+        if is_audio and chunks.strict and promised:  # decoders read one
+            break
         if is_audio:
             found += 1
             begin = min(begin + 8, end) if name == b"SSND" else begin  # two numbers come first
             promised, held = promised + end - begin, held + max(0, min(end, len(raw)) - begin)
         elif found and chunks.strict and not (_is_name(name) and end <= len(raw)):
             break
-        position, unpadded = end + -end % chunks.align, end
+        position, unpadded = end + (start - end) % chunks.align, end
         if chunks.strict and position != unpadded and _is_name(raw[unpadded : unpadded + 4]):
             position = unpadded  # some writers forget to pad
     if not found:
@@ -138,7 +151,9 @@ def _walk(raw: mmap.mmap, chunks: Chunks) -> Extent | None:
 
 
 def _is_name(name: bytes) -> bool:
-    """Returns whether four bytes can be the name of a chunk."""
+    """Returns whether four bytes, or the sixteen of Wave64, can be the name of a chunk."""
+    if len(name) == 16:
+        return name.endswith(W64_NAMES)
     return len(name) == 4 and name.isascii() and name.decode().isprintable()
 
 
@@ -156,21 +171,21 @@ def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent | None:
     return Extent(length, held, _more(raw, start + length))
 
 
-def _sphere(raw: mmap.mmap) -> Extent | None:
+def _sphere(raw: mmap.mmap, start: int) -> Extent | None:
     """Returns the extent of the audio of a NIST SPHERE file; None if its header does not say it."""
-    head = raw[:1024]
+    head = raw[start : start + 1024]
     found = {
         name: int(value) for name, value in re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d+)", head)
     }
     if b"embedded" in head or not found.get(b"sample_count"):
         return None
     samples = found[b"sample_count"] * found.get(b"channel_count", 1)
-    return _fixed(raw, int(head[8:16]), samples * found.get(b"sample_n_bytes", 1))
+    return _fixed(raw, start + int(head[8:16]), samples * found.get(b"sample_n_bytes", 1))
 
 
-def _matroska(raw: mmap.mmap) -> Extent | None:
+def _matroska(raw: mmap.mmap, start: int) -> Extent | None:
     """Returns the extent of the segment that holds all clusters of a Matroska file."""
-    start, length = segment(raw)
+    start, length = segment(raw, start)
     if length is None:
         return None
     return Extent(
@@ -178,9 +193,9 @@ def _matroska(raw: mmap.mmap) -> Extent | None:
     )
 
 
-def segment(raw: mmap.mmap) -> tuple[int, int | None]:
-    """Returns where a Matroska file's segment begins, and its size in bytes: None if the file was written live."""
-    header, position = vint(raw, 4)
+def segment(raw: mmap.mmap, start: int) -> tuple[int, int | None]:
+    """Returns where the segment of a Matroska file begins, and its size in bytes: None if it was written live."""
+    header, position = vint(raw, start + 4)
     length, start = vint(raw, position + (header or 0) + 4)
     return start, length
 

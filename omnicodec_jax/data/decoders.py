@@ -12,6 +12,7 @@ from omnicodec_jax.data import ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.members import Member, on_disk
 from omnicodec_jax.errors import AudioError
+from omnicodec_jax.files import NO_FILE
 
 SAMPLE_RATES = range(1000, 3_000_001)
 """Sample rates that a file may have. A header with any other rate is wrong."""
@@ -31,11 +32,7 @@ def reading(path: Path | Member, offset: float = 0.0, duration: float | None = N
     """
     try:
         with contextlib.ExitStack() as stack:
-            here = stack.enter_context(on_disk(path))
-            if not here.is_file():
-                raise AudioError("no such file")
-            if here.stat().st_size == 0:
-                raise AudioError("empty file")
+            here = _file(path, stack)
             file = sndfile.open_file(here, stack)
             if file is None:
                 source = ffmpeg.source_of(here, stack, offset, duration)
@@ -53,11 +50,23 @@ def reading(path: Path | Member, offset: float = 0.0, duration: float | None = N
         raise AudioError(f"{path}: damaged or truncated: {error.error_string}") from None
 
 
+def _file(path: Path | Member, stack: contextlib.ExitStack) -> Path:
+    """Returns the file of this machine that holds what a path names. Raises AudioError if there is none to read."""
+    here = stack.enter_context(on_disk(path))
+    if not here.exists():
+        raise AudioError("no such file")
+    if not here.is_file():
+        raise AudioError(NO_FILE)
+    if here.stat().st_size == 0:
+        raise AudioError("empty file")
+    return here
+
+
 def seconds(path: Path | Member) -> float:
     """Returns how many seconds a file has by its header, without decoding it; 0 if the header does not say."""
     try:
         with contextlib.ExitStack() as stack:
-            here = stack.enter_context(on_disk(path))
+            here = _file(path, stack)
             if file := sndfile.open_file(here, stack):
                 return file.frames / file.samplerate
             return (ffmpeg.open_file(here, stack).duration or 0) / av.time_base

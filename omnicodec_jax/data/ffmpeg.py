@@ -35,6 +35,9 @@ SEEKABLE = COUNTED | {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 GRIDS = {"aac": 1024, "opus": 120}
 """Codecs whose packets are whole multiples of so many samples, which makes times in milliseconds exact."""
 
+CHECKSUMMED = frozenset(("flac", "mlp", "tak", "truehd", "tta", "wavpack"))
+"""Lossless codecs that keep a checksum of every packet, which FFmpeg looks at only if it is told to."""
+
 
 def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
     """Opens a file with FFmpeg. Raises AudioError for a file that it cannot decode, or is not meant to."""
@@ -52,6 +55,8 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
         raise AudioError("damaged, or of a codec that FFmpeg does not decode")
     if not stream.rate or not stream.channels:
         raise AudioError(f"damaged: its header says {stream.rate or 0} Hz and {stream.channels} channels")
+    if stream.codec_context.name in CHECKSUMMED:
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}
     return container
 
 
@@ -118,7 +123,7 @@ def _ffmpeg_blocks(
     """Yields the samples from `start` on, up to `stop` if that is given. The first frame begins at `position`."""
     for frame in frames:
         check_rate(frame.sample_rate, first.sample_rate, f"{position / first.sample_rate:.2f} s")
-        samples = frame.to_ndarray()
+        samples = _samples(frame)
         block = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
         kept = block[max(0, start - position) : None if stop is None else max(0, stop - position)]
         position += len(block)
@@ -126,6 +131,14 @@ def _ffmpeg_blocks(
             yield np.ascontiguousarray(with_channels(as_float(kept), first.layout.nb_channels))
         if stop is not None and position >= stop:
             return
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """Returns the samples of a frame in their own format. Raises AudioError for a format that is not read."""
+    try:
+        return frame.to_ndarray()
+    except ValueError:
+        raise AudioError(f"its samples are {frame.format.name}, which are not read") from None
 
 
 def _all_of(
@@ -138,7 +151,7 @@ def _all_of(
         yield block
     check_whole(path, length, rate)
     promised = 0.0
-    if stream.duration and stream.time_base and (name in COUNTED or name.startswith("mov")):
+    if stream.duration and stream.time_base and (name in COUNTED or name == "avi" or name.startswith("mov")):
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
         raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")

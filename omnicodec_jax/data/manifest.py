@@ -24,6 +24,8 @@ PACKED_ENTRIES = 4096
 """Number of entries that a `Manifest` compresses together."""
 ARCHIVES = {".tar": tars.entries, ".parquet": parquet.entries}
 """Readers of files that hold the audio themselves, by their suffix."""
+GZIP = b"\x1f\x8b"
+"""Bytes that a file compressed with gzip begins with."""
 BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<listed>[^{}]*,[^{}]*))\}")
 """What a path has in place of the numbers or names of several files: {000..012}, {train,dev}."""
 
@@ -33,6 +35,8 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
 
     unnamed: a path alone is taken, too, with the domain "".
     """
+    if not text.strip():
+        raise DataError("--manifest is empty: is a variable of the shell not set?")
     sources: dict[str, Path] = {}
     whole = unnamed and not missing(as_path(text))  # whatever signs it holds
     for part in [text] if whole else names.assignments(text):
@@ -44,6 +48,8 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
             advice = "join the two lists" if same == [domain] else f"to some disks {same[0]} is the same name"
             raise DataError(f"--manifest: {domain} is given twice; {advice}")
         option = f"--manifest {domain}".rstrip()
+        if not path:
+            raise DataError(f"{option}: must be followed by a path, as in speech=speech.jsonl")
         if path.startswith("pipe:"):
             raise DataError(
                 f"{option}: {path}: a command; only files are read: run it, and name the file that it writes"
@@ -246,7 +252,7 @@ def _in_directory(path: Path) -> Iterator[Listed]:
 def _from_lines(path: Path) -> Iterator[Listed]:
     """Yields the entries of a list with one a line, each with its transcript."""
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
-    suffix = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()
+    suffix = (path.with_suffix("").suffix if _is_gz(path) else path.suffix).lower()
     if suffix not in kinds:
         raise DataError(
             f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz, or in .tar or "
@@ -266,18 +272,26 @@ def _texts(path: Path) -> Iterator[str]:
     return (line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape").strip() for line in _lines(path))
 
 
+def _is_gz(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else contextlib.nullcontext(file) as lines:
+    with path.open("rb") as file, gzip.open(file) if _is_gz(path) else contextlib.nullcontext(file) as lines:
         try:
             for number, line in enumerate(lines):
                 if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{path}: written as UTF-16; save it as UTF-8")
+                if number == 0 and line.startswith(GZIP):
+                    raise DataError(f"{path}: compressed with gzip; its name must end in .gz")
                 yield line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged: {error}") from None
 
 
 def _from_json(line: str, path: Path) -> Listed:
+    if line.startswith("["):
+        raise ValueError("a JSON array; each of its objects must stand on a line of its own")
     fields: dict[str, Any] = json.loads(line)
     if lhotse.is_line(fields):
         return lhotse.entry(fields)

@@ -44,8 +44,12 @@ class PrepareConfig:
     def __post_init__(self):
         if not 0 <= self.validation < 1:
             raise DataError(f"--validation {self.validation}: must be a share in [0, 1)")
-        if self.segment_seconds < 10 or self.shard_hours <= 0:
-            raise DataError("--segment-seconds must be 10 or more, --shard-hours above 0")
+        if self.segment_seconds < 10 or not 0 < self.shard_hours < float("inf"):
+            raise DataError("--segment-seconds must be 10 or more, --shard-hours a number above 0")
+        if not 0 < self.min_sample_rate <= self.max_sample_rate or self.max_channels < 1:
+            raise DataError(
+                "--min-sample-rate must be above 0 and no more than --max-sample-rate, --max-channels 1 or more"
+            )
 
     def check(self, source: audio.Source) -> None:
         """Raises AudioError for a file of a format that is refused."""

@@ -61,7 +61,7 @@ def source_of(path: Path, file: soundfile.SoundFile, offset: float, duration: fl
     length = None if duration is None else round(duration * file.samplerate)
     blocks = _sndfile_blocks(_parts(path, file, spans), is_counted, round(offset * file.samplerate), length)
     blocks = (with_channels(block, file.channels) for block in blocks)
-    if file.format == "MP3" and len(spans) == 1 and duration is None:
+    if file.format in ("MP3", "FLAC") and len(spans) == 1 and duration is None:
         blocks = _to_the_end(path, file, blocks)
     return Source(file.samplerate, file.channels, file.subtype, blocks)
 
@@ -129,11 +129,19 @@ def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
 
 
 def _to_the_end(path: Path, file: soundfile.SoundFile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Raises AudioError after the blocks if the file goes on: the decoder stops where the sample rate changes."""
+    """Raises AudioError after the blocks if the file goes on.
+
+    The decoder stops where the sample rate of MP3 changes, and where the header of FLAC says that the audio ends.
+    """
     yield from blocks
     position = os.lseek(file.name, 0, os.SEEK_CUR)
-    if streams.mpeg_goes_on(path, position):
+    if file.format == "MP3" and streams.mpeg_goes_on(path, position):
         raise AudioError(f"changes its sample rate or channels after byte {position}; split it there")
+    if file.format == "FLAC" and streams.flac_goes_on(path, position, file.frames):
+        raise AudioError(
+            f"its header counts {file.frames / file.samplerate:.2f} s, and more lie behind them; save it anew with a "
+            "program that reads all of it"
+        )
 
 
 # -- Remarks of libraries

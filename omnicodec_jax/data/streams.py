@@ -1,4 +1,4 @@
-"""Finds the end of streams whose header does not say how long they are: Ogg, MPEG audio, Matroska written live."""
+"""Finds what is wrong inside streams of pages, frames or blocks, and their parts: Ogg, MPEG audio, Matroska, FLAC."""
 
 import mmap
 import zlib
@@ -6,70 +6,95 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from omnicodec_jax.data.containers import SEARCHED, after_tags, mapped, segment, vint
+from omnicodec_jax.data.containers import SEARCHED, after_tags, beginning, mapped, segment, vint
 
 Span = tuple[int, int]
 """First byte of a part of a file, and the one after its last."""
 MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in reverse order."""
+CLUSTER = bytes.fromhex("1f43b675")
+"""Name of the element of Matroska that holds blocks."""
+ELEMENTS = {
+    *map(bytes.fromhex, ("114d9b74", "1549a966", "1654ae6b", "1f43b675", "1c53bb6b", "1941a469", "1043a770")),
+    *map(bytes.fromhex, ("1254c367", "1b538667", "e7", "5854", "a7", "ab", "a3", "a0", "af", "ec", "bf")),
+}
+"""Names of the elements of Matroska in a segment and in a cluster."""
 
 
 def fault(path: Path) -> str | None:
-    """Returns what is wrong with the end of a file of pages, frames or blocks; None if nothing is.
+    """Returns what is wrong with a file of pages, frames or blocks; None if nothing is.
 
-    The end is wrong if the last page, frame or block is cut, or if another file follows. A missing end-of-stream mark
-    of Ogg, and other bytes after the last piece, are accepted.
+    Something is wrong if the last piece is cut, if pieces are missing or damaged where that can be told, or if another
+    file follows. A missing end-of-stream mark of Ogg, and other bytes after the last piece, are accepted.
     """
     with mapped(path) as raw:
+        start = beginning(raw)
         for magic in (b"fLaC\0\0\0\x22", b"TTA1"):
-            if raw[: len(magic)] == magic and len(places := list(_places(raw, magic))) > 1:
+            if raw[start : start + len(magic)] == magic and len(places := list(_places(raw, magic))) > 1:
                 return f"another file begins at byte {places[1]}, joined to the first; split them there"
-        cut = None
-        if raw[:4] == b"OggS":
-            cut = _cut_ogg(raw)
-        elif raw[:4] == b"\x1aE\xdf\xa3":
-            cut = _cut_matroska(raw)
-        elif _mpeg_frame_size(raw, after_tags(raw, 0)):
-            cut = _cut_mpeg(raw)
-        elif raw[:1] == raw[188:189] == raw[376:377] == b"\x47" and len(raw) % 188:
-            cut = "the last packet of the transport stream is cut"
-        return cut and f"truncated: {cut}"
+        if raw[start : start + 4] == b"OggS":
+            return _ogg_fault(raw, start)
+        if raw[start : start + 4] == b"\x1aE\xdf\xa3":
+            return _matroska_fault(raw, start)
+        if _mpeg_frame_size(raw, after_tags(raw, 0)):
+            return _cut_mpeg(raw)
+        if raw[:1] == raw[188:189] == raw[376:377] == b"\x47" and len(raw) % 188:
+            return "truncated: the last packet of the transport stream is cut"
+    return None
 
 
-def _places(raw: mmap.mmap, what: bytes) -> Iterator[int]:
+def _places(raw: mmap.mmap, what: bytes, first: int = 0, last: int | None = None) -> Iterator[int]:
     """Yields the positions of some bytes. To search piece by piece is faster in Python than to search a mapping."""
-    for start in range(0, len(raw), 1 << 20):
+    for start in range(first, len(raw) if last is None else min(last, len(raw)), 1 << 20):
         piece, place = raw[start : start + (1 << 20) + len(what) - 1], -1
         while (place := piece.find(what, place + 1)) >= 0:
             yield start + place
 
 
-def _cut_ogg(raw: mmap.mmap) -> str | None:
-    """Returns what is wrong with the last page of an Ogg file; None if nothing is."""
-    page = raw.rfind(b"OggS")
-    table = raw[page + 27 : page + 27 + raw[page + 26]] if page + 27 <= len(raw) else b""
-    end = page + 27 + len(table) + sum(table)
-    if not table or end > len(raw):
-        return "the last page of the Ogg stream is cut"
+def _ogg_fault(raw: mmap.mmap, page: int) -> str | None:
+    """Returns what is wrong with the pages of an Ogg file, of which the first begins at `page`; None if nothing is.
+
+    Every page has a checksum and, in its stream, a number. Recorders that came late begin with any number behind the
+    headers, whose granule position is 0.
+    """
+    numbers: dict[bytes, int | None] = {}
+    while page >= 0:
+        body = page + 27 + raw[page + 26] if page + 27 <= len(raw) else len(raw) + 1
+        end = body + sum(raw[page + 27 : body])
+        if end > len(raw):
+            return "truncated: the last page of the Ogg stream is cut"
+        if not _is_whole(raw, page, end):
+            return f"damaged: the page of the Ogg stream at byte {page} does not fit its checksum"
+        stream, number = raw[page + 14 : page + 18], int.from_bytes(raw[page + 18 : page + 22], "little")
+        if not raw[page + 5] & 2 and numbers.get(stream) not in (None, number):
+            return f"damaged: pages of the Ogg stream are missing, or twice there, before byte {page}"
+        is_header = not any(raw[page + 6 : page + 14])
+        numbers[stream] = None if is_header else (number + 1) % (1 << 32)
+        page = end if raw[end : end + 5] == b"OggS\0" else raw.find(b"OggS\0", end)
+    return None
+
+
+def _is_whole(raw: mmap.mmap, page: int, end: int) -> bool:
+    """Returns whether a page of Ogg fits its checksum."""
     data = raw[page : page + 22] + bytes(4) + raw[page + 26 : end]
     # Ogg's checksum has the bits of zlib's the other way round, and begins and ends with zeros.
     mirrored = zlib.crc32(data.translate(MIRROR), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    right = int(f"{mirrored:032b}"[::-1], 2) == int.from_bytes(raw[page + 22 : page + 26], "little")
-    return None if right else "the last page of the Ogg stream is damaged"
+    return int(f"{mirrored:032b}"[::-1], 2) == int.from_bytes(raw[page + 22 : page + 26], "little")
 
 
-def _cut_matroska(raw: mmap.mmap) -> str | None:
-    """Returns what is wrong with the end of a Matroska file that was written live. It goes through all blocks."""
-    position, length = segment(raw)
-    if length is not None:
-        return None
-    while position < len(raw):
+def _matroska_fault(raw: mmap.mmap, start: int) -> str | None:
+    """Returns what is wrong with the elements of a Matroska file that begins at `start`. It goes through all blocks."""
+    position, length = segment(raw, start)
+    end = len(raw) if length is None else min(len(raw), position + length)
+    while position < end:
         width = 9 - raw[position].bit_length()
-        length, start = vint(raw, position + width)
-        position = start + (length or 0)
-        if position > len(raw):
-            return "the last block of the Matroska stream is cut"
-    return None
+        name = raw[position : position + width]
+        if name not in ELEMENTS:
+            is_rest = length is None and after_tags(raw, position) == end
+            return None if is_rest else f"damaged: no element of Matroska begins at byte {position}"
+        size, behind = vint(raw, position + width)
+        position = behind if name == CLUSTER or size is None else behind + size
+    return "truncated: the last block of the Matroska stream is cut" if length is None and position > end else None
 
 
 def _cut_mpeg(raw: mmap.mmap) -> str | None:
@@ -78,7 +103,7 @@ def _cut_mpeg(raw: mmap.mmap) -> str | None:
     while frame is not None and (size := _mpeg_frame_size(raw, frame)):
         frame += size
         if frame > len(raw):
-            return "its last frame is cut"
+            return "truncated: its last frame is cut"
     return None
 
 
@@ -117,6 +142,44 @@ def _spans(starts: list[int], size: int) -> list[Span]:
     """Returns the parts of a file of `size` bytes that begin at some positions; the first one begins at 0."""
     starts = [0, *starts[1:]]
     return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+# -- FLAC
+
+
+def flac_goes_on(path: Path, position: int, total: int) -> bool:
+    """Returns whether, near a position, frames of FLAC follow that lie behind the first `total` samples."""
+    with mapped(path) as raw:
+        start, ends = max(0, position - SEARCHED), set[int]()
+        for place in _places(raw, b"\xff", start, position + SEARCHED):
+            if frame := _flac_frame(raw[place : place + 16]):
+                first, size = frame
+                if first >= total and first in ends:  # two in a row are no chance
+                    return True
+                ends.add(first + size)
+    return False
+
+
+def _flac_frame(head: bytes) -> tuple[int, int] | None:
+    """Reads the header of a frame: its first sample and its number of samples; None if it is none."""
+    if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] < 16 or head[2] & 15 == 15 or head[3] & 1:
+        return None
+    ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is written as UTF-8 writes a character
+    if ones == 1 or ones > 7:
+        return None
+    end = 4 + max(1, ones)
+    number = head[4] & ((1 << (7 - ones)) - 1)
+    for byte in head[5:end]:
+        number = number << 6 | byte & 63
+    code, width = head[2] >> 4, {6: 1, 7: 2}.get(head[2] >> 4, 0)
+    size = 192 if code == 1 else 576 << (code - 2) if code < 6 else 256 << (code - 8) if code > 7 else 1
+    size += int.from_bytes(head[end : end + width], "big")
+    end += width + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    check = 0
+    for byte in head[:end]:
+        for bit in range(7, -1, -1):
+            check = (check << 1 ^ (7 if (check >> 7 ^ byte >> bit) & 1 else 0)) & 0xFF
+    return (number if head[1] & 1 else number * size, size) if check == head[end] else None
 
 
 # -- MPEG audio

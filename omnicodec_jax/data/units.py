@@ -27,7 +27,7 @@ from omnicodec_jax.buckets import BucketPath, in_threads
 from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.members import Member, is_in_bucket
-from omnicodec_jax.errors import DataError
+from omnicodec_jax.errors import AudioError, DataError
 from omnicodec_jax.files import rewriting
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ def _replaced(path: Path | Member, seen: Sequence[int]) -> bool:
     """Returns whether another file has taken the place of the one that was seen; False if that cannot be found out."""
     try:
         return Seen.of(path) != tuple(seen)
-    except OSError:
+    except (OSError, AudioError):
         return False
 
 

@@ -77,6 +77,9 @@ class Evaluation:
     def __post_init__(self):
         if not self.codebooks or min(self.codebooks) < 1:
             raise ConfigError(f"--codebooks {self.codebooks}: must be numbers of codebooks, 1 or more")
+        for name, least in {"limit": 1, "shown": 0, "num_workers": 1}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
         for name in self.reconstructions:
             if name.casefold() in (ORIGINAL.casefold(), REFERENCE.casefold()):
                 raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")

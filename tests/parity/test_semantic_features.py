@@ -134,6 +134,8 @@ def test_crops_of_another_length_than_those_stored_are_refused(prepared, stored)
 def test_crops_of_no_length_are_refused(prepared, checkpoint, tmp_path):
     with pytest.raises(DataError, match=r"--stride-seconds 0\.01: must be"):
         semantic_features.main(prepared, str(checkpoint), tmp_path, stride_seconds=0.01)
+    with pytest.raises(DataError, match=r"--crop-seconds nan, .*: must be"):
+        semantic_features.main(prepared, str(checkpoint), tmp_path, crop_seconds=float("nan"))
 
 
 def test_the_encoders_hash_is_that_of_the_converted_model(stored, encoder):
