@@ -184,6 +184,18 @@ def test_a_part_may_reach_past_the_end_by_half_a_second(tmp_path, sound, name, o
             audio.load(path, RATE, offset=offset, duration=duration)
 
 
+@pytest.mark.parametrize("offset", [60.0, 1e18])
+def test_a_part_that_begins_long_after_the_end_of_an_m4a_is_refused(tmp_path, sound, offset):
+    path = mux(tmp_path / "a.m4a", "alac", sound, RATE)
+    with pytest.raises(AudioError, match=r"ends before .* where the part that was asked for begins"):
+        audio.load(path, 24_000, offset=offset, duration=1.0)
+
+
+def test_a_part_of_no_length_is_called_so(tmp_path, sound):
+    with pytest.raises(AudioError, match="too short: 0 samples"):
+        audio.load(write(tmp_path / "a.wav", sound), 24_000, offset=0.5, duration=1e-9)
+
+
 def test_a_part_that_begins_after_the_end_is_refused(tmp_path, sound):
     path = write(tmp_path / "a.wav", sound)
     for duration in (None, 0.4, 5.0):

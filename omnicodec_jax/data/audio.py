@@ -99,7 +99,7 @@ def load(
             level.add(block, mono)
             length += mono.size
             parts.append(mono if resampler is None else resampler.resample_chunk(mono))
-        if offset and not length:
+        if offset and not length and (duration is None or duration * rate >= 1):
             raise AudioError(f"ends before {offset:.2f} s, where the part that was asked for begins")
         if duration is not None and length < round((duration - OVERHANG) * rate):
             raise AudioError(f"ends at {offset + length / rate:.2f} s; {offset + duration:.2f} s were asked for")

@@ -107,7 +107,10 @@ def _go_to(
     grid = 1 if tick * rate == 1 else GRIDS.get(stream.codec_context.name, 0)
     if start < 2 * PREROLL * rate or container.format.name not in SEEKABLE or not grid or first.pts is None:
         return 0, frames
-    container.seek(first.pts + int((start / rate - PREROLL) / tick), stream=stream)
+    try:
+        container.seek(first.pts + int((start / rate - PREROLL) / tick), stream=stream)
+    except (FFmpegError, OverflowError):  # further than any file reaches
+        return None, frames
     frames = _frames(container)
     landed = next(frames, None)
     if landed is None or landed.pts is None:
