@@ -41,26 +41,29 @@ def pulled_back(stage: Any, x: jax.Array, *arrays: Any, **options: Any) -> list[
 
 
 @pytest.mark.parametrize(
-    ("channels", "steps", "dilations", "conv_in"),
+    ("channels", "steps", "dilations", "conv_in", "conv_out"),
     [
-        (32, 2 * 64 * 8 + 13, (1, 2), (normal(7, 1, 32), normal(32))),  # three pieces of cells of eight steps
-        (128, 90, (1, 8), None),  # a step is a cell; the last piece is short
+        (32, 2 * 64 * 8 + 13, (1, 2), (normal(7, 1, 32), normal(32)), None),  # three pieces of cells of eight steps
+        (64, 300, (1,), None, (0.1 * normal(3, 64, 1), normal(1))),  # two pieces of cells of four steps
+        (128, 90, (1, 8), None, None),  # a step is a cell; the last piece is short
     ],
 )
-def test_kernel_computes_what_the_blocks_do_forwards_and_backwards(monkeypatch, channels, steps, dilations, conv_in):
+def test_kernel_computes_what_the_blocks_do_forwards_and_backwards(
+    monkeypatch, channels, steps, dilations, conv_in, conv_out
+):
     monkeypatch.setattr(residual_stage, "PIECE", 64)
     x, blocks = normal(2, steps, 1 if conv_in else channels, seed=99), parameters(channels, len(dilations))
-    expected = pulled_back(one_by_one, x, blocks, conv_in, dilations=dilations)
-    ours = pulled_back(in_one_kernel, x, blocks, conv_in, dilations=dilations, interpret=True)
-    assert len(ours) == 2 + 4 * len(dilations) + (2 if conv_in else 0)
+    expected = pulled_back(one_by_one, x, blocks, conv_in, conv_out, dilations=dilations)
+    ours = pulled_back(in_one_kernel, x, blocks, conv_in, conv_out, dilations=dilations, interpret=True)
+    assert len(ours) == 2 + 4 * len(dilations) + 2 * (conv_in is not None) + 2 * (conv_out is not None)
     for mine, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
 def test_kernel_rounds_to_bfloat16_where_the_blocks_do():
     x, blocks = normal(1, 40, 128, seed=99), parameters(128, 1)
-    ours = in_one_kernel(x, blocks, None, (2,), jnp.bfloat16, interpret=True)
-    expected = one_by_one(x, blocks, None, (2,), jnp.bfloat16)
+    ours = in_one_kernel(x, blocks, None, None, (2,), jnp.bfloat16, interpret=True)
+    expected = one_by_one(x, blocks, None, None, (2,), jnp.bfloat16)
     assert ours.dtype == expected.dtype == jnp.bfloat16
     assert (ours == expected).mean() > 0.98  # sums are rounded in another order
 

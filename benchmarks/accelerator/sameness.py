@@ -120,7 +120,7 @@ def residual_stage(settings: Settings, model: Path) -> Row:
 
     @partial(jax.jit, static_argnums=0)
     def result_and_gradients(stage: Any, x: jax.Array, blocks: Any) -> Any:
-        run = partial(stage, conv_in=None, dilations=dilations, dtype=x.dtype)
+        run = partial(stage, conv_in=None, conv_out=None, dilations=dilations, dtype=x.dtype)
         y, vjp = jax.vjp(run, x, blocks)
         return y, vjp(jnp.sin(y))
 

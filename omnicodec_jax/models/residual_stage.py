@@ -51,8 +51,8 @@ class BlockParameters(NamedTuple):
         return self.bias_out.shape[0]
 
 
-AudioConv = tuple[Float[Array, "k 1 C"], Float[Array, " C"]]
-"""Kernel and bias of a convolution of audio."""
+AudioConv = tuple[Float[Array, "k _ _"], Float[Array, " _"]]
+"""Kernel and bias of a convolution from or to audio, whose other side has one channel."""
 
 
 def residual_stage(
@@ -61,7 +61,8 @@ def residual_stage(
     dilations: Sequence[int],
     dtype: DTypeLike,
     conv_in: AudioConv | None = None,
-) -> Float[Array, "B T C"]:
+    conv_out: AudioConv | None = None,
+) -> Float[Array, "B T _"]:
     """Applies residual blocks one after the other, with dilated convolutions: x + conv(ELU(conv(ELU(x)))).
 
     It is causal, with zeros before the clip. For the gradient all of it is computed again.
@@ -71,19 +72,19 @@ def residual_stage(
         blocks: Parameters of the blocks.
         dilations: Dilation of the first convolution of each.
         dtype: What is computed in.
-        conv_in: Kernel and bias of a convolution that comes before the blocks; it is computed in float32.
+        conv_in: Convolution of audio that comes before the blocks; it is computed in float32.
+        conv_out: Convolution that makes audio [B, T, 1] of ELU(x) after them; it is computed in float32.
     """
 
-    def run(x: Float[Array, "B T _"], *arrays: Array) -> Float[Array, "B T C"]:
-        blocks = [BlockParameters(*arrays[i : i + 4]) for i in range(0, 4 * len(dilations), 4)]
-        entry = arrays[4 * len(dilations) :] or None
+    def run(x: Float[Array, "B T _"], *arrays: Array) -> Float[Array, "B T _"]:
+        blocks, entry, end = jax.tree.unflatten(structure, arrays)
         options = {"dilations": dilations, "dtype": dtype}
         on_tpu = in_one_kernel if blocks[0].channels <= WIDEST else one_by_one
         return jax.lax.platform_dependent(
-            x, blocks, entry, tpu=partial(on_tpu, **options), default=partial(one_by_one, **options)
+            x, blocks, entry, end, tpu=partial(on_tpu, **options), default=partial(one_by_one, **options)
         )
 
-    arrays = [array for parameters in (*blocks, conv_in or ()) for array in parameters]
+    arrays, structure = jax.tree.flatten((blocks, conv_in, conv_out))
     return on_own_rows(jax.checkpoint(run, prevent_cse=False), x, *arrays, checked=False)
 
 
@@ -91,9 +92,10 @@ def one_by_one(
     x: Float[Array, "B T _"],
     blocks: Sequence[BlockParameters],
     conv_in: AudioConv | None,
+    conv_out: AudioConv | None,
     dilations: Sequence[int],
     dtype: DTypeLike,
-) -> Float[Array, "B T C"]:
+) -> Float[Array, "B T _"]:
     """Computes `residual_stage` as XLA has it: each result goes to memory."""
 
     def convolve(x: Array, kernel: Array, bias: Array, dilation: int = 1) -> Array:
@@ -104,17 +106,18 @@ def one_by_one(
     for block, dilation in zip(blocks, dilations, strict=True):
         y = elu(convolve(elu(x), block.kernel, block.bias, dilation))
         x = x + convolve(y, block.kernel_out, block.bias_out)
-    return x
+    return x if conv_out is None else convolve(elu(x).astype(jnp.float32), *conv_out)
 
 
 def in_one_kernel(
     x: Float[Array, "B T _"],
     blocks: Sequence[BlockParameters],
     conv_in: AudioConv | None,
+    conv_out: AudioConv | None,
     dilations: Sequence[int],
     dtype: DTypeLike,
     interpret: bool = False,
-) -> Float[Array, "B T C"]:
+) -> Float[Array, "B T _"]:
     """Computes `residual_stage` piece by piece; `interpret` runs the kernel in JAX, on any device."""
     (batch, steps, _), channels = x.shape, blocks[0].channels
     fold = 2 * LANES // channels if channels < LANES else 1
@@ -128,7 +131,9 @@ def in_one_kernel(
         arrays += [of_cells(block.kernel_out, 1, fold)[0][0], jnp.tile(block.bias_out, fold)[None]]
         shifts.append(reach)
     y: Any = _stage(tuple(shifts), interpret, cells.astype(dtype), tuple(arrays))
-    return y.reshape(batch, -1, channels)[:, :steps]
+    if conv_out is not None:
+        y = conv_to_audio_cells(elu(y), *conv_out)
+    return y.reshape(batch, fold * y.shape[1], -1)[:, :steps]
 
 
 def conv_of_audio_cells(
@@ -140,6 +145,17 @@ def conv_of_audio_cells(
     around = [before[:, shifts[0] - shift :][:, : cells.shape[1]] for shift in shifts]
     y = jnp.matmul(jnp.concatenate(around, axis=2), wide.reshape(-1, wide.shape[2]), precision=HIGHEST)
     return y + jnp.tile(bias, cells.shape[2])[None, None]
+
+
+def conv_to_audio_cells(
+    cells: Float[Array, "B N fC"], kernel: Float[Array, "k C 1"], bias: Float[Array, " 1"]
+) -> Float[Array, "B N f"]:
+    """Makes audio in cells of a map in cells, in full float32. Shifted copies of the products are narrow."""
+    wide, shifts = of_cells(kernel, 1, cells.shape[2] // kernel.shape[1])
+    products = jnp.einsum("bnc,sco->sbno", cells.astype(jnp.float32), wide, precision=HIGHEST)
+    steps = cells.shape[1]
+    shifted = [jnp.pad(products[i], ((0, 0), (shift, 0), (0, 0)))[:, :steps] for i, shift in enumerate(shifts)]
+    return sum(shifted[1:], shifted[0]) + bias[None, None]
 
 
 def of_cells(

@@ -56,11 +56,12 @@ def residual_blocks(
     x: Float[Array, "B T _"],
     remat: bool,
     conv_in: CausalConv1d | None = None,
-) -> Activations:
+    conv_out: CausalConv1d | None = None,
+) -> Float[Array, "B T _"]:
     """Applies the residual blocks of one stage, with dilations 1, 2, 4, …, inside a compact module.
 
     A TPU runs them as one kernel where they are computed in bfloat16, and again for the gradient. `conv_in` is a
-    convolution of audio that comes before them.
+    convolution of audio that comes before them, `conv_out` one of ELU's results that makes audio after them.
     """
     dilations = tuple(config.dilation_base**j for j in range(config.n_residual_layers))
     channels = x.shape[2] if conv_in is None else conv_in.features
@@ -69,12 +70,12 @@ def residual_blocks(
         for j, dilation in enumerate(dilations)
     ]
     if blocks and remat and dtype == jnp.bfloat16 and not module.is_initializing() and not is_streaming(module):
-        entry = None if conv_in is None else conv_in.parameters()
-        return residual_stage(x, [block.parameters() for block in blocks], dilations, dtype, entry)
+        ends = [None if conv is None else conv.parameters() for conv in (conv_in, conv_out)]
+        return residual_stage(x, [block.parameters() for block in blocks], dilations, dtype, *ends)
     x = (x if conv_in is None else conv_in(x)).astype(dtype)
     for block in blocks:
         x = block(x)
-    return x
+    return x if conv_out is None else conv_out(elu(x))
 
 
 class SEANetEncoder(nn.Module):
@@ -130,8 +131,8 @@ class SEANetDecoder(nn.Module):
 
         def stage(module: nn.Module, i: int, ratio: int, x: Activations) -> ConvOutput:
             x = CausalConvTranspose1d(x.shape[2] // 2, ratio, dtype=dtype, name=f"stage_{i}_up")(elu(x))
-            x = residual_blocks(module, config, dtype, i, x, self.remat)
-            return CausalConv1d(1, config.last_kernel_size, name="conv_out")(elu(x)) if i == stages - 1 else x
+            conv_out = CausalConv1d(1, config.last_kernel_size, name="conv_out") if i == stages - 1 else None
+            return residual_blocks(module, config, dtype, i, x, self.remat, conv_out=conv_out)
 
         if self.remat:
             stage = nn.remat(stage, static_argnums=(1, 2))
