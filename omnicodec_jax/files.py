@@ -31,6 +31,8 @@ ADVICE = {
 """Advice for errors with which the operating system refuses to write a file."""
 NO_FILE = "a directory, a pipe or a device; only files are read"
 """Why what is there under a name cannot be read: it may have no end, or never a beginning."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""The errors of a disk that takes no more, whatever is written to it."""
 PROBE = bytes(1 << 16)
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
@@ -170,6 +172,34 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if advice is None or (error.filename is not None and str(error.filename) not in known):
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", str(path)) from error
+
+
+def disk_error(error: Exception, folder: Path) -> OSError | None:
+    """Returns the error of a full or read-only disk that is behind an error, with advice; None if there is none.
+
+    Args:
+        error: What was raised. An OSError speaks for itself; after any other, the disk is asked.
+        folder: A folder on the disk. A bucket is not asked.
+    """
+    refused = error if isinstance(error, OSError) else _asked(error, folder)
+    if refused is None or refused.errno not in FULL:
+        return None
+    advice = ADVICE[refused.errno]
+    if advice in str(refused):  # `writing` has said it
+        return refused
+    return OSError(refused.errno, f"{os.strerror(refused.errno)}; {advice}", str(refused.filename or folder))
+
+
+def _asked(error: Exception, folder: Path) -> OSError | None:
+    """Returns the error with which the operating system refuses to write into a folder; None if it does not."""
+    if isinstance(folder, BucketPath) or not folder.is_dir():
+        return None
+    probe = _temporary(folder / "probe", folder)
+    try:
+        return _trouble(error, probe)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _trouble(error: Exception, path: Path) -> OSError | None:

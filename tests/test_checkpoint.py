@@ -1,10 +1,13 @@
 """Checkpoints that cannot be written, and those that something has damaged since."""
 
+import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import lru_cache
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
+from omnicodec_jax import compilation_cache
+from omnicodec_jax.cli import command
 from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.training import checkpoint
 from omnicodec_jax.training.checkpoint import Checkpoints
+from omnicodec_jax.training.events import EventWriter
 from omnicodec_jax.training.state import TrainState
 
 CONFIG = replaced(TINY, run={"keep_last": 1})
@@ -97,6 +104,73 @@ def test_state_that_is_being_written_is_not_written_again(tmp_path: Path):
         checkpoints.save(state(4))
         checkpoints.wait()
         assert checkpoints.latest == 4
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A run's directory with a checkpoint of step 4."""
+    with Checkpoints(tmp_path, CONFIG, "data") as checkpoints:
+        checkpoints.save(state(4))
+        checkpoints.wait()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device", "/data/events"), RuntimeError("a library says nothing of disks")],
+    ids=lambda error: type(error).__name__,
+)
+def test_full_disk_at_any_moment_of_a_run_names_the_last_good_checkpoint(saved: Path, error: Exception):
+    with full_disk(), pytest.raises(CheckpointError) as caught, checkpoint.naming_the_last(saved):
+        raise error
+    assert "the last good checkpoint is step 4" in str(caught.value)
+    assert "choose" in str(caught.value)
+    assert not [path.name for path in saved.iterdir() if path.name != "checkpoints"]
+
+
+def test_error_that_is_none_of_the_disk_stays_as_it_is(saved: Path):
+    for error in (RuntimeError("no matter of disks"), FileNotFoundError(errno.ENOENT, "No such file", "data")):
+        with pytest.raises(type(error)) as caught, checkpoint.naming_the_last(saved):
+            raise error
+        assert caught.value is error
+
+
+def test_writer_that_was_given_up_is_an_error_in_one_line(saved: Path, monkeypatch):
+    def given_up(*_: Any, **__: Any) -> None:
+        raise asyncio.CancelledError
+
+    with Checkpoints(saved, CONFIG, "data") as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", given_up)
+        with pytest.raises(CheckpointError, match="the last good checkpoint is step 4"):
+            checkpoints.save(state(6))
+
+
+def test_full_disk_at_the_start_costs_the_curves_and_not_the_run(tmp_path: Path, caplog):
+    with full_disk():
+        writer = EventWriter(tmp_path / "events", 0)
+        writer.scalars(1, {"loss/mel": 1.0})
+    assert [message for message in caplog.messages if "going on without" in message]
+
+
+def test_program_that_a_full_disk_has_cut_is_not_left_in_the_cache(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    compilation_cache.use()
+    programs = lru_cache.LRUCache(str(tmp_path), max_size=-1)
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        programs.put("step", bytes(1000))
+    assert programs.get("step") is None
+    programs.put("step", bytes(1000))
+    assert programs.get("step") == bytes(1000)
+
+
+def test_traceback_of_a_librarys_thread_is_not_printed(capsys):
+    error = RuntimeError("Event loop is closed")
+    thread = threading.Thread(target=command.print_errors_of_main_thread, args=(RuntimeError, error, None))
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == ""
+    command.print_errors_of_main_thread(RuntimeError, error, None)
+    assert "Event loop is closed" in capsys.readouterr().err
 
 
 # -- Damaged since

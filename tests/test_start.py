@@ -33,7 +33,7 @@ from omnicodec_jax.models.quantize import Codebook, fit_residual_codebooks
 from omnicodec_jax.training import loop, lost_time, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.gan import FrozenVariables, Gan
-from omnicodec_jax.training.log import TrainingLog
+from omnicodec_jax.training.log import CodecLog
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.state import init_state, update_ema
 from omnicodec_jax.training.validation import ValidationResult, Validator
@@ -363,14 +363,14 @@ def test_weights_and_their_average_are_both_validated_and_the_average_decides(
 def test_log_says_in_plain_words_that_the_decoder_ignores_the_acoustic_branch(step, distances, told, caplog):
     caplog.set_level(logging.INFO)
     nothing = np.zeros((0, 1, 1))
-    TrainingLog(TINY, None, 0).write_validation(step, ValidationResult(distances, {}, nothing, nothing), 0.0)
+    CodecLog(TINY, None, 0).write_validation(step, ValidationResult(distances, {}, nothing, nothing), 0.0)
     assert f"by codebooks 1: 3.0000, 2: {distances[2]:.4f}, 4: {distances[4]:.4f};" in caplog.text
     assert ("the decoder ignores the acoustic branch: with all 4 codebooks" in caplog.text) == told
 
 
 def test_line_of_the_log_over_steps_with_and_without_discriminators_shows_the_losses_of_those_that_have_them(caplog):
     caplog.set_level(logging.INFO)
-    log, books = TrainingLog(TINY, None, 0), {"semantic_quantizer": {"cluster_usage": np.ones((1, 8))}}
+    log, books = CodecLog(TINY, None, 0), {"semantic_quantizer": {"cluster_usage": np.ones((1, 8))}}
     for metrics in ({"total": 4.0}, {"total": 2.0, "mel": 1.0}):
         log.add({name: np.asarray(value) for name, value in metrics.items()}, 0.0)
     log.write(2, books)

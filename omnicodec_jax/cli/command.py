@@ -4,8 +4,10 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from omnicodec_jax import machine
@@ -69,3 +71,15 @@ def log_progress() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and asyncio those of writers that Orbax has given up on
+    sys.excepthook = print_errors_of_main_thread
+
+
+def print_errors_of_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error that ends the process. For `sys.excepthook`, which libraries in C++ call in threads of their own.
+
+    There, TensorStore prints a traceback for each array that it cannot write after the first, hundreds of lines around
+    the one line that says what happened. Python's own threads do not come here.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)

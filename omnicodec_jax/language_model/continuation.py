@@ -17,7 +17,7 @@ from omnicodec_jax.errors import DataError
 from omnicodec_jax.language_model.layout import Layout
 from omnicodec_jax.language_model.learning import Learnt
 from omnicodec_jax.language_model.training import Trainer
-from omnicodec_jax.training.state import Tree
+from omnicodec_jax.training.packing import Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.language_model.training import Trainer, train
 from omnicodec_jax.language_model.windows import TokenCorpus
 from omnicodec_jax.training.checkpoint import Checkpoints
-from omnicodec_jax.training.state import Tree
+from omnicodec_jax.training.packing import Tree
 
 
 class Learnt(NamedTuple):

@@ -2,28 +2,28 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.distributed import multihost, sharding
-from omnicodec_jax.errors import ConfigError, TrainingError
+from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.language_model.layout import Layout
+from omnicodec_jax.language_model.log import LanguageModelLog
 from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.language_model.windows import TOKENS, TokenCorpus, batches
 from omnicodec_jax.models.initialize import COMPILE_QUICKLY
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.metrics_queue import MetricsQueue
-from omnicodec_jax.training.state import Tree, optimizer
+from omnicodec_jax.training.packing import Tree
+from omnicodec_jax.training.state import optimizer
 
 LOG = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def train(
         state = first_state(trainer, mesh)
     else:
         state = checkpoints.restore(trainer.template(mesh))
-    start, log = int(state.step), LossLog(total)
+    start, log = int(state.step), LanguageModelLog(total)
     queue = MetricsQueue(log.add)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     LOG.info("%.1f M parameters, %d windows, %d held out", size / 1e6, len(corpus.train), len(corpus.held_out))
@@ -190,28 +190,3 @@ def train(
     if interruption is not None and done < total:
         raise multihost.Interrupted(interruption.signal)
     return state.params
-
-
-class LossLog:
-    """Logs the mean of the losses, and the speed, over the steps since the last line."""
-
-    def __init__(self, total_steps: int):
-        self._total = total_steps
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._losses: list[float] = []
-        self._since = time.perf_counter()
-
-    def add(self, step: int, loss: np.ndarray | float) -> None:
-        """Adds the loss of a step. Raises TrainingError if it is not finite."""
-        if not np.isfinite(loss):
-            raise TrainingError(f"step {step}: the loss is not finite; a lower optimizer.learning_rate may help")
-        self._losses.append(float(loss))
-
-    def write(self, step: int) -> None:
-        """Writes a line about the steps that were added since the last one."""
-        speed = len(self._losses) / (time.perf_counter() - self._since)
-        mean = np.mean(self._losses)
-        LOG.info("step %d/%d  cross-entropy %.4f nats  %.3g steps/s", step, self._total, mean, speed)
-        self._start_window()

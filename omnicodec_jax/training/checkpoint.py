@@ -1,5 +1,6 @@
 """Checkpoints of a training run. Orbax writes them while training goes on, and each is whole or not there."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -18,7 +19,8 @@ from orbax.checkpoint import checkpoint_managers as managers
 from omnicodec_jax.buckets import BucketPath, on_disk
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.config import files as config_files
-from omnicodec_jax.errors import CheckpointError
+from omnicodec_jax.errors import CheckpointError, OmniCodecError, told
+from omnicodec_jax.files import disk_error
 from omnicodec_jax.training import storage
 
 LOG = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ DISTANCE = "mel_distance"
 STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
 """How many checkpoints of a language model are kept. If the last one cannot be read, the one before it is used."""
+FAILURES = (Exception, asyncio.CancelledError)
+"""What writing a checkpoint may raise: whatever the storage raises, and the end of what Orbax has given up on."""
 THREADS = 10
 """An upper bound of the number of threads in which Orbax writes one checkpoint."""
 
@@ -126,15 +130,15 @@ class Checkpoints:
         if failures and not failure:
             raise self._could_not_be_written(failures[0]) from failures[0]
 
-    def _close(self) -> list[Exception]:
+    def _close(self) -> list[BaseException]:
         """Waits until all that is being written is finished, and returns the errors of what failed."""
         manager, self._manager = self._manager, None
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         while manager is not None and len(failures) < THREADS:  # each of those that have failed is told of once
             try:
                 manager.close()
                 break
-            except Exception as failure:  # of any type: whatever the storage raises
+            except FAILURES as failure:
                 failures.append(failure)
         return failures
 
@@ -181,18 +185,15 @@ class Checkpoints:
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of any type: whatever the storage raises
+        except FAILURES as error:
             # Orbax has counted what it failed to write, and no longer what that was to replace; its other threads may
             # fail, too. What is saved next is saved by a new manager, which counts what is on disk.
             self._close()
             raise self._could_not_be_written(error) from error
 
-    def _could_not_be_written(self, error: Exception) -> CheckpointError:
-        kept = "nothing is kept" if self.latest is None else f"the last good checkpoint is step {self.latest}"
-        return CheckpointError(
-            f"{self.directory}: a checkpoint could not be written ({_first_line(error)}); {kept}. Mend that, and give "
-            "the same command again"
-        )
+    def _could_not_be_written(self, error: BaseException) -> CheckpointError:
+        what = f"{self.directory}: a checkpoint could not be written ({_first_line(error)})"
+        return CheckpointError(f"{what}; {_what_to_do(self._workdir)}")
 
     def _set_damaged_aside(self) -> None:
         """Moves damaged checkpoints to a folder of their own, since others of the same steps may be written."""
@@ -234,6 +235,29 @@ class Checkpoints:
                 f"{self.directory}: holds a run of another config; choose another --workdir, or give the same:\n  "
                 + "\n  ".join(differing)
             )
+
+
+@contextlib.contextmanager
+def naming_the_last(workdir: Path) -> Iterator[None]:
+    """A context in which the errors of a disk that cannot be written name the last good checkpoint of a run.
+
+    They become a CheckpointError. So do errors of libraries that say nothing of the disk, where the disk refuses to be
+    written when they are raised. Other errors stay as they are.
+    """
+    try:
+        yield
+    except OmniCodecError:
+        raise
+    except Exception as error:
+        if (refused := disk_error(error, workdir)) is None:
+            raise
+        raise CheckpointError(f"{told(refused)}; {_what_to_do(workdir)}") from error
+
+
+def _what_to_do(workdir: Path) -> str:
+    last = max(storage.steps(workdir.absolute() / DIRECTORY), default=None)
+    kept = "nothing is kept" if last is None else f"the last good checkpoint is step {last}"
+    return f"{kept}. Mend that, and give the same command again"
 
 
 def _move(folder: Path, to: Path) -> None:
@@ -344,7 +368,7 @@ def _read_about(directory: Path, step: int) -> dict[str, Any]:
         return checkpointer.restore(storage.directory(directory / str(step) / ABOUT))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -1,10 +1,11 @@
 """Writes TensorBoard's event files, in a way that can neither block a run nor end it."""
 
+import contextlib
 import logging
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +34,9 @@ class EventWriter:
 
         self._summary, self._messages, self._open = summary, cast(Any, event_pb2), EventsWriter
         self._directory, self._step = directory, step
-        self._begin()
+        self._writer: Any = None
+        with self._going_on_without():
+            self._begin()
 
     def _begin(self) -> None:
         """Begins a file. In a bucket, where files cannot grow, a file of this machine is put there again and again."""
@@ -43,7 +46,7 @@ class EventWriter:
         folder.mkdir(parents=True, exist_ok=True)
         # tensorboardX's SummaryWriter is not used, since it hangs for ever once its thread has met a full disk.
         suffix = f".{uuid.uuid4().hex[:8]}" if folder != self._directory else ""  # several may begin in one second
-        self._writer: Any = self._open(str(folder / "events"), suffix)
+        self._writer = self._open(str(folder / "events"), suffix)
         self._folder = folder
         # This event makes TensorBoard hide what an earlier start wrote for later steps.
         session = self._messages.SessionLog(status=self._messages.SessionLog.START)
@@ -68,21 +71,24 @@ class EventWriter:
     def _put(self, directory: BucketPath) -> None:
         """Puts the file into the bucket, and begins another when it has become large."""
         (file,) = self._folder.iterdir()
-        try:
+        with self._going_on_without():
             (directory / file.name).put(file)
             if file.stat().st_size > LARGE:
                 shutil.rmtree(self._folder)
                 self._begin()
-        except OSError as error:
-            LOG.warning("TensorBoard: %s; going on without", told(error))
-            self._writer = None
 
     def _write(self, event: Any) -> None:
         if self._writer is None:
             return
-        try:
+        with self._going_on_without():
             self._writer.write_event(event)
             self._writer.flush()
-        except OSError as error:  # a run is worth more than its curves
-            LOG.warning("TensorBoard: %s; going on without", error)
+
+    @contextlib.contextmanager
+    def _going_on_without(self) -> Iterator[None]:
+        """A context in which a disk that cannot be written costs the curves, and not the run."""
+        try:
+            yield
+        except OSError as error:
+            LOG.warning("TensorBoard: %s; going on without", told(error))
             self._writer = None

@@ -1,8 +1,7 @@
-"""The log of a training run: lines of progress, and TensorBoard."""
+"""The log of a codec's training run: lines of progress, and TensorBoard."""
 
 import logging
 import resource
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from omnicodec_jax.training import host_memory
 from omnicodec_jax.training.events import EventWriter
 from omnicodec_jax.training.lost_time import Spent
 from omnicodec_jax.training.packing import Tree
+from omnicodec_jax.training.step_window import StepWindow
 from omnicodec_jax.training.validation import LEAST_GAIN, ValidationResult
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ SPECTROGRAM = (1024, 256)
 """Window and hop of the spectrograms in TensorBoard."""
 
 
-class TrainingLog:
+class CodecLog:
     """Writes means of metrics over the steps since the last line, as a line of progress and to TensorBoard."""
 
     def __init__(self, config: Config, directory: Path | None, step: int):
@@ -52,27 +52,22 @@ class TrainingLog:
         """
         self._config = config
         self._events = None if directory is None else EventWriter(directory, step)
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._metrics: list[Mapping[str, np.ndarray]] = []
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._window, self._waited = StepWindow(), 0.0
 
     def add(self, metrics: Mapping[str, np.ndarray], waited: float) -> None:
         """Adds the metrics of one step, and the seconds that it waited for its batch."""
-        self._metrics.append(metrics)
+        self._window.add(metrics)
         self._waited += waited
 
     def write(self, step: int, codebooks: Tree) -> None:
         """Writes the means over the steps that were added since the last call, and the health of the codebooks."""
-        elapsed, steps = time.perf_counter() - self._since, len(self._metrics)
-        names = dict.fromkeys(name for metrics in self._metrics for name in metrics)  # not every step has all
-        means = {name: np.mean([m[name] for m in self._metrics if name in m], axis=0) for name in names}
+        means, steps, elapsed = self._window.means()
+        waited, self._waited = self._waited, 0.0
         batch = self._config.data.batch_size * self._config.data.segment_samples / self._config.codec.sample_rate
         speed = {
             "steps_per_second": steps / elapsed,
             "audio_seconds_per_second": steps * batch / elapsed,
-            "data_wait_share": self._waited / elapsed,
+            "data_wait_share": waited / elapsed,
             "memory_gib": memory_gib(),
         }
         host = host_memory.of_process()
@@ -101,7 +96,6 @@ class TrainingLog:
             host,
             f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min",
         )
-        self._start_window()
 
     def write_validation(
         self, step: int, result: ValidationResult, seconds: float, weights: ValidationResult | None = None
@@ -111,7 +105,7 @@ class TrainingLog:
         seconds: how long the validation took; that time does not count as the steps' time. weights: if `result` is that
         of the moving average of the weights, the result of the weights themselves.
         """
-        self._since += seconds
+        self._window.leave_out(seconds)
         shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
         distance = f"mel distance {result.mel_distance:.4f}"
         if weights is not None:

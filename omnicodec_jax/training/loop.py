@@ -20,9 +20,9 @@ from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.training import frozen as frozen_networks
-from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes
+from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes, naming_the_last
 from omnicodec_jax.training.gan import FrozenVariables, Gan
-from omnicodec_jax.training.log import TrainingLog
+from omnicodec_jax.training.log import CodecLog
 from omnicodec_jax.training.lost_time import RunClock
 from omnicodec_jax.training.metrics_queue import FiniteCheck, MetricsQueue
 from omnicodec_jax.training.start import first_state, stage, state_template, to_global
@@ -75,7 +75,7 @@ def run(config: Config, workdir: Path, profile: Profile | None = None, began: fl
     """
     interruption, clock = multihost.Interruption(), RunClock(began)
     try:
-        with interruption:
+        with interruption, naming_the_last(workdir):
             with interruption.raising():
                 setup = set_up(config, workdir)
             clock.record_in(workdir if multihost.is_main() else None)
@@ -161,7 +161,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     LOG.info("%s: from step %d of %d, %s", setup.workdir, start, total_steps, describe_devices(mesh, state))
     if profile is not None and profile.start < start:  # a warning, since the same command goes on with the run
         LOG.warning("--profile %d:%d: no trace, since the run is at step %d already", *profile, start)
-    log = TrainingLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
+    log = CodecLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
     check = FiniteCheck(setup.samples, config.data.batch_size)
 
     def receive(number: int, read: tuple[dict[str, np.ndarray], float]) -> None:
@@ -250,7 +250,7 @@ def compiling(interruption: multihost.Interruption, number: int, first: bool, cl
         yield
 
 
-def validate(setup: RunSetup, state: TrainState, log: TrainingLog, clock: RunClock) -> float | None:
+def validate(setup: RunSetup, state: TrainState, log: CodecLog, clock: RunClock) -> float | None:
     """Evaluates the held-out clips, logs the result and returns the mel distance; None: there are no held-out clips.
 
     The mel distance is that of the moving average of the weights if the run keeps one.
