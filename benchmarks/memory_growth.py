@@ -12,59 +12,37 @@ from pathlib import Path
 
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
-from omnicodec_jax.config import (
-    AcousticConfig,
-    CodebookConfig,
-    CodecConfig,
-    Config,
-    DataConfig,
-    DiscriminatorConfig,
-    DomainConfig,
-    OptimizerConfig,
-    RunConfig,
-    SEANetConfig,
-    SemanticConfig,
-    STFTDiscriminatorConfig,
-    TrainConfig,
-    TransformerConfig,
-)
+from omnicodec_jax.config import Config, DomainConfig, OptimizerConfig, RunConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import prepare
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.training import loop, lost_time
 
 STEPS, CHECKPOINTS = 2000, 40
-SMALLEST = Config(
-    codec=CodecConfig(
-        dimension=16,
-        seanet=SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1),
-        transformer=TransformerConfig(num_heads=2, num_layers=1, dim_feedforward=32, context=8),
-        codebook=CodebookConfig(kmeans_iterations=5),
-        semantic=SemanticConfig(source="log_mel", feature_dim=1024, codebook_size=8, codebook_dim=8),
-        acoustic=AcousticConfig(num_quantizers=3, codebook_size=8, codebook_dim=8, min_quantizers=2),
-        wavlm_dim=None,
-    ),
-    discriminators=DiscriminatorConfig(
-        stft=STFTDiscriminatorConfig(filters=4, windows=(206,)), waveform=None, wavlm=None
-    ),
-    data=DataConfig(
-        domains=(DomainConfig(name="sound"),),
-        batch_size=2,
-        segment_samples=5760,
-        num_workers=1,
-    ),
-    train=TrainConfig(compute_dtype="float32", remat=False),
-)
+TINY = Path(__file__).parents[1] / "tests" / "tiny_experiment.py"
+"""The experiment of the tests, in which every network is as small as it goes."""
+
+
+def smallest() -> Config:
+    """Returns the experiment of the tests with one domain and without the discriminator of waveforms."""
+    tiny = config_files.load(TINY)
+    return dataclasses.replace(
+        tiny,
+        discriminators=dataclasses.replace(tiny.discriminators, waveform=None),
+        data=dataclasses.replace(tiny.data, domains=(DomainConfig(name="sound"),), batch_size=2, num_workers=1),
+    )
 
 
 def measure(folder: Path, steps: int) -> list[tuple[int, float]]:
     """Trains for some steps with CHECKPOINTS checkpoints. Returns the steps of its record, and the memory in GiB."""
     settings = PrepareConfig(validation=0.3)
     prepare.run({"sound": BUNDLED_CLIPS}, folder / "prepared", settings, 1, Share())
+    config = smallest()
     config = dataclasses.replace(
-        SMALLEST,
+        config,
         optimizer=OptimizerConfig(warmup_steps=2, total_steps=steps, ema_decay=0.9),
-        data=dataclasses.replace(SMALLEST.data, prepared=str(folder / "prepared")),
+        data=dataclasses.replace(config.data, prepared=str(folder / "prepared")),
         run=RunConfig(
             log_every=max(1, steps // (2 * CHECKPOINTS)),
             save_every=max(1, steps // CHECKPOINTS),

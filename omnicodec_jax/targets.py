@@ -31,7 +31,7 @@ def choose(
         raise OmniCodecError(f"{input}: holds no file named {' '.join(sorted(extensions))}; it holds {found}")
     folder = output or outside(input, folder_suffix)
     _check_folder(folder)
-    inside = distinct(input, found.files, extensions, suffix)
+    inside = mirrored_names(input, found.files, extensions, suffix)
     return [(source, folder / inside[source]) for source in found.files]
 
 
@@ -52,8 +52,8 @@ def outside(folder: Path, suffix: str) -> Path:
     return named.with_name(names.fit(named.name, suffix))
 
 
-def distinct(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
-    """The names that files of a tree have in a tree that mirrors it."""
+def mirrored_names(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
+    """Returns the names that files of a tree have in a tree that mirrors it."""
     inside = [file.relative_to(root).as_posix() for file in files]
     return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from tiny_hubert import SIZES as HUBERT
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.evaluation import clip_sets, frechet, reconstruct
@@ -118,16 +119,7 @@ def test_an_embedding_of_transformers_is_taken_from_its_directory(tmp_path, monk
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    config = transformers.HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    model = transformers.HubertModel(config).eval()
+    model = transformers.HubertModel(transformers.HubertConfig(**HUBERT)).eval()
     model.save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     monkeypatch.setenv(frechet.EMBEDDING, str(tmp_path))

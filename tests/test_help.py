@@ -190,6 +190,17 @@ def test_commands_of_a_group_are_completed_by_the_script_of_the_program(monkeypa
         arguments.parse(cli.COMMANDS, "omnicodec", ["convert", "--completion", "bash"])
 
 
+COMPLETIONS = [
+    ("enc", "encode"),
+    ("encode --mo", "--model"),
+    ("export --what encoder-", "encoder-from-audio"),
+    ("tokenize --runner r", "ray"),
+    ("convert from", "from-torch"),
+    ("convert semantic-features --prep", "--prepared"),
+]
+"""What is typed, and what the tab key makes of it."""
+
+
 @pytest.mark.parametrize("shell", completion.CHANGES)
 def test_tab_completion_knows_every_command_and_completes_files_too(shell):
     script = completion.script(arguments.as_functions(cli.COMMANDS), "omnicodec", shell)
@@ -198,17 +209,7 @@ def test_tab_completion_knows_every_command_and_completes_files_too(shell):
         assert after in script, f"tyro's script has no {before!r} any more"
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("enc", "encode"),
-        ("encode --mo", "--model"),
-        ("export --what encoder-", "encoder-from-audio"),
-        ("tokenize --runner r", "ray"),
-        ("convert from", "from-torch"),
-        ("convert semantic-features --prep", "--prepared"),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), COMPLETIONS)
 def test_tab_completion_in_bash(words, expected, tmp_path):
     if shutil.which("bash") is None or shutil.which("python3") is None:
         pytest.skip("needs bash, and python3 on the path")
@@ -230,17 +231,7 @@ def test_tab_completion_in_zsh_is_there_after_evaluating_the_script(tmp_path):
         assert (done.stdout, done.stderr) == ("_tyro_omnicodec\n", "")
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("enc", "encode"),
-        ("encode --mo", "--model"),
-        ("export --what encoder-", "encoder-from-audio"),
-        ("tokenize --runner r", "ray"),
-        ("convert from", "from-torch"),
-        ("convert semantic-features --prep", "--prepared"),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), COMPLETIONS)
 def test_tab_completion_in_fish(words, expected, tmp_path):
     if shutil.which("fish") is None or shutil.which("python3") is None:
         pytest.skip("needs fish, and python3 on the path")

@@ -177,9 +177,9 @@ def test_an_evaluation_does_not_replace_clips_of_the_same_name(tmp_path):
     first, second = (EvalClip("a", "speech", sound(tmp_path / folder / "a.wav", 0)) for folder in "xy")
     with Journal(tmp_path / "journal.jsonl") as journal:
         list(reconstruct.originals([first], tmp_path, journal))
-        reconstruct.check_replaced([first], tmp_path, journal)
+        reconstruct.check_same_sources([first], tmp_path, journal)
         with pytest.raises(DataError, match=r"holds speech/a of .*x/a\.wav; that of .*y/a\.wav .*use another --out"):
-            reconstruct.check_replaced([second], tmp_path, journal)
+            reconstruct.check_same_sources([second], tmp_path, journal)
 
 
 def test_webdataset_does_not_mix_tokens_of_two_models(tmp_path, corpus):

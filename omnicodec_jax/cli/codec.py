@@ -284,7 +284,7 @@ def _features_of(features: Path, input: Path) -> Callable[[Path], Path]:
     if not features.is_dir():
         raise AudioError(f"--features {features}: must be a directory of .npy files, as {input} is one of audio")
     files = discovery.find(input)
-    inside = targets.distinct(input, files, audio_files.EXTENSIONS, ".npy")
+    inside = targets.mirrored_names(input, files, audio_files.EXTENSIONS, ".npy")
     return lambda source: features / inside[source]
 
 

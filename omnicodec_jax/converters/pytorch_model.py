@@ -6,7 +6,7 @@ so that `AutoModel.from_pretrained(directory, trust_remote_code=True)` needs tor
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators, reference, whisper
-from omnicodec_jax.converters.tensors import ConversionError, import_torch, read_state_dict, to_entries
+from omnicodec_jax.converters.tensors import ConversionError, import_torch, leaves, read_state_dict, to_entries
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
@@ -88,7 +88,7 @@ WHISPER = {
 
 def config_to_transformers(config: CodecConfig, encoder: WhisperConfig | None = None) -> dict[str, Any]:
     """Returns the options of `OmniCodecConfig` for a config of ours, and for an encoder that goes along."""
-    values = dict(_leaves(dataclasses.asdict(config)))
+    values = dict(leaves(dataclasses.asdict(config)))
     options = {theirs: values.pop(ours) for theirs, ours in NAMES.items() if ours in values}
     options[SEMANTIC_COUNT] = int(config.semantic is not None)
     values.pop("semantic", None)
@@ -116,15 +116,6 @@ def config_from_transformers(options: Mapping[str, Any], where: str) -> CodecCon
     if not options.get(SEMANTIC_COUNT, 1):
         values["semantic"] = None
     return config_files.from_dict({"model_type": "omnicodec", **values}, {"omnicodec": CodecConfig}, where)
-
-
-def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the values in nested dicts with their dotted names."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{before}{name}.")
-        else:
-            yield before + name, value
 
 
 def state_dict(

@@ -60,7 +60,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(f"{path}: cut off, or not a file that PyTorch has written: {reason}") from None
-    tensors = {key: value for key, value in _leaves(loaded) if isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in leaves(loaded) if isinstance(value, torch.Tensor)}
     if not isinstance(loaded, Mapping) or not tensors:
         raise ConversionError(f"{path}: no state dict, nor a dict that holds one")
     return {key: value.detach().float().numpy() for key, value in tensors.items()}
@@ -94,13 +94,13 @@ def _cannot_be_unpickled(message: str) -> str:
     return "not a checkpoint that can be read without running code from it"
 
 
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the values in nested dicts with their dotted names."""
     if not isinstance(tree, Mapping):
         yield name, tree
         return
     for key, value in tree.items():
-        yield from _leaves(value, f"{name}.{key}" if name else str(key))
+        yield from leaves(value, f"{name}.{key}" if name else str(key))
 
 
 # -- Names

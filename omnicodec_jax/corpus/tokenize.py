@@ -88,7 +88,7 @@ def plan(manifests: dict[str, Manifest], shard_hours: float) -> Iterator[Unit]:
 def _unit(domain: str, folder: Path, gathered: Slice) -> Unit:
     """Returns a unit whose name tells it from any other slice of this or another manifest."""
     number, entries = gathered.number, gathered.take()
-    return Unit(f"{domain or 'audio'}-{number:06d}-{units.digest(entries, 4)}", domain, folder, entries)
+    return Unit(f"{domain or 'audio'}-{number:06d}-{units.entries_digest(entries, 4)}", domain, folder, entries)
 
 
 class Existing(NamedTuple):

@@ -74,7 +74,7 @@ class SplitUnit(Unit):
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that identify the lines of the manifest that the shard is made of."""
-        return units.digest(self.entries, 8)
+        return units.entries_digest(self.entries, 8)
 
 
 def plan(manifests: dict[str, Manifest], config: PrepareConfig) -> Iterator[SplitUnit]:

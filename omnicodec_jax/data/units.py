@@ -73,7 +73,7 @@ class Unit:
 U = TypeVar("U", bound=Unit)
 
 
-def digest(entries: Sequence[Entry], size: int) -> str:
+def entries_digest(entries: Sequence[Entry], size: int) -> str:
     """Returns 2 · `size` hex digits that identify entries of a manifest."""
     return hashlib.blake2b(json.dumps([entry.identity for entry in entries]).encode(), digest_size=size).hexdigest()
 

@@ -79,7 +79,7 @@ def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterato
             yield Failure(ORIGINAL, clip, reason(clip.path, error))
 
 
-def check_replaced(clips: Sequence[EvalClip], out: Path, journal: Journal) -> None:
+def check_same_sources(clips: Sequence[EvalClip], out: Path, journal: Journal) -> None:
     """Raises DataError if `out` holds another file's clip under a name: it would be lost, and its scores."""
     for clip in clips:
         row = journal.get(ORIGINAL, clip.domain, clip.id)

@@ -122,7 +122,7 @@ def _run(evaluation: Evaluation, place: Path) -> int:
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
     clips = [c for domain, path in evaluation.data.items() for c in datasets.clips(path, domain, evaluation.limit)]
     with Journal(out / JOURNAL) as journal:
-        reconstruct.check_replaced(clips, place, journal)
+        reconstruct.check_same_sources(clips, place, journal)
         sweep(out)
         found = list(reconstruct.originals(clips, out, journal))
         originals = [clip for clip in found if isinstance(clip, Original)]

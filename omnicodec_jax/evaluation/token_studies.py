@@ -88,7 +88,8 @@ class TokenMeasurer:
     def studies(self) -> list[Study]:
         """Returns the studies of all codecs that have been measured."""
         about = {STABILITY: self._about_stability, DRIFT: self._about_drift, PROBE: self._about_probe}
-        return [about[kind](of, rows) for (kind, of), rows in sorted(self._rows.items(), key=lambda item: item[0][0])]
+        found = sorted(self._rows.items(), key=lambda item: item[0][0])
+        return [_filled(about[kind](of, rows)) for (kind, of), rows in found]
 
     def _known(self, codec: Codec, key: tuple[str, ...], what: Any) -> dict[str, Any] | None:
         """Returns the row of the journal under a key, if it is of this codec and of this clip."""
@@ -138,7 +139,7 @@ class TokenMeasurer:
             "the share that two frames of a clip have in common which are drawn at random.",
             domain=domain,
             columns=["all", *map(str, range(width))],
-            rows=_filled(rows, width + 1),
+            rows=rows,
         )
 
     # -- Drift
@@ -180,7 +181,7 @@ class TokenMeasurer:
             "for codecs that do not keep phases, of which the mel distance tells more.",
             domain=domain,
             columns=columns,
-            rows=_filled(rows, len(columns)),
+            rows=rows,
             curves=Curves(x="Minute", y="SI-SDR (dB)", series=series) if series else None,
         )
 
@@ -249,13 +250,15 @@ class TokenMeasurer:
             "Where the first codebook is semantic, the others are acoustic.",
             domain=None,
             columns=columns,
-            rows=_filled(rows, len(columns)),
+            rows=rows,
         )
 
 
-def _filled(rows: Sequence[StudyRow], count: int) -> list[StudyRow]:
-    """Returns rows with as many cells, of which the last are None."""
-    return [dataclasses.replace(row, cells=[*row.cells, *[None] * (count - len(row.cells))]) for row in rows]
+def _filled(study: Study) -> Study:
+    """Returns a study whose rows have a cell for each column: cells are None where a row has fewer."""
+    missing = [[None] * (len(study.columns) - len(row.cells)) for row in study.rows]
+    rows = [dataclasses.replace(row, cells=[*row.cells, *none]) for row, none in zip(study.rows, missing, strict=True)]
+    return dataclasses.replace(study, rows=rows)
 
 
 def _slope(decibels: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_hubert import SIZES as HUBERT
 
 torch = pytest.importorskip("torch", reason="peers run on PyTorch")
 transformers = pytest.importorskip("transformers")
@@ -137,16 +138,7 @@ def _higgs():
         upsampling_ratios=[8, 5, 4, 2],
         hidden_size=16,
     )
-    semantic = transformers.HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        mask_time_prob=0.0,
-    )
+    semantic = transformers.HubertConfig(**HUBERT, mask_time_prob=0.0)
     config = transformers.HiggsAudioV2TokenizerConfig(
         target_bandwidths=[0.5, 1, 1.5, 2],
         sample_rate=16_000,

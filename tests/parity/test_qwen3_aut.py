@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from fake_hub import put_on_hub
 from golden import relative_error
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
@@ -279,16 +280,7 @@ def test_no_other_shard_is_opened(checkpoints, layout):
 
 def test_only_the_needed_files_are_downloaded(originals, tmp_path, monkeypatch):
     source, local = originals / WHOLE, tmp_path / "snapshot"
-    local.mkdir()
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        assert name == "Qwen/Qwen3-Omni"
-        for path in source.iterdir():
-            if any(path.match(pattern) for pattern in allow_patterns):
-                shutil.copy(path, local)
-        return str(local)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    put_on_hub(monkeypatch, "Qwen/Qwen3-Omni", source, local)
     _, state_dict = convert_qwen3_aut.load_audio_tower("Qwen/Qwen3-Omni")
     assert len(state_dict) > 40
     expected = {"config.json", "model.safetensors.index.json", *shards_with_audio(source)}

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ import soxr
 import tiny
 import torch
 import transformers
+from fake_hub import put_on_hub
 from golden import relative_error
 
 from omnicodec_jax import cli, dsp, model_directory, semantic
@@ -379,18 +379,9 @@ def test_encoder_comes_out_of_any_checkpoint(small, tmp_path, kind, options):
 
 def test_only_the_needed_files_are_downloaded(small, tmp_path, monkeypatch):
     source, local = tmp_path / "source", tmp_path / "local"
-    local.mkdir()
     random_model(transformers.WhisperForConditionalGeneration, **SMALL).save_pretrained(source)
     (source / "pytorch_model.bin").write_bytes(b"the same again")
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        assert name == "openai/whisper-small"
-        for path in source.iterdir():
-            if any(path.match(pattern) for pattern in allow_patterns):
-                shutil.copy(path, local)
-        return str(local)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    put_on_hub(monkeypatch, "openai/whisper-small", source, local)
     convert_whisper.main("openai/whisper-small", tmp_path / "ours")
     assert {path.name for path in local.iterdir()} == {"config.json", "model.safetensors"}
 

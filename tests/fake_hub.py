@@ -1,0 +1,21 @@
+"""A Hugging Face hub that has one repository, whose files are copied as a download would bring them."""
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+
+def put_on_hub(monkeypatch: pytest.MonkeyPatch, repository: str, source: Path, local: Path) -> None:
+    """Makes downloads of a repository copy those files of `source` that are asked for to the new folder `local`."""
+    local.mkdir()
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert name == repository
+        for path in source.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, local)
+        return str(local)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
