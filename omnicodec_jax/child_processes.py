@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 Tell: TypeAlias = Callable[[Any], None]
-"""What a child calls to tell its parent something while it works."""
+"""A function that a child calls to tell its parent something while it works."""
 
 GRACE = 5.0
 """Seconds that a process has to end after SIGTERM, before it is killed."""
@@ -88,7 +88,7 @@ class Child(Generic[Item]):
         self._work, self._set_up, self._daemon = work, set_up, daemon
         self._process: Any = None
         self._is_closed = False
-        self._lock = threading.Lock()  # of starting and closing, which may be done by different threads
+        self._lock = threading.Lock()  # since different threads may start and close the process
 
     def begin(self, item: Item) -> None:
         """Gives the process an item to work on. Its last item must be finished. Raises RuntimeError after `close`."""

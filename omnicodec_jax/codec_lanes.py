@@ -38,7 +38,7 @@ class PreparedClip(NamedTuple):
 KeyedClip = tuple[Any, PreparedClip]
 """A clip under the caller's key."""
 InLane = tuple[tuple[Any, np.ndarray], np.ndarray | None]
-"""A key with the samples of its clip, and what a stage has computed of it."""
+"""A clip on its way through the stages: its key, its samples, and the result of the stage before."""
 
 
 class CodecLanes:

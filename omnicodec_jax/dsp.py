@@ -36,7 +36,7 @@ SOXR_REACH = 96
 @lru_cache
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmax: float | None = None) -> np.ndarray:
     """Computes Slaney-normalised mel filters on the Slaney scale, float32 [n_fft // 2 + 1, n_mels]."""
-    from librosa.filters import mel  # takes longer to import than the rest of the package
+    from librosa.filters import mel  # imported here, since importing librosa takes longer than the rest of the package
 
     return mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmax=fmax).T.astype(np.float32)
 

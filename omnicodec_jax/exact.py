@@ -19,7 +19,7 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
 def full_float32(function: Callable[P, T]) -> Callable[P, T]:
-    """Makes a function in which every float32 product is one, wherever it is compiled for.
+    """Makes a function whose float32 products are computed in full float32 on every kind of device.
 
     It holds for all that the function traces, also for layers that ask for nothing, and reaches programs that are
     exported. What computes in bfloat16 goes on to do so.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and what is said where they cannot be written."""
+"""Writes files as a whole or not at all, and says what to do where they cannot be written."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ ADVICE = {
 NO_FILE = "a directory, a pipe or a device; only files are read"
 """Why what is there under a name cannot be read: it may have no end, or never a beginning."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""The errors of a disk that takes no more, whatever is written to it."""
+"""The errors of a disk to which nothing more can be written."""
 PROBE = bytes(1 << 16)
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
@@ -60,7 +60,7 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     with writing(path, temporary):
         for directory in (path.parent, folder):
             directory.mkdir(parents=True, exist_ok=True)
-        while (held := lock(temporary)) is None:  # for a moment, another run takes it for a leftover
+        while (held := lock(temporary)) is None:  # another run holds it for a moment, to see whether it is a leftover
             pass
         try:
             mode = temporary.stat().st_mode
@@ -123,7 +123,7 @@ def _temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _remove_unlocked(temporaries: Iterable[Path]) -> None:
     for path in temporaries:
-        # Gone meanwhile, in use, not ours, or without locks: it stays.
+        # A file that is gone, in use or not ours stays, and so does every file where there are no locks.
         with contextlib.suppress(OSError), open(path, "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -163,7 +163,7 @@ def lock(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Errors of the operating system over a file that is written name that file, and say what to do."""
+    """A context in which errors of the operating system name the file that is written, and say what to do."""
     try:
         yield
     except OSError as error:
@@ -178,8 +178,8 @@ def disk_error(error: Exception, folder: Path) -> OSError | None:
     """Returns the error of a full or read-only disk that is behind an error, with advice; None if there is none.
 
     Args:
-        error: What was raised. An OSError speaks for itself; after any other, the disk is asked.
-        folder: A folder on the disk. A bucket is not asked.
+        error: What was raised. After one that is no OSError, this function writes to the folder to find out.
+        folder: A folder on the disk. In a bucket, nothing is written to find out.
     """
     refused = error if isinstance(error, OSError) else _asked(error, folder)
     if refused is None or refused.errno not in FULL:
@@ -203,9 +203,9 @@ def _asked(error: Exception, folder: Path) -> OSError | None:
 
 
 def _trouble(error: Exception, path: Path) -> OSError | None:
-    """The operating system's error behind that of a writer which tells it in words of its own, or not at all.
+    """Returns the operating system's error behind an error of a library; None if there is none.
 
-    safetensors, written in Rust, gives its number, and leaves room on a full disk; of others the disk is asked.
+    The text of safetensors' errors has its number. After errors of other libraries, the file is written to.
     """
     if number := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(number[1]), os.strerror(int(number[1])))
@@ -231,6 +231,6 @@ def digest(path: Path) -> str:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in the place of a large one that was not fetched."""
+    """Returns whether a file is a pointer, which Git LFS leaves in the place of a large file that was not fetched."""
     with path.open("rb") as file:
         return file.read(len(LFS)) == LFS

@@ -1,4 +1,4 @@
-"""What the machine has to compute with, and what a process sets for it before JAX starts."""
+"""Finds out which devices the machine has, and sets options for them before JAX starts."""
 
 import ctypes
 import os
@@ -35,8 +35,8 @@ def has_pci_device_of(maker: str) -> bool:
 def keep_compilers_quiet() -> None:
     """Tells libtpu and JAX's plugin for CUDA that there is no TPU and no GPU, on a machine that has none.
 
-    They are installed there to plan for such chips. JAX asks them for chips at every start; they find none either way,
-    but without these variables they print at length what they could not find out.
+    They are installed there to plan for such chips. JAX asks them for chips at every start. Without these variables
+    they print long messages about chips that they could not find.
     """
     if not has_tpu():
         for name, value in NO_TPU.items():
@@ -57,6 +57,6 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or has_tpu() or has_gpu():
         return
-    mallopt(ARENA_MAX, 1)  # other arenas than the first map large blocks by themselves, whatever MMAP_MAX says
+    mallopt(ARENA_MAX, 1)  # only the first arena obeys MMAP_MAX
     mallopt(MMAP_MAX, 0)
     mallopt(TRIM_THRESHOLD, -1)

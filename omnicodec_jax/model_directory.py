@@ -35,7 +35,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ENCODER = "encoder"
 """Folder in a codec's model directory that may hold the frozen encoder of its semantic branch, as a model directory."""
 SCALE = ".int8_scale"
-"""What the name of an int8 array's scale ends with, after the name of the array."""
+"""The suffix that makes the name of an int8 array to the name of its scale."""
 Number = Literal["float32", "float16", "int8"]
 """What weights may be stored as."""
 

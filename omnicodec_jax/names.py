@@ -52,7 +52,7 @@ def inside(name: str) -> str:
 
 def _writable(part: str) -> str:
     try:
-        os.fsencode(part)  # bytes that are not UTF-8 can be in a file's name, halves of characters cannot
+        os.fsencode(part)  # a file's name can hold bytes that are not UTF-8, but no halves of characters
     except UnicodeEncodeError:
         part = text(part)
     return part.replace("\0", r"\x00")

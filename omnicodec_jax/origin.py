@@ -43,7 +43,7 @@ class Origin(NamedTuple):
 def _place(source: Path, made: Path) -> str:
     if isinstance(source, BucketPath):
         return relative(source, made.parent)
-    # A link to a file is a name of its own: what it points to may change.
+    # A link keeps its own name, since the file that it points to may change.
     return relative(Path(os.path.realpath(source.parent), source.name), made.parent)
 
 

@@ -41,8 +41,8 @@ FEATURE_SAMPLES = FRAMES_PER_FEATURE * dsp.MEL_HOP
 
 
 @dataclasses.dataclass(frozen=True)
-class HeardWindows:
-    """The parts of the audio that a source of semantic features hears one by one."""
+class FeatureWindows:
+    """The windows that a source of semantic features computes by themselves."""
 
     mel_bins: int
     """Number of bins of its log-mel."""
@@ -59,8 +59,8 @@ class HeardWindows:
         return MEL_BLOCK if self.clip_seconds is None else self.clip_seconds * FRAMES_PER_SECOND
 
     @classmethod
-    def of(cls, config: EncoderConfig | None) -> "HeardWindows":
-        """Returns those of an encoder; None: those of stacked log-mel frames."""
+    def of(cls, config: EncoderConfig | None) -> "FeatureWindows":
+        """Returns the windows of an encoder; None: those of stacked log-mel frames."""
         match config:
             case None:
                 return cls(dsp.MEL_BINS, 2, 25)  # whole seconds with whole vectors: these are 80 ms apart
@@ -282,8 +282,8 @@ class FeatureExtractor:
             self._batcher = ContinuousBatcher(
                 model, type(model).__call__, variables, axis=0, devices=devices, clock=clock, blocks=(1,)
             )
-        self.windows = HeardWindows.of(self._config)
-        """The parts of the audio that are heard one by one."""
+        self.windows = FeatureWindows.of(self._config)
+        """The windows of audio that are computed by themselves."""
         self._host = host()
         self._log10_mel = exact.jit(partial(dsp.log10_mel, bins=self.windows.mel_bins), self._host.platform)
 

@@ -27,7 +27,7 @@ from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 NOT_YET = -1
-"""Stands in the place of codes that a session does not have yet, where another session has more."""
+"""The value in the place of codes that a session does not have yet, where another session has more."""
 
 
 @lru_cache
@@ -155,7 +155,9 @@ class Session:
         """Drops what comes before a sample and a vector. The rest is copied, since a view would keep all in memory."""
         dropped = min(max(0, sample - self.start), self.audio.size)
         self.audio, self.start = self.audio[dropped:].copy(), self.start + dropped
-        dropped = min(max(0, vector - self.first), max(0, len(self.hidden) - 1))  # the last stands for those after it
+        dropped = min(
+            max(0, vector - self.first), max(0, len(self.hidden) - 1)
+        )  # the last vector also stands for the vectors after it
         self.hidden, self.first = self.hidden[dropped:].copy(), self.first + dropped
 
 
@@ -288,7 +290,7 @@ class StreamingEncoder:
             mel, session.loudest = extract.live_log_mel(window, rate, session.loudest)
             mels.append(mel)
         features = dict(extract.features(zip(rows, mels, strict=True)))
-        # The branch is causal: what stands behind the vectors of the rest of a session changes none of them.
+        # The branch is causal, so that padding after the vectors of a session does not change them.
         inputs = np.zeros((len(self._sessions), self._vectors, features[rows[0]].shape[1]), np.float32)
         for row in rows:
             inputs[row, : len(features[row])] = features[row]

@@ -1,4 +1,4 @@
-"""Where each file of a command's input goes, and what is there already that must not be lost."""
+"""Chooses the files that a command writes, and refuses to replace files that were made of something else."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from omnicodec_jax.token_file import SUFFIX
 def choose(
     input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
 ) -> list[tuple[Path, Path]]:
-    """Where each input file goes. Raises OmniCodecError."""
+    """Returns the path that is written for each input file. Raises OmniCodecError."""
     if not input.exists():
         raise OmniCodecError(f"{input}: no such file or directory")
     if not input.is_dir():
-        # Beside its source, audio gets another name than the original has.
+        # The original must not be replaced.
         name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
         file = input.with_name(name) if output is None else output / name if output.is_dir() else output
         if suffix == SUFFIX and file.suffix != SUFFIX:
@@ -45,7 +45,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def outside(folder: Path, suffix: str) -> Path:
-    """The directory beside another one that is named after it. Raises OmniCodecError for that of the whole disk."""
+    """Returns the directory beside another one that is named after it. Raises OmniCodecError for the root
+    of a disk."""
     named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
     if not named.name:
         raise OmniCodecError(f"{folder}: name the directory to write to")
@@ -70,7 +71,7 @@ def check_replaced(targets: Sequence[tuple[Path, Path]], origin_of: Callable[[Pa
 
 
 def _why(source: Path, target: Path, origin: Origin | None) -> str | None:
-    """Why a file must not be replaced; None: it was made of the same source."""
+    """Returns why a file must not be replaced; None if it was made of the same source."""
     if origin is None:
         return f"{target}: is there already, and does not say that it was made of {source}"
     if not origin.is_of(source, target):

@@ -91,7 +91,7 @@ class TokenFile:
             path: File to write to; it should end in .safetensors.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
-        # Version 0.1 refuses fields that it does not know, and need not where they say what it takes for granted.
+        # Version 0.1 refuses fields that it does not know. Fields with the values that it assumes are left out.
         fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
             fields["source"] = self.source._asdict()

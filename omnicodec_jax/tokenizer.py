@@ -354,7 +354,7 @@ class OmniCodecTokenizer:
     # -- Checks
 
     def _check_batch(self, audio: np.ndarray, sample_rate: int, lengths: Sequence[int] | None) -> list[np.ndarray]:
-        """Cuts a batch [B, 1, T] into the samples of its rows. Raises AudioError if it is none that can be encoded."""
+        """Cuts a batch [B, 1, T] into the samples of its rows. Raises AudioError for a batch that cannot be encoded."""
         if sample_rate != self.sample_rate:
             raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
         if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:

@@ -294,7 +294,7 @@ def test_decoder_of_clips_under_dropout_hears_the_other_branch_alone():
         return branch_metrics(model.apply(variables, inputs.audio, inputs.features, **kept))["decoder_input_acoustic"]
 
     none = jnp.zeros(TINY.data.batch_size, bool)
-    shares = [jax.jit(acoustic_share)(**kept) for kept in ({"kept": none}, {"heard": none}, {})]
+    shares = [jax.jit(acoustic_share)(**kept) for kept in ({"kept": none}, {"acoustic_kept": none}, {})]
     assert shares[:2] == [pytest.approx(1), pytest.approx(0)]
     assert 0.001 < abs(shares[2]) < 0.999
 
@@ -305,7 +305,7 @@ def test_clips_whose_decoder_hears_no_acoustic_codes_are_not_guided_by_what_thes
     variables, given = jax.tree.map(jnp.asarray, (held, batch()))
     inputs = Gan(TINY).inputs(given, FrozenVariables())
     heard = jnp.arange(TINY.data.batch_size) > 0
-    output: Any = jax.jit(model.apply)(variables, inputs.audio, inputs.features, heard=heard)
+    output: Any = jax.jit(model.apply)(variables, inputs.audio, inputs.features, acoustic_kept=heard)
     assert output.hidden_guide is not None
     difference = jnp.abs(output.hidden_quantized - output.hidden_guide).mean(axis=(1, 2))
     assert difference[0] == 0

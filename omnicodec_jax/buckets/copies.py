@@ -1,4 +1,4 @@
-"""Copies of objects on this machine, for what reads files alone."""
+"""Copies objects to this machine, for libraries that read only files."""
 
 import atexit
 import contextlib

@@ -1,4 +1,4 @@
-"""A directory in a bucket that is worked on here, for work that changes files as only a disk lets them be changed."""
+"""Copies a directory in a bucket to this machine and back, for work that a bucket does not allow, such as appending."""
 
 import contextlib
 import logging

@@ -93,7 +93,7 @@ class BucketPath(type(Path())):
         return (path for path, _ in self._listed())
 
     def glob(self, pattern: str, **options: Any) -> Iterator["BucketPath"]:
-        """Yields what lies in a folder under names that fit a pattern, whose parts do without "**"."""
+        """Yields what lies in a folder under names that fit a pattern; the pattern must not hold "**"."""
         name, _, rest = pattern.partition("/")
         if not rest and not _is_pattern(name):
             yield from [path for path in [self / name] if path.exists()]
@@ -122,7 +122,7 @@ class BucketPath(type(Path())):
         except FileNotFoundError:
             return []
         paths = ((self._named(row["name"]), row) for row in rows)
-        return sorted((path, row) for path, row in paths if path != self)  # an object may be called as its folder
+        return sorted((path, row) for path, row in paths if path != self)  # an object may have the name of its folder
 
     def _named(self, name: str) -> "BucketPath":
         return type(self)(f"{self.scheme}://{name.rstrip('/')}")

@@ -22,15 +22,15 @@ CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role",
     "hf": "run hf auth login, or set HF_TOKEN",
 }
-"""What to do when a server wants to know who asks."""
+"""What a user can do when a server asks for credentials."""
 SILENCE = 60.0
-"""Seconds after which a server that says nothing is taken for one that does not answer."""
+"""Seconds without an answer after which a request is given up."""
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before a request is made once more, each time a random share of up to half longer."""
+"""Seconds to wait before a request is repeated. A random time of up to a half is added to each."""
 
 
 class BucketError(OmniCodecError):
-    """A URL that cannot be used as it was."""
+    """A URL that cannot be read or written."""
 
 
 def ask(url: str, request: Callable[[Any], T]) -> T:
@@ -55,7 +55,7 @@ def ask(url: str, request: Callable[[Any], T]) -> T:
 def system_of(scheme: str) -> Any:
     """Returns fsspec's file system of a scheme. Raises BucketError where its library is not installed."""
     if importlib.util.find_spec(LIBRARIES[scheme]) is None:
-        extra = EXTRAS[scheme]  # the hub's library is always there
+        extra = EXTRAS[scheme]  # the library of the hub is always installed
         raise BucketError(
             f"{scheme}:// needs {LIBRARIES[scheme]}, which is not installed: pip install 'omnicodec-jax[{extra}]', "
             f"or in a checkout pip install -e '.[{extra}]'"
@@ -63,9 +63,9 @@ def system_of(scheme: str) -> Any:
     import fsspec
 
     for library in (LIBRARIES[scheme], "google.auth"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they log, they also raise
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # these libraries also raise what they log
     options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme == "s3":  # asking again is for `_ask`
+    if scheme == "s3":  # `ask` repeats requests
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
     if scheme == "gs":
         from aiohttp import ClientTimeout  # pyright: ignore[reportMissingImports]  (gcsfs brings it)

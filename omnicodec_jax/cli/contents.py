@@ -107,7 +107,7 @@ def _features(path: Path) -> Iterator[str]:
 
 def _run(path: Path) -> Iterator[str]:
     found = [folder for folder in (path / "checkpoints").iterdir() if folder.name.isdecimal()]
-    if isinstance(path, BucketPath):  # where those that Orbax has begun to write have their names, too
+    if isinstance(path, BucketPath):  # there, checkpoints that are not complete have the names of steps, too
         found = [folder for folder in found if (folder / "commit_success.txt").is_file()]
     folders = {int(folder.name): folder for folder in found}
     if not folders:

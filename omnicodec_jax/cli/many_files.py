@@ -89,7 +89,7 @@ class ManyFiles:
         for source, target in self._remaining:
             try:
                 known, given = self._read(source, target)
-            except Exception as error:  # whatever is wrong with one file, the others are done
+            except Exception as error:  # an error in one file must not end the work on the others
                 self._fail(source, error)
             else:
                 self._under_way[source] = target, known

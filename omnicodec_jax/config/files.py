@@ -23,17 +23,17 @@ T = TypeVar("T")
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Configs that come with the package."""
 FORMAT = 1
-"""Version of what is written here. It grows when files change so that earlier versions would misread them, which a new
-option with a default does not. Version 0.1 wrote none."""
+"""Version of the format of these files. It grows when files change so that earlier versions would misread them. A new
+option with a default is no such change. Version 0.1 wrote no format."""
 MADE_BY = f"omnicodec_jax {__version__}"
 RUN = "run"
-"""What the config of a training run has for a model type."""
+"""The model type of the config of a training run."""
 CODECS = {"omnicodec": CodecConfig, "mimi": MimiConfig}
 """The codecs that a run can train, by the model type in the codec of its config. A codec without one is the first."""
 
 
 def to_dict(config: Any, model_type: str) -> dict[str, Any]:
-    """What a file says of a config: its kind, the format, what wrote it, and every field."""
+    """Returns what a file holds of a config: its kind, the format, the version that wrote it, and every field."""
     values = dataclasses.asdict(config)
     if isinstance(config, Config) and not isinstance(config.codec, CodecConfig):
         kind = next(name for name, codec in CODECS.items() if codec is type(config.codec))
@@ -42,7 +42,7 @@ def to_dict(config: Any, model_type: str) -> dict[str, Any]:
 
 
 def to_json(config: Any, model_type: str) -> str:
-    """The text of a model directory's config.json."""
+    """Returns the text of a model directory's config.json."""
     return json.dumps(to_dict(config, model_type), indent=2) + "\n"
 
 
@@ -150,7 +150,7 @@ def _convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
 
 
 def named_by(arguments: Sequence[str], kinds: tuple[type, ...]) -> Any:
-    """The config that a command line names with --config: the default of its other options.
+    """Returns the config that a command line names with --config: the default of its other options.
 
     A command line without one gets the first kind as it is, for its help; that --config is missing is for its parser
     to say. Raises ConfigError for a config of none of these kinds.
@@ -162,7 +162,7 @@ def named_by(arguments: Sequence[str], kinds: tuple[type, ...]) -> Any:
 
 
 def load(name: str | os.PathLike[str]) -> Config:
-    """The experiment in a Python file, or one of the recipes by its name, such as "released_12hz".
+    """Loads the experiment in a Python file, or one of the recipes by its name, such as "released_12hz".
 
     Raises ConfigError with the file's name.
     """
@@ -170,7 +170,7 @@ def load(name: str | os.PathLike[str]) -> Config:
 
 
 def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
-    """The `config` of a Python file or of a recipe, which must be of one of these kinds.
+    """Loads the `config` of a Python file or of a recipe, which must be of one of these kinds.
 
     Raises ConfigError with the file's name.
     """
@@ -190,7 +190,8 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The file of a config: the one of that path, or that of a recipe. Raises ConfigError where there is neither."""
+    """Finds the file of a config: the file of that path, or that of a recipe. Raises ConfigError where there is
+    neither."""
     path, recipe = as_path(name), RECIPES / f"{name}.py"
     if path.is_file():
         return path

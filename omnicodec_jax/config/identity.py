@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a dataclass's field; dataclasses.MISSING if it has none."""
+    """Returns the default of a dataclass's field; dataclasses.MISSING if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

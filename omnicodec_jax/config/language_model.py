@@ -43,7 +43,7 @@ class PerplexityConfig:
     num_codebooks: int = 8
     """How many codebooks the model learns, from the first on; all of them if the tokens have fewer."""
     window_frames: int = 256
-    """Clips are cut into windows of so many frames; none knows what was before it."""
+    """Clips are cut into windows of so many frames. The model does not see what was before a window."""
     held_out: float = 0.01
     """Share of the clips that is not trained on, chosen by their ids."""
     batch_size: int = 64

@@ -1,4 +1,4 @@
-"""Options of the codec and of Mimi, and of what they are built of."""
+"""Options of OmniCodec and of Mimi, and of their parts."""
 
 import dataclasses
 import math

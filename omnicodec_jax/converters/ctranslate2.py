@@ -56,7 +56,7 @@ def _scaled(value: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
 
 
 def read(path: Path) -> Model:
-    """Reads a file, usually model.bin. Raises ConversionError if it is none of CTranslate2, or is damaged."""
+    """Reads a file, usually model.bin. Raises ConversionError if it is no file of CTranslate2, or is damaged."""
     reader = _Reader(path.read_bytes())
     try:
         (version,) = reader.numbers("I")

@@ -69,11 +69,11 @@ NAMES = {
 SEMANTIC_COUNT = "num_semantic_quantizers"
 """The option that says whether there is a semantic branch."""
 FOR_TRAINING = "training_options"
-"""The option that holds, by our names, those that only training here knows."""
+"""The option that holds the options which only training reads, by our names."""
 FRONT_END = "log_mel."
-"""What stands before the names of filters, which are no weights."""
+"""The prefix of the names of filters, which are not weights."""
 FROZEN = "frozen_encoder."
-"""What stands before the names of the encoder of the semantic branch, which is no part of the codec."""
+"""The prefix of the names of the semantic branch's encoder, which is not a part of the codec."""
 Whisper = tuple[WhisperConfig, Mapping[str, Any]]
 """Config and variables of an encoder of Whisper."""
 WHISPER = {

@@ -37,7 +37,8 @@ class ConversionError(OmniCodecError):
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a .safetensors file, or of a file that PyTorch has written, without running code from it.
 
-    A tensor in nested dicts gets a dotted name, such as "model.encoder.weight". What is no tensor is passed over.
+    A tensor in nested dicts gets a dotted name, such as "model.encoder.weight". Values that are not tensors are passed
+    over.
 
     Raises:
         ConversionError: If the file cannot be read, or holds no tensors.

@@ -42,7 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads a part of a checkpoint. Of one in many files, only those that hold the part are opened or downloaded.
+    """Reads a part of a checkpoint. Of a checkpoint in many files, only the files that hold the part are opened or
+    downloaded.
 
     Args:
         checkpoint: Directory or hub id.

@@ -24,7 +24,8 @@ from omnicodec_jax.pretrained.whisper import WhisperConfig
 CTRANSLATE2 = "model.bin"
 """The file in which CTranslate2 keeps a model."""
 PREFIXES = ("model.encoder.", "encoder.", "")
-"""What the names of the encoder's tensors begin with: in a model that transcribes, in one without a head, by itself."""
+"""The prefixes of the names of the encoder's tensors: in a model that transcribes, in one without a head, and in the
+encoder by itself."""
 POSITIONS = "embed_positions.weight"
 """The key of the position embedding, which is computed here and not stored."""
 ROUNDING = 5e-3

@@ -84,11 +84,11 @@ def detokenize(
     def write(target: Target, clip: Clip, samples: np.ndarray) -> Decoded:
         path = out / target.path
         try:
-            samples /= np.float32(clip.gain)  # in place, since hours of audio may be at hand
+            samples /= np.float32(clip.gain)  # in place, since the clip may have hours
             restored = audio.resample(samples, tokenizer.sample_rate, clip.sample_rate)
             fitted = audio.fit_length(restored, clip.num_samples)
             audio.save(path, fitted, clip.sample_rate, origin(target).to_json())
-        except Exception as error:  # whatever is wrong with one file, the others are done
+        except Exception as error:  # an error in one file must not end the work on the others
             return Decoded(path, 0.0, error)
         return Decoded(path, clip.num_samples / clip.sample_rate)
 

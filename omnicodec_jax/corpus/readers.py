@@ -69,7 +69,7 @@ def read(request: Request) -> Read:
         raise AudioError(entry.problem)
 
     def load() -> Read:
-        seen = Seen.of(path)  # before the bytes: what is replaced meanwhile is not what was seen
+        seen = Seen.of(path)  # before the file is read, so that a file that is replaced meanwhile is noticed
         source = source_hash(path, entry, seen)
         if source == request.known:
             return Read(None, source, seen)

@@ -32,8 +32,8 @@ SUFFIX, MARKER = ".parquet", ".json"
 METADATA = b"omnicodec"
 """Key of the contract in the schema metadata of a shard."""
 FORMAT = 1
-"""Format of shards, which the contract gives as `format`. It grows when shards change so that earlier versions would
-misread them. Version 0.1 gave none."""
+"""Format of shards, which the contract holds as `format`. It grows when shards change so that earlier versions would
+misread them. Version 0.1 wrote no format."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 
@@ -143,7 +143,7 @@ def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
     ]
     kinds = schema(width, contract)
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, kinds, strict=True)]
-    # Elsewhere, since readers take for a shard what lies beside shards, hidden or half written.
+    # The temporary file lies elsewhere, since readers take every file beside shards for a shard, hidden or not.
     with replacing(path, path.parent.parent / STATE) as temporary:
         table = pa.Table.from_arrays(arrays, schema=kinds)
         pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP)

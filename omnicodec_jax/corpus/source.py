@@ -98,7 +98,7 @@ class TokenSource:
         index = range(len(self))[int(number)]
         group = bisect.bisect_right(self._ends, index)
         clips = _read_group(*self._groups[group])
-        return clips[index - self._ends[group]]  # from the group's end
+        return clips[index - self._ends[group]]  # counted from the end of the group
 
 
 @lru_cache(OPEN_GROUPS)

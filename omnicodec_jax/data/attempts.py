@@ -61,7 +61,7 @@ def attempt(path: Any, read: Callable[[], T]) -> T:
 
 def _trouble(path: Any) -> OSError | None:
     """Returns the error with which the operating system refuses to give the bytes of a file; None if it gives them."""
-    if isinstance(path, (BucketPath, Member)):  # all of it was read before it was decoded
+    if isinstance(path, (BucketPath, Member)):  # all bytes were read before they were decoded
         return None
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer

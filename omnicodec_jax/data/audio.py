@@ -38,7 +38,8 @@ EXTENSIONS = frozenset(
 MIN_SECONDS = 0.025
 """Length of the shortest clip that can be encoded: one analysis window of the semantic front end."""
 OVERHANG = 0.5
-"""Seconds by which a part may reach past the end of its file, since manifests round, and count what codecs add."""
+"""Seconds by which a part may reach past the end of its file, since manifests round lengths and include the padding of
+codecs."""
 LOUD = 2.0
 """Peak, of full scale, above which a file is worth a remark (+6 dB): lossy codecs do not overshoot by that."""
 
@@ -168,7 +169,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
 
 
 def comment(path: Path) -> str:
-    """Returns the text that `save` has kept in a file; an empty one if it has none."""
+    """Returns the comment that `save` has written into a file; an empty text if it has none."""
     try:
         with path.open("rb") as raw, soundfile.SoundFile(raw) as file:
             return file.comment

@@ -1,10 +1,10 @@
 """Crops: the parts of segments that a model is trained on, by the reference's rule (spec §4).
 
-    segment of a crop or more       a part of it
-    of PAD_FROM of a crop or more   all of it, and silence after it
-    shorter                         all of it over and over, without a gap, from any of its samples on
+    a segment of at least a crop               a part of the segment
+    of at least PAD_FROM of a crop             all of the segment, and silence after it
+    of less                                    all of the segment, repeated without a gap, from any of its samples on
 
-Stored features are those of crops, too; so what is encoded is what is heard, to the sample.
+Stored features are those of such crops, too, so that the encoder and the codec get the same samples.
 """
 
 import numpy as np
@@ -25,8 +25,8 @@ def num_starts(length: int, wanted: int) -> int:
 def spread_starts(length: int, wanted: int, stride: int) -> list[int]:
     """Returns where crops begin, about a stride apart and evenly spread. A segment that is padded has one crop.
 
-    Those of a long segment reach from its beginning to its end. What is left over is worth another crop from a tenth
-    of a stride on: clips of "ten seconds" are often some milliseconds longer.
+    Those of a long segment reach from its beginning to its end. A rest of less than a tenth of a stride brings no
+    further crop, since clips of "ten seconds" are often some milliseconds longer.
     """
     starts = num_starts(length, wanted)
     if length < wanted:

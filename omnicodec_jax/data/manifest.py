@@ -27,7 +27,7 @@ ARCHIVES = {".tar": tars.entries, ".parquet": parquet.entries}
 GZIP = b"\x1f\x8b"
 """Bytes that a file compressed with gzip begins with."""
 BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<listed>[^{}]*,[^{}]*))\}")
-"""What a path has in place of the numbers or names of several files: {000..012}, {train,dev}."""
+"""The part of a path that stands for several files: {000..012}, {train,dev}."""
 
 
 def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:

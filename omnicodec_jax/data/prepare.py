@@ -1,8 +1,6 @@
-"""`omnicodec prepare`: raw corpora → shards of segments, by many processes that do not talk to each other.
-
-Each unit (prepare_unit.py) is done by a child process: a decoder that crashes costs one file. One that is killed costs
-none: only a file at which two processes have died is refused.
-"""
+"""`omnicodec prepare`: turns raw corpora into shards of segments, by many independent processes. A child process does
+each unit (prepare_unit.py). When it dies, another goes on with the unit, from the file at which it died.
+A file at which two processes have died is refused."""
 
 import dataclasses
 import functools

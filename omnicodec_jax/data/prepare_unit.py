@@ -143,7 +143,7 @@ def prepare_unit(
                 try:
                     file = entry.file(unit.folder)
                     clip, seen = _prepared(file, entry, unit.domain, config, refused.get(number))
-                except Exception as error:  # whatever is wrong with one file, the others are done
+                except Exception as error:  # an error in one file must not end the work on the others
                     outcomes.refuse(number, _refusal(number, unit.folder, entry, error))
                 else:
                     outcomes.add(number, clip, seen)
@@ -152,7 +152,9 @@ def prepare_unit(
             is_changed |= clip != before
             if clip is not None:
                 yield from clip.records
-                outcomes.clips[number] = clip._replace(records=[])  # an hour of them is not held
+                outcomes.clips[number] = clip._replace(
+                    records=[]
+                )  # so that the records of an hour are not kept in memory
             if number in to_do:
                 report((number, seconds))
 
@@ -211,7 +213,7 @@ def _prepared(
         raise refused
 
     def load() -> tuple[audio.LoadedClip, Seen]:
-        seen = Seen.of(path)  # before the bytes: what is replaced meanwhile is not what was seen
+        seen = Seen.of(path)  # before the file is read, so that a file that is replaced meanwhile is noticed
         clip = audio.load(path, records.SAMPLE_RATE, records.PEAK, entry.offset, entry.duration, check=config.check)
         return clip, seen
 

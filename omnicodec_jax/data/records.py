@@ -119,7 +119,7 @@ def read_samples(record: bytes, start: int = 0, count: int = -1) -> np.ndarray:
 
 @lru_cache(OPEN_SHARDS)
 def _reader(path: str) -> ArrayRecordReader:
-    if not Path(path).is_file():  # the library takes a file that is not there for one of no records
+    if not Path(path).is_file():  # to the library, a file that is missing is a file without records
         raise DataError(f"{path}: no such shard")
     return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
 
@@ -134,7 +134,7 @@ def read_record(path: Path, index: int) -> bytes:
     try:
         return _reader(str(path)).read([index])[0]
     except (RuntimeError, IndexError, ValueError) as error:
-        _reader.cache_clear()  # a reader that has failed stays so
+        _reader.cache_clear()  # a reader that has failed once fails always
         raise DataError(f"{path}: record {index} cannot be read: {error}") from None
 
 

@@ -21,7 +21,7 @@ BLOCK = 1 << 16
 SNDFILE = frozenset(
     ("AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "NIST", "OGG", "RF64", "SDS", "SVX", "W64", "WAV", "WAVEX")
 )
-"""Formats that libsndfile decodes here. It knows more, but nothing tells whether files of those are whole."""
+"""Formats that libsndfile decodes here. It knows others, of which it cannot tell whether a file is complete."""
 SEEKING = frozenset(("ALAW", "ULAW", "FLOAT", "DOUBLE", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM"))
 """Codings besides PCM and MPEG in which libsndfile seeks to a sample without decoding what is before it."""
 LOSSY = ("VORBIS", "OPUS", "MPEG")
@@ -152,7 +152,8 @@ _quiet_depth, _quiet_stderr = 0, -1
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops what decoders written in C remark on stderr: it names no file, and what matters becomes an error."""
+    """Drops the messages that decoders written in C print on stderr: they name no file, and what matters becomes an
+    error."""
     global _quiet_depth, _quiet_stderr
     with _quiet_lock:
         if _quiet_depth == 0:

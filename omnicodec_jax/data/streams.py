@@ -216,7 +216,9 @@ def mpeg(path: Path) -> Mpeg:
             length, has_frames = _xing(raw, frame)
             counted |= len(starts) == 1 and has_frames
             rest = after_tags(raw, frame + length) if length else len(raw)
-            frame = _mpeg_frame(raw, rest) if len(raw) - rest > 4096 else None  # counts may be off by a frame
+            frame = (
+                _mpeg_frame(raw, rest) if len(raw) - rest > 4096 else None
+            )  # the count in a header may be wrong by one frame
         if not starts:
             starts = [0]
         return Mpeg(_spans(starts, len(raw)), counted)

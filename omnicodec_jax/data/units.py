@@ -249,7 +249,7 @@ class Outcomes(Generic[T]):
 
     def _resume(self, finished: dict[str, Any], clips: Sequence[T] | None) -> None:
         numbers = [number for number, *_ in finished.get("clips", [])]
-        # The file is of version 0.1, or a run was killed between writing the shard once more and writing this file.
+        # The file is of version 0.1, or a run was killed after it had replaced the shard and before it wrote this file.
         if "clips" not in finished or clips is None or len(numbers) != len(clips):
             self.to_do = list(range(len(self._unit.entries)))
             return

@@ -92,7 +92,7 @@ def _read(path: Path, domain: str) -> list[EvalClip]:
             return clips
     try:
         return _manifest(path, domain)
-    except DataError:  # there is none, which is told with more words
+    except DataError:  # the error below says more
         return []
 
 

@@ -1,4 +1,4 @@
-"""Whether a codec drifts: how near its reconstruction is to the original, minute by minute, over an hour."""
+"""Measures whether a codec drifts: how near its reconstruction is to the original in each minute of an hour."""
 
 from collections.abc import Sequence
 

@@ -60,10 +60,10 @@ def _whisper() -> Embedder:
     model = WhisperModel(str(get_model_path()), device="cpu", compute_type="float32")
 
     def embed(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        heard = audio.resample(samples, sample_rate, WHISPER_RATE)
+        resampled = audio.resample(samples, sample_rate, WHISPER_RATE)
         parts = []
-        for start in range(0, heard.size, WHISPER_SECONDS * WHISPER_RATE):
-            part = heard[start : start + WHISPER_SECONDS * WHISPER_RATE]
+        for start in range(0, resampled.size, WHISPER_SECONDS * WHISPER_RATE):
+            part = resampled[start : start + WHISPER_SECONDS * WHISPER_RATE]
             whole = audio.fit_length(part, WHISPER_SECONDS * WHISPER_RATE)
             features = model.feature_extractor(whole, padding=0)
             encoded = np.array(model.encode(features))[0]
@@ -82,9 +82,9 @@ def _transformers(source: str) -> Embedder:
     rate: int = extract.sampling_rate
 
     def embed(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        heard = audio.resample(samples, sample_rate, rate)
-        count = max(1, round(heard.size / rate))
-        seconds = [audio.fit_length(heard[n * rate : (n + 1) * rate], rate) for n in range(count)]
+        resampled = audio.resample(samples, sample_rate, rate)
+        count = max(1, round(resampled.size / rate))
+        seconds = [audio.fit_length(resampled[n * rate : (n + 1) * rate], rate) for n in range(count)]
         vectors = []
         for second in seconds:
             inputs = extract(second, sampling_rate=rate, return_tensors="pt")

@@ -21,7 +21,9 @@ class Journal:
         self._file.seek(0)
         line = b"\n"
         for line in self._file:
-            with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # a line that is no row
+            with contextlib.suppress(
+                ValueError, AttributeError, KeyError, TypeError
+            ):  # a line that a killed process has cut
                 row = json.loads(line)
                 self._rows[tuple(row.pop("key"))] = row
         if not line.endswith(b"\n"):

@@ -229,7 +229,7 @@ def _utmos() -> Scorer:
     path = Path(given) if given else utmos_torch.download_utmos_ckpt()
     path = path / UTMOS_FILE if path.is_dir() else path
     missing = utmos_torch.UTMOSModel().state_dict().keys() - torch.load(path, weights_only=True).keys()
-    if missing:  # the package would leave them random
+    if missing:  # the package would leave these weights random
         raise Unavailable(f"{path} lacks {len(missing)} weights, {min(missing)} for one")
     model = utmos_torch.UTMOSScoreTorch(str(path))
 

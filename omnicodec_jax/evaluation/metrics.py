@@ -67,7 +67,7 @@ class SharedComputation:
     def _compute(self) -> Callable[[Pair], dict[str, float]] | Exception:
         try:
             return self._load()
-        except Exception as error:  # kept too, so that not each of the scores waits for a hub that does not answer
+        except Exception as error:  # is kept, so that not every score waits for a hub that does not answer
             return error
 
     def scorer(self, key: str) -> Scorer:

@@ -124,7 +124,7 @@ class TransformersCodec:
         self._counts = sorted({min(count, whole) for count in counts})
         if peer.count is None:
             self._counts = [whole]
-        elif peer.count == "bandwidth":  # the largest that is no larger than the given one, or else the smallest
+        elif peer.count == "bandwidth":  # the largest that is not above the given number, or the smallest
             rates = map(float, model.config.target_bandwidths)
             self._bandwidths = {_num_codebooks(size, frame_rate, kbits): kbits for kbits in rates}
             offered = sorted(self._bandwidths)

@@ -170,8 +170,8 @@ def _spelling(
         raise ConfigError("a probe of transcripts counts wrong words: pip install jiwer") from None
     said = [spelling.plain(label) for label in labels]
     learnt = [(codes[number], said[number]) for number in parts.train if said[number]]
-    heard = [(codes[number], said[number]) for number in parts.test if said[number]]
-    if not (learnt and heard):
+    spoken = [(codes[number], said[number]) for number in parts.test if said[number]]
+    if not (learnt and spoken):
         raise DataError("no words in the transcripts of clips to learn from, or of clips to be tested on")
     speller = spelling.learn(learnt, sizes, frame_rate)
-    return float(jiwer.wer([text for _, text in heard], [speller(clip) for clip, _ in heard]))
+    return float(jiwer.wer([text for _, text in spoken], [speller(clip) for clip, _ in spoken]))

@@ -119,7 +119,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     if not left:
         return
     for _ in codec.reconstruct(np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
-        pass  # this compiles, so that compiling does not count as the time of a clip
+        pass  # this compiles the programs, so that their compilation does not count as time of a clip
     progress = Progress(codec.systems[0].name, len(left))
     for original in left:
         clip, system = original.clip, codec.systems[0]

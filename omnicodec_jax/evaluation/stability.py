@@ -1,4 +1,4 @@
-"""How stable the ids of a codec are: which share of them stays when what is heard hardly changes."""
+"""Measures how stable the ids of a codec are: the share of them that stays the same when the sound hardly changes."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,7 +18,7 @@ GAINS = (0.9, 0.5)
 NOISES = (60, 40)
 """Levels of white noise, in dB below the clip."""
 CHANCE = "chance"
-"""The title of the share of codes that two frames of a clip have in common which have nothing to do with each other."""
+"""The title of the share of codes that are equal in two frames of a clip which were drawn at random."""
 
 
 def titles() -> list[str]:
@@ -54,7 +54,7 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
     kept = {CHANCE: chance(output.codes)}
     for title, changed, frames in _changed(codec, system, samples, output.samples):
         codes = codec.encode(changed)
-        assert codes is not None  # as there were some before
+        assert codes is not None  # since the clip had codes before it was changed
         kept[title] = share_equal(output.codes, codes, frames)
     return kept
 

@@ -12,9 +12,9 @@ class StudyRow:
 
     name: str
     cells: list[float | None]
-    """A number for each column; None: there is none."""
+    """A number for each column; None where there is no number."""
     why: str | None = None
-    """Why numbers are missing; None: none is, or the columns do not fit this system."""
+    """Why numbers are missing; None if no number is missing, or if the columns do not fit this system."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

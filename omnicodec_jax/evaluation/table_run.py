@@ -90,7 +90,7 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[
         if row.system in why:
             notes.append(f"- {row.name}: {why[row.system]}")
         lines += [[row.name, *cells], [f"{row.name}, {quoted.SOURCE}", *row.quoted]]
-    notes += summary.notes({**report, "left_out": {}})  # of which the rows have said it
+    notes += summary.notes({**report, "left_out": {}})  # the rows already say which clips are left out
     notes += [
         f"- {domain}: no clips; give some by --data {domain}=PATH"
         for domain in table.domains

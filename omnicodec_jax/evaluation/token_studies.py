@@ -1,7 +1,7 @@
-"""What the tokens of codecs mean and how they behave: stability of ids, drift over long clips, probes of labels.
+"""Studies the tokens of codecs: stability of their ids, drift over long clips, and probes of labels.
 
-Each codec is measured while it is loaded, and what is measured goes into the journal, so that it is not done again. Of
-a codec with several systems, the one with the most codebooks is looked at.
+Each codec is measured while it is loaded, and what is measured goes into the journal, so that it is not done again. A
+codec with several systems is measured with the most codebooks.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class TokenMeasurer:
             self._domains.setdefault(clip.clip.domain, []).append(clip)
         self._labelled = {label: probes.read(path, label) for label, path in options.probes.items()}
         for label, labelled in self._labelled.items():
-            probes.split(labelled, label)  # so that what cannot be divided is reported now
+            probes.split(labelled, label)  # so that clips that cannot be divided are reported before any work
         self._rows: dict[tuple[str, str], list[StudyRow]] = {}
         """The rows of each study by its kind and its domain or label."""
         self._drifts: dict[str, dict[str, list[tuple[float, float]]]] = {}

@@ -1,7 +1,7 @@
 """Continuation of tokens: a language model draws the codes of the frames that follow those of a clip.
 
-What it draws in a step it reads in the next one, in the `Layout` that it has learnt. The whole window is computed anew
-for every step, which is little for a small model and a short window.
+It draws the ids of a step of the `Layout` that it has learnt, and reads them in the next step. The whole window is
+computed anew for every step, which takes little time with a small model and a short window.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class Sampling:
 def draw(learnt: Learnt, codes: np.ndarray, frames: int, seed: int = 0, sampling: Sampling | None = None) -> np.ndarray:
     """Draws the codes of the frames that follow some codes.
 
-    A window of the language model holds what it continues and what it draws. Of more codes than half a window only the
-    last are heard; more than half a window of frames is drawn in pieces, each of which continues what was drawn before.
+    A window of the language model holds what it continues and what it draws. Of more codes than half a window,
+    only the last are read. More frames than half a window are drawn in pieces, each of which continues the one before.
 
     Args:
         learnt: The language model.
@@ -73,12 +73,12 @@ def draw(learnt: Learnt, codes: np.ndarray, frames: int, seed: int = 0, sampling
     program = jax.jit(_fill, static_argnums=(0, 1), out_shardings=sharding.replicated(learnt.mesh))
     for start in range(0, frames, piece):
         count = min(piece, frames - start)
-        heard = said[max(0, len(said) - (window - piece)) :]
-        ids = trainer.layout.steps(heard, window)
-        lowest = trainer.layout.steps(np.zeros_like(said, shape=(len(heard) + count, said.shape[1])), window)
+        read = said[max(0, len(said) - (window - piece)) :]
+        ids = trainer.layout.steps(read, window)
+        lowest = trainer.layout.steps(np.zeros_like(said, shape=(len(read) + count, said.shape[1])), window)
         key = jax.random.fold_in(jax.random.key(seed), start)
         filled = np.asarray(program(trainer, sampling, learnt.params, ids, lowest, key))
-        said = np.concatenate([said, trainer.layout.codes(filled, len(heard) + count)[len(heard) :]])
+        said = np.concatenate([said, trainer.layout.codes(filled, len(read) + count)[len(read) :]])
     return said[len(said) - max(0, frames) :]
 
 

@@ -108,7 +108,8 @@ class TokenCorpus(NamedTuple):
 
     @classmethod
     def open(cls, tokens: Path, config: PerplexityConfig) -> "TokenCorpus":
-        """Opens a directory of token shards. Raises DataError where it has none, or no clips on one of the sides."""
+        """Opens a directory of token shards. Raises DataError if it has no tokens, or if all or none of the clips are
+        held out."""
         source, clips = TokenSource(tokens), ClipTable.read(tokens)
         layout = Layout(config.layout, tuple(source.contract["codebook_sizes"][: config.num_codebooks]))
 

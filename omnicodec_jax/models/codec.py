@@ -183,7 +183,7 @@ class OmniCodec(Backbone):
         num_quantizers: int | Int[Array, ""] | None = None,
         kept: Kept | None = None,
         bypassed: Bool[Array, " B"] | None = None,
-        heard: Kept | None = None,
+        acoustic_kept: Kept | None = None,
     ) -> CodecOutput:
         """Encodes and decodes a batch of crops, and computes what the losses need.
 
@@ -194,7 +194,7 @@ class OmniCodec(Backbone):
             semantic_features: float32 [B, S, F]; None if the config has no semantic branch.
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
             kept: Clips whose semantic vectors semantic dropout leaves in; None: all.
-            heard: Clips whose acoustic vectors acoustic dropout lets the decoder hear; None: all.
+            acoustic_kept: Clips whose acoustic vectors acoustic dropout leaves in; None: all.
             bypassed: Clips whose acoustic vectors are not quantized; None: none.
         """
         if is_streaming(self):
@@ -207,7 +207,7 @@ class OmniCodec(Backbone):
         semantic = None if hidden is None else self.semantic_quantizer(hidden)
         vector = None if semantic is None else semantic.output
         acoustic = self.acoustic_quantizer(self.decouple(latent, vector, kept), num_quantizers, bypassed)
-        acoustic = acoustic._replace(output=of_kept(acoustic.output, heard))
+        acoustic = acoustic._replace(output=of_kept(acoustic.output, acoustic_kept))
         image = self.semantic_image(vector, kept)
         upsampled = self.upsample(self.recombine(acoustic.output, image))
 
@@ -216,8 +216,8 @@ class OmniCodec(Backbone):
         hidden_quantized = self.decoder_transformer(upsampled)
         forward_only = nn.map_variables(lambda module, x: module(x), "params", stop_gradient)
         hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
-        if heard is not None:  # semantic codes alone cannot say all that the latent says
-            hidden_guide = jnp.where(heard[:, None, None], hidden_guide, stop_gradient(hidden_quantized))
+        if acoustic_kept is not None:  # without acoustic codes, the output cannot be that of the latent
+            hidden_guide = jnp.where(acoustic_kept[:, None, None], hidden_guide, stop_gradient(hidden_quantized))
 
         reconstructed = projection = None
         if vector is not None and semantic_features is not None:

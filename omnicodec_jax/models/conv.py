@@ -218,9 +218,9 @@ def conv1d(
         padding=[(left, right)],
         rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=jax.lax.Precision.HIGHEST if 1 in kernel.shape[1:] else None,  # audio goes in or comes out
+        precision=jax.lax.Precision.HIGHEST if 1 in kernel.shape[1:] else None,  # the input or the output is audio
     )
-    if x.shape[2] == stride == dilation == 1:  # audio goes in: one channel would leave a matrix unit idle
+    if x.shape[2] == stride == dilation == 1:  # the input is audio: one channel would leave a matrix unit idle
         return jax.lax.platform_dependent(
             x, kernel, cpu=convolve, default=partial(conv1d_as_shifts, left=left, right=right)
         )
@@ -253,7 +253,7 @@ def conv1d_as_product(
     x = jnp.pad(x, ((0, 0), (left // stride, right // stride), (0, 0)))
     kernel = kernel.reshape(cells, stride * channels, outputs)
     steps = x.shape[1] - (cells - 1) * dilation
-    if outputs == 1:  # audio comes out: shifted copies of products are narrower than products of shifted copies
+    if outputs == 1:  # the output is audio: shifted copies of products are narrower than products of shifted copies
         y = jnp.einsum("btc,kco->kbto", x, kernel, precision=jax.lax.Precision.HIGHEST)
         return sum((y[i, :, i * dilation :][:, :steps] for i in range(1, cells)), y[0, :, :steps])
     shifted = [x[:, i * dilation :][:, :steps] for i in range(cells)]

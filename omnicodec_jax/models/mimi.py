@@ -67,7 +67,7 @@ class Mimi(Backbone):
         num_quantizers: int | Int[Array, ""] | None = None,
         kept: Kept | None = None,
         bypassed: Bool[Array, " B"] | None = None,
-        heard: Kept | None = None,
+        acoustic_kept: Kept | None = None,
     ) -> CodecOutput:
         """Encodes and decodes a batch of crops, and computes what the losses need; see `OmniCodec.__call__`.
 
@@ -77,14 +77,14 @@ class Mimi(Backbone):
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
             kept: Clips whose semantic vectors the decoder gets; None: all.
             bypassed: Clips of which nothing is quantized (moshi paper §3.3); None: none.
-            heard: Clips whose acoustic vectors the decoder gets; None: all.
+            acoustic_kept: Clips whose acoustic vectors the decoder gets; None: all.
         """
         if is_streaming(self):
             raise ValueError('a training forward is no stream: apply it with mutable=["codebooks"]')
         latent = self.acoustic_latent(audio)
         semantic = self.semantic_quantizer(latent, bypassed=bypassed)
         acoustic = self.acoustic_quantizer(latent, num_quantizers, bypassed)
-        acoustic = acoustic._replace(output=of_kept(acoustic.output, heard))
+        acoustic = acoustic._replace(output=of_kept(acoustic.output, acoustic_kept))
         image = of_kept(semantic.output, kept)
         hidden = self.decoder_transformer(self.upsample(acoustic.output + image))
         # The semantic vectors are taught by WavLM beside the path to the decoder, not on it.

@@ -31,8 +31,8 @@ class Topology(NamedTuple):
         It is v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host), or h100:4x8 (hosts x GPUs).
 
         Raises:
-            ConfigError: For a name that is none, for chips that do not come in this number, and where the compiler of
-                the chips is not installed.
+            ConfigError: For an unknown name, for a number in which the chips do not come, and if the compiler for the
+            chips is not installed.
         """
         found = re.fullmatch(r"(?:(?P<slices>[1-9]\d*)x)?(?P<kind>[^:]+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", name)
         if found is None or found["kind"] not in (TPUS if found["slices"] else TPUS | GPUS):
@@ -51,7 +51,8 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
     _require("libtpu")
     if slices > 1 and chip.network is None:
         raise ConfigError(f"--topology {slices}x{name}: nothing is published on the network between slices of these")
-    # Without these, libtpu asks the network which machine this is, and lets no second process compile.
+    # Without these variables, libtpu asks the network which machine this is, and only one process at a time can
+    # compile.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -40,7 +40,7 @@ class Collective(NamedTuple):
         members = self.slices if self.slices > 1 else max(1, len(self.group))
         sent = self.size if self.kind.startswith("collective") else self.size * (members - 1) / members
         sent *= 2 if self.kind == "all-reduce" else 1
-        if self.slices > 1:  # each chip exchanges its own part with the chips of its place in the other slices
+        if self.slices > 1:  # each chip exchanges its part with the chips in the same place of the other slices
             return sent / min(chip.links, chip.network or chip.links)
         on_host = sum(member // per_host == self.group[0] // per_host for member in self.group)
         if chip.network is None or on_host == len(self.group):

@@ -66,7 +66,7 @@ class Compiler(NamedTuple):
 
 OF_TPUS = Compiler({}, "*.after_optimizations", "*.after_optimizations_after_buffer_assignment.txt")
 OF_GPUS = Compiler(
-    # Triton's products have to be tried out on the device: without one, there are products that it gives up.
+    # Triton tries its products out on the device. Without a device, it cannot compile some of them.
     {"xla_gpu_enable_triton_gemm": False},
     "*_gpu_after_optimizations",
     "*.ll",

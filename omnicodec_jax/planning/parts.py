@@ -15,7 +15,7 @@ from omnicodec_jax.planning.totals import Count, counts
 SMALL = 0.05
 """Share of the bytes up to which a part is not divided into the parts that it consists of."""
 REST = "(rest)"
-"""Name of what is in a part but in none of its parts."""
+"""Name of what belongs to a part but to none of the parts within it."""
 CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "remat", "custom_vjp_call"}
 """Names that say how something is computed, not what."""
 

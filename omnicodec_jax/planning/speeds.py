@@ -1,4 +1,4 @@
-"""What is known of each chip that can be planned for: the speeds of TPUs and GPUs, and XLA's descriptions of GPUs."""
+"""The chips that can be planned for: the speeds of TPUs and GPUs, and XLA's descriptions of GPUs."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

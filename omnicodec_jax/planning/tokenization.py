@@ -120,7 +120,7 @@ def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
         yield "codec", Program(lambda: step(model, encode_block, audio), frames)
         return
     encoder = released_encoder(branch)
-    windows = semantic.HeardWindows.of(encoder)
+    windows = semantic.FeatureWindows.of(encoder)
     if encoder is not None:
         dtype = jnp.dtype(work.encoder_precision)
         window = semantic.MelWindows(np.zeros((1, windows.mel_bins), np.float32), encoder)

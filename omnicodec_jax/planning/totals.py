@@ -106,7 +106,7 @@ def _moved(computations: Computations, operands: list[str], instruction: Instruc
         return (num_bytes(instruction.type) if read[0] else 0) + written
     if instruction.op == "dynamic-update-slice":
         return read[1] + (num_bytes(operands[1]) if written else 0)
-    if instruction.op == "async-start":  # such as a slice that is fetched ahead: the whole operand is in the type
+    if instruction.op == "async-start":  # such as a slice that is fetched ahead; the type holds the whole operand
         inside = [computations[name] for name in instruction.called]
         moves = [(fused, inner) for fused in inside for inner in fused.values() if inner.op not in FREE]
         return sum(_moved(computations, hlo.operand_types(fused, inner), inner) for fused, inner in moves)

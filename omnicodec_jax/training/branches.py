@@ -1,4 +1,4 @@
-"""What the decoder hears of each branch, and how much the encoder's latent says, as metrics of a training step."""
+"""Metrics of a training step: each branch's share in the decoder's input, and how much the encoder's latent varies."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,8 +20,8 @@ def branch_metrics(output: CodecOutput) -> Terms:
     metrics = {"latent_variation": jnp.mean(jnp.sqrt(jnp.mean(over_time(output.latent) ** 2, axis=(1, 2))))}
     if output.semantic_image is not None:
         branches = {"semantic": output.semantic_image, "acoustic": output.acoustic.output}
-        heard = output.semantic_image + output.acoustic.output
-        metrics |= {f"decoder_input_{name}": share(branch, heard) for name, branch in branches.items()}
+        total = output.semantic_image + output.acoustic.output
+        metrics |= {f"decoder_input_{name}": share(branch, total) for name, branch in branches.items()}
     return metrics
 
 

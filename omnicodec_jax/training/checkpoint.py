@@ -115,7 +115,7 @@ class Checkpoints:
             storage.directory(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(self._keep_last), best]),
-                best_fn=distance,  # so that it is saved: what is kept, the policy says
+                best_fn=distance,  # so that the metric is saved; the policy says which checkpoints are kept
                 cleanup_tmp_directories=True,
                 atomicity_options=storage.atomicity(self.directory),
             ),
@@ -125,7 +125,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        # Closing waits for what is being written, and raises what that raises: not in place of an earlier failure.
+        # Closing waits for the writers, and raises their errors. An earlier error must not be replaced by these.
         failures = self._close()
         if failures and not failure:
             raise self._could_not_be_written(failures[0]) from failures[0]
@@ -134,7 +134,7 @@ class Checkpoints:
         """Waits until all that is being written is finished, and returns the errors of what failed."""
         manager, self._manager = self._manager, None
         failures: list[BaseException] = []
-        while manager is not None and len(failures) < THREADS:  # each of those that have failed is told of once
+        while manager is not None and len(failures) < THREADS:  # each writer that has failed raises its error once
             try:
                 manager.close()
                 break
@@ -152,7 +152,7 @@ class Checkpoints:
 
         Raises CheckpointError if this fails, or if the state before it could not be written.
         """
-        self.wait()  # as Orbax would; what it has begun to write may be this state
+        self.wait()  # Orbax would wait, too, and what it has begun to write may be this state
         if (step := int(state.step)) == self.latest:
             return
         metrics = None if mel_distance is None else {DISTANCE: mel_distance}
@@ -164,7 +164,8 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises CheckpointError if writing has failed since the last call."""
-        # Asked for errors while it is writing, Orbax would forget them, and delete what the new checkpoint replaces.
+        # If Orbax is asked for errors while it is writing, it forgets them, and deletes what the new checkpoint
+        # replaces.
         if self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
 

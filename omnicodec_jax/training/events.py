@@ -1,4 +1,4 @@
-"""Writes TensorBoard's event files, in a way that can neither block a run nor end it."""
+"""Writes TensorBoard's event files. Errors of the disk neither block a run nor end it."""
 
 import contextlib
 import logging

@@ -187,7 +187,7 @@ class Gan:
         dropout_key, codebooks_key = jax.random.split(key)
         num_quantizers = draw_num_quantizers(dropout_key, self.config.codec.acoustic)
         clips = inputs.audio.shape[0]
-        kept, heard = self.branches_kept(jax.random.fold_in(key, 1), step, clips)
+        kept, acoustic_kept = self.branches_kept(jax.random.fold_in(key, 1), step, clips)
         bypassed = self.bypassed(jax.random.fold_in(key, 2), clips)
 
         def reconstruct(learnt: Tree) -> tuple[tuple[Audio, Scalar], tuple[Tree, Metrics]]:
@@ -198,7 +198,7 @@ class Gan:
                 num_quantizers,
                 kept,
                 bypassed,
-                heard,
+                acoustic_kept,
                 mutable=[CODEBOOKS],
                 rngs={CODEBOOKS: codebooks_key},
             )

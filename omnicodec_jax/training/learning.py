@@ -1,4 +1,4 @@
-"""What of the codec learns: all of it but the parts that `train.freeze` names."""
+"""The parameters of the codec that learn: all of it but the parts that `train.freeze` names."""
 
 from omnicodec_jax.config import TrainConfig
 from omnicodec_jax.models.backbone import PARTS

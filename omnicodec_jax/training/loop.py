@@ -52,7 +52,7 @@ class Profile(NamedTuple):
 
 
 class RunSetup(NamedTuple):
-    """What a run has before it has a state: networks, devices, data, checkpoints."""
+    """The networks, devices, data and checkpoints of a run, which are there before its state."""
 
     config: Config
     """The config of the run, without the losses for which a frozen network is missing."""
@@ -118,7 +118,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     if warning := weak_semantic_loss(config):
         LOG.warning("start: %s", warning)
     validator = Validator.open(gan, mesh)
-    with stage("finding checkpoints"):  # last, since from here on something is open that must be closed
+    with stage("finding checkpoints"):  # last, since the checkpoints must be closed from here on
         checkpoints = Checkpoints(workdir, config, samples.fingerprint, identity)
     return RunSetup(config, workdir, gan, frozen, mesh, samples, validator, checkpoints)
 
@@ -159,7 +159,9 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
         state = checkpoints.restore(state_template(config, mesh))
     start = int(state.step)
     LOG.info("%s: from step %d of %d, %s", setup.workdir, start, total_steps, describe_devices(mesh, state))
-    if profile is not None and profile.start < start:  # a warning, since the same command goes on with the run
+    if (
+        profile is not None and profile.start < start
+    ):  # a warning and no error, since the same command goes on with a run
         LOG.warning("--profile %d:%d: no trace, since the run is at step %d already", *profile, start)
     log = CodecLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
     check = FiniteCheck(setup.samples, config.data.batch_size)
@@ -207,7 +209,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             compiles = first or number == judged_from
             if compiles:
                 with clock.spending("saving"):
-                    checkpoints.wait()  # so that nothing is lost where a signal ends the process
+                    checkpoints.wait()  # since a signal may end the process while it compiles
             with compiling(interruption, number, first, clock) if compiles else contextlib.nullcontext():
                 state, metrics = step(state, batch, setup.frozen)
                 if compiles:

@@ -106,7 +106,7 @@ class RunClock:
             return
         try:
             _append(self._path, line)
-        except OSError as error:  # a run is worth more than the record of its time
+        except OSError as error:  # the record of its time must not end a run
             LOG.warning("%s: %s; going on without", self._path, error.strerror)
             self._path = None
 
@@ -212,7 +212,7 @@ def of_run(workdir: Path) -> Spent:
 
 
 def _append(path: Path, line: Line) -> None:
-    if isinstance(path, BucketPath):  # where objects do not grow; of a run, one process writes this one
+    if isinstance(path, BucketPath):  # objects cannot be appended to; only one process of a run writes this one
         text = json.dumps(line._asdict()) + "\n"
         with contextlib.suppress(FileNotFoundError):
             text = path.read_text() + text

@@ -71,7 +71,7 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
             f"train.freeze = {gan.config.train.freeze!r}: random weights would be kept as they are; name the model "
             "that they come from with --run.start-from"
         )
-    # The keys of a step are folded from its number. No step has this one.
+    # The keys of a step are folded from its number. No step has this number.
     key = jax.random.fold_in(jax.random.key(gan.config.seed), 2**32 - 1)
     weights_key, codebooks_key = jax.random.split(key)
     first = _first_weights(gan.config, mesh, weights_key)

@@ -28,7 +28,7 @@ def directory(path: Path) -> epath.Path:
 
 
 def atomicity(path: Path) -> options.AtomicityOptions | None:
-    """Returns by what a checkpoint is known to be whole: in a bucket by an object in it, elsewhere by its name."""
+    """Returns how Orbax marks a checkpoint as complete: in a bucket by an object in it, elsewhere by its name."""
     if isinstance(path, BucketPath):
         return options.AtomicityOptions(mode=options.AtomicityMode.COMMIT_FILE)
     return None

@@ -133,7 +133,7 @@ class _BatchResult(NamedTuple):
 
 def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh) -> _BatchResult:
     variables, frozen = sharding.gather(mesh, (variables, frozen))
-    # In float32, whatever training computes in, since that is what a tokenizer will do with these weights.
+    # In float32, since a tokenizer will compute in float32 with these weights.
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
     config = gan.config.codec
     call: Any = partial(gan.codec.clone(dtype=jnp.float32).apply, variables)

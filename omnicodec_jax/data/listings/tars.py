@@ -19,20 +19,20 @@ MAX_NOTE = 1 << 20
 
 
 class TarMember(NamedTuple):
-    """A file in a tar, or a part of a tar that is none."""
+    """A file in a tar, or a part of a tar that is not a file."""
 
     name: str
     place: MemberPlace
     problem: str | None = None
     """Why it cannot be read; None: it can."""
     is_file: bool = True
-    """Whether it is a file, and not bytes of the tar that belong to none."""
+    """Whether it is a file; False for bytes of the tar that belong to no file."""
 
 
 def members(path: Path) -> Iterator[TarMember]:
     """Yields the files of a tar in their order, by their headers alone. Raises OSError.
 
-    What is damaged costs itself: after a header that is none, the next one is looked for.
+    After a damaged header, the next header is looked for.
     """
     with path.open("rb") as file:
         head, size = file.read(8), file.seek(0, 2)
