@@ -16,7 +16,7 @@ from omnicodec_jax.origin import Origin
 
 SUFFIX = ".safetensors"
 _KEY = "omnicodec"
-_DAMAGED = SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError
+_DAMAGED = SafetensorError, KeyError, TypeError, ValueError, OSError
 _ADDED = {"precision": "float32", "encoder_precision": "float32", "tokens_hash": None}
 """Fields that version 0.1 did not know, and what was the case then."""
 
@@ -117,7 +117,7 @@ class TokenFile:
                 added = (fields.get(name, default) for name, default in _ADDED.items())
                 return Maker(fields["model"], *added), fields.get("source")
         except _DAMAGED as error:
-            raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
+            raise TokenError(f"{path}: not a token file of omnicodec encode: {error}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TokenFile":
@@ -143,7 +143,7 @@ class TokenFile:
                 raise TokenError(f"{path}: unknown field {unknown[0]!r}: a later version has written it; upgrade")
             tokens = cls(codes=codes, **fields)
         except _DAMAGED as error:
-            raise TokenError(f"{path}: not a token file of omnicodec encode ({error})") from None
+            raise TokenError(f"{path}: not a token file of omnicodec encode: {error}") from None
         for name, kind in {"sample_rate": int, "num_samples": int, "gain": float}.items():
             value = fields[name]
             if type(value) not in (int, kind) or not 0 < value < float("inf"):
@@ -155,5 +155,8 @@ class TokenFile:
 
 def _read_fields(file: Any) -> dict[str, Any]:
     """Reads the metadata. Raises one of `_DAMAGED`."""
-    fields = json.loads((file.metadata() or {})[_KEY])
+    metadata = file.metadata() or {}
+    if _KEY not in metadata:
+        raise ValueError("it has no metadata of one")
+    fields = json.loads(metadata[_KEY])
     return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}

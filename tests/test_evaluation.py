@@ -374,6 +374,13 @@ def test_a_model_without_its_features_is_refused(data):
         TokenizerCodec("tiny", OmniCodecTokenizer(OMNICODEC, variables(OMNICODEC)), (2,))
 
 
+def test_a_mistyped_model_is_an_error_and_not_a_report_of_the_clips_alone(data, tmp_path):
+    mistyped = run.Evaluation(data=data, out=tmp_path / "report", models={"ours": "./modles"}, metrics=("mcd",))
+    with pytest.raises(ModelError, match=r"no system to compare: ours: \./modles: no such model directory"):
+        run.run(mistyped)
+    assert not (tmp_path / "report" / "tables.md").exists()
+
+
 def test_a_cut_off_journal_goes_on(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.add(("a", "b"), {"x": 1})

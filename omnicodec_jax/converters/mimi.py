@@ -34,6 +34,7 @@ from omnicodec_jax.converters.tensors import (
     to_entries,
     unwrap,
 )
+from omnicodec_jax.converters.transformers_directory import read_json, require_options
 from omnicodec_jax.files import rewriting
 
 CONFIG_NAMES = {
@@ -81,13 +82,12 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> MimiConfig:
 
     Raises ConversionError for variants of the architecture that no published Mimi has.
     """
+    require_options(mapping, {"model_type": "mimi"})
     fixed = {"audio_channels": 1, "use_causal_conv": True, "pad_mode": "constant", "trim_right_ratio": 1.0}
     fixed |= {"use_conv_shortcut": False, "hidden_act": "gelu", "norm_eps": 1e-5, "attention_bias": False}
     fixed |= {"num_key_value_heads": mapping["num_attention_heads"], "upsample_groups": mapping["hidden_size"]}
-    fixed |= {"vector_quantization_hidden_dimension": mapping["codebook_dim"], "model_type": "mimi"}
-    for name, value in fixed.items():
-        if mapping.get(name, value) != value:
-            raise ConversionError(f"config.json: {name} = {mapping[name]!r}: only {value!r} is supported")
+    fixed |= {"vector_quantization_hidden_dimension": mapping["codebook_dim"]}
+    require_options(mapping, fixed)
     rope = mapping.get("rope_parameters") or {"rope_theta": mapping.get("rope_theta", 10000.0)}
     seanet = config_of(SEANetConfig, SEANET_NAMES, mapping)
     transformer = config_of(TransformerConfig, TRANSFORMER_NAMES, {**mapping, **rope})
@@ -258,12 +258,11 @@ def _to_transformers(model: Path, out: Path) -> None:
 
 def _from_transformers(checkpoint: Path, out: Path) -> None:
     directory = model_directory.resolve(checkpoint)
-    if not (directory / "config.json").is_file():
-        raise ConversionError(f"{directory}: no config.json here; give a directory that transformers saved")
+    path = directory / model_directory.CONFIG
     try:
-        config = config_from_transformers(json.loads((directory / "config.json").read_text()))
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{directory / 'config.json'}: not the config of a Mimi model: {error!r}") from None
+        config = config_from_transformers(read_json(path))
+    except KeyError as error:
+        raise ConversionError(f"{path}: not the config of a Mimi model: it has no {error}") from None
     tensors, entries = read_state_dict(directory / model_directory.WEIGHTS), key_table(config)
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in entries])

@@ -12,7 +12,7 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
-from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors
+from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
 from omnicodec_jax.model_directory import CONFIG
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
 
@@ -68,9 +68,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
 
     Raises ConversionError for what is not supported, and ConfigError for values that do not fit together.
     """
-    for name, value in {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2}.items():
-        if mapping.get(name, value) != value:
-            raise ConversionError(f"{CONFIG}: {name} = {mapping[name]!r}: only {value!r} is supported")
+    require_options(mapping, {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2})
     try:
         window_chunks = mapping["n_window_infer"] // CHUNK_FRAMES
         return config_of(Qwen3AuTConfig, CONFIG_NAMES, mapping, window_chunks=window_chunks)

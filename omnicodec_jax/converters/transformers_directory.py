@@ -1,7 +1,7 @@
 """Reads checkpoints as transformers saves them: a config.json, and safetensors files, in a directory or on the hub."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.converters.tensors import ConversionError, refuse_pointer
-from omnicodec_jax.model_directory import WEIGHTS
+from omnicodec_jax.model_directory import CONFIG, CONVERTERS, WEIGHTS
 
 INDEX = WEIGHTS + ".index.json"
 
@@ -33,12 +33,27 @@ def locate(checkpoint: str | Path, *names: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file. Raises ConversionError if it cannot be read."""
-    if path.is_file():
-        refuse_pointer(path)
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file; give a directory that transformers has saved")
+    refuse_pointer(path)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def require_options(mapping: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Raises ConversionError for an option of a config.json that has another value than the one that is supported.
+
+    An option that is absent counts as supported, except for `model_type`.
+    """
+    for name, value in supported.items():
+        if (found := mapping.get(name, None if name == "model_type" else value)) == value:
+            continue
+        commands = (command for prefix, command in CONVERTERS.items() if str(found).startswith(prefix))
+        other = next(commands, None) if name == "model_type" else None
+        hint = "" if other is None else f"; {other} takes such a checkpoint"
+        raise ConversionError(f"{CONFIG}: {name} = {found!r}: only {value!r} is supported{hint}")
 
 
 def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, np.ndarray]:

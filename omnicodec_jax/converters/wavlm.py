@@ -3,7 +3,6 @@
 omnicodec convert wavlm --checkpoint microsoft/wavlm-base-plus --out models/wavlm
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, read_state_dict, unwrap
+from omnicodec_jax.converters.transformers_directory import read_json, require_options
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
 CONFIG_NAMES = {
@@ -50,9 +50,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> WavLMConfig:
     Raises ConversionError if it is no WavLM, or has options that are not supported.
     """
     fixed = {"model_type": "wavlm", "hidden_act": "gelu", "feat_extract_activation": "gelu", "add_adapter": False}
-    for name, value in fixed.items():
-        if (found := mapping.get(name, None if name == "model_type" else value)) != value:
-            raise ConversionError(f"config.json: {name} = {found!r}: only {value!r} is supported")
+    require_options(mapping, fixed)
     return config_of(WavLMConfig, {ours: name for ours, name in CONFIG_NAMES.items() if name in mapping}, mapping)
 
 
@@ -122,11 +120,7 @@ def main(checkpoint: Path, out: Path) -> None:
         out: Model directory to write.
     """
     directory = model_directory.resolve(checkpoint, files=(model_directory.CONFIG, *WEIGHTS))
-    try:
-        mapping = json.loads((directory / model_directory.CONFIG).read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{directory}: no readable config.json here: {error}") from None
-    config = config_from_transformers(mapping)
+    config = config_from_transformers(read_json(directory / model_directory.CONFIG))
     path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
     if path is None:
         raise ConversionError(f"{directory}: neither {' nor '.join(WEIGHTS)} is here")

@@ -16,7 +16,7 @@ from omnicodec_jax.converters import ctranslate2
 from omnicodec_jax.converters.qwen3_aut import LAYER_DENSE, LAYER_NORMS, norm
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, refuse_pointer
-from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors
+from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
 from omnicodec_jax.model_directory import CONFIG, Number
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
@@ -52,10 +52,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> WhisperConfig:
 
     Raises ConversionError for what is no Whisper or not supported, and ConfigError for values that do not fit together.
     """
-    fixed = {"model_type": "whisper", "activation_function": "gelu", "scale_embedding": False}
-    for name, value in fixed.items():
-        if (found := mapping.get(name, None if name == "model_type" else value)) != value:
-            raise ConversionError(f"{CONFIG}: {name} = {found!r}: only {value!r} is supported")
+    require_options(mapping, {"model_type": "whisper", "activation_function": "gelu", "scale_embedding": False})
     try:
         return WhisperConfig(
             num_mel_bins=mapping["num_mel_bins"],

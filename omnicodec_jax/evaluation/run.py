@@ -102,8 +102,12 @@ class Evaluation:
         return TokenizerCodec(name, OmniCodecTokenizer.from_pretrained(source, encoder=self.encoder), self.codebooks)
 
 
-def run(evaluation: Evaluation) -> int:
+def run(evaluation: Evaluation, needs_codec: bool = True) -> int:
     """Runs an evaluation and writes its report.
+
+    Args:
+        evaluation: What is evaluated.
+        needs_codec: Whether it is an error that no system could be loaded. Otherwise the clips alone are scored.
 
     Returns:
         The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out.
@@ -111,12 +115,13 @@ def run(evaluation: Evaluation) -> int:
     Raises:
         DataError: If no clip can be used.
         ConfigError: If two systems have the same name.
+        ModelError: If no system could be loaded, and `needs_codec`.
     """
     with claim(evaluation.out), mirrored(evaluation.out, JOURNAL) as here:
-        return _run(dataclasses.replace(evaluation, out=here), evaluation.out)
+        return _run(dataclasses.replace(evaluation, out=here), evaluation.out, needs_codec)
 
 
-def _run(evaluation: Evaluation, place: Path) -> int:
+def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
     """Runs an evaluation on this machine's disk. `place` is where the user finds the report."""
     out, failures = evaluation.out, []
     folders = [Folder(name, path) for name, path in evaluation.reconstructions.items()]
@@ -155,6 +160,8 @@ def _run(evaluation: Evaluation, place: Path) -> int:
         for folder in folders:
             failures += reconstruct.by_folder(folder, originals, out)
             lines.append(folder.system)
+        if needs_codec and left_out and len(lines) == 1:
+            raise ModelError(f"no system to compare: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
         scored = score(evaluation, lines, originals, failures, journal)
         studies = measurer.studies()
         found = report(evaluation, lines, originals, scored, journal, studies)

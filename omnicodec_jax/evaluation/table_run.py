@@ -54,7 +54,7 @@ def run_table(number: int, evaluation: Evaluation, language_model: PerplexityCon
     asked = dataclasses.replace(
         evaluation, data=data, peers=(*evaluation.peers, *added), codebooks=table.codebooks, metrics=table.metrics
     )
-    run.run(asked)
+    run.run(asked, needs_codec=False)
     report = json.loads((asked.out / "report.json").read_text())
     perplexities, why = _perplexities(asked, report, language_model) if table.has_perplexity else ({}, {})
     clips = Counter(clip.domain for clip in _clips(asked.out, ORIGINAL))
