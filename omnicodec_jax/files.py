@@ -33,7 +33,8 @@ NO_FILE = "a directory, a pipe or a device; only files are read"
 """Why what is there under a name cannot be read: it may have no end, or never a beginning."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """The errors of a disk to which nothing more can be written."""
-PROBE = bytes(1 << 16)
+PROBE = bytes(1 << 20)
+"""What is written to a disk to find out whether it takes more."""
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
 
@@ -174,7 +175,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", str(path)) from error
 
 
-def disk_error(error: Exception, folder: Path) -> OSError | None:
+def disk_error(error: BaseException, folder: Path) -> OSError | None:
     """Returns the error of a full or read-only disk that is behind an error, with advice; None if there is none.
 
     Args:
@@ -190,7 +191,7 @@ def disk_error(error: Exception, folder: Path) -> OSError | None:
     return OSError(refused.errno, f"{os.strerror(refused.errno)}; {advice}", str(refused.filename or folder))
 
 
-def _asked(error: Exception, folder: Path) -> OSError | None:
+def _asked(error: BaseException, folder: Path) -> OSError | None:
     """Returns the error with which the operating system refuses to write into a folder; None if it does not."""
     if isinstance(folder, BucketPath) or not folder.is_dir():
         return None
@@ -202,7 +203,7 @@ def _asked(error: Exception, folder: Path) -> OSError | None:
             probe.unlink(missing_ok=True)
 
 
-def _trouble(error: Exception, path: Path) -> OSError | None:
+def _trouble(error: BaseException, path: Path) -> OSError | None:
     """Returns the operating system's error behind an error of a library; None if there is none.
 
     The text of safetensors' errors has its number. After errors of other libraries, the file is written to.

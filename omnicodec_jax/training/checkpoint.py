@@ -64,8 +64,8 @@ DISTANCE = "mel_distance"
 STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
 """How many checkpoints of a language model are kept. If the last one cannot be read, the one before it is used."""
-FAILURES = (Exception, asyncio.CancelledError)
-"""What writing a checkpoint may raise: whatever the storage raises, and the end of what Orbax has given up on."""
+FAILURES = (Exception, BaseExceptionGroup, asyncio.CancelledError)
+"""The errors of writing a checkpoint: whatever the storage raises, also from tasks that Orbax has given up."""
 THREADS = 10
 """An upper bound of the number of threads in which Orbax writes one checkpoint."""
 
@@ -249,7 +249,7 @@ def naming_the_last(workdir: Path) -> Iterator[None]:
         yield
     except OmniCodecError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         if (refused := disk_error(error, workdir)) is None:
             raise
         raise CheckpointError(f"{told(refused)}; {_what_to_do(workdir)}") from error
