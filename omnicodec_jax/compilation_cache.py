@@ -16,10 +16,10 @@ def use() -> None:
         "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    _remove_what_is_cut()
+    remove_what_is_cut()
 
 
-def _remove_what_is_cut() -> None:
+def remove_what_is_cut() -> None:
     """Makes JAX remove a program that it could not write to its end.
 
     JAX itself leaves it, can never read it, and does not write it again, so that after a full disk every start would

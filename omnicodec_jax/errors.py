@@ -2,15 +2,15 @@
 
 
 class OmniCodecError(ValueError):
-    """Base of all of them; a command line prints the message and exits with 1."""
+    """Base of all errors that a user can mend. A command prints the message and exits with 1."""
 
 
 class UsageError(OmniCodecError):
-    """A command line that asks for what there is not; the exit code is 2."""
+    """A wrong command line. The exit code is 2."""
 
 
 class ConfigError(OmniCodecError):
-    """A config that cannot be: names the field, the value and what would be right."""
+    """A config with a wrong value. The message names the field, the value and what would be right."""
 
 
 class AudioError(OmniCodecError):
@@ -18,7 +18,7 @@ class AudioError(OmniCodecError):
 
 
 class UnreadableError(AudioError):
-    """Audio that the operating system did not give: no verdict on the file, and another time it may."""
+    """Audio that the operating system could not read. It may be readable another time."""
 
 
 class DataError(OmniCodecError):
@@ -42,7 +42,7 @@ class TrainingError(OmniCodecError):
 
 
 def told(error: BaseException) -> str:
-    """An error in one line; one of the operating system as `file: what is wrong`."""
+    """Returns an error in one line; an error of the operating system as `file: what is wrong`."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

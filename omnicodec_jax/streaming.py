@@ -1,10 +1,10 @@
 """Live streams: audio comes out a frame at a time, and codes as soon as the audio that they depend on is there.
 
-Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer
-blocks; audio and acoustic codes are the same up to rounding, and so are Whisper's features, which are of windows
-everywhere. Other semantic features are not: offline they are normalised over the whole clip, here over windows.
+Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer blocks;
+audio and acoustic codes are the same up to rounding. So are Whisper's features, which are always computed in windows.
+Other semantic features differ: offline they are normalised over the whole clip, and here over windows.
 
-A session may go on for ever: what is held of it, and what a chunk costs, do not depend on how long it has lasted.
+A session may go on for ever: its memory, and the time that a chunk takes, do not grow.
 """
 
 import dataclasses
@@ -165,8 +165,9 @@ class StreamingEncoder:
     """Encodes live streams: codes come out as soon as the audio that they depend on is there.
 
     The codes of a frame come out at most `look_ahead` seconds after the end of the frame. Semantic features are
-    computed in windows. Each window is a clip of its own, but its log-mel is normalised by the loudest bin of the
-    stream so far; that of Whisper by its own. Without a semantic branch there are no windows and no look-ahead.
+    computed in windows. Each window is computed as a clip of its own. Its log-mel is normalised by the loudest bin of
+    the stream so far, or, for Whisper, by its own loudest bin. Without a semantic branch there are no windows and no
+    look-ahead.
 
     Examples:
         >>> import numpy as np
@@ -178,9 +179,9 @@ class StreamingEncoder:
         (1, 9, 13)
 
     A session may begin anew while the others go on: `encode.flush([3])` gives the rest of session 3, and
-    `encode(chunk, reset=[3])` begins it with this chunk. From then on, one session may have more frames by now than
-    another. Codes that are missing are `NOT_YET`, which is -1, at the end of the session's row. So
-    `codes[3][:, codes[3, 0] >= 0]` are the codes of session 3.
+    `encode(chunk, reset=[3])` begins it with this chunk. From then on, one session may have more frames than another.
+    The end of the shorter row is filled with `NOT_YET`, which is -1. So `codes[3][:, codes[3, 0] >= 0]` are the codes
+    of session 3.
     """
 
     def __init__(self, tokenizer: OmniCodecTokenizer, sessions: int = 1):
@@ -215,7 +216,8 @@ class StreamingEncoder:
 
         Args:
             audio: float32 [sessions, 1, any], full scale ±1, at the model's rate.
-            reset: Numbers of the sessions that begin anew with these samples; codes that they still owe are lost.
+            reset: Numbers of the sessions that begin anew with these samples. Their codes that were not returned yet
+                are lost.
 
         Returns:
             Codes int32 [sessions, K, n] of the n ≥ 0 frames that have become certain; `NOT_YET` where a session has

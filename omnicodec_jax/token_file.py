@@ -100,7 +100,7 @@ class TokenFile:
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:
-        """Reads what has made a file, and of what, and not the codes.
+        """Reads the model that has made a file and the source of the file, without the codes.
 
         Args:
             path: A token file.

@@ -1,10 +1,10 @@
-"""The public face of the package: audio in, tokens out, and back.
+"""The class that turns audio into tokens and tokens into audio.
 
 Audio of any length runs through one compiled program, in blocks, with the state of the stream carried from block to
-block (lanes.py). The model's memory does not grow with length, no length is compiled for, and blocks meet without a
-seam, since a causal model gives on blocks what it gives on the whole.
+block (lanes.py). So the model's memory does not grow with the length, and no new length is compiled. There is no seam
+between blocks, since a causal model computes the same for blocks as for the whole.
 
-A clip is checked and made ready on the host (`prepare`); codec_lanes.py has the stages that it goes through then.
+`prepare` checks a clip and makes it ready on the host; codec_lanes.py has the stages that follow.
 """
 
 import os
@@ -57,7 +57,8 @@ class OmniCodecTokenizer:
         Args:
             config: The codec's config.
             variables: Its parameters and codebooks, as `model_directory.load` gives them.
-            encoder: Frozen encoder, to compute semantic features that would have to be given otherwise.
+            encoder: Frozen encoder that computes semantic features. Without it, models that need them must be given
+                features.
             devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
             precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
                 and TPUs, and many codes are others (docs/tokens.md).
@@ -123,7 +124,8 @@ class OmniCodecTokenizer:
 
     @cached_property
     def tokens_hash(self) -> str:
-        """16 hex digits that identify what makes the tokens: those of a model that differs in its decoder alone."""
+        """16 hex digits that identify the parts that make tokens; models that differ only in their decoders have the
+        same."""
         return model_directory.tokens_hash(self.config, self.variables)
 
     @cached_property
@@ -131,15 +133,15 @@ class OmniCodecTokenizer:
         return model_directory.hash_of_0_1(self.config, self.variables)
 
     def model_hash_as(self, known: str | None, tokens_hash: str | None = None) -> str:
-        """Gives this model's hash as something that was written earlier may carry it.
+        """Returns the hash by which tokens of an earlier version, or of another decoder, may call this model.
 
         Args:
             known: The hash that tokens carry, if there are any.
             tokens_hash: The `tokens_hash` that they carry beside it; tokens of earlier versions have none.
 
         Returns:
-            `known`, if it is the hash that version 0.1 gave to this very model, or that of a model whose tokens are the
-            same; `model_hash` otherwise. So tokens are of this model if this gives what they carry.
+            `known`, if version 0.1 gave it to this model, or if it is the hash of a model with the same tokens;
+            `model_hash` otherwise. So tokens are of this model if the result is the hash that they carry.
         """
         if known is None or known == self.model_hash:
             return self.model_hash
@@ -205,7 +207,7 @@ class OmniCodecTokenizer:
         return self.encoder_hash_as(None)
 
     def encoder_hash_as(self, known: str | None) -> str | None:
-        """Gives the encoder's hash as something that was written earlier may carry it: see `model_hash_as`.
+        """Returns the hash by which tokens of an earlier version may call the encoder; see `model_hash_as`.
 
         Args:
             known: The hash of the encoder that tokens carry, if there are any.

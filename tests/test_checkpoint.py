@@ -152,9 +152,8 @@ def test_full_disk_at_the_start_costs_the_curves_and_not_the_run(tmp_path: Path,
     assert [message for message in caplog.messages if "going on without" in message]
 
 
-def test_program_that_a_full_disk_has_cut_is_not_left_in_the_cache(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    compilation_cache.use()
+def test_program_that_a_full_disk_has_cut_is_not_left_in_the_cache(tmp_path: Path):
+    compilation_cache.remove_what_is_cut()
     programs = lru_cache.LRUCache(str(tmp_path), max_size=-1)
     with full_disk(), pytest.raises(OSError, match="too large"):
         programs.put("step", bytes(1000))

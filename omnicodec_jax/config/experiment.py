@@ -92,7 +92,7 @@ class DomainConfig:
 # Source: spec §4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from, and what one training batch is."""
+    """Options of the data: where the samples come from, and what a training batch consists of."""
 
     prepared: str = "data/prepared"
     """Directory that `omnicodec prepare` has written."""

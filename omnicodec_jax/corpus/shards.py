@@ -6,9 +6,10 @@
     DIR/__omnicodec__/rejects.jsonl    a line per file that was refused, with the reason
     DIR/__omnicodec__/units/speech-000000.json    what became of the shard's files; marks it as finished
 
-`pyarrow.parquet.read_table(shard)["codes"]` has a list of frames for each clip, of K codes each. What is not Parquet
-lies where readers of whole directories pass it over: pyarrow and Spark what begins with "_", datasets folders that
-begin with "__". Until version 0.1 those files lay in DIR and beside the shards; there they are read, too.
+`pyarrow.parquet.read_table(shard)["codes"]` has a list of frames for each clip, of K codes each. Files that are not
+Parquet lie in a folder that readers of whole directories pass over: pyarrow and Spark skip names that begin with "_",
+and datasets skips folders that begin with "__". Version 0.1 wrote these files to DIR and beside the shards; they are
+read from there, too.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ GROUP = 64
 
 
 class Clip(NamedTuple):
-    """Holds one row of a token shard: a clip's codes, and what brings the original's length and loudness back."""
+    """Holds one row of a token shard: a clip's codes, and what restores its length and loudness."""
 
     id: str
     """Name of the clip in the manifest."""

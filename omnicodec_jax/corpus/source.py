@@ -39,7 +39,7 @@ def delayed(codes: np.ndarray, fill: int) -> np.ndarray:
 
     Args:
         codes: Integers [N, K].
-        fill: What stands where nothing is.
+        fill: The value in the places that have no code.
 
     Returns:
         int32 [N + K - 1, K].
@@ -58,7 +58,7 @@ def delayed(codes: np.ndarray, fill: int) -> np.ndarray:
 class TokenSource:
     """Gives clips of a directory of token shards by number: a random-access source for Grain.
 
-    `len(source)` is how many there are, `source[7]` a `Clip`.
+    `len(source)` is the number of clips, and `source[7]` is a `Clip`.
 
     Examples:
         >>> import grain

@@ -77,8 +77,8 @@ def load(
         check: Looks at the file's format before anything is decoded, to refuse it.
 
     Returns:
-        The samples, and what brings the file's own rate, length and loudness back. Floats above full scale are
-        brought down to it.
+        The samples, and the properties of the file that restore its rate, length and loudness. Floats above full scale
+        are brought down to it.
 
     Raises:
         AudioError: If there is no encodable sound (see docs/formats.md): empty, truncated, silent, too short, out of
@@ -143,7 +143,7 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
 
     Raises:
         AudioError: If the suffix is another, or the format has no such rate.
-        OSError: If the disk does not take it.
+        OSError: If the file cannot be written.
 
     Examples:
         >>> import numpy as np

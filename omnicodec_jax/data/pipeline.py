@@ -205,7 +205,7 @@ class Samples:
             stored_features: Whether semantic features are read, too.
 
         Returns:
-            The samples. What sample i is depends on the prepared audio, `config`, `seed` and i alone.
+            The samples. Sample i depends only on the prepared audio, `config`, `seed` and i.
 
         Raises:
             DataError: If something is missing; the message names the command that makes it.
