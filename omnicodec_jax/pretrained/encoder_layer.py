@@ -1,4 +1,7 @@
-"""The transformer layer that the frozen encoders of log-mel frames share: pre-norm, attention both ways."""
+"""The parts that the frozen encoders of log-mel frames share: transformer layer, positions, and checks of sizes."""
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +10,19 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.models.conv import Lengths
 from omnicodec_jax.models.transformer import LayerNorm
 
 Tokens = Float[Array, "B S D"]
+
+
+def require_sizes(config: Any) -> None:
+    """Raises ConfigError for an encoder's config with a size that is not positive, or a width that cannot be."""
+    require_positive(config, *(field.name for field in dataclasses.fields(config)))
+    width, heads = config.d_model, config.num_heads
+    require(width % heads == 0, config, "d_model", f"a multiple of num_heads={heads}")
+    require(width % 2 == 0 and width > 2, config, "d_model", "even, and more than 2 (sinusoids)")
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:

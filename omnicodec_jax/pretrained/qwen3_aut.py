@@ -17,10 +17,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.models.conv import Lengths
 from omnicodec_jax.models.transformer import LayerNorm
-from omnicodec_jax.pretrained.encoder_layer import EncoderLayer, sinusoids
+from omnicodec_jax.pretrained.encoder_layer import EncoderLayer, require_sizes, sinusoids
 
 CHUNK_FRAMES = 100
 """Number of log-mel frames that are convolved together: 1 s."""
@@ -47,9 +46,7 @@ class Qwen3AuTConfig:
     output_dim: int = 2048
 
     def __post_init__(self):
-        require_positive(self, *(field.name for field in dataclasses.fields(self)))
-        require(self.d_model % self.num_heads == 0, self, "d_model", f"a multiple of num_heads={self.num_heads}")
-        require(self.d_model % 2 == 0 and self.d_model > 2, self, "d_model", "even, and more than 2 (sinusoids)")
+        require_sizes(self)
 
 
 def num_tokens(frames: Count) -> Count:

@@ -22,10 +22,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from omnicodec_jax.config.checks import require, require_positive
+from omnicodec_jax.config.checks import require
 from omnicodec_jax.models.conv import Lengths
 from omnicodec_jax.models.transformer import LayerNorm
-from omnicodec_jax.pretrained.encoder_layer import EncoderLayer, sinusoids
+from omnicodec_jax.pretrained.encoder_layer import EncoderLayer, require_sizes, sinusoids
 
 FRAMES_PER_TOKEN = 2
 """Number of log-mel frames of a token."""
@@ -57,9 +57,7 @@ class WhisperConfig:
     """Seconds of audio that are encoded by themselves: an even number, at most 30."""
 
     def __post_init__(self):
-        require_positive(self, *(field.name for field in dataclasses.fields(self)))
-        require(self.d_model % self.num_heads == 0, self, "d_model", f"a multiple of num_heads={self.num_heads}")
-        require(self.d_model % 2 == 0 and self.d_model > 2, self, "d_model", "even, and more than 2 (sinusoids)")
+        require_sizes(self)
         fits = self.window_seconds <= LONGEST_WINDOW and self.window_seconds % 2 == 0  # a whole number of features
         require(fits, self, "window_seconds", f"even, and at most {LONGEST_WINDOW}")
 
