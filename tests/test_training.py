@@ -383,7 +383,7 @@ def test_run_goes_on_without_its_curves_and_without_a_trace_of_steps_before_it(c
     assert not list((half / "profile").rglob("*.xplane.pb"))
     assert any("no trace" in message for message in caplog.messages)
     assert [record.getMessage() for record in caplog.records if "TensorBoard" in record.getMessage()] == [
-        "TensorBoard: [Errno 28] No space left on device; going on without"
+        f"TensorBoard's events: {half / 'events'}: No space left on device; going on without"
     ]
     assert steps(half)[-1] == config.optimizer.total_steps
 

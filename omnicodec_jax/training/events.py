@@ -90,5 +90,6 @@ class EventWriter:
         try:
             yield
         except OSError as error:
-            LOG.warning("TensorBoard: %s; going on without", told(error))
+            what = told(error) if error.filename else f"{self._directory}: {error.strerror or error}"
+            LOG.warning("TensorBoard's events: %s; going on without", what)
             self._writer = None
