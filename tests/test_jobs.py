@@ -25,7 +25,7 @@ from omnicodec_jax.corpus.tokenize import Job
 from omnicodec_jax.corpus.webdataset import convert
 from omnicodec_jax.data import attempts, prepare, records, units
 from omnicodec_jax.data.attempts import Seen
-from omnicodec_jax.data.claim import claim
+from omnicodec_jax.data.claim import MARKERS, claim
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
@@ -75,7 +75,7 @@ def disk(tmp_path) -> Path:
 class Tokens:
     """`omnicodec tokenize` on the corpus."""
 
-    rejects = shards.REJECTS
+    rejects, makes = shards.REJECTS, "tokens"
 
     def __init__(self, disk: Path, model: Path):
         self.sources = {"sound": disk.parent / "all.jsonl"}
@@ -99,7 +99,7 @@ class Tokens:
 class Prepared:
     """`omnicodec prepare` on the corpus."""
 
-    rejects = records.REJECTS
+    rejects, makes = records.REJECTS, "prepared audio"
 
     def __init__(self, disk: Path, model: Path):
         self.source, self.out = disk.parent / "all.jsonl", disk.parent / "prepared"
@@ -528,6 +528,17 @@ def test_every_job_that_fills_a_directory_refuses_a_second_run(tokens, tmp_path,
     for start in jobs:
         with claim(tmp_path / "out"), pytest.raises(DataError, match="another run is at work"):
             start()
+
+
+def test_two_kinds_of_jobs_do_not_share_a_directory(job, tmp_path):
+    for number, (marker, held) in enumerate(MARKERS.items()):
+        if held != job.makes:
+            job.out = tmp_path / str(number)
+            (job.out / marker).parent.mkdir(parents=True)
+            (job.out / marker).write_text("{}")
+            with pytest.raises(DataError, match=f"holds {held} .*use another directory"):
+                job.run()
+            assert files(job.out) == {marker: b"{}"}
 
 
 def test_shares_that_do_not_overlap_are_at_work_together(tmp_path):

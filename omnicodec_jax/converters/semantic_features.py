@@ -215,7 +215,7 @@ def main(
         crop_samples=crop,
         stride_samples=stride,
     )
-    with claim(out, mine):
+    with claim(out, mine, "semantic features"):
         features.save_format(out, format)
         return _store(model, format, crop, prepared, shards, out, batch_seconds)
 

@@ -93,7 +93,7 @@ def detokenize(
         return Decoded(path, clip.num_samples / clip.sample_rate)
 
     writing: list[Future[Decoded]] = []
-    with claim(out, share), ThreadPoolExecutor(WRITERS) as threads:
+    with claim(out, share, "detokenized audio"), ThreadPoolExecutor(WRITERS) as threads:
         with rewriting(out / SETTINGS) as temporary:
             temporary.write_text(json.dumps(made) + "\n")
         remove_leftovers(*(out / path for path in left))

@@ -76,7 +76,7 @@ def run(job: Job, runner: Runner, num_workers: int, share: Share) -> Tokenized:
         raise DataError(f"--num-workers {num_workers}: must be 1 or more")
     manifests = manifest.read_all(job.sources)
     check(job, described(job))
-    with claim(job.out, share):
+    with claim(job.out, share, "tokens"):
         shards.move_old(job.out)
         return _run(job, manifests, runner, num_workers, share)
 

@@ -22,7 +22,7 @@ def convert(tokens: Path, out: Path) -> int:
     settings, contract = out / shards.SETTINGS, shards.contract(tokens)
     if shards.settings(out) not in (None, contract):
         raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
-    with claim(out):
+    with claim(out, makes="tokens"):
         with rewriting(settings) as temporary:  # first, so that a later run knows the settings of a run that was killed
             temporary.write_text(json.dumps(contract, indent=2) + "\n")
         return sum(_convert(path, out) for path in shards.shards(tokens))

@@ -14,12 +14,23 @@ from omnicodec_jax.data.units import Share
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import lock, writing
 
+MARKERS = {
+    "prepared.json": "prepared audio",
+    "features.json": "semantic features",
+    "detokenized.json": "detokenized audio",
+    "tokens.json": "tokens",
+    "__omnicodec__/tokens.json": "tokens",
+}
+"""What a directory holds, by the file that its job writes first. Jobs of two kinds would mix their shards and lists."""
 NAME = re.compile(r"\.omnicodec-(\d+)-of-(\d+)\.lock")
 
 
 @contextlib.contextmanager
-def claim(out: Path, share: Share | None = None) -> Iterator[None]:
-    """Holds a share of the work on a directory. Raises DataError while another run holds a share that overlaps.
+def claim(out: Path, share: Share | None = None, makes: str | None = None) -> Iterator[None]:
+    """Holds a share of the work on a directory.
+
+    Raises DataError while another run holds a share that overlaps, and where the directory holds what another kind of
+    job has made.
 
     The lock belongs to the process, not to the file that it is on: when a process ends, however it ends, the operating
     system gives the lock back, and the next run begins at once. Between machines, locks hold where the file system
@@ -30,7 +41,11 @@ def claim(out: Path, share: Share | None = None) -> Iterator[None]:
     Args:
         out: The directory. It is made if it is not there.
         share: Which units of the job this run does; None for jobs that are not shared.
+        makes: What the job makes, one of `MARKERS`; None for jobs that get along with the others.
     """
+    for name, held in MARKERS.items():
+        if makes not in (None, held) and (out / name).exists():
+            raise DataError(f"{out}: holds {held} ({name}), with which {makes} would be mixed; use another directory")
     index, count = share or Share()
     own = out / f".omnicodec-{index}-of-{count}.lock"
     hint = "" if share is None else ", or give every run a share of its own (--task i/n, with one n)"

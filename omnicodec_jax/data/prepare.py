@@ -103,7 +103,7 @@ def run(
     manifests = manifest.read_all(sources)
     for note in nothing_held_out(manifests, config):
         LOG.warning("prepare: %s", note)
-    with claim(out, share):
+    with claim(out, share, "prepared audio"):
         _keep(out, config)
         planned = Plan(
             functools.partial(plan, manifests, config),
