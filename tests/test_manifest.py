@@ -12,6 +12,7 @@ from omnicodec_jax.errors import DataError
 
 pytestmark = pytest.mark.quick
 
+RECORDING = '{"sources": [{"type": "file", "source": "a.wav"}], "channel_ids": [0]}'
 LINE = '{"audio_filepath": "a.wav"}'
 
 
@@ -70,6 +71,11 @@ def test_a_directory_lists_its_audio_by_relative_name(tmp_path):
         ("m.jsonl", '{"audio_filepath": "a.wav", "domain": 5}'),
         ("m.jsonl", '{"audio_filepath": "a.wav", "id": ["a"]}'),
         ("m.jsonl", '{"audio_filepath": ""}'),
+        ("m.jsonl", '{"audio_filepath": "a.wav", "shard_id": [1]}'),
+        ("m.jsonl", '{"audio_filepath": "a.wav", "shard_id": "' + 300 * "x" + '"}'),
+        ("m.jsonl", '{"type": "MonoCut", "id": "a", "custom": 5, "recording": ' + RECORDING + "}"),
+        ("m.jsonl", '{"type": "MonoCut", "id": "a", "supervisions": 5, "recording": ' + RECORDING + "}"),
+        ("m.jsonl", '{"type": "MonoCut", "id": "a", "channel": [[0]], "recording": ' + RECORDING + "}"),
         ("m.scp", "utt1 a.wav 3.2"),
         ("m.scp", "utt1 sox a.wav -t wav - |"),
     ],

@@ -45,6 +45,8 @@ class Entry(NamedTuple):
         return Member(joined(folder, self.container), self.path, self.place)
 
 
+WRONG = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Errors that a line of a list ends in which is no clip: of JSON, of Unicode, and of values of another type."""
 Listed = tuple[Entry, str | None]
 """An entry with its transcript; None: it has none."""
 

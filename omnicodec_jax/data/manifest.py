@@ -16,7 +16,7 @@ from typing import Any
 from omnicodec_jax import names
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data import discovery
-from omnicodec_jax.data.entries import Entry, Listed, number, text
+from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
 
@@ -214,7 +214,7 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
         try:
             content = line.removeprefix(codecs.BOM_UTF8).decode().strip()
             (entry, _), fields = _from_json(content, path), json.loads(content)
-        except (ValueError, OverflowError, RecursionError):
+        except WRONG:
             continue
         if fields.get(label) is not None:
             has_labels = True
@@ -263,7 +263,7 @@ def _from_lines(path: Path) -> Iterator[Listed]:
         try:
             if content := line.removeprefix(codecs.BOM_UTF8).decode(errors=errors).strip():
                 yield kinds[suffix](content, path)
-        except (ValueError, OverflowError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
+        except WRONG as error:
             yield Entry(f"{path.name}:{place}", path.name, problem=f"no clip: {error}"), None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
+from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
 from omnicodec_jax.data.listings import tars
 from omnicodec_jax.data.listings.tars import TarMember
 
@@ -108,7 +108,7 @@ def shar(folder: Path, lines: Callable[[Path], Iterable[bytes]]) -> Iterator[Lis
             try:
                 if line.strip():
                     yield _shar_entry(json.loads(line), tar, contained(tar, folder), audio)
-            except (ValueError, AttributeError, RecursionError) as error:
+            except WRONG as error:
                 yield Entry(f"{cuts.name}:{place}", cuts.name, problem=f"no clip: {error}"), None
 
 

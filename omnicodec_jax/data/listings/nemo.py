@@ -8,6 +8,9 @@ from omnicodec_jax.data.entries import Entry, contained
 from omnicodec_jax.data.listings import tars
 from omnicodec_jax.data.listings.tars import TarMember
 
+LONGEST = 64
+"""Largest number of characters of the name of a shard."""
+
 
 def in_tar(entry: Entry, shard: Any, path: Path) -> Entry:
     """Returns the entry of a line with a `shard_id`: its file is in a tar, if there is a tar of the shard.
@@ -18,9 +21,13 @@ def in_tar(entry: Entry, shard: Any, path: Path) -> Entry:
         entry: The entry of the line, as that of a file by itself.
         shard: The shard's number; None: the line has none.
         path: The manifest.
+
+    Raises ValueError for a shard that no tar can be called after.
     """
     if shard is None:
         return entry
+    if type(shard) not in (int, str) or len(str(shard)) > LONGEST:
+        raise ValueError(f"shard_id = {str(shard)[:LONGEST]}: must be a number or a short text")
     tar = tar_of(path.parent, shard)
     if tar is None:
         return entry

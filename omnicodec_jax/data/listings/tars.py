@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from omnicodec_jax.data.audio import EXTENSIONS
-from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
+from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import Member, MemberPlace
 
 BLOCK = tarfile.BLOCKSIZE
@@ -109,10 +109,10 @@ def _entry(tar: Path, container: str, member: TarMember, notes: dict[str, TarMem
     """Returns the entry of a file of audio, with what the .json and the .txt of its key say of it."""
     key = _key(member.name)
     said: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, OSError):  # a note that cannot be read says nothing
+    with contextlib.suppress(*WRONG, OSError):  # a note that cannot be read says nothing
         said = _read(tar, notes.get(f"{key}.json"), json.loads) or {}
     transcript = text(said, "text", "transcript", "transcription") if isinstance(said, dict) else None
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(*WRONG, OSError):
         transcript = transcript or (_read(tar, notes.get(f"{key}.txt"), str.strip) or None)
     said = said if isinstance(said, dict) else {}
     seconds = None
