@@ -21,6 +21,10 @@ _ADDED = {"precision": "float32", "encoder_precision": "float32", "tokens_hash":
 """Fields that version 0.1 did not know, and what was the case then."""
 
 
+SMALLEST = 1e-12
+"""Smallest number, and inverse of the largest, that the metadata may hold: beyond it, float32 loses the audio."""
+
+
 class Maker(NamedTuple):
     """What has made the codes of a file: others may have made others."""
 
@@ -144,10 +148,12 @@ class TokenFile:
             tokens = cls(codes=codes, **fields)
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode: {error}") from None
-        for name, kind in {"sample_rate": int, "num_samples": int, "gain": float}.items():
+        for name, kind in {"sample_rate": int, "num_samples": int, "gain": float, "frame_rate": float}.items():
             value = fields[name]
-            if type(value) not in (int, kind) or not 0 < value < float("inf"):
+            if type(value) not in (int, kind) or not SMALLEST <= value < 1 / SMALLEST:
                 raise TokenError(f"{path}: {name} = {value!r}: must be a positive number")
+        if not isinstance(tokens.model, str):
+            raise TokenError(f"{path}: model = {tokens.model!r}: must be the hash of a model")
         if codes.ndim != 2 or codes.dtype != np.uint16:
             raise TokenError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, must be uint16 [K, N]")
         return tokens
@@ -159,4 +165,6 @@ def _read_fields(file: Any) -> dict[str, Any]:
     if _KEY not in metadata:
         raise ValueError("it has no metadata of one")
     fields = json.loads(metadata[_KEY])
+    if not isinstance(fields, dict):
+        raise ValueError("its metadata is no object")
     return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from omnicodec_jax import cli, compilation_cache, shipped, targets
@@ -100,6 +101,18 @@ def test_an_output_where_no_directory_can_be_is_refused_before_any_work(folder, 
     for name in ("in/good.wav", "in/good.wav/deep", "dangling"):
         with pytest.raises(OmniCodecError, match=f"{tmp_path / name}: .* is no directory; choose another output"):
             targets.choose(folder, tmp_path / name, EXTENSIONS, ".safetensors", "_tokens")
+
+
+@pytest.mark.parametrize("metadata", [[1], "x", None, {"gain": 1e-50}, {"frame_rate": "fast"}, {"model": 5}])
+def test_metadata_of_other_types_is_no_token_file(tmp_path, metadata):
+    path, codes = tmp_path / "a.safetensors", np.zeros((9, 13), np.uint16)
+    TokenFile(codes=codes, model="0", frame_rate=12.5, sample_rate=24_000, num_samples=24_000, gain=1.0).save(path)
+    with safe_open(path, "np") as file:
+        fields = json.loads(file.metadata()["omnicodec"])
+    given = fields | metadata if isinstance(metadata, dict) else metadata
+    save_file({"codes": codes}, path, {"omnicodec": json.dumps(given)})
+    with pytest.raises(TokenError, match=f"{path}: (not a token file|gain = 1e-50|frame_rate = 'fast'|model = 5)"):
+        TokenFile.load(path)
 
 
 def test_outputs_are_named_after_the_input(folder, demo_model):
