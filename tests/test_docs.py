@@ -348,6 +348,12 @@ def test_each_section_of_the_readme_is_on_one_page():
     assert sorted(included()) == sorted(marked)
 
 
+def test_sections_that_pages_include_link_to_no_file():
+    """A path that is right in the README would be wrong in docs/."""
+    links = [link for name in included() for link in re.findall(r"\]\(([^)]+)\)", section(name))]
+    assert not [link for link in links if not link.startswith("https://")]
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(name: str):
     """Those of the pages are checked where the site is built."""
