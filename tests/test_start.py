@@ -120,6 +120,15 @@ def test_each_part_of_a_start_says_what_it_does_and_how_long_it_took(config, tmp
         assert any(re.fullmatch(rf"{re.escape(part)}: \d+\.\d s", line) for line in lines)
 
 
+def test_run_without_validation_does_not_look_at_held_out_clips(
+    one_device, config, tmp_path, states_are_free, steps_are_free, monkeypatch
+):
+    monkeypatch.setattr(Validator, "open", None)
+    assert loop.run(replaced(config, run={"validate_every": None}), tmp_path) == 0
+    with pytest.raises(ConfigError, match="validate_every"):
+        replaced(config, run={"validate_every": 0})
+
+
 def test_end_of_a_run_says_which_share_of_its_time_was_learning(
     one_device, config, tmp_path, states_are_free, steps_are_free, caplog
 ):

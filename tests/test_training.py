@@ -503,7 +503,8 @@ def command_line(module: str, *arguments: Any) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
 
 
-def test_run_can_start_from_an_exported_model(exported, config):
+def test_run_can_start_from_an_exported_model(exported, config, caplog):
+    caplog.set_level(logging.INFO)
     mesh = sharding.make_mesh(MeshConfig())
     samples = Samples.open(config.data, 0)
 
@@ -518,6 +519,8 @@ def test_run_can_start_from_an_exported_model(exported, config):
     jax.tree.map(np.testing.assert_array_equal, state.codebooks, variables["codebooks"])
     _, discriminators = model_directory.load(exported / "discriminators")
     jax.tree.map(np.testing.assert_array_equal, state.discriminators, discriminators["params"])
+    assert "at random" not in caplog.text  # nothing was missing, and to draw takes a program of its own
+    assert start(discriminators={"stft": None, "waveform": None}).discriminators == {}
     with pytest.raises(ConfigError, match="another codec"):
         start(codec={"dimension": 32})
 

@@ -215,7 +215,8 @@ class RunConfig:
     or `omnicodec convert whisper` has written."""
     log_every: int = 50
     """Steps between two lines of the log."""
-    validate_every: int = 2000
+    validate_every: int | None = 2000
+    """Steps between two validations on the held-out clips; None: there are none, before the first step neither."""
     validation_batches: int = 4
     """How many batches of batch_size held-out clips each validation takes."""
     save_every: int = 1000
@@ -223,7 +224,8 @@ class RunConfig:
     """Checkpoints that are kept, beside the best one by validation mel distance (of the weights' average, if kept)."""
 
     def __post_init__(self):
-        require_positive(self, "log_every", "validate_every", "validation_batches", "save_every", "keep_last")
+        require_positive(self, "log_every", "validation_batches", "save_every", "keep_last")
+        require(self.validate_every is None or self.validate_every > 0, self, "validate_every", "positive, or None")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

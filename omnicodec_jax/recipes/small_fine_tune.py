@@ -11,15 +11,17 @@ so that what was tokenized before can be decoded by either codec. More audio wan
 
 import dataclasses
 
-from omnicodec_jax.config import Config, OptimizerConfig, RunConfig, TrainConfig
+from omnicodec_jax.config import Config, DiscriminatorConfig, OptimizerConfig, RunConfig, TrainConfig
 from omnicodec_jax.recipes import small
 
-STEPS = 80
+STEPS = 60
 
 
 def fine_tune(config: Config) -> Config:
     return dataclasses.replace(
         config,
+        # Untrained discriminators would lead a trained decoder astray.
+        discriminators=DiscriminatorConfig(stft=None, waveform=None, wavlm=None),
         loss=dataclasses.replace(config.loss, latent_cepstrum=0.0),
         optimizer=OptimizerConfig(
             learning_rate=2e-4,
@@ -28,11 +30,9 @@ def fine_tune(config: Config) -> Config:
             warmup_steps=10,
             total_steps=STEPS,
         ),
-        # Untrained discriminators would lead a trained decoder astray.
         train=TrainConfig(
             compute_dtype="float32",
             remat=False,
-            discriminator_from=1_000_000_000,
             freeze=("encoder", "semantic", "quantizer"),
         ),
         run=RunConfig(log_every=20, validate_every=1000, save_every=1000),

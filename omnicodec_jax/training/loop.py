@@ -117,7 +117,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
         identity["features"] = features.identity(as_path(config.data.features))
     if warning := weak_semantic_loss(config):
         LOG.warning("start: %s", warning)
-    validator = Validator.open(gan, mesh)
+    validator = None if config.run.validate_every is None else Validator.open(gan, mesh)
     with stage("finding checkpoints"):  # last, since the checkpoints must be closed from here on
         checkpoints = Checkpoints(workdir, config, samples.fingerprint, identity)
     return RunSetup(config, workdir, gan, frozen, mesh, samples, validator, checkpoints)
@@ -175,6 +175,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
         with stage("held-out clips before the first step"), interruption.ending_the_process(clock.close):
             validate(setup, state, log, clock)
     judged_from = config.train.discriminator_from
+    validates_every = None if setup.validator is None else config.run.validate_every
     unjudged, judged = (jit_step(setup.gan, mesh, state, setup.frozen, judges) for judges in (False, True))
 
     with (
@@ -220,8 +221,8 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             clock.step = done = number + 1
             last = done == total_steps
             logs = last or done % config.run.log_every == 0
-            validates = last or done % config.run.validate_every == 0
-            saves = validates or done == judged_from or done % config.run.save_every == 0
+            validates = validates_every is not None and (last or done % validates_every == 0)
+            saves = last or validates or done == judged_from or done % config.run.save_every == 0
             if profile is not None and done == profile.stop:
                 jax.block_until_ready(state)
                 trace.close()

@@ -1,6 +1,7 @@
 """The first state of a run: random weights or those of a model, and codebooks that k-means fits to the data."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
@@ -81,24 +82,35 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
 
 
 def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
-    """Draws random weights, or takes those of the model that `run.start_from` names."""
-    held = jax.tree.map(lambda leaf: leaf.sharding, state_template(config, mesh))
-    draw = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
-    with stage("weights at random"):
-        drawn: TrainState = jax.block_until_ready(draw(key))
+    """Draws random weights, or takes those of the model that `run.start_from` names and draws what it does not have."""
+    template = state_template(config, mesh)
+    held = jax.tree.map(lambda leaf: leaf.sharding, template)
     if config.run.start_from is None:
-        return drawn
+        draw = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
+        with stage("weights at random"):
+            return jax.block_until_ready(draw(key))
     with stage(f"weights of {config.run.start_from}"):
         variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
-        # Heads that only training needs may be in one of them alone: those that are missing are drawn.
-        params = {name: tree for name, tree in variables["params"].items() if name in drawn.params}
-        heads = {name: tree for name, tree in drawn.params.items() if name not in params}
-        variables = to_global({**variables, "params": params}, mesh)
-        # The random discriminators are global arrays already; those that are loaded are arrays of this host.
-        discriminators = drawn.discriminators if discriminators is None else to_global(discriminators, mesh)
-        start = jax.jit(partial(state.start_state, config), out_shardings=held)
-        variables["params"] |= heads
-        return jax.block_until_ready(start(variables, discriminators))
+        # Heads that only training needs may be in the model, or in what the config describes, alone.
+        params = {name: tree for name, tree in variables["params"].items() if name in template.params}
+        variables, discriminators = to_global(({**variables, "params": params}, discriminators), mesh)
+    missing: dict[str, Tree] = {
+        "params": {name: leaves for name, leaves in held.params.items() if name not in params},
+        "discriminators": held.discriminators if discriminators is None else {},
+    }
+    if jax.tree.leaves(missing):
+
+        def draw_missing(key: PRNGKeyArray) -> dict[str, Tree]:
+            drawn = state.init_state(config, key)
+            return {part: {name: getattr(drawn, part)[name] for name in trees} for part, trees in missing.items()}
+
+        draw = jax.jit(draw_missing, out_shardings=missing, compiler_options=COMPILE_QUICKLY)
+        with stage("weights at random of what the model does not have"):
+            drawn = jax.block_until_ready(draw(key))
+        variables["params"] |= drawn["params"]
+        discriminators = discriminators or drawn["discriminators"]
+    start = jax.jit(partial(state.start_state, config), out_shardings=held)
+    return jax.block_until_ready(start(variables, discriminators or {}))
 
 
 def _fit_codebooks(
@@ -149,12 +161,14 @@ def _first_batches(
 def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     """Loads the variables of a codec, and those of its discriminators if the directory has them (else None).
 
-    Raises ConfigError if either is not what the config describes. What only training reads may be another.
+    Raises ConfigError if either is not what the config describes. What only training reads may be another, and a run
+    without discriminators passes over those that there are.
     """
     codec, variables = model_directory.load(directory)
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
-    if not (directory / DISCRIMINATORS / model_directory.CONFIG).is_file():
+    judged = any(dataclasses.asdict(config.discriminators).values())
+    if not (judged and (directory / DISCRIMINATORS / model_directory.CONFIG).is_file()):
         return variables, None
     discriminators, weights = model_directory.load(directory / DISCRIMINATORS)
     if discriminators != config.discriminators:
