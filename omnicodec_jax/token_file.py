@@ -146,6 +146,8 @@ class TokenFile:
             if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
                 raise TokenError(f"{path}: unknown field {unknown[0]!r}: a later version has written it; upgrade")
             tokens = cls(codes=codes, **fields)
+        except TokenError:
+            raise
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode: {error}") from None
         for name, kind in {"sample_rate": int, "num_samples": int, "gain": float, "frame_rate": float}.items():
