@@ -16,6 +16,8 @@ def choose(
     input: Path, output: Path | None, extensions: frozenset[str], suffix: str, folder_suffix: str
 ) -> list[tuple[Path, Path]]:
     """Returns the path that is written for each input file. Raises OmniCodecError."""
+    if isinstance(place := output or input, BucketPath):
+        place.check_writable()
     if not input.exists():
         raise OmniCodecError(f"{input}: no such file or directory")
     if not input.is_dir():
@@ -45,10 +47,12 @@ def _check_folder(folder: Path) -> None:
 
 
 def outside(folder: Path, suffix: str) -> Path:
-    """Returns the directory beside another one that is named after it. Raises OmniCodecError for the root
-    of a disk."""
+    """Returns the directory beside another one that is named after it.
+
+    Raises OmniCodecError for the root of a disk, and for a bucket, beside which are those of others.
+    """
     named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
-    if not named.name:
+    if not named.name or (isinstance(folder, BucketPath) and folder.parent == folder):
         raise OmniCodecError(f"{folder}: name the directory to write to")
     return named.with_name(names.fit(named.name, suffix))
 

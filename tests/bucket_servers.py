@@ -1,15 +1,24 @@
-"""Servers of buckets on this machine, each in a process of its own: moto for S3, gcp-storage-emulator for GCS."""
+"""Servers of buckets on this machine: moto for S3 and gcp-storage-emulator for GCS, each in a process of its own.
+
+For the Hugging Face hub, of which there is no server to install, a thread answers what huggingface_hub asks to read.
+"""
 
 import contextlib
 import ctypes
+import hashlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 BUCKET = "test"
 GCS_SERVER = """
@@ -98,3 +107,80 @@ def _wait_for(process: subprocess.Popen, url: str) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{url}: no answer")
+
+
+# -- The hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers for the repositories in a folder, such as FOLDER/datasets/OWNER/NAME: is it there, what is in it, files.
+
+    With a token, it answers only to those who send it.
+    """
+
+    folder: Path
+    token: str | None = None
+    sent: list[tuple[str, int]]
+    """Paths that were asked for, with the number of bytes that were sent."""
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        parts = urllib.parse.urlsplit(self.path)
+        names = [urllib.parse.unquote(name) for name in parts.path.strip("/").split("/")]
+        if self.token and self.headers["Authorization"] != f"Bearer {self.token}":
+            self._send(b"", 401, "RepoNotFound")
+        elif names[0] == "api":
+            self._about("/".join(names[1:4]), names[4:], "recursive=true" in parts.query.lower())
+        else:
+            kind = [] if names[0] == "datasets" else ["models"]
+            at = names.index("resolve")
+            self._file(self.folder.joinpath(*kind, *names[:at], *names[at + 2 :]))
+
+    def _about(self, repository: str, asked: list[str], recursive: bool) -> None:
+        root = self.folder / repository
+        if not root.is_dir():
+            self._send(b"", 404, "RepoNotFound")
+        elif asked[:1] != ["tree"]:
+            self._send(json.dumps({"id": repository.partition("/")[2]}).encode())
+        elif not (place := root.joinpath(*asked[2:])).is_dir():
+            self._send(b"", 404, "EntryNotFound")
+        else:
+            paths = sorted(place.rglob("*") if recursive else place.iterdir())
+            self._send(json.dumps([self._row(path, root) for path in paths]).encode())
+
+    def _row(self, path: Path, root: Path) -> dict:
+        row = {"path": path.relative_to(root).as_posix(), "oid": "", "size": 0, "type": "directory"}
+        if path.is_file():
+            row |= {"oid": hashlib.sha1(path.read_bytes()).hexdigest(), "size": path.stat().st_size, "type": "file"}
+        return row
+
+    def _file(self, path: Path) -> None:
+        if not path.is_file():
+            self._send(b"", 404, "EntryNotFound")
+        elif wanted := self.headers["Range"]:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            self._send(path.read_bytes()[int(first) : int(last) + 1 if last else None], 206)
+        else:
+            self._send(path.read_bytes())
+
+    def _send(self, data: bytes, status: int = 200, error: str | None = None) -> None:
+        self.sent.append((self.path, len(data)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def hub(folder: Path, token: str | None = None) -> Iterator[tuple[type[Hub], str]]:
+    """Serves the repositories in a folder; gives the class that answers, and the URL."""
+    answers = type("Answers", (Hub,), {"folder": folder, "token": token, "sent": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield answers, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()

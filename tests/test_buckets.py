@@ -1,17 +1,22 @@
 """Paths in buckets, without a server: what they are, and what refuses them."""
 
+import errno
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from omnicodec_jax import buckets, cli
+from omnicodec_jax import buckets, cli, targets
 from omnicodec_jax.buckets import BucketError, BucketPath, as_path, joined
 from omnicodec_jax.data import ranged, records
+from omnicodec_jax.errors import CheckpointError, OmniCodecError, told
 from omnicodec_jax.origin import relative
+from omnicodec_jax.training import storage
 
 pytestmark = pytest.mark.quick
 
@@ -93,6 +98,85 @@ def test_origins_in_one_bucket_are_seen_from_each_other_and_others_by_their_urls
     inside, other = as_path("gs://bucket/a/x.wav"), as_path("s3://bucket/b")
     assert relative(inside, as_path("gs://bucket/b")) == "../a/x.wav"
     assert relative(inside, other) == relative(inside, Path("b")) == "gs://bucket/a/x.wav"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "full"),
+            "s3://bucket/a: No space left on device; copies .* set TMPDIR",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/copies/a"), "^/copies/a: Permission denied$"),
+    ],
+)
+def test_errors_of_this_machine_are_not_taken_for_the_servers(error, message, monkeypatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(
+        buckets.requests, "system_of", lambda scheme: SimpleNamespace(info=lambda url: {"type": "file"}, get_file=fail)
+    )
+    monkeypatch.setattr(buckets.requests.time, "sleep", None)  # nothing is asked again
+    with pytest.raises(OSError, match=".") as raised, as_path("s3://bucket/a").open():
+        pass
+    assert re.search(message, told(raised.value))
+
+
+# -- Names
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("s3://bucket/lists/../raw/a.wav", "s3://bucket/raw/a.wav"),
+        ("s3://bucket//raw/./a.wav", "s3://bucket/raw/a.wav"),
+        ("s3://bucket/../a.wav", "s3://bucket/a.wav"),
+        ("gs://bucket/a b#c?d%20e/", "gs://bucket/a b#c?d%20e"),
+    ],
+)
+def test_dots_and_double_slashes_in_a_url_are_taken_as_a_disk_takes_them(text, path):
+    assert str(as_path(text)) == path
+
+
+def test_a_list_in_a_bucket_names_files_in_the_folder_beside_its_own():
+    assert str(joined(as_path("gs://bucket/lists"), "../raw/a.wav")) == "gs://bucket/raw/a.wav"
+
+
+def test_nothing_lies_above_a_bucket():
+    root = as_path("s3://bucket/")
+    assert (str(root), root.name, str(root.parent), str((root / "a").parent)) == (
+        "s3://bucket",
+        "bucket",
+        "s3://bucket",
+        "s3://bucket",
+    )
+    with pytest.raises(OmniCodecError, match="s3://bucket: name the directory to write to"):
+        targets.outside(root, "_tokens")
+    assert str(targets.outside(root / "a", "_tokens")) == "s3://bucket/a_tokens"
+
+
+# -- Checkpoints in S3
+
+
+def test_orbax_has_the_private_functions_by_which_checkpoints_are_written_to_s3():
+    """Fails for an Orbax that has moved one of storage.REPLACED, or does not go by it any more."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    storage.directory(as_path("s3://bucket/run"))
+    for use_ocdbt in (True, False):
+        spec = tensorstore_utils.build_kvstore_tspec("s3://bucket/run/1/state", use_ocdbt=use_ocdbt)
+        held = spec.get("base", spec)
+        assert (held["driver"], held["bucket"]) == ("s3", "bucket")
+        assert held["path"].startswith("run/1/state")
+
+
+def test_orbax_without_one_of_them_is_told_with_its_name_and_what_to_do(monkeypatch):
+    monkeypatch.setitem(storage.REPLACED, "_normalize_path", "orbax.checkpoint._src.gone")
+    storage._teach_s3.cache_clear()
+    with pytest.raises(CheckpointError, match=r"orbax.checkpoint._src.gone._normalize_path.* or train into gs://"):
+        storage.directory(as_path("s3://bucket/run"))
+    storage.directory(as_path("gs://bucket/run"))
 
 
 class Ranges(BucketPath):

@@ -308,6 +308,17 @@ def test_shar_of_lhotse_is_read_from_its_tars(tmp_path):
     np.testing.assert_array_equal(samples(folder, found[4]), of(sound(11, ".flac")))
 
 
+def test_shar_in_one_piece_and_in_the_formats_of_its_originals_is_read(tmp_path):
+    """What Lhotse writes with shard_size=None and fields={"recording": "original"}."""
+    cuts = [cut(f"a.b-{n}", recording=recording("") | {"sources": [{"type": "shar"}]}) for n in range(2)]
+    members = {f"a.b-{n}.original": sound(n, ".flac") for n in range(2)} | {f"a.b-{n}.json": b"{}" for n in range(2)}
+    tar_of(tmp_path / "shar/recording.tar", members)
+    (tmp_path / "shar/cuts.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, cuts)).encode()))
+    found = listed(tmp_path / "shar")
+    assert {id: entry.problem for id, entry in found.items()} == {"a.b-0": None, "a.b-1": None}
+    np.testing.assert_array_equal(samples(tmp_path / "shar", found["a.b-1"]), of(sound(1, ".flac")))
+
+
 # -- NeMo
 
 
@@ -328,6 +339,23 @@ def test_tarred_manifests_of_nemo_are_read(tmp_path, name):
     assert [(entry.id, text) for entry, text in found] == [(row["audio_filepath"], row["text"]) for row in rows]
     assert [entry.problem for entry, _ in found[2::3]] == [f"audio_{n}.tar has no such member" for n in range(2)]
     np.testing.assert_array_equal(samples(tmp_path / name, found[4][0]), of(sound(11)))
+
+
+def test_segments_of_one_file_in_a_tarred_manifest_of_nemo_are_read_from_it(tmp_path):
+    """NeMo puts a file into the tar once, and calls it -sub1, -sub2 … in the lines after the first one."""
+    tar_of(tmp_path / "audio_0.tar", {"_data_a.wav": sound(1), "_data_b.flac": sound(2, ".flac")})
+    names = ("_data_a.wav", "_data_a-sub1.wav", "_data_a-sub2.wav", "_data_b.wav")
+    rows = [
+        {"audio_filepath": name, "offset": 0.1 * n, "duration": 0.1, "shard_id": 0} for n, name in enumerate(names[:3])
+    ]
+    rows.append({"audio_filepath": names[3], "duration": 0.3, "shard_id": 0})  # of before --force_codec flac
+    (tmp_path / "tarred_audio_manifest.json").write_text("\n".join(map(json.dumps, rows)))
+    found = listed(tmp_path / "tarred_audio_manifest.json")
+    assert list(found) == list(names)
+    assert {entry.problem for entry in found.values()} == {None}
+    assert [entry.path for entry in found.values()] == [*["_data_a.wav"] * 3, "_data_b.flac"]
+    part = samples(tmp_path / "tarred_audio_manifest.json", found["_data_a-sub1.wav"])
+    np.testing.assert_array_equal(part, of(sound(1))[2400:4800])
 
 
 def test_labelled_lines_of_a_tarred_manifest_are_read_from_the_tar(tmp_path):

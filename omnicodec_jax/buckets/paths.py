@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import fnmatch
+import functools
 import io
+import logging
 import os
+import posixpath
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +21,13 @@ from omnicodec_jax.buckets.requests import LIBRARIES, BucketError, ask, missing
 
 T = TypeVar("T")
 
+LOG = logging.getLogger(__name__)
+
 THREADS = 16
 """Number of requests that are under way at a time where many objects are asked for."""
+
+KINDS_OF_REPOSITORIES = ("datasets", "spaces", "kernels", "buckets")
+"""What stands before the name of a repository of the hub that is not a model's."""
 
 
 class BucketPath(type(Path())):
@@ -40,6 +48,11 @@ class BucketPath(type(Path())):
     def scheme(self) -> str:
         """The scheme of the URL, such as "gs"."""
         return str(self).partition("://")[0]
+
+    @property
+    def parent(self) -> "BucketPath":  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The folder that the object or folder lies in; of a bucket, and of a repository of the hub, itself."""
+        return super().parent if len(self.parts) - 1 > _root(self.scheme, self.parts[1:]) else self
 
     def absolute(self) -> "BucketPath":
         """Returns the path itself."""
@@ -112,20 +125,32 @@ class BucketPath(type(Path())):
         return (path for path in sorted(self.find()) if fnmatch.fnmatchcase(path.name, pattern))
 
     def find(self) -> dict["BucketPath", dict[str, Any]]:
-        """Returns all objects below a folder, with what the server says of each. Raises OSError."""
+        """Returns all objects below a folder, with what the server says of each. Raises OSError.
+
+        What stands for an empty folder, an object whose name ends in a slash, is none of them.
+        """
         found = ask(str(self), lambda system: system.find(str(self), detail=True))
-        return {self._named(name): info for name, info in found.items() if info.get("type") == "file"}
+        paths = self._named({name: row for name, row in found.items() if row.get("type") == "file"})
+        return {path: row for path, row in paths if path != self}
 
     def _listed(self) -> list[tuple["BucketPath", dict[str, Any]]]:
         try:
             rows = ask(str(self), lambda system: system.ls(str(self), detail=True))
         except FileNotFoundError:
             return []
-        paths = ((self._named(row["name"]), row) for row in rows)
-        return sorted((path, row) for path, row in paths if path != self)  # an object may have the name of its folder
+        paths = self._named({row["name"].rstrip("/"): row for row in rows})
+        return sorted(((path, row) for path, row in paths if path != self), key=lambda listed: listed[0])
 
-    def _named(self, name: str) -> "BucketPath":
-        return type(self)(f"{self.scheme}://{name.rstrip('/')}")
+    def _named(self, found: dict[str, Any]) -> list[tuple["BucketPath", Any]]:
+        """Returns the paths of names that the server has given, without those that no path can say."""
+        paths = {name: type(self)(f"{self.scheme}://{name}") for name in found if not name.endswith("/")}
+        unsaid = [name for name in paths if posixpath.normpath(name) != name]
+        if unsaid:
+            some = f"{self}: passed over {len(unsaid)} objects with //, /./ or /../ in their names, such as {unsaid[0]}"
+            _warn_once(some)
+        for name in unsaid:
+            del paths[name]
+        return [(path, found[name]) for name, path in paths.items()]
 
     # -- Read
 
@@ -161,12 +186,12 @@ class BucketPath(type(Path())):
 
     def put(self, file: Path) -> None:
         """Puts a file of this machine into the place of the object. Raises OSError."""
-        self._refuse_if_read_only()
+        self.check_writable()
         ask(str(self), lambda system: system.put_file(str(file), str(self)))
 
     def write_bytes(self, data: Any) -> int:
         """Writes an object, which is there at once. Raises OSError."""
-        self._refuse_if_read_only()
+        self.check_writable()
         ask(str(self), lambda system: system.pipe_file(str(self), bytes(data)))
         return len(data)
 
@@ -176,7 +201,7 @@ class BucketPath(type(Path())):
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes an object. Raises OSError."""
-        self._refuse_if_read_only()
+        self.check_writable()
         try:
             ask(str(self), lambda system: system.rm_file(str(self)))
         except FileNotFoundError:
@@ -184,12 +209,17 @@ class BucketPath(type(Path())):
                 raise
 
     def remove_all(self) -> None:
-        """Removes all objects below a folder. Raises OSError."""
-        self._refuse_if_read_only()
-        with contextlib.suppress(FileNotFoundError):
-            ask(str(self), lambda system: system.rm(str(self), recursive=True))
+        """Removes all objects below a folder. Raises OSError.
 
-    def _refuse_if_read_only(self) -> None:
+        One by one: the libraries would take some signs of a name for a pattern, and remove an empty bucket, too.
+        """
+        self.check_writable()
+        with contextlib.suppress(FileNotFoundError):
+            for _ in in_threads(lambda path: path.unlink(missing_ok=True), ((path,) for path in self.find())):
+                pass
+
+    def check_writable(self) -> None:
+        """Raises BucketError for a URL that is only read here, those of the hub."""
         if self.scheme == "hf":
             raise BucketError(f"{self}: hf:// is only read here; write to gs://, s3:// or a directory")
 
@@ -209,6 +239,8 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     Raises:
         BucketError: For a URL of another scheme, or one that names no bucket.
 
+    Names with //, /./ or /../ are taken as a disk takes them, since no path can say what they would be in a bucket.
+
     Examples:
         >>> as_path("gs://bucket/data") / "prepared.json"
         BucketPath('gs://bucket/data/prepared.json')
@@ -224,16 +256,35 @@ def as_path(text: str | os.PathLike[str]) -> Path:
         return Path(text)
     if scheme not in LIBRARIES:
         raise BucketError(f"{text}: {scheme}:// is not read; gs://, s3:// and hf:// are, and plain paths")
-    if not rest.strip("/") or rest.startswith("/"):
-        raise BucketError(f"{text}: names no bucket; must be {scheme}://BUCKET/NAME")
-    return BucketPath(os.fspath(text))
+    rest = rest.removeprefix("models/" if scheme == "hf" else "")
+    names = [part for part in rest.split("/") if part]
+    if len(names) < _root(scheme, names) or rest.startswith("/"):
+        wanted = "repository; must be hf://OWNER/NAME" if scheme == "hf" else f"bucket; must be {scheme}://BUCKET/NAME"
+        raise BucketError(f"{text}: names no {wanted}")
+    bucket, _, name = rest.partition("/")
+    return BucketPath(f"{scheme}://{bucket}{posixpath.normpath(f'/{name}')}")
+
+
+def _root(scheme: str, names: Sequence[str]) -> int:
+    """Returns how many of the first names of a URL are those of the bucket, or of the hub's repository."""
+    if scheme != "hf":
+        return 1
+    return 3 if names[:1] and names[0] in KINDS_OF_REPOSITORIES else 2
 
 
 def joined(folder: Any, name: str) -> Any:
-    """Returns the path that a list in a folder means by a name: a URL, an absolute path, or one inside the folder."""
+    """Returns the path that a list in a folder means by a name: a URL, an absolute path, or one from the folder on."""
     if "://" in name and isinstance(path := as_path(name), BucketPath):
         return path
-    return Path(name) if isinstance(folder, BucketPath) and name.startswith("/") else folder / name
+    if not isinstance(folder, BucketPath):
+        return folder / name
+    return Path(name) if name.startswith("/") else as_path(f"{folder}/{name}")
+
+
+@functools.lru_cache
+def _warn_once(text: str) -> None:
+    """Warns, but not of the same in each listing of a folder."""
+    LOG.warning("%s", text)
 
 
 def _is_pattern(name: str) -> bool:

@@ -4,7 +4,9 @@ import errno
 import functools
 import importlib.util
 import logging
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,10 +25,16 @@ CREDENTIALS = {
     "hf": "run hf auth login, or set HF_TOKEN",
 }
 """What a user can do when a server asks for credentials."""
+MISSING = {"hf": f"no such file or repository, or a private one ({CREDENTIALS['hf']})"}
+"""What is said where there is nothing, if not that there is no such object or bucket."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of this machine's disk."""
 SILENCE = 60.0
 """Seconds without an answer after which a request is given up."""
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds to wait before a request is repeated. A random time of up to a half is added to each."""
+ASKED_AGAIN = {"gs": 0, "hf": 2}
+"""How many of the pauses there are where the library itself has asked again for half a minute (hf: for files alone)."""
 
 
 class BucketError(OmniCodecError):
@@ -34,13 +42,10 @@ class BucketError(OmniCodecError):
 
 
 def ask(url: str, request: Callable[[Any], T]) -> T:
-    """Makes a request, and makes it again when the server does not answer. Raises OSError that names the URL.
-
-    gcsfs has tried for half a minute itself before it gives up.
-    """
+    """Makes a request, and makes it again when the server does not answer. Raises OSError that names the URL."""
     scheme = url.partition("://")[0]
     system = system_of(scheme)
-    for pause in (*(() if scheme == "gs" else PAUSES), None):
+    for pause in (*PAUSES[: ASKED_AGAIN.get(scheme)], None):
         try:
             return request(system)
         except Exception as error:  # of any type: whatever the libraries raise
@@ -65,6 +70,8 @@ def system_of(scheme: str) -> Any:
     for library in (LIBRARIES[scheme], "google.auth"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # these libraries also raise what they log
     options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "hf":
+        options["block_size"] = 1  # bytes that are read beyond a range
     if scheme == "s3":  # `ask` repeats requests
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
     if scheme == "gs":
@@ -72,6 +79,7 @@ def system_of(scheme: str) -> Any:
 
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     system = fsspec.filesystem(scheme, **options)
+    logging.getLogger(LIBRARIES[scheme]).setLevel(logging.CRITICAL)  # which huggingface_hub has just set
     if scheme == "s3":
         system.retries = 1
     return system
@@ -79,7 +87,9 @@ def system_of(scheme: str) -> Any:
 
 def missing(url: str) -> FileNotFoundError:
     """Returns the error of a URL at which there is nothing."""
-    return FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", url)
+    return FileNotFoundError(
+        errno.ENOENT, MISSING.get(url.partition("://")[0], "no such object, or no such bucket"), url
+    )
 
 
 def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
@@ -88,8 +98,11 @@ def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
     code = str(getattr(error, "code", "") or getattr(getattr(error, "response", None), "status_code", ""))
     advice = CREDENTIALS[url.partition("://")[0]]
     text = " ".join(str(error).split())[:200] or type(error).__name__
-    if isinstance(error, OmniCodecError):
-        return error, True
+    if isinstance(error, OmniCodecError) or (isinstance(error, OSError) and str(error.filename).startswith("/")):
+        return error, True  # the second of a file of this machine
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = f"copies of objects go to {tempfile.gettempdir()}: make room there, or set TMPDIR"
+        return OSError(error.errno, f"{os.strerror(error.errno)}; {place}", url), True
     if isinstance(error, FileNotFoundError):
         return missing(url), True
     nameless = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError"}
@@ -100,7 +113,6 @@ def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
         return PermissionError(errno.EACCES, why, url), True
     if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
         return OSError(error.errno or errno.EIO, text, url), True
-    if isinstance(error, OSError) and error.filename and not error.filename.startswith(url[:5]):
-        return error, True  # of a file of this machine
     is_final = isinstance(error, ValueError | TypeError | NotImplementedError | ImportError | MemoryError)
+    is_final |= "OfflineModeIsEnabled" in kinds
     return OSError(errno.EIO, f"the server does not answer as it should ({text})", url), is_final

@@ -1,20 +1,26 @@
 """Where Orbax writes checkpoints: a directory, or a bucket of Google's or of Amazon's."""
 
 import functools
+import importlib
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 from orbax.checkpoint import options
-from orbax.checkpoint._src.path import gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.errors import CheckpointError
 
 COMMITTED = "commit_success.txt"
 """The object that Orbax puts into a checkpoint in a bucket last, since there it cannot rename the folder."""
+REPLACED = {
+    "_normalize_path": "orbax.checkpoint._src.serialization.tensorstore_utils",
+    "_use_gcs_driver": "orbax.checkpoint._src.serialization.tensorstore_utils",
+    "get_kvstore_for_gcs": "orbax.checkpoint._src.path.gcs_utils",
+}
+"""Private functions of Orbax that stand between it and S3, and their modules."""
 
 
 def directory(path: Path) -> epath.Path:
@@ -65,16 +71,12 @@ def _s3(url: str) -> dict[str, str]:
 
 @functools.cache
 def _teach_s3() -> None:
-    """Makes Orbax give the URLs of S3 to TensorStore, which knows them; Orbax 0.12 takes them for relative paths.
+    """Makes Orbax give the URLs of S3 to TensorStore, which knows them.
 
-    Raises CheckpointError for another version of Orbax, of which this is not known.
+    Orbax 0.12.8 knows gs:// alone, takes s3:// for a relative path, and has no public way to give it a store. Raises
+    CheckpointError, which names what is missing, for a version that does not have the functions which are replaced.
     """
-    places = {"_normalize_path": tensorstore_utils, "_use_gcs_driver": tensorstore_utils}
-    places["get_kvstore_for_gcs"] = gcs_utils
-    before = {name: getattr(module, name, None) for name, module in places.items()}
-    if None in before.values():
-        raise CheckpointError("s3://: not known to work with this version of Orbax; train into gs:// or a directory")
-    theirs: Any = before
+    theirs = {name: _of_orbax(module, name) for name, module in REPLACED.items()}
 
     def normalize_path(path: str) -> str:
         return f"s3://{os.path.normpath(path[5:])}" if path.startswith("s3://") else theirs["_normalize_path"](path)
@@ -85,6 +87,17 @@ def _teach_s3() -> None:
     def get_kvstore(path: str) -> dict[str, str]:
         return _s3(path) if path.startswith("s3://") else theirs["get_kvstore_for_gcs"](path)
 
-    tensorstore_utils._normalize_path = normalize_path
-    tensorstore_utils._use_gcs_driver = use_gcs_driver
-    gcs_utils.get_kvstore_for_gcs = get_kvstore
+    for name, ours in zip(REPLACED, (normalize_path, use_gcs_driver, get_kvstore), strict=True):
+        setattr(importlib.import_module(REPLACED[name]), name, ours)
+
+
+def _of_orbax(module: str, name: str) -> Any:
+    """Returns a private function of Orbax. Raises CheckpointError where this version has none of the name."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise CheckpointError(
+            f"s3://: checkpoints are written there by {module}.{name}, which orbax-checkpoint "
+            f"{importlib.metadata.version('orbax-checkpoint')} does not have; install another version (0.12.8 has it), "
+            "or train into gs:// or a directory"
+        ) from None

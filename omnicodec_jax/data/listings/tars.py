@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from omnicodec_jax import buckets
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import Member, MemberPlace
@@ -97,16 +98,20 @@ def entries(tars: list[Path], folder: Path) -> Iterator[Listed]:
 def _of_tar(tar: Path, container: str) -> Iterator[Listed]:
     found = list(members(tar))
     notes = {member.name: member for member in found if PurePosixPath(member.name).suffix in (".json", ".txt")}
-    for member in sorted(found, key=lambda member: PurePosixPath(member.name).parts):
-        name = PurePosixPath(member.name)
-        if name.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in name.parts):
-            yield _entry(tar, container, member, notes)
-        elif not member.is_file:
-            yield Entry(member.name, container, problem=member.problem), None
+    with buckets.on_disk(tar) as here:  # in a bucket, each note would be a request
+        for member in sorted(found, key=lambda member: PurePosixPath(member.name).parts):
+            name = PurePosixPath(member.name)
+            if name.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in name.parts):
+                yield _entry(here, container, member, notes)
+            elif not member.is_file:
+                yield Entry(member.name, container, problem=member.problem), None
 
 
 def _entry(tar: Path, container: str, member: TarMember, notes: dict[str, TarMember]) -> Listed:
-    """Returns the entry of a file of audio, with what the .json and the .txt of its key say of it."""
+    """Returns the entry of a file of audio, with what the .json and the .txt of its key say of it.
+
+    tar: the tar, or a copy of it on this machine.
+    """
     key = _key(member.name)
     said: dict[str, Any] = {}
     with contextlib.suppress(*WRONG, OSError):  # a note that cannot be read says nothing
