@@ -6,6 +6,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,11 @@ CONFIG = PrepareConfig(validation=0.4)
 
 
 def forget_servers() -> None:
-    """Makes the libraries look at their variables again."""
+    """Makes the libraries, and the parent of child processes, look at their variables again."""
     import gcsfs
     import s3fs
 
+    forkserver._forkserver._stop()
     requests.system_of.cache_clear()
     for library in (s3fs.S3FileSystem, gcsfs.GCSFileSystem):
         library.clear_instance_cache()
@@ -142,6 +144,7 @@ def test_a_run_with_other_options_is_refused_in_a_bucket_too(folder, bucket, cap
     prepared(bucket / "raw", bucket / "out")
     kept = {path: state_of(str(path)) for path in bucket.find()}
     words = ("prepare", "--manifest", f"sound={bucket / 'raw'}", "--out", bucket / "out", "--segment-seconds", "10")
+    capsys.readouterr()
     run(*words, code=1)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{bucket / 'out'}: was prepared with other settings" in line

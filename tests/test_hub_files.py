@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import bucket_servers
@@ -16,6 +17,7 @@ from omnicodec_jax.buckets import BucketError, as_path, fetch_all, on_disk, requ
 from omnicodec_jax.data import prepare, records
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
+from omnicodec_jax.distributed import multihost
 
 DATA = "hf://datasets/someone/data"
 
@@ -47,8 +49,10 @@ def hub(served, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setattr(requests, "PAUSES", ())
         requests.system_of.cache_clear()
+        forkserver._forkserver._stop()  # it would give its children the environment of before
         yield answers
     requests.system_of.cache_clear()
+    forkserver._forkserver._stop()
 
 
 def run(capsys, *words: object) -> str:
@@ -136,7 +140,7 @@ def test_nothing_lies_above_a_repository():
 
 WRITERS = {
     "clips": ["clips", "OUT"],
-    "prepare": ["prepare", "--manifest", "speech=CLIPS", "--out", "OUT"],
+    "prepare": ["prepare", "--manifest", "speech=CLIPS", "--out", "OUT", "--validation", "0"],
     "tokenize": ["tokenize", "--manifest", "speech=CLIPS", "--model", "MODEL", "--out", "OUT"],
     "encode": ["encode", "CLIPS", "OUT", "--model", "MODEL"],
     "evaluate": ["evaluate", "--data", "speech=CLIPS", "--model", "MODEL", "--out", "OUT"],
@@ -145,7 +149,10 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_writing_to_the_hub_is_refused_in_one_line_before_anything_is_computed(hub, command, clips, demo_model, capsys):
+def test_writing_to_the_hub_is_refused_in_one_line_before_anything_is_computed(
+    hub, command, clips, demo_model, capsys, monkeypatch
+):
+    monkeypatch.setattr(multihost, "initialize", lambda: None)
     places = {"OUT": f"{DATA}/out", "CLIPS": clips[0].parent, "MODEL": demo_model}
     words = [str(word) for word in WRITERS[command]]
     for name, place in places.items():
