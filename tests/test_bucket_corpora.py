@@ -76,7 +76,7 @@ def test_tars_in_a_bucket_are_prepared_as_the_folder_on_a_disk_that_they_were_ma
 ):
     ((_, path),) = manifest.parse_sources(f"sound={parts / SOURCES[source]}").items()
     for place, out in ((folder, tmp_path / "prepared"), (path, bucket / "prepared")):
-        prepare.run({"sound": place}, out, PrepareConfig(validation=0.4), 1, Share())
+        prepare.run({"sound": place}, out, PrepareConfig(validation=0.5), 1, Share())
     held = [shard.name for shard in records.read_index(tmp_path / "prepared")]
     assert [shard.name for shard in records.read_index(bucket / "prepared")] == held
     assert len(held) == 2
