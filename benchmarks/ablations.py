@@ -107,8 +107,8 @@ def main(
     for domain, path in held_out.items():  # so that a wrong path is reported now, and not after hours of training
         datasets.clips(path, domain, None)
     models, tokens = {}, {}
-    for name, variant in variants(base, work / WHOLE / "model"):
-        models[name] = train(shortened(variant, steps), work / name)
+    for name, variant in variants(shortened(base, steps), work / WHOLE / "model"):
+        models[name] = train(variant, work / name)
         tokens[name] = measure_tokens(models[name], corpus, language_model)
     evaluation = evaluations.Evaluation(
         data=held_out,

@@ -43,6 +43,7 @@ ABLATED = {
     "without_adapter_1": {"codec.adapter_1"},
     "speech_only": {"data.domains"},
     "fine_tuned": {"data.domains", *(f"optimizer.{n}" for n in ("learning_rate", "warmup_steps", "total_steps"))},
+    "log_mel_source": {"codec.semantic"},
 }
 
 

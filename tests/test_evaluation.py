@@ -280,6 +280,69 @@ def test_what_an_earlier_model_left_is_not_shown_for_a_clip_that_fails(data, tmp
     assert not any(map(Path.exists, stale))
 
 
+class Breaks(Refuses):
+    """A codec of somebody else, which raises what no one expects, also for what it is compiled with."""
+
+    def reconstruct(self, samples: np.ndarray, systems=None) -> Iterator[Output]:
+        raise IndexError("pad of an empty tensor")
+        yield
+
+
+def test_whatever_a_codec_raises_costs_its_own_clips_alone(data, tmp_path):
+    clip = EvalClip("a", "music", next(data["music"].iterdir()))
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        (original,) = reconstruct.originals([clip], tmp_path, journal)
+        (failure,) = reconstruct.by_codec(Breaks(), [original], tmp_path, journal)
+    assert failure.why == "IndexError: pad of an empty tensor"
+
+
+def test_a_system_without_a_single_clip_is_an_error(data, tmp_path, caplog):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "of_another_name.wav").touch()
+    what = Evaluation(
+        data={"music": data["music"]},
+        out=tmp_path / "out",
+        reconstructions={"other": tmp_path / "others"},
+        metrics=("mcd",),
+        limit=1,
+    )
+    assert run.run(what) == 1
+    assert "other: no reconstruction of any of 1 clips: the folder holds no reconstruction of this clip" in caplog.text
+    report = json.loads((what.out / "report.json").read_text())
+    assert report["summary"]["other"]["music"]["mcd"]["mean"] is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_none_and_says_so(data, monkeypatch, value):
+    path = next(data["music"].iterdir())
+    metric = Metric(f"odd {value}", "Odd", "higher", "", lambda: lambda pair: value)
+    monkeypatch.setitem(scores.METRICS, metric.name, metric)
+    found = scores.score(ScoreRequest(("a", "music", "b"), path, path, None, (metric.name, "si_sdr")))
+    assert found.why == {metric.name: f"Odd: the score is {value}"}
+    assert found.values == {"si_sdr": 100.0}
+
+
+def test_scores_by_other_weights_are_not_taken_for_those_that_are_named_now(monkeypatch):
+    values = {"wer": 0.5, "stoi": 0.9, "gone": 1.0}
+    row = {"values": values, "set_to": {"wer": None, "stoi": None}}
+    monkeypatch.delenv("OMNICODEC_WHISPER", raising=False)
+    assert run._still_valid(row) == {"wer": 0.5, "stoi": 0.9}
+    monkeypatch.setenv("OMNICODEC_WHISPER", "models/whisper_base")
+    assert run._still_valid(row) == run._still_valid({"values": values}) == {"stoi": 0.9}
+    assert run._still_valid({"values": values, "set_to": {"wer": "models/whisper_base"}}) == {"wer": 0.5, "stoi": 0.9}
+    assert {name for name, metric in scores.METRICS.items() if metric.setting} == {
+        *("wer", "utmos", "audiobox_ce", "audiobox_cu", "audiobox_pc", "audiobox_pq")
+    }
+
+
+def test_systems_of_one_name_are_refused_before_anything_is_done(data, tmp_path):
+    twice = tuple(map(PeerRequest.parse, ("mimi=a", "opus", "mimi=b")))
+    with pytest.raises(ConfigError, match="--peers: mimi is there twice"):
+        Evaluation(data=data, out=tmp_path, peers=twice, metrics=METRICS)
+    with pytest.raises(ConfigError, match="--model: ours is there twice"):
+        Evaluation(data=data, out=tmp_path, models={"ours": "a", "Ours": "b"}, metrics=METRICS)
+
+
 def test_a_domain_without_a_usable_clip_has_a_report_all_the_same(data, demo_model, tmp_path):
     for made in ("audio/ours-2L/music/a.flac", "codes/ours-2L/music/a.npy", "spectrograms/ours-2L/music/a.png"):
         (path := tmp_path / "out" / made).parent.mkdir(parents=True)  # what killed runs have left
@@ -451,7 +514,12 @@ def test_a_command_line_that_cannot_be_is_refused(tmp_path, data):
             cli.evaluate(out=tmp_path, **{option: 0})
     with pytest.raises(ConfigError, match="opus, mimi, dac"):
         PeerRequest.parse("opuss")
-    with pytest.raises(ConfigError, match=r"6000\+12000"):
-        PeerRequest.parse("opus=fast")
+    for rates in ("fast", "0", "499", "256001", "6000+"):
+        with pytest.raises(ConfigError, match=r"bit/s from 500 to 256000, such as 6000\+12000"):
+            PeerRequest.parse(f"opus={rates}")
+    assert [system.name for system in PeerRequest.parse("opus=9000+6000+6000").load(()).systems] == [
+        "Opus-6k",
+        "Opus-9k",
+    ]
     with pytest.raises(DataError, match="no such"):
         run.run(Evaluation(data={"speech": tmp_path / "none"}, out=tmp_path, metrics=METRICS))

@@ -115,6 +115,17 @@ def test_sets_get_farther_from_the_originals_with_noise_by_whispers_embedding(sp
     assert distances[0] < 0.1 * distances[-1]
 
 
+@pytest.mark.parametrize(
+    ("embed", "why"),
+    [(lambda samples, rate: np.full((2, 4), np.nan), "NaN or infinite"), (lambda samples, rate: [][0], "IndexError")],
+)
+def test_an_embedding_that_fails_gives_no_distance_and_never_that_of_equals(monkeypatch, embed, why):
+    monkeypatch.delenv(frechet.EMBEDDING, raising=False)
+    monkeypatch.setattr(frechet, "_whisper", lambda: embed)
+    with pytest.raises(Unavailable, match=f"Fréchet dis.: .*{why}"):
+        frechet.load()(np.zeros(2 * RATE, np.float32), RATE)
+
+
 def test_an_embedding_of_transformers_is_taken_from_its_directory(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

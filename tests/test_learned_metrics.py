@@ -254,13 +254,9 @@ def test_speaker_similarity_needs_a_voice(sounds):
         LEARNED_METRICS["speaker_similarity"].load()(pair(bell, bell))
 
 
-@pytest.mark.parametrize(
-    ("score", "why"),
-    [(lambda one: float("nan"), "the score is nan"), (lambda one: 1 / 0, "ZeroDivisionError: division by zero")],
-)
-def test_what_others_code_does_is_never_a_number(speech, score, why):
-    metric = learned_metrics._guarded(Metric("x", "X", "higher", "", lambda: score), "wait")
-    with pytest.raises(Unavailable, match=f"X: {why}"):
+def test_what_others_code_does_is_never_a_number(speech):
+    metric = learned_metrics._guarded(Metric("x", "X", "higher", "", lambda: lambda one: 1 / 0), "wait")
+    with pytest.raises(Unavailable, match="X: ZeroDivisionError: division by zero"):
         metric.load()(pair(speech, speech))
 
 

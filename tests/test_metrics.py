@@ -89,17 +89,19 @@ def test_the_worse_the_degradation_the_worse_the_score(speech, name):
     assert perfect == pytest.approx({"pesq_wb": 4.644, "pesq_nb": 4.549, "stoi": 1.0}.get(name, 0.0), abs=1e-3)
 
 
+@pytest.mark.parametrize("size", [700, 600, 1])
 @pytest.mark.parametrize("name", ["pesq_wb", "stoi", "mcd"])
-def test_what_cannot_be_scored_says_why_and_is_no_number(speech, name):
+def test_what_cannot_be_scored_says_why_and_is_no_number(speech, name, size):
     with pytest.raises(Unavailable, match=r"\w+: \w+"):
-        scorer(name)(Pair(speech[:700], speech[:700], RATE, "speech"))
+        scorer(name)(Pair(speech[:size], speech[:size], RATE, "speech"))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_silence_has_no_perceptual_score(speech):
     silence = np.zeros_like(speech)
-    with pytest.raises(Unavailable):
-        scorer("pesq_wb")(Pair(silence, silence, RATE, "speech"))
+    for reference in (silence, speech):
+        with pytest.raises(Unavailable, match="PESQ: what was made of it is silent"):
+            scorer("pesq_wb")(Pair(reference, silence, RATE, "speech"))
 
 
 def test_means_have_intervals_of_students_t():

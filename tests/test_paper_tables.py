@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from benchmarks import ablations as ablation_runs
 from omnicodec_jax import cli
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
@@ -15,6 +16,7 @@ from omnicodec_jax.evaluation import paper_tables, table_run
 from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.language_model.perplexity import Perplexity
+from omnicodec_jax.recipes import small
 
 pytestmark = pytest.mark.minutes(1)
 
@@ -197,3 +199,25 @@ def test_the_table_of_ablations_has_perplexity_and_use_of_codebooks():
     assert count == 1
     assert "- w/o Semantic branch: not run; give its model directory by --model without_semantic_branch=DIR" in text
     assert "Measured on 3 of speech;" in text
+
+
+def test_codebooks_of_several_sizes_are_learnt_each_with_its_own(tmp_path):
+    (tmp_path / "scores.jsonl").write_text('{"system": "a-2L", "domain": "speech", "clip": "one"}\n')
+    (folder := tmp_path / "codes" / "a-2L" / "speech").mkdir(parents=True)
+    np.save(folder / "one.npy", np.array([[7, 7], [3, 3]], np.uint16))
+    system = {"name": "a-2L", "codebook_size": 8, "codebook_sizes": [8, 4], "num_codebooks": 2, "tokens_per_second": 25}
+    tokens = table_run._shards(tmp_path, system)
+    assert tokens is not None
+    assert TokenSource(tokens).contract["codebook_sizes"] == [8, 4]
+    assert TokenSource(tokens).contract["frame_rate"] == 12.5
+
+
+def test_every_ablation_can_be_made_of_the_small_recipe_and_is_as_long_as_it_should_be():
+    runs = dict(ablation_runs.variants(ablation_runs.shortened(small.config, 250), Path("whole")))
+    steps = {name: run.optimizer.total_steps for name, run in runs.items()}
+    assert steps.pop("fine_tuned") == 12  # a twentieth
+    assert runs["fine_tuned"].run.start_from == "whole"
+    papers = ("without_semantic_branch", "without_adapter_1", "without_self_guidance", "speech_only")
+    assert steps == dict.fromkeys(("whole", *papers, "log_mel_source"), 250)
+    assert runs["without_semantic_branch"].codec.num_quantizers == small.config.codec.num_quantizers
+    assert runs["log_mel_source"].codec.semantic.source == "log_mel"

@@ -52,6 +52,25 @@ class Drifting(Levels):
             yield output._replace(samples=(samples + noise).astype(np.float32))
 
 
+class Silent(Levels):
+    """What it makes is silence."""
+
+    systems = (System("silent-2L", "", (SIZE, SIZE), RATE / HOP),)
+
+    def reconstruct(self, samples: np.ndarray, systems=None) -> Iterator[Output]:
+        for output in super().reconstruct(samples, systems):
+            yield output._replace(samples=np.zeros_like(output.samples))
+
+
+class Breaking(Levels):
+    """It raises what no one expects."""
+
+    systems = (System("breaking-2L", "", (SIZE, SIZE), RATE / HOP),)
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        raise IndexError("pad of an empty tensor")
+
+
 class Short(Levels):
     """It cannot take long clips."""
 
@@ -241,6 +260,14 @@ def test_studies_have_a_row_for_each_codec_and_say_what_is_missing(measured):
     assert len(stable) == 2 * len(stability.titles())
 
 
+def test_a_codec_that_makes_silence_or_breaks_has_reasons_in_place_of_numbers(measured):
+    found = {one.title: {row.name: row for row in one.rows} for one in measured(Silent(), Breaking())}
+    assert found["Drift"]["silent-2L"].why == "SI-SDR: what was made of it is silent"
+    why = "IndexError: pad of an empty tensor"
+    assert found["Drift"]["breaking-2L"].why == found["Stability of ids"]["breaking-2L"].why == why
+    assert found["Probe of language"]["breaking-2L"].cells == [None] * 6
+
+
 def test_what_was_measured_is_not_measured_again(measured, monkeypatch):
     first = measured(Levels())
 
@@ -250,6 +277,15 @@ def test_what_was_measured_is_not_measured_again(measured, monkeypatch):
     monkeypatch.setattr(Levels, "encode", never)
     monkeypatch.setattr(Levels, "reconstruct", never)
     assert measured(Levels()) == first
+
+
+def test_a_probe_hears_audio_that_was_put_in_the_place_of_other(measured, tmp_path):
+    first = measured(Levels())
+    Levels.calls = 0
+    soundfile.write(tmp_path / "0.wav", 0.5 * np.sin(np.arange(2 * RATE) / 10), RATE)
+    second = measured(Levels())
+    assert Levels.calls == 1
+    assert [one.title for one in first] == [one.title for one in second]
 
 
 def test_studies_are_tables_in_markdown(measured):

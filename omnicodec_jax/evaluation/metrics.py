@@ -1,5 +1,6 @@
 """The interface of a metric: a function that scores one clip, after it has loaded what it needs."""
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -49,6 +50,12 @@ class Metric(NamedTuple):
     """Loads what the metric needs and returns its scorer. It is called once a process, and may raise Unavailable."""
     range: tuple[float | None, float | None] = (None, None)
     """The lowest and the highest score there can be; None: there is no bound."""
+    setting: str | None = None
+    """The environment variable that names its weights; None: there is none. Scores by other weights do not compare."""
+
+    def set_to(self) -> str | None:
+        """Returns what names the weights; None: nothing does, and the default ones are taken."""
+        return os.environ.get(self.setting) if self.setting else None
 
 
 class SharedComputation:

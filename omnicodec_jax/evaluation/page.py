@@ -9,9 +9,9 @@ The report has the form below. Any number may be null, and `why` then says why t
     domains: [name, …]
     metrics: [{name, title, better: "higher" or "lower", about, unavailable: why none has a value, or null,
                range: [lowest, highest] that there can be, each null without a bound}, …]
-    systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size, num_codebooks,
-               bits_per_second, tokens_per_second, real_time_factor,
-               usage, perplexity: {domain: [of each codebook, …]} or null}, …]
+    systems: [{name, kind: "codec", "folder", "quoted" or "original", about, codebook_size (of the largest),
+               codebook_sizes (of each; not of "quoted"), num_codebooks, bits_per_second, tokens_per_second,
+               real_time_factor, usage, perplexity: {domain: [of each codebook, …]} or null}, …]
     summary: {system: {domain: {metric: {mean, ci95, count, why}}}}, means over the clips that all systems have
     clips: [{id, domain, seconds, original: {audio, spectrogram},
              systems: {system: {audio, spectrogram, scores: {metric: {value, why}}}}}, …]

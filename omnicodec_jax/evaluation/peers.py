@@ -18,6 +18,8 @@ from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, finger
 
 OPUS_BIT_RATES = (6_000, 12_000)
 """The default bit rates of Opus, bit/s."""
+OPUS_RANGE = 500, 256_000
+"""The lowest and the highest bit rate that libopus takes for mono, bit/s."""
 
 
 class Peer(NamedTuple):
@@ -219,14 +221,19 @@ class PeerRequest(NamedTuple):
         name, _, source = text.partition("=")
         if name not in cls.names():
             raise ConfigError(f"--peers {text}: must be one of {', '.join(cls.names())}, each with =SOURCE if need be")
-        if name == "opus" and source and not all(rate.isdecimal() for rate in source.split("+")):
-            raise ConfigError(f"--peers {text}: must be opus=BITS+BITS…, bit/s such as 6000+12000")
+        if name == "opus" and source:
+            rates = [int(rate) if rate.isdecimal() else 0 for rate in source.split("+")]
+            low, high = OPUS_RANGE
+            if not all(low <= rate <= high for rate in rates):
+                raise ConfigError(
+                    f"--peers {text}: must be opus=BITS+BITS…, bit/s from {low} to {high}, such as 6000+12000"
+                )
         return cls(name, source)
 
     def load(self, counts: Sequence[int]) -> Codec:
         """Loads the codec, at several numbers of codebooks if it has any. Raises ModelError."""
         if self.name == "opus":
-            return Opus([int(rate) for rate in self.source.split("+")] if self.source else OPUS_BIT_RATES)
+            return Opus(sorted({int(rate) for rate in self.source.split("+")}) if self.source else OPUS_BIT_RATES)
         if self.name == "auv":
             return AuvCodec(self.source or HUB_ID)
         return TransformersCodec(PEERS[self.name], self.source or PEERS[self.name].hub, counts)

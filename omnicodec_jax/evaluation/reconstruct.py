@@ -6,6 +6,7 @@ its output is resampled back. A reconstruction is cut or filled up with zeros to
 shorter or longer by more than `TOLERANCE` is refused.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
-from omnicodec_jax.evaluation.systems import Codec, Folder
+from omnicodec_jax.evaluation.systems import Codec, Folder, outputs
 from omnicodec_jax.files import digest, replacing
 
 LOG = logging.getLogger(__name__)
@@ -118,15 +119,16 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     left = [original for original in clips if not is_done(original)]
     if not left:
         return
-    for _ in codec.reconstruct(np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
-        pass  # this compiles the programs, so that their compilation does not count as time of a clip
+    with contextlib.suppress(AudioError):  # which each clip that it cannot do will tell
+        for _ in outputs(codec, np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
+            pass  # this compiles the programs, so that their compilation does not count as time of a clip
     progress = Progress(codec.systems[0].name, len(left))
     for original in left:
         clip, system = original.clip, codec.systems[0]
         try:
             samples = audio.load(audio_path(out, ORIGINAL, clip), RATE).samples
-            outputs = codec.reconstruct(audio.resample(samples, RATE, codec.sample_rate))
-            for system, output in zip(codec.systems, outputs, strict=True):
+            made = outputs(codec, audio.resample(samples, RATE, codec.sample_rate))
+            for system, output in zip(codec.systems, made, strict=True):
                 fitted = fit(output.samples, codec.sample_rate, samples.size)
                 if output.codes is not None:
                     with replacing(codes_path(out, system.name, clip)) as temporary:
@@ -135,7 +137,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                 row = {"of": [codec.identity(), original.digest], "bits": output.bits, "seconds": output.seconds}
                 journal.add((system.name, clip.domain, clip.id), row)
             progress.add(original.seconds)
-        except (OmniCodecError, RuntimeError, ValueError) as error:  # the codec may be able to do the other clips
+        except OmniCodecError as error:  # the codec may be able to do the other clips
             LOG.warning("%s, %s: %s", system.name, clip.id, error)
             progress.add(0.0)
             for system in codec.systems:  # a model of the same name may have left files

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,9 @@ class Evaluation:
         for name, least in {"limit": 1, "shown": 0, "num_workers": 1}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+        for option, given in (("--model", list(self.models)), ("--peers", [peer.name for peer in self.peers])):
+            if twice := [name for name, count in Counter(map(names.key, given)).items() if count > 1]:
+                raise ConfigError(f"{option}: {twice[0]} is there twice, but systems are told apart by their names")
         for name in self.reconstructions:
             if name.casefold() in (ORIGINAL.casefold(), REFERENCE.casefold()):
                 raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")
@@ -110,7 +114,8 @@ def run(evaluation: Evaluation, needs_codec: bool = True) -> int:
         needs_codec: Whether it is an error that no system could be loaded. Otherwise the clips alone are scored.
 
     Returns:
-        The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out.
+        The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out, or a system has no
+        reconstruction of any clip.
 
     Raises:
         DataError: If no clip can be used.
@@ -162,11 +167,16 @@ def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
             lines.append(folder.system)
         if needs_codec and left_out and len(lines) == 1:
             raise ModelError(f"no system to compare: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
+        failed = Counter(failure.system for failure in failures)
+        empty = [name for name, count in failed.items() if count == len(originals)]
+        for name in empty:
+            why = summary.most_common([failure.why for failure in failures if failure.system == name])
+            LOG.error("%s: no reconstruction of any of %d clips: %s", name, len(originals), why)
         scored = score(evaluation, lines, originals, failures, journal)
         studies = measurer.studies()
         found = report(evaluation, lines, originals, scored, journal, studies)
         write(evaluation, {**found, "left_out": left_out}, scored, studies)
-    return int(bool(left_out))
+    return int(bool(left_out or empty))
 
 
 def score(
@@ -190,7 +200,7 @@ def score(
             path = reconstruct.audio_path(evaluation.out, system.name, clip)
             digests[key] = [original.digest, digest(path), clip.transcript]
             row = journal.get("scores", *key)
-            known = row["values"] if row is not None and row["of"] == digests[key] else {}
+            known = _still_valid(row) if row is not None and row["of"] == digests[key] else {}
             scored[key] = Scores(known, {})
             if left := tuple(name for name in metrics if name not in known):
                 reference = reconstruct.audio_path(evaluation.out, ORIGINAL, clip)
@@ -199,10 +209,17 @@ def score(
     for task, result in score_all((task for _, task in tasks), evaluation.num_workers):
         values = scored[task.key].values | result.values
         scored[task.key] = Scores(values, result.why)
-        journal.add(("scores", *task.key), {"of": digests[task.key], "values": values})
+        set_to = {name: METRICS[name].set_to() for name in values}
+        journal.add(("scores", *task.key), {"of": digests[task.key], "values": values, "set_to": set_to})
         progress.add(seconds[task.key])
     progress.bar.close()
     return scored
+
+
+def _still_valid(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the scores of a row of the journal, without those by other weights than are named now."""
+    by = row.get("set_to", {})  # version 0.1 kept none
+    return {n: value for n, value in row["values"].items() if n in METRICS and by.get(n) == METRICS[n].set_to()}
 
 
 def report(
@@ -289,6 +306,7 @@ def _system(
         "kind": kind,
         "about": system.about,
         "codebook_size": max(system.codebook_sizes, default=None),
+        "codebook_sizes": system.codebook_sizes,
         "num_codebooks": count or None,
         "bits_per_second": rate or (sum(row["bits"] for _, row in known) / seconds if known else None),
         "tokens_per_second": system.frame_rate * count if system.frame_rate else None,

@@ -1,5 +1,6 @@
 """Scores clips by metrics, in processes of their own."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -104,7 +105,10 @@ def score(request: ScoreRequest) -> Scores:
     why: dict[str, str] = {}
     for name in request.metrics:
         try:
-            values[name] = _scorer(name)(pair)
+            value = float(_scorer(name)(pair))
+            if not math.isfinite(value):
+                raise Unavailable(f"{METRICS[name].title}: the score is {value}")
+            values[name] = value
         except Unavailable as error:
             why[name] = str(error)
         except Exception as error:  # packages raise anything, and the other metrics must not be lost by it

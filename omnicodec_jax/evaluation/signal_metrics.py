@@ -33,6 +33,8 @@ def pesq(mode: str, sample_rate: int) -> Scorer:
         raise Unavailable("pesq is not installed: pip install pesq (which needs a C compiler)") from None
 
     def scorer(pair: Pair) -> float:
+        if not pair.degraded.any():  # of which PESQ only says that NaN is no integer
+            raise Unavailable("PESQ: what was made of it is silent")
         try:
             return float(score(sample_rate, *pair.at(sample_rate), mode))
         except PesqError as error:
@@ -58,6 +60,8 @@ def stoi() -> Scorer:
                 return float(score(*pair.at(16_000), 16_000))
             except RuntimeWarning as warning:  # pystoi would give 1e-5
                 raise Unavailable(f"STOI: {str(warning).split('.')[0]}") from None
+            except np.exceptions.AxisError:  # there is not even one frame
+                raise Unavailable("STOI: the clip is shorter than a window") from None
 
     return scorer
 

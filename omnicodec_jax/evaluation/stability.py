@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 from omnicodec_jax.data import audio
+from omnicodec_jax.errors import AudioError
 from omnicodec_jax.evaluation.systems import Codec, System
 
 SHIFTS = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
@@ -45,12 +46,12 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
         left out.
 
     Raises:
-        OmniCodecError, RuntimeError, ValueError: Whatever the codec raises.
+        AudioError: If the codec has no codes; and whatever the codec raises.
     """
     system = codec.systems[-1]
     (output,) = codec.reconstruct(samples, [system])
     if output.codes is None or system.frame_rate is None:
-        raise ValueError(f"{system.name} has no codes")
+        raise AudioError(f"{system.name} has no codes")
     kept = {CHANCE: chance(output.codes)}
     for title, changed, frames in _changed(codec, system, samples, output.samples):
         codes = codec.encode(changed)

@@ -1,5 +1,6 @@
 """The systems that are evaluated: codecs that reconstruct a clip and count the bits, and folders of reconstructions."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from omnicodec_jax import names
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import discovery
-from omnicodec_jax.errors import AudioError, ModelError
+from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 DESCRIPTION = ("about", "codebook_sizes", "frame_rate")
@@ -97,6 +98,26 @@ class Codec(Protocol):
             AudioError: If the clip cannot be encoded.
         """
         ...
+
+
+@contextlib.contextmanager
+def told_faults() -> Iterator[None]:
+    """Turns whatever a codec raises in the block into AudioError.
+
+    Packages raise anything for a clip that they cannot do, and may be able to do the others.
+    """
+    try:
+        yield
+    except OmniCodecError:
+        raise
+    except Exception as error:
+        raise AudioError(f"{type(error).__name__}: {error}") from error
+
+
+def outputs(codec: Codec, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
+    """Yields what `codec.reconstruct` yields. Raises AudioError for whatever that raises."""
+    with told_faults():
+        yield from codec.reconstruct(samples, systems)
 
 
 def fingerprint(model: Any) -> str:

@@ -144,8 +144,8 @@ def _shards(out: Path, system: dict[str, Any]) -> Path | None:
     codes = {clip: np.load(path).T for clip, path in paths.items() if path.is_file()}
     if not codes:
         return None
-    sizes = [system["codebook_size"]] * system["num_codebooks"]
-    rate = system["tokens_per_second"] / system["num_codebooks"]
+    sizes = system["codebook_sizes"]
+    rate = system["tokens_per_second"] / len(sizes)
     rows = [
         shards.Clip(f"{clip.domain}/{clip.id}", clip.domain, of, 1.0, RATE, round(len(of) / rate * RATE), "")
         for clip, of in codes.items()

@@ -5,6 +5,7 @@ codec with several systems is measured with the most codebooks.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax.data import audio
+from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.units import Progress
-from omnicodec_jax.errors import ConfigError, OmniCodecError
+from omnicodec_jax.errors import AudioError, ConfigError, OmniCodecError
 from omnicodec_jax.evaluation import drift, probes, stability
 from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.metrics import Unavailable
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE, Original, audio_path
 from omnicodec_jax.evaluation.study import Curves, Study, StudyRow
-from omnicodec_jax.evaluation.systems import Codec
+from omnicodec_jax.evaluation.systems import Codec, outputs, told_faults
 from omnicodec_jax.files import replacing
 
 LOG = logging.getLogger(__name__)
 
-CODEC_FAULTS = (OmniCodecError, RuntimeError, ValueError)
-"""What codecs raise for a clip; they may be able to do the others."""
 DRIFT_COLUMNS = ("SI-SDR of the first minute", "of the last", "lowest", "highest", "dB per hour")
 STABILITY, DRIFT, PROBE = "stability", "drift", "probe"
 """First words of the keys of these rows of the journal."""
@@ -111,10 +112,11 @@ class TokenMeasurer:
             key = (STABILITY, name, domain, clip.clip.id)
             if (row := self._known(codec, key, clip.digest)) is None:
                 try:
-                    shares = stability.shares_kept(codec, self._samples(clip, codec.sample_rate))
+                    with told_faults():
+                        shares = stability.shares_kept(codec, self._samples(clip, codec.sample_rate))
                     row = {"of": [codec.identity(), clip.digest], "kept": shares}
                     self._journal.add(key, row)
-                except CODEC_FAULTS as error:
+                except OmniCodecError as error:
                     why = str(error)
             kept += [] if row is None else [row["kept"]]
             progress.add(clip.seconds)
@@ -153,14 +155,14 @@ class TokenMeasurer:
             return
         if (row := self._known(codec, key, digests)) is None:
             LOG.info("%s: %d minutes of %s, to measure drift", name, minutes, domain)
-            first = [self._samples(clip, codec.sample_rate) for clip in clips]
-            whole = drift.repeated_minute(first, codec.sample_rate, minutes)
             try:
-                (output,) = codec.reconstruct(whole, [system])
+                first = [self._samples(clip, codec.sample_rate) for clip in clips]
+                whole = drift.repeated_minute(first, codec.sample_rate, minutes)
+                (output,) = outputs(codec, whole, [system])
                 made = audio.fit_length(output.samples, whole.size)
                 decibels = drift.by_minute(whole, made, codec.sample_rate)
                 mels = drift.mel_of_ends(whole, made, codec.sample_rate)
-            except CODEC_FAULTS as error:
+            except (OmniCodecError, Unavailable) as error:
                 rows.append(StudyRow(name=name, cells=[], why=str(error)))
                 return
             row = {"of": [codec.identity(), digests], "decibels": decibels, "mels": mels}
@@ -195,7 +197,7 @@ class TokenMeasurer:
         for clip, clip_codes in self._codes(codec, name, label, system.frame_rate):
             clips.append(clip)
             codes.append(clip_codes)
-        key, what = (PROBE, name, label), [len(clips), *(list(map(str, clip)) for clip in clips)]
+        key, what = (PROBE, name, label), _digest(clips, codes)
         columns = [*probes.GROUPS, probes.CHANCE]
         if (row := self._known(codec, key, what)) is None:
             LOG.info("%s: probes of %s on the codes of %d clips", name, label, len(clips))
@@ -217,20 +219,22 @@ class TokenMeasurer:
         labelled = self._labelled[label]
         progress = Progress(f"{name} {label}", len(labelled))
         for number, clip in enumerate(labelled):
-            key, what = (PROBE, name, label, str(number)), [str(clip.path), clip.offset, clip.duration]
-            path = self._out / "probes" / label / name / f"{number}.npy"
+            key, path = (PROBE, name, label, str(number)), self._out / "probes" / label / name / f"{number}.npy"
             try:
+                what = [str(clip.path), *Seen.of(clip.path), clip.offset, clip.duration]
                 if self._known(codec, key, what) is None or not path.is_file():
                     loaded = audio.load(clip.path, codec.sample_rate, offset=clip.offset, duration=clip.duration)
-                    if (made := codec.encode(loaded.samples)) is None:
-                        raise ValueError(f"{name} has no codes")
+                    with told_faults():
+                        made = codec.encode(loaded.samples)
+                    if made is None:
+                        raise AudioError(f"{name} has no codes")
                     with replacing(path) as temporary:
                         np.save(temporary, made)
                     self._journal.add(key, {"of": [codec.identity(), what]})
                 codes = np.load(path)
                 progress.add(codes.shape[1] / frame_rate)
                 yield clip, codes
-            except (*CODEC_FAULTS, OSError) as error:
+            except (OmniCodecError, OSError) as error:
                 LOG.warning("%s, %s: left out of the probes of %s: %s", name, clip.path, label, error)
                 progress.add(0.0)
         progress.bar.close()
@@ -252,6 +256,15 @@ class TokenMeasurer:
             columns=columns,
             rows=rows,
         )
+
+
+def _digest(clips: Sequence[probes.LabelledClip], codes: Sequence[np.ndarray]) -> str:
+    """Returns a hash of labelled clips and of their codes."""
+    found = hashlib.blake2b(digest_size=8)
+    for clip, of in zip(clips, codes, strict=True):
+        found.update(repr((clip.label, clip.group, of.shape)).encode(errors="surrogateescape"))
+        found.update(of.tobytes())
+    return found.hexdigest()
 
 
 def _filled(study: Study) -> Study:

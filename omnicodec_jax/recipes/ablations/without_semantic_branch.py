@@ -3,7 +3,8 @@
     omnicodec train --config ablations/without_semantic_branch --workdir runs/without_semantic_branch \\
         --run.wavlm models/wavlm --data.prepared data/prepared
 
-One more acoustic codebook takes the place of the semantic one. The losses of the semantic branch are off.
+One more acoustic codebook takes the place of the semantic one. The losses of the semantic branch are off, and so is
+whatever leaves one of the two branches out of a clip.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ def ablate(config: Config) -> Config:
         codec=dataclasses.replace(codec, semantic=None, acoustic=more, wavlm_dim=None),
         loss=dataclasses.replace(config.loss, semantic=0.0, wavlm_distillation=0.0),
         optimizer=dataclasses.replace(optimizer, weight_decay_modules=left),
+        train=dataclasses.replace(config.train, semantic_dropout=0.0, acoustic_dropout=0.0),
     )
 
 
