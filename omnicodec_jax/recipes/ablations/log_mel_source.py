@@ -13,6 +13,7 @@ from omnicodec_jax.recipes import paper_12hz
 
 
 def ablate(config: Config) -> Config:
+    assert config.codec.semantic is not None
     semantic = dataclasses.replace(config.codec.semantic, source="log_mel", feature_dim=1024)
     return dataclasses.replace(config, codec=dataclasses.replace(config.codec, semantic=semantic))
 
