@@ -23,12 +23,13 @@ from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import contract, read_tokens
-from omnicodec_jax.errors import TrainingError
+from omnicodec_jax.errors import ConfigError, TrainingError
 from omnicodec_jax.evaluation import datasets, summary
 from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.recipes import ablations
+from omnicodec_jax.semantic import ENCODERS
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -66,10 +67,13 @@ def shortened(config: Config, steps: int | None) -> Config:
 
 
 def train(config: Config, folder: Path) -> Path:
-    """Trains a config, or goes on with its training, and returns the model directory."""
+    """Trains a config, or goes on with its training, and returns the model directory, which can tokenize by itself."""
     if loop.run(config, folder / "run"):
         raise TrainingError(f"{folder}: interrupted; the same command goes on")
-    export_model(workdir=folder / "run", out=folder / "model")
+    semantic, encoder = config.codec.semantic, config.run.encoder
+    if semantic is None or semantic.source not in ENCODERS:
+        encoder = None
+    export_model(workdir=folder / "run", out=folder / "model", encoder=None if encoder is None else Path(encoder))
     return folder / "model"
 
 
@@ -103,6 +107,11 @@ def main(
         codebooks: Codebooks to decode from, the semantic one included.
     """
     base = config_files.load(config)
+    semantic = base.codec.semantic
+    if (
+        semantic is not None and semantic.source in ENCODERS and base.run.encoder is None
+    ):  # told before hours of training
+        raise ConfigError(f"run.encoder = None: the models tokenize with the encoder of source={semantic.source!r}")
     held_out = {domain: Path(path) for domain, path in named(data, "--data").items()}
     for domain, path in held_out.items():  # so that a wrong path is reported now, and not after hours of training
         datasets.clips(path, domain, None)

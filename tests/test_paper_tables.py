@@ -221,3 +221,18 @@ def test_every_ablation_can_be_made_of_the_small_recipe_and_is_as_long_as_it_sho
     assert steps == dict.fromkeys(("whole", *papers, "log_mel_source"), 250)
     assert runs["without_semantic_branch"].codec.num_quantizers == small.config.codec.num_quantizers
     assert runs["log_mel_source"].codec.semantic.source == "log_mel"
+
+
+def test_models_of_ablations_bring_the_encoder_that_their_tokens_need(monkeypatch, tmp_path):
+    exported = {}
+    monkeypatch.setattr(ablation_runs.loop, "run", lambda config, workdir: 0)
+    monkeypatch.setattr(ablation_runs, "export_model", lambda workdir, out, encoder: exported.update({out: encoder}))
+    with_encoder = dataclasses.replace(small.config.run, encoder="models/whisper")
+    for name, run in ablation_runs.variants(dataclasses.replace(small.config, run=with_encoder), tmp_path):
+        model = ablation_runs.train(run, tmp_path / name)
+        needs = name not in ("without_semantic_branch", "log_mel_source")
+        assert exported[model] == (Path("models/whisper") if needs else None), name
+    with pytest.raises(
+        ConfigError, match=r"run\.encoder = None: the models tokenize with the encoder of source='whisper'"
+    ):
+        ablation_runs.main(Path("small"))
