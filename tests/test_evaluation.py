@@ -247,6 +247,16 @@ def test_mimi_in_our_own_blocks_is_a_peer_too():
         assert output.bits == 201 * 4 * count  # 16 entries each
 
 
+def test_the_weights_are_hashed_once_and_not_for_every_clip(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(Quick, "encoder_hash_as", lambda self, known: hashed.append(known) or known)
+    codec = TokenizerCodec("mimi", Quick(MIMI, variables(MIMI)), (4,))
+    first = codec.identity()
+    assert codec.identity() == first
+    assert codec.identity(f"{first.split()[0]} old") == codec.identity(f"{first.split()[0]} old")
+    assert hashed == [None, "old"]
+
+
 class Refuses:
     """A codec whose model has become another one, which fails."""
 

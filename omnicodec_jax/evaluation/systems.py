@@ -149,6 +149,7 @@ class TokenizerCodec:
             raise ModelError(f"{name}: needs semantic features: give --encoder DIR, the encoder that computes them")
         sizes, kind = tokenizer.config.codebook_sizes, type(tokenizer.config).__name__.removesuffix("Config")
         self._tokenizer, self._peak = tokenizer, tokenizer.config.input_peak
+        self._identities = dict[str | None, str]()
         self.systems: Sequence[System] = [
             System(f"{name}-{k}L", f"{kind} at {tokenizer.frame_rate:g} Hz", sizes[:k], tokenizer.frame_rate)
             for k in sorted({min(count, len(sizes)) for count in counts})
@@ -157,8 +158,11 @@ class TokenizerCodec:
 
     def identity(self, known: str | None = None) -> str:
         """Returns the hashes of the model and of its encoder, as version 0.1 called them if `known` has them so."""
-        model, _, encoder = (known or "").partition(" ")
-        return f"{self._tokenizer.model_hash_as(model or None)} {self._tokenizer.encoder_hash_as(encoder or None)}"
+        if known not in self._identities:  # a hash of the encoder takes as long as a clip of a second
+            model, _, encoder = (known or "").partition(" ")
+            hashes = self._tokenizer.model_hash_as(model or None), self._tokenizer.encoder_hash_as(encoder or None)
+            self._identities[known] = "{} {}".format(*hashes)
+        return self._identities[known]
 
     def _gain(self, samples: np.ndarray) -> np.float32:
         """Returns the gain that a clip is encoded with."""
