@@ -18,10 +18,12 @@ from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators, reference, whisper
 from omnicodec_jax.converters.tensors import ConversionError, import_torch, leaves, read_state_dict, to_entries
+from omnicodec_jax.converters.transformers_directory import read_tensors
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
+from omnicodec_jax.semantic import read_encoder_of
 
 CODE = Path(__file__).parent / "pytorch"
 POSITIONS = 1500
@@ -101,9 +103,10 @@ def config_to_transformers(config: CodecConfig, encoder: WhisperConfig | None = 
 
 def _mel_bins(config: CodecConfig, encoder: WhisperConfig | None) -> int:
     """Returns the number of bins of the log-mel that a codec's features are computed of."""
-    if config.semantic is None or config.semantic.source != "whisper":
-        return dsp.MEL_BINS
-    return WhisperConfig().num_mel_bins if encoder is None else encoder.num_mel_bins
+    if encoder is not None:
+        return encoder.num_mel_bins
+    whisper = config.semantic is not None and config.semantic.source == "whisper"
+    return WhisperConfig().num_mel_bins if whisper else dsp.MEL_BINS
 
 
 def config_from_transformers(options: Mapping[str, Any], where: str) -> CodecConfig:
@@ -140,16 +143,28 @@ def state_dict(
     return tensors
 
 
-def build(config: CodecConfig, variables: Mapping[str, Any]) -> Any:
-    """Makes an `OmniCodecModel` with the weights of our variables, in float32 and for inference."""
+def build(config: CodecConfig, variables: Mapping[str, Any], encoder: Whisper | None = None) -> Any:
+    """Makes an `OmniCodecModel` with the weights of our variables, in float32 and for inference.
+
+    An encoder of Whisper goes along, so that the model computes its semantic features.
+    """
     torch = import_torch()
     from omnicodec_jax.converters.pytorch.configuration_omnicodec import OmniCodecConfig
     from omnicodec_jax.converters.pytorch.modeling_omnicodec import OmniCodecModel
 
-    model = OmniCodecModel(OmniCodecConfig(**config_to_transformers(config)))
-    tensors = {key: torch.tensor(value) for key, value in state_dict(config, variables).items()}
+    options = config_to_transformers(config, None if encoder is None else encoder[0])
+    model = OmniCodecModel(OmniCodecConfig(**options))
+    tensors = {key: torch.tensor(value) for key, value in state_dict(config, variables, encoder).items()}
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def read_whisper(directory: Path, config: CodecConfig) -> Whisper | None:
+    """Reads the encoder of Whisper of a codec's semantic branch; None: the directory holds none."""
+    if not (directory / model_directory.CONFIG).is_file():
+        return None
+    encoder, variables = read_encoder_of(directory, config.semantic)
+    return (encoder, variables) if isinstance(encoder, WhisperConfig) else None
 
 
 # -- Directories
@@ -198,7 +213,7 @@ def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:
         raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(options, dict) or options.get("model_type") != "omnicodec" or SEMANTIC_COUNT not in options:
         raise ConversionError(f"{directory}: not what omnicodec convert to-torch has written")
-    tensors = read_state_dict(directory / model_directory.WEIGHTS)
+    tensors = read_tensors(directory, [""])  # which `save_pretrained` may have put into several files
     weights = {key: value for key, value in tensors.items() if not key.startswith((FRONT_END, FROZEN))}
     return config_from_transformers(options, str(path)), weights
 

@@ -18,8 +18,6 @@ from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.converters import discriminators, pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
 from omnicodec_jax.files import rewriting
-from omnicodec_jax.pretrained.whisper import WhisperConfig
-from omnicodec_jax.semantic import read_encoder_of
 
 PYTORCH = (".pth", ".pt")
 SUFFIXES = (*PYTORCH, ".safetensors")
@@ -50,19 +48,11 @@ def main(model: Path, out: Path) -> None:
         if (directory / pytorch_model.DISCRIMINATORS / model_directory.CONFIG).is_file():
             beside = model_directory.load(directory / pytorch_model.DISCRIMINATORS)
             pytorch_model.save_discriminators(out, *beside)
-        count = pytorch_model.save(out, config, variables, _whisper_of(directory, config))
+        whisper = pytorch_model.read_whisper(directory / model_directory.ENCODER, config)
+        count = pytorch_model.save(out, config, variables, whisper)
         print(f"{out}: {count} tensors; AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True) loads them")
     if isinstance(config, CodecConfig):
         print("not in it, as nothing here holds them: " + ", ".join(f"{prefix}*" for prefix in reference.DROPPED))
-
-
-def _whisper_of(directory: Path, config: CodecConfig) -> pytorch_model.Whisper | None:
-    """Reads the encoder of Whisper that lies with a codec; None: there is none."""
-    beside = directory / model_directory.ENCODER
-    if not (beside / model_directory.CONFIG).is_file():
-        return None
-    encoder, variables = read_encoder_of(beside, config.semantic)
-    return (encoder, variables) if isinstance(encoder, WhisperConfig) else None
 
 
 def _write(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -372,6 +372,13 @@ def test_torch_compile_takes_it_as_one_graph(load):
     assert relative_error(torch.cat(found, dim=2), values.numpy()) < 1e-5
 
 
+def test_torch_compile_takes_the_encoder_of_whisper_into_the_graph(with_whisper):
+    model = AutoModel.from_pretrained(with_whisper[1], trust_remote_code=True)
+    audio = torch.from_numpy(noise(1, 1, 3 * RATE, scale=0.1))
+    compiled = torch.compile(model.encode, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(audio).audio_codes, model.encode(audio).audio_codes)
+
+
 # -- There and back
 
 

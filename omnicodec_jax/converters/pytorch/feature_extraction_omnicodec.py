@@ -31,22 +31,28 @@ class OmniCodecFeatureExtractor(EncodecFeatureExtractor):
         """Makes a batch.
 
         Args:
-            raw_audio: A mono clip [T] at `sampling_rate`, or a list of clips.
+            raw_audio: A mono clip [T] at `sampling_rate`, or a list of clips: floating-point numbers, or int16 or int32
+                as they stand in WAV files, whose largest number is full scale.
             semantic_features: The semantic features [S, F] of each clip, for models that do not compute them.
             return_tensors: "pt" for tensors of PyTorch, "np" for arrays.
             kwargs: Other arguments of transformers' `EncodecFeatureExtractor`, such as sampling_rate and padding.
 
         Returns:
             The arguments of the model's `encode`.
+
+        Raises:
+            ValueError: If the sample rate is another, or a clip is empty, not mono, or not finite.
         """
-        batched = isinstance(raw_audio, list | tuple) and not np.isscalar(raw_audio[0])
-        clips = [self._scaled(np.asarray(clip, np.float32)) for clip in (raw_audio if batched else [raw_audio])]
+        batched = isinstance(raw_audio, list | tuple) and len(raw_audio) > 0 and not np.isscalar(raw_audio[0])
+        clips = [self._scaled(as_float(np.asarray(clip))) for clip in (raw_audio if batched else [raw_audio])]
         batch = super().__call__(clips, return_tensors=return_tensors, **kwargs)
         if semantic_features is None:
             return batch
         if len(semantic_features) != len(clips):
             raise ValueError(f"{len(semantic_features)} arrays of semantic features for {len(clips)} clips")
         rows = [np.asarray(row, np.float32) for row in semantic_features]
+        if odd := [list(row.shape) for row in rows if row.ndim != 2]:
+            raise ValueError(f"semantic features of shape {odd[0]}: must be [vectors, width] for each clip")
         steps = max(map(len, rows))
         padded = np.stack([np.pad(row, ((0, steps - len(row)), (0, 0))) for row in rows])
         mask = np.stack([np.arange(steps) < len(row) for row in rows]).astype(np.int32)
@@ -57,10 +63,23 @@ class OmniCodecFeatureExtractor(EncodecFeatureExtractor):
 
     def _scaled(self, clip: np.ndarray) -> np.ndarray:
         """Scales a clip to `input_peak`; a clip of zeros stays as it is."""
-        peak = float(np.abs(clip).max(initial=0.0))
+        if not clip.size:
+            raise ValueError("a clip of no samples: must have one or more")
+        peak = float(np.abs(clip).max())
+        if not np.isfinite(peak):
+            raise ValueError("a clip that holds values that are NaN or infinite")
         if self.input_peak is None or peak == 0:
             return clip
         return clip * np.float32(self.input_peak / peak)
+
+
+def as_float(clip: np.ndarray) -> np.ndarray:
+    """Returns samples as float32, full scale ±1. Raises ValueError for numbers that samples are not written in."""
+    if clip.dtype in (np.int16, np.int32):
+        return (clip / -float(np.iinfo(clip.dtype).min)).astype(np.float32)
+    if clip.dtype.kind == "f":
+        return clip.astype(np.float32)
+    raise ValueError(f"samples of {clip.dtype}: must be floating-point numbers, int16 or int32")
 
 
 __all__ = ["OmniCodecFeatureExtractor"]

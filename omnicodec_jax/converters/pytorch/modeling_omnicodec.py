@@ -12,8 +12,10 @@ state dict is that of this model; hence `conv.conv` and `vq.layers.0._codebook`.
 
 Convolutions and matrix products compute in the dtype of their weights. Norms, rotations, residual streams of the
 transformers, codebooks, the log-mel and the convolutions from and to audio are float32 in a bfloat16 model, too.
+torch.autocast changes nothing: which numbers are coarse is the model's choice, as codes depend on it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +69,19 @@ class OmniCodecDecoderOutput(ModelOutput):
 def ceil_div(number: Any, divisor: int) -> Any:
     """Divides and rounds up. Of negative numbers, exported programs do not take the floor, so there are none here."""
     return (number + divisor - 1) // divisor
+
+
+def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a method compute in the dtypes of its tensors where the caller has turned autocast on."""
+
+    @functools.wraps(method)
+    def computed(model: nn.Module, x: Tensor, *others: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return method(model, x, *others)
+        with torch.autocast(x.device.type, enabled=False):
+            return method(model, x, *others)
+
+    return computed
 
 
 class CacheUser(nn.Module):
@@ -511,13 +526,12 @@ class OmniCodecLogMel(KeptFloat32):
         """
         return self._spectrogram(*self._resample(audio.float(), lengths))
 
-    def of_window(self, audio: Tensor) -> Tensor:
-        """Computes the log-mel [1, M, bins] of a window [1, T], filled up with silence to whole feature vectors."""
-        length = audio.shape[1]
-        low, _ = self._resample(audio.float(), torch.tensor([length], device=audio.device))
-        size = ceil_div(length * self.target, self.source * self.VECTOR) * self.VECTOR
-        low = F.pad(low[:, :size], (0, max(0, size - low.shape[1])))
-        return self._spectrogram(low, torch.tensor([size], device=audio.device))[0]
+    def of_windows(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the log-mel of windows, each filled up with silence to whole feature vectors, of which it has one or
+        more. Arguments and result are those of `forward`; T is a whole number of feature vectors."""
+        low, _ = self._resample(audio.float(), lengths)
+        vectors = ceil_div(lengths * self.target, self.source * self.VECTOR).clamp(min=1)
+        return self._spectrogram(low, vectors * self.VECTOR)
 
     def _spectrogram(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log-mel of audio at 16 kHz; see `forward`."""
@@ -568,11 +582,25 @@ def stack_frames(mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 # -- The model
 
 
-def count_valid(mask: Tensor | None, x: Tensor, axis: int) -> Tensor:
-    """Counts the valid steps of each row of x along an axis: those that a mask [B, T] or [B, 1, T] says, or all."""
+def count_valid(name: str, mask: Tensor | None, x: Tensor, axis: int) -> Tensor:
+    """Counts the valid steps of each row of x along an axis: those that a mask [B, T] or [B, 1, T] says, or all.
+
+    Raises ValueError, which calls the mask by its name, if it is another batch's, if padding comes before valid steps,
+    or if a row has none. Values are looked at where nothing is traced.
+    """
+    batch, steps = x.shape[0], x.shape[axis]
     if mask is None:
-        return torch.full((x.shape[0],), x.shape[axis], device=x.device)
-    return mask.reshape(x.shape[0], -1, x.shape[axis])[:, 0].sum(-1, dtype=torch.long)
+        return torch.full((batch,), steps, device=x.device)
+    rows = mask[:, 0] if mask.ndim == 3 else mask
+    if rows.shape != (batch, steps):
+        raise ValueError(f"{name} of shape {list(mask.shape)}: must be [{batch}, {steps}]")
+    lengths = rows.sum(-1, dtype=torch.long)
+    if not torch.compiler.is_compiling():
+        if not torch.equal(rows != 0, torch.arange(steps, device=rows.device) < lengths[:, None]):
+            raise ValueError(f"{name}: must be 1 for valid steps and then 0; padding is on the right")
+        if not lengths.all():
+            raise ValueError(f"{name}: must have a valid step in every row")
+    return lengths
 
 
 class OmniCodecModel(PreTrainedModel):
@@ -691,6 +719,7 @@ class OmniCodecModel(PreTrainedModel):
         codes = self._encode(input_values, padding_mask, num_quantizers, semantic_features, semantic_features_mask)
         return OmniCodecEncoderOutput(audio_codes=codes)
 
+    @without_autocast
     def _encode(
         self,
         input_values: Tensor,
@@ -700,12 +729,16 @@ class OmniCodecModel(PreTrainedModel):
         semantic_features_mask: Tensor | None,
     ) -> Tensor:
         """Encodes audio [B, 1, T] into codes [B, K, N]; see `encode`."""
-        if input_values.ndim != 3 or input_values.shape[1] != 1:
-            raise ValueError(f"input_values of shape {list(input_values.shape)}: must be [batch, 1, samples], mono")
+        if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
+            raise ValueError(
+                f"input_values of shape {list(input_values.shape)}: must be [batch, 1, samples], mono and not empty"
+            )
+        if not input_values.is_floating_point():
+            raise ValueError(f"input_values of {input_values.dtype}: must be floating-point numbers, full scale ±1")
         count = self.config.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.config.num_quantizers:
             raise ValueError(f"num_quantizers = {count}: must be between 1 and {self.config.num_quantizers}")
-        lengths = count_valid(padding_mask, input_values, 2)
+        lengths = count_valid("padding_mask", padding_mask, input_values, 2)
         x, valid = self.encoder(input_values, None if padding_mask is None else lengths)
         x = self.encoder_transformer(x.transpose(1, 2))
         latent = self.downsample["conv"](x.transpose(1, 2), None, valid).transpose(1, 2).float()
@@ -731,7 +764,12 @@ class OmniCodecModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Returns features [B, S, F], and the number of valid vectors of each row [B]."""
         if given is not None:
-            steps = count_valid(mask, given, 1)
+            width = self.config.semantic_feature_dim
+            if given.ndim != 3 or given.shape[0] != audio.shape[0] or given.shape[2] != width or 0 in given.shape:
+                raise ValueError(
+                    f"semantic_features of shape {list(given.shape)}: must be [{audio.shape[0]}, vectors, {width}]"
+                )
+            steps = count_valid("semantic_features_mask", mask, given, 1)
             valid = torch.arange(given.shape[1], device=given.device) < steps[:, None]
             return torch.where(valid[..., None], given, 0), steps
         source = self.config.semantic_source
@@ -740,10 +778,11 @@ class OmniCodecModel(PreTrainedModel):
                 f"this model takes semantic features ({source}): give semantic_features [batch, vectors, "
                 f"{self.config.semantic_feature_dim}], or set model.frozen_encoder to the encoder that computes them"
             )
-        if source == "whisper":
+        if isinstance(self.frozen_encoder, WhisperEncoder):
             return self._encode_windows(audio[:, 0], lengths)
-        if audio.shape[2] * OmniCodecLogMel.RATE < OmniCodecLogMel.WINDOW * self.config.sampling_rate:
-            raise ValueError(f"{audio.shape[2]} samples: too short for semantic features, which need 25 ms or more")
+        shortest = audio.shape[2] if torch.compiler.is_compiling() else int(lengths.min())
+        if shortest * OmniCodecLogMel.RATE < OmniCodecLogMel.WINDOW * self.config.sampling_rate:
+            raise ValueError(f"a clip of {shortest} samples: too short for semantic features, which need 25 ms or more")
         mel, counts = self.log_mel(audio[:, 0], lengths)
         return stack_frames(mel, counts) if source == "log_mel" else self._encode_log_mel(mel, counts)
 
@@ -758,26 +797,32 @@ class OmniCodecModel(PreTrainedModel):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
     def _encode_windows(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes features by transformers' encoder of Whisper, each window of each row as a clip of its own."""
+        """Computes features by transformers' encoder of Whisper. Each window of each row is a clip of its own."""
         size = self.config.encoder_window_seconds * self.config.sampling_rate
-        rows = []
-        for row, length in zip(audio, lengths.tolist(), strict=True):
-            windows = row[:length].split(size)
-            rows.append(torch.cat([self._whisper(self.log_mel.of_window(window[None])) for window in windows]))
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths.new_tensor([len(row) for row in rows])
+        count = ceil_div(audio.shape[1], size)
+        windows = F.pad(audio, (0, count * size - audio.shape[1])).reshape(-1, size)
+        valid = (lengths[:, None] - size * torch.arange(count, device=audio.device)).clamp(0, size).flatten()
+        features = self._whisper(*self.log_mel.of_windows(windows, valid))
+        vector = self.config.sampling_rate * OmniCodecLogMel.VECTOR
+        return features.reshape(audio.shape[0], -1, features.shape[2]), ceil_div(lengths * OmniCodecLogMel.RATE, vector)
 
-    def _whisper(self, mel: Tensor) -> Tensor:
-        """Encodes the log-mel of one window, [1, M, bins], into features [M / 8, F]: the means of four tokens.
+    def _whisper(self, mel: Tensor, counts: Tensor) -> Tensor:
+        """Encodes the log-mels of windows, [R, M, bins], into features [R, M / 8, F]: the means of four tokens.
 
-        transformers' own forward takes windows of 30 s alone.
+        Of each row, the first `counts` [R] frames are valid, a multiple of 8. transformers' own forward takes windows
+        of 30 s alone.
         """
         encoder: Any = self.frozen_encoder
+        frames = torch.arange(mel.shape[1], device=mel.device)
+        mel = torch.where((frames < counts[:, None])[..., None], mel, 0)
         x = F.gelu(encoder.conv1(mel.transpose(1, 2).to(encoder.dtype)))
         x = F.gelu(encoder.conv2(x)).transpose(1, 2)
         x = x + encoder.embed_positions.weight[: x.shape[1]]
+        hidden = frames[: x.shape[1]] >= counts[:, None] // 2
+        mask = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)
         for layer in encoder.layers:
-            x = layer(x, None)
-        return encoder.layer_norm(x).float().reshape(-1, 4, x.shape[2]).mean(1)
+            x = layer(x, mask[:, None, None])
+        return encoder.layer_norm(x).float().unflatten(1, (-1, 4)).mean(2)
 
     # -- Decode
 
@@ -805,14 +850,35 @@ class OmniCodecModel(PreTrainedModel):
             audio = audio[..., : padding_mask.shape[-1]]
         return OmniCodecDecoderOutput(audio_values=audio, decoder_cache=cache)
 
+    @without_autocast
     def _decode(self, codes: Tensor, cache: Cache | None) -> Tensor:
         """Decodes codes [B, k, N] into audio [B, 1, N · frame_size], and brings the cache of a stream up to date."""
-        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.config.num_quantizers:
-            most = self.config.num_quantizers
-            raise ValueError(f"codes of shape {list(codes.shape)}: must be [batch, 1 to {most}, frames]")
+        self._check_codes(codes, cache)
         latent = self._dequantize(codes.long()).transpose(1, 2)
         hidden = self.decoder_transformer(self.upsample["convtr"](latent, cache).transpose(1, 2), cache)
         return self.decoder(hidden.transpose(1, 2), cache)
+
+    def _check_codes(self, codes: Tensor, cache: Cache | None) -> None:
+        """Raises ValueError for codes that the model cannot have made. Values are looked at where nothing is traced."""
+        most = self.config.num_quantizers
+        if codes.ndim != 3 or not 1 <= codes.shape[1] <= most or 0 in codes.shape:
+            raise ValueError(f"codes of shape {list(codes.shape)}: must be [batch, 1 to {most}, frames]")
+        if codes.is_floating_point():
+            raise ValueError(f"codes of {codes.dtype}: must be integers")
+        for past in (cache or {}).values():
+            if past.shape[0] != codes.shape[0]:
+                raise ValueError(f"{codes.shape[0]} rows of codes, and a cache of {past.shape[0]}: must be as many")
+        if torch.compiler.is_compiling():
+            return
+        semantic = torch.arange(codes.shape[1], device=codes.device) < self.config.num_semantic_quantizers
+        first = torch.where(semantic, 0, -1)
+        last = torch.where(semantic, self.config.semantic_codebook_size, self.config.codebook_size) - 1
+        wrong = (codes.long() < first[:, None]) | (codes.long() > last[:, None])
+        if wrong.any():
+            row, k, step = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"code {int(codes[row, k, step])} of codebook {k}: must be between {int(first[k])} and {int(last[k])}"
+            )
 
     def _dequantize(self, codes: Tensor) -> Tensor:
         """Sums the vectors of codes [B, k, N]: [B, N, D]."""
