@@ -56,8 +56,11 @@ lock: $(BIN)/uv
 	env -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-emit-find-links \
 		--no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
+# The page that runs a codec in the browser has the shipped one beside it.
 docs: $(VENV)/.docs
 	$(BIN)/zensical build --strict --clean
+	$(BIN)/omnicodec export --format onnx --what encoder-from-audio --out build/site/browser/encoder-from-audio.onnx
+	$(BIN)/omnicodec export --format onnx --what decoder --out build/site/browser/decoder.onnx
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -85,5 +88,5 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.run
-	$(INSTALL) --editable '.[docs]'
+	$(INSTALL) --editable '.[docs,torch,onnx]'
 	touch $@

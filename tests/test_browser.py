@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tiny
 
-from omnicodec_jax import model_directory
-from omnicodec_jax.converters.onnx_program import export_onnx
+from omnicodec_jax import model_directory, shipped
+from omnicodec_jax.converters.onnx_program import export_directory, export_onnx
 from omnicodec_jax.data import audio as audio_files
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "browser" / "index.html"
@@ -55,24 +56,43 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture
-def tab(browser) -> Iterator[Any]:
-    """The page, opened from the disk. ONNX Runtime's files come from here in place of the network."""
+KINDS = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
+SITE = "https://codec.example/"
 
-    def serve(route: Any) -> None:
-        path = RUNTIME / route.request.url.rpartition("/")[2]
-        kind = {".mjs": "text/javascript", ".wasm": "application/wasm"}[path.suffix]
-        headers = {"Access-Control-Allow-Origin": "*", "Content-Type": kind}
-        route.fulfill(body=path.read_bytes(), headers=headers)
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Any]:
+    """Opens the page at an address. ONNX Runtime's files come from here in place of the network, and so do those of
+    `SITE`, from the folders that are given."""
 
     with contextlib.closing(browser.new_context(permissions=["microphone"])) as context:
         context.set_default_timeout(60_000)
-        context.route("https://cdn.jsdelivr.net/**", serve)
         tab, complaints = context.new_page(), []
         tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.goto(PAGE.as_uri())
-        yield tab
+
+        def opened(address: str, *folders: Path) -> Any:
+            def serve(route: Any) -> None:
+                name = route.request.url.rpartition("/")[2]
+                path = next((folder / name for folder in (RUNTIME, *folders) if (folder / name).is_file()), None)
+                if path is None:
+                    return route.fulfill(status=404)
+                kind = KINDS.get(path.suffix, "application/octet-stream")
+                headers = {"Access-Control-Allow-Origin": "*", "Content-Type": kind}
+                return route.fulfill(path=path, headers=headers)
+
+            for site in ("https://cdn.jsdelivr.net/", SITE):
+                context.route(f"{site}**", serve)
+            tab.goto(address)
+            return tab
+
+        yield opened
         assert complaints == []
+
+
+@pytest.fixture
+def tab(open_page) -> Any:
+    """The page, opened from the disk."""
+    return open_page(PAGE.as_uri())
 
 
 def status(tab: Any, text: str) -> str:
@@ -136,3 +156,35 @@ def test_what_does_not_fit_is_said_in_words(tab, programs, tmp_path):
     status(tab, "Now choose the decoder")
     tab.locator("#decoder").set_input_files(programs / "other" / "decoder.onnx")
     status(tab, "encoder and decoder are of different models")
+
+
+def test_the_codec_beside_the_page_is_one_click_away(open_page, programs, tmp_path):
+    samples = (0.4 * np.sin(np.arange(24_000) / 15)).astype(np.float32)
+    audio_files.save(tmp_path / "clip.wav", samples, 24_000)
+    tab = open_page(f"{SITE}index.html", PAGE.parent, programs)
+    tab.get_by_role("button", name="Take the codec that comes along").click()
+    status(tab, "Now choose or record a clip")
+    tab.locator("#clip").set_input_files(tmp_path / "clip.wav")
+    assert "13 frames of 9 of 9 codebooks" in status(tab, "Encoded in")
+
+
+def test_where_no_codec_lies_beside_the_page_none_is_offered(open_page):
+    tab = open_page(f"{SITE}index.html", PAGE.parent)
+    tab.wait_for_load_state("networkidle")
+    assert tab.locator("#beside").is_hidden()
+
+
+@pytest.mark.slow
+def test_the_codec_that_comes_along_runs_on_the_page(open_page, clips, tmp_path):
+    for what in ("encoder-from-audio", "decoder"):
+        export_directory(str(shipped.MODELS[shipped.DEFAULT]), what, tmp_path / f"{what}.onnx")
+    tokenizer = OmniCodecTokenizer.from_pretrained()
+    tab = open_page(f"{SITE}index.html", PAGE.parent, tmp_path)
+    tab.get_by_role("button", name="Take the codec that comes along").click()
+    status(tab, "Now choose or record a clip")
+    tab.locator("#clip").set_input_files(clips[0])
+    status(tab, f"of {tokenizer.num_quantizers} of {tokenizer.num_quantizers} codebooks")
+    found = np.array(tab.evaluate("Array.from(state.codes.values, Number)"))
+    heard = np.array(tab.evaluate("Array.from(state.clip)"), np.float32)
+    expected = tokenizer.encode(heard[None, None], tokenizer.sample_rate)[0]
+    assert (found.reshape(expected.shape) == expected).mean() > 0.95

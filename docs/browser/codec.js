@@ -3,6 +3,7 @@
 
 const RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/";
 const LONGEST = 30; // seconds
+const BESIDE = { encoder: "encoder-from-audio.onnx", decoder: "decoder.onnx" };
 const element = (id) => document.getElementById(id);
 
 const state = { runtime: null, sessions: {}, about: null, source: null, clip: null, codes: null, decoding: null, recorder: null };
@@ -69,16 +70,16 @@ async function runtime() {
   return state.runtime;
 }
 
-async function loadProgram(part, file) {
+async function loadProgram(part, name, data) {
   say(`Loading the ${part} …`);
-  const bytes = new Uint8Array(await file.arrayBuffer());
+  const bytes = new Uint8Array(await data);
   const about = metadata(bytes);
-  if (!about.sample_rate) throw new Error(`${file.name} was not written by omnicodec export --format onnx`);
+  if (!about.sample_rate) throw new Error(`${name} was not written by omnicodec export --format onnx`);
   const session = await (await runtime()).InferenceSession.create(bytes);
   const wanted = { encoder: ["input_values"], decoder: ["audio_codes"] }[part];
   if (session.inputNames.join() !== wanted.join()) {
     const what = { encoder: "encoder-from-audio", decoder: "decoder" }[part];
-    throw new Error(`${file.name} takes ${session.inputNames.slice(0, 3).join(", ")}: export it as --what ${what}`);
+    throw new Error(`${name} takes ${session.inputNames.slice(0, 3).join(", ")}: export it as --what ${what}`);
   }
   const others = Object.entries(state.sessions).filter(([name]) => name !== part);
   if (others.some(([, other]) => other.about.model !== about.model)) {
@@ -90,6 +91,25 @@ async function loadProgram(part, file) {
   slider.max = slider.value = about.num_quantizers;
   slider.disabled = false;
   await encode();
+}
+
+/** Loads the two programs that lie beside the page, those of the codec that comes along. */
+async function loadBeside() {
+  state.sessions = {};
+  for (const [part, name] of Object.entries(BESIDE)) {
+    say(`Fetching the ${part} …`);
+    const response = await fetch(name);
+    if (!response.ok) throw new Error(`${name}: ${response.status}`);
+    await loadProgram(part, name, response.arrayBuffer());
+  }
+}
+
+/** Shows the button for them if they are there. A page that was opened from the disk may not look. */
+async function lookBeside() {
+  const found = await Promise.all(
+    Object.values(BESIDE).map((name) => fetch(name, { method: "HEAD" }).then((response) => response.ok, () => false)),
+  );
+  element("beside").hidden = !found.every(Boolean);
 }
 
 // -- Clips
@@ -287,9 +307,11 @@ function drawCodes(count) {
 for (const part of ["encoder", "decoder"]) {
   element(part).addEventListener("change", (event) => {
     const [file] = event.target.files;
-    if (file) attempt(() => loadProgram(part, file));
+    if (file) attempt(() => loadProgram(part, file.name, file.arrayBuffer()));
   });
 }
+element("beside").addEventListener("click", () => attempt(loadBeside));
+if (location.protocol !== "file:") lookBeside();
 element("clip").addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) attempt(async () => takeClip(await file.arrayBuffer()));

@@ -121,7 +121,7 @@ def export(
     Args:
         what: What the program computes: one frame of a live stream, or whole clips. The batch may have any size. An
             encoder takes audio and semantic features; encoder-from-audio, for ONNX, computes the features of models
-            whose source is log_mel.
+            whose source is log_mel, or whisper where the encoder lies with the model.
         out: File to write. Its name ends in .stablehlo (the weights go into a second file beside it) or in .onnx (the
             weights are in it).
         model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
@@ -129,10 +129,9 @@ def export(
         seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.
     """
     if format == "onnx":
-        from omnicodec_jax.codec_directory import load_codec
-        from omnicodec_jax.converters.onnx_program import export_onnx
+        from omnicodec_jax.converters import onnx_program
 
-        signature = export_onnx(*load_codec(model_name(model)), what, out)
+        signature = onnx_program.export_directory(model_name(model), what, out)
     elif what == "encoder-from-audio":
         raise ModelError("--what encoder-from-audio: only with --format onnx")
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.codec_directory import find_encoder, load_codec
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.converters import pytorch_model
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
@@ -20,7 +21,9 @@ SUFFIX = ".onnx"
 OPSET = 20
 
 
-def export_onnx(config: Any, variables: Mapping[str, Any], what: Part, out: Path) -> str:
+def export_onnx(
+    config: Any, variables: Mapping[str, Any], what: Part, out: Path, encoder: pytorch_model.Whisper | None = None
+) -> str:
     """Writes an ONNX program, which holds its weights.
 
     Args:
@@ -29,6 +32,7 @@ def export_onnx(config: Any, variables: Mapping[str, Any], what: Part, out: Path
         what: "decoder": codes to audio; "decoder-step": the next frame of streams; "encoder": audio and semantic
             features to codes; "encoder-from-audio": audio to codes, for models that compute their features.
         out: File to write the program to; it must end in .onnx.
+        encoder: Encoder of Whisper that "encoder-from-audio" computes the features with, where the model takes its.
 
     Returns:
         The signature of the program, to be read by people.
@@ -40,16 +44,19 @@ def export_onnx(config: Any, variables: Mapping[str, Any], what: Part, out: Path
         raise ConversionError(f"{out}: must end in {SUFFIX}")
     if not isinstance(config, CodecConfig):
         raise ConversionError(f"a {model_directory.model_type(config)} model: only OmniCodec models go to ONNX")
-    if what == "encoder-from-audio" and config.semantic is not None and config.semantic.source != "log_mel":
+    own = encoder if what == "encoder-from-audio" else None
+    if what == "encoder-from-audio" and config.semantic is not None and config.semantic.source != "log_mel" and not own:
+        lacking = ", and no encoder of Whisper lies with it" if config.semantic.source == "whisper" else ""
         raise ConversionError(
-            f"semantic.source = {config.semantic.source!r}: this model's program takes its features; use --what encoder"
+            f"semantic.source = {config.semantic.source!r}{lacking}: this model's program takes its features; use "
+            "--what encoder"
         )
     torch = import_torch()
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError:
         raise ConversionError("this needs onnx and onnxscript: pip install -e '.[onnx]'") from None
-    module, inputs, outputs, dynamic = _program(pytorch_model.build(config, variables), what)
+    module, inputs, outputs, dynamic = _program(pytorch_model.build(config, variables, own), what)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -77,11 +84,21 @@ def export_onnx(config: Any, variables: Mapping[str, Any], what: Part, out: Path
     return f"({', '.join(shown)}) → {', '.join(outputs[:1])}{', …' if outputs[1:] else ''}"
 
 
+def export_directory(name: str, what: Part, out: Path) -> str:
+    """Writes the ONNX program of a codec in a model directory, or on the hub; see `export_onnx`."""
+    config, variables = load_codec(name)
+    beside = find_encoder(name) if isinstance(config, CodecConfig) else None
+    encoder = None if beside is None else pytorch_model.read_whisper(beside, config)
+    return export_onnx(config, variables, what, out, encoder)
+
+
 def _program(model: Any, what: Part) -> tuple[Any, dict[str, Any], list[str], Any]:
     """Returns a module of a part of a codec, example inputs by name, names of outputs, and the sizes that may vary."""
     torch = import_torch()
     config = model.config
     frames, samples = 7, 7 * config.frame_size + 11
+    if model.frozen_encoder is not None:  # two windows, as what is one in the example is taken to be one always
+        samples += config.encoder_window_seconds * config.sampling_rate
     codes = torch.zeros(2, config.num_quantizers, 1 if what == "decoder-step" else frames, dtype=torch.long)
     audio = torch.zeros(2, 1, samples)
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import tiny
 from golden import relative_error
-from test_pytorch_model import CONFIGS, noise, ours_from_audio, random_codes
+from test_pytorch_model import (
+    CONFIGS,
+    RATE,
+    WHISPER,
+    noise,
+    ours_from_audio,
+    random_codes,
+    real_rate,
+    with_whisper,  # noqa: F401 (a fixture)
+)
 
 from omnicodec_jax.cli import models
 from omnicodec_jax.converters.onnx_program import export_onnx
@@ -93,6 +102,20 @@ def test_encoder_from_audio_computes_the_log_mel_itself(session):
         audio = noise(2, 1, samples, scale=0.1)
         (codes,) = run(program, audio)
         np.testing.assert_array_equal(codes, flax(audio))
+
+
+def test_encoder_from_audio_has_the_encoder_of_whisper_that_lies_with_the_model(with_whisper, tmp_path):  # noqa: F811
+    encoder, directory = with_whisper
+    path, codec = tmp_path / "encoder.onnx", real_rate(12.5, WHISPER)
+    models.export(what="encoder-from-audio", out=path, model=directory.parent / "flax", format="onnx")
+    program = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    flax = ours_from_audio(codec, encoder)
+    for samples in (100, RATE, 5 * RATE + 1000):  # a part of a window, and two whole ones and a tail
+        audio = noise(1, 1, samples, seed=samples, scale=0.1)
+        (codes,) = run(program, np.concatenate([audio, 0.5 * audio[..., ::-1]]))
+        np.testing.assert_array_equal(codes[:1], flax(audio))
+    with pytest.raises(ConversionError, match="'whisper', and no encoder of Whisper lies with it: .* --what encoder"):
+        export_onnx(codec, tiny.variables(codec), "encoder-from-audio", tmp_path / "alone.onnx")
 
 
 def test_what_has_no_program_is_refused_in_words(tmp_path):
