@@ -4,9 +4,11 @@ Both run in one process with the same threads and take turns, and the figures ar
 does not change the arithmetic. The model under test is released_12hz. It has four residual blocks a stage where Mimi
 has one, and 33 codebooks where Mimi has 32.
 
-`python -m benchmarks.codec_speed onnx` compares with ONNX Runtime, which runs the same model as exported programs.
+`python -m benchmarks.codec_speed onnx` compares with ONNX Runtime, which runs the same model as exported programs;
+`python -m benchmarks.codec_speed onnx small` does so with the codec that comes along, whose encoder takes audio alone.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -25,45 +27,52 @@ CONFIG = "released_12hz"
 Cases = dict[str, Callable[[], object]]
 
 
-def random_codec() -> tuple[Any, Any]:
-    """Returns config and variables of the model under test."""
+def codec(name: str) -> Any:
+    """Returns the tokenizer of the model under test: one that comes along, or a recipe's with random weights."""
     import jax
 
-    from omnicodec_jax import model_directory
+    from omnicodec_jax import model_directory, shipped
     from omnicodec_jax.config import files as config_files
     from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
+    from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-    codec = config_files.load(CONFIG).codec
-    initialize = partial(init_variables, model_directory.build(codec))
+    if name in shipped.MODELS:
+        return OmniCodecTokenizer.from_pretrained(shipped.MODELS[name])
+    config: Any = config_files.load(name).codec
+    initialize = partial(init_variables, model_directory.build(config))
     variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
     rng = np.random.default_rng(0)
     for quantizer in variables["codebooks"].values():
         quantizer["embedding_sum"] = rng.standard_normal(quantizer["embedding_sum"].shape, np.float32)
-    return codec, variables
+    return OmniCodecTokenizer(config, variables)
 
 
-def ours(batch: int) -> Cases:
-    """Returns the functions that are measured, for this package."""
-    from omnicodec_jax.tokenizer import OmniCodecTokenizer
-
-    codec, variables = random_codec()
+def inputs(config: Any, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns audio [B, 1, T], semantic features [B, S, F] and codes [B, K, N] of random numbers."""
     rng = np.random.default_rng(1)
-    tokenizer = OmniCodecTokenizer(codec, variables)
-    audio = rng.standard_normal((batch, 1, SECONDS * RATE), np.float32)
-    features = rng.standard_normal((batch, 13 * SECONDS, 2048), np.float32)
-    codes = rng.integers(0, 2048, (batch, tokenizer.num_quantizers, FRAMES))
-    hidden = rng.standard_normal((batch, 13 * SECONDS, codec.dimension), np.float32)
+    audio = 0.1 * rng.standard_normal((batch, 1, SECONDS * RATE), np.float32)
+    features = rng.standard_normal((batch, 13 * SECONDS, config.semantic.feature_dim), np.float32)
+    size = min(config.semantic.codebook_size, config.acoustic.codebook_size)
+    return audio, features, rng.integers(0, size, (batch, config.num_quantizers, FRAMES))
+
+
+def ours(batch: int, name: str) -> Cases:
+    """Returns the functions that are measured, for this package."""
+    tokenizer = codec(name)
+    audio, features, codes = inputs(tokenizer.config, batch)
+    hidden = np.random.default_rng(2).standard_normal((batch, 13 * SECONDS, tokenizer.config.dimension), np.float32)
     return {
         "decode": lambda: tokenizer.decode(codes),
         "encode, acoustic path": lambda: dict(
             tokenizer._lanes.encode_frames(((row, audio[row, 0]), hidden[row]) for row in range(batch))
         ),
         "encode, from features": lambda: tokenizer.encode(audio, RATE, semantic_features=features),
+        "encode, from audio": lambda: tokenizer.encode(audio, RATE),
     }
 
 
-def mimi(batch: int) -> Cases:
-    """Returns the same functions for transformers' Mimi."""
+def mimi(batch: int, name: str) -> Cases:
+    """Returns the same functions for transformers' Mimi, whatever the name of ours."""
     import torch
     from transformers import MimiConfig, MimiModel
 
@@ -85,38 +94,43 @@ def mimi(batch: int) -> Cases:
     return {"decode": decode, "encode, acoustic path": encode, "encode, from features": encode}
 
 
-def onnx(batch: int) -> Cases:
+def onnx(batch: int, name: str) -> Cases:
     """Returns the same functions for ONNX Runtime, and prints the sizes of the programs."""
     import onnxruntime
 
-    from omnicodec_jax.converters.onnx_program import export_onnx
+    from omnicodec_jax import shipped
+    from omnicodec_jax.converters.onnx_program import export_directory, export_onnx
 
-    sessions: dict[str, Any] = {}
-    codec, variables = random_codec()
+    tokenizer, beside = codec(name), shipped.MODELS.get(name)
+    from_audio = "encoder" if beside is None else "encoder-from-audio"
+    options, sessions = onnxruntime.SessionOptions(), {}
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        for what in ("decoder", "encoder", "decoder-step"):
+        for what in dict.fromkeys(("decoder", "decoder-step", "encoder", from_audio)):
             path = Path(folder) / f"{what}.onnx"
-            export_onnx(codec, variables, what, path)
+            if beside is None:
+                export_onnx(tokenizer.config, tokenizer.variables, what, path)
+            else:
+                export_directory(str(beside), what, path)
             print(f"{what}: {path.stat().st_size / 2**20:.0f} MiB", flush=True)
             if what != "decoder-step":
-                sessions[what] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+                sessions[what] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             path.unlink()
-    rng = np.random.default_rng(1)
-    audio = rng.standard_normal((batch, 1, SECONDS * RATE), np.float32)
-    features = rng.standard_normal((batch, 13 * SECONDS, 2048), np.float32)
-    codes = rng.integers(0, 2048, (batch, codec.num_quantizers, FRAMES))
-    return {
+    audio, features, codes = inputs(tokenizer.config, batch)
+    given = {"input_values": audio}
+    cases: Cases = {
         "decode": lambda: sessions["decoder"].run(None, {"audio_codes": codes}),
-        "encode, from features": lambda: sessions["encoder"].run(
-            None, {"input_values": audio, "semantic_features": features}
-        ),
+        "encode, from features": lambda: sessions["encoder"].run(None, {**given, "semantic_features": features}),
     }
+    if beside is not None:
+        cases["encode, from audio"] = lambda: sessions[from_audio].run(None, given)
+    return cases
 
 
-def measure(peer: str, batch: int, repeats: int) -> None:
+def measure(peer: str, batch: int, repeats: int, name: str = CONFIG) -> None:
     """Measures speed in turns with a peer, and prints a line for each function."""
-    systems = {"ours": ours(batch), peer: PEERS[peer](batch)}
-    print(f"| 10 s clips | batch | ours, s | {peer}, s | ours / {peer} | single turns | × real time of {peer} |")
+    systems = {"ours": ours(batch, name), peer: PEERS[peer](batch, name)}
+    print(f"| {name}, 10 s clips | batch | ours, s | {peer}, s | ours / {peer} | single turns | × real time |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for case in systems[peer]:
         seconds: dict[str, list[float]] = {name: [] for name in systems}
@@ -129,17 +143,17 @@ def measure(peer: str, batch: int, repeats: int) -> None:
         ratios = [a / b for a, b in zip(seconds["ours"][2:], seconds[peer][2:], strict=True)]
         print(
             f"| {case} | {batch} | {ours_s:.2f} | {peer_s:.2f} | **{ours_s / peer_s:.2f}** | "
-            f"{min(ratios):.2f}–{max(ratios):.2f} | {batch * SECONDS / peer_s:.1f} |",
+            f"{min(ratios):.2f}–{max(ratios):.2f} | {batch * SECONDS / ours_s:.1f}, {batch * SECONDS / peer_s:.1f} |",
             flush=True,
         )
 
 
-PEERS: dict[str, Callable[[int], Cases]] = {"Mimi": mimi, "ONNX Runtime": onnx}
+PEERS: dict[str, Callable[[int, str], Cases]] = {"Mimi": mimi, "ONNX Runtime": onnx}
 
 
 def peak_memory(system: str, batch: int) -> None:
     """Prints how much memory this process needs at its peak beyond the loaded model, in MiB. It works on Linux only."""
-    cases = {"ours": ours, "Mimi": mimi}[system](batch)
+    cases = {"ours": ours, "Mimi": mimi}[system](batch, CONFIG)
     Path("/proc/self/clear_refs").write_text("5")  # this resets the peak
 
     def resident(field: str) -> int:
@@ -174,8 +188,8 @@ if __name__ == "__main__":
     compilation_cache.use()
     if sys.argv[1:2] == ["memory"]:
         peak_memory(sys.argv[2], int(sys.argv[3]))
-    elif sys.argv[1:] == ["onnx"]:
-        measure("ONNX Runtime", 1, 5)
+    elif sys.argv[1:2] == ["onnx"]:
+        measure("ONNX Runtime", 1, 5, sys.argv[2] if len(sys.argv) > 2 else CONFIG)
     else:
         from omnicodec_jax.cli import command
 
