@@ -6,9 +6,10 @@ WavLM large teaches the semantic codebook. Its states are 1024 wide; for WavLM b
 of the clips of a batch reach the decoder unquantized. `--loss.mel 0` is the paper's adversarial-only training, which
 leaves the mel loss out; its value is still shown.
 
-From the paper: batches of 128 windows of 12 s for 4 M steps, AdamW at 8e-4, weight decay 0.05 of the transformers
-alone, an average of the weights of decay 0.99, and the discriminators of EnCodec. The weights of the losses and the
-warm-up are those of this project's other recipes.
+From the paper: batches of 128 windows of 12 s for 4 M steps, AdamW at 8e-4 with betas 0.5 and 0.9, weight decay 0.05
+of the transformers alone, an average of the weights of decay 0.99, and the discriminators of EnCodec. The weights of
+the losses and the warm-up are those of this project's other recipes. The paper trains 8 codebooks
+(`--codec.num-quantizers 8`); there are 32 here, as the published checkpoint has them.
 """
 
 from omnicodec_jax.config import (
