@@ -87,8 +87,9 @@ def export_onnx(
 def export_directory(name: str, what: Part, out: Path) -> str:
     """Writes the ONNX program of a codec in a model directory, or on the hub; see `export_onnx`."""
     config, variables = load_codec(name)
-    beside = find_encoder(name) if isinstance(config, CodecConfig) else None
-    encoder = None if beside is None else pytorch_model.read_whisper(beside, config)
+    encoder = None
+    if isinstance(config, CodecConfig) and (beside := find_encoder(name)) is not None:
+        encoder = pytorch_model.read_whisper(beside, config)
     return export_onnx(config, variables, what, out, encoder)
 
 
