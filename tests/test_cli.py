@@ -6,18 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from omnicodec_jax import cli, compilation_cache, shipped, targets
+from omnicodec_jax import cli, compilation_cache, model_directory, shipped, targets
 from omnicodec_jax.cli import codec
+from omnicodec_jax.config import files
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.models import initialize
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -466,6 +470,28 @@ def test_an_untrained_model_has_codebooks_that_fit_the_audio(recipe, tmp_path, c
     tokenizer = OmniCodecTokenizer.from_pretrained(tmp_path / "model")
     books = tokenizer.variables["codebooks"]
     assert all(np.all(collection["initialized"]) for collection in books.values())
+
+
+def test_an_untrained_model_does_not_take_the_place_of_another(tmp_path, clips, monkeypatch):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / clips[0].name).symlink_to(clips[0])
+    (tmp_path / "recipe.py").write_text(
+        "from dataclasses import replace\nfrom omnicodec_jax.recipes.demo import config as full\n"
+        "from omnicodec_jax.recipes.ablations.without_semantic_branch import ablate\nconfig = ablate(full)\n"
+    )
+    codec_config = files.load(tmp_path / "recipe.py").codec
+    draw = partial(initialize.init_variables, model_directory.build(codec_config))
+    shapes = jax.eval_shape(draw, jax.random.key(0))
+    weights = [jax.tree.map(lambda leaf, n=n: np.full(leaf.shape, n, leaf.dtype), shapes) for n in range(2)]
+    monkeypatch.setattr(initialize, "init_variables", lambda *_: np.zeros(()))
+    monkeypatch.setattr(initialize, "initialize_codebooks", lambda *_: weights[0])
+    assert cli.init(tmp_path / "recipe.py", tmp_path / "model", tmp_path / "audio") == 0
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert cli.init(tmp_path / "recipe.py", tmp_path / "model", tmp_path / "audio") == 0
+    monkeypatch.setattr(initialize, "initialize_codebooks", lambda *_: weights[1])
+    with pytest.raises(ModelError, match=r"holds model [0-9a-f]{16}, which would be lost; choose another --out"):
+        cli.init(tmp_path / "recipe.py", tmp_path / "model", tmp_path / "audio")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_training_and_tokenizing_import_no_torch_and_touch_no_device():

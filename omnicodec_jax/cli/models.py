@@ -25,7 +25,7 @@ def init(
 
     Args:
         config: Recipe, such as demo, or config file.
-        out: Model directory to write.
+        out: Model directory to write. One that holds another model is refused.
         audio: Audio that the codebooks are fitted to. Default: the bundled clips.
         seed: Seed of the random weights.
         encoder: Directory of the frozen encoder of the semantic branch, for configs whose semantic source is not
@@ -56,9 +56,14 @@ def init(
     batches = [(sound, None if codec.semantic is None else features(sound, variables)) for sound in sounds]
     model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
     drawn = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
+    untrained = initialize_codebooks(model, drawn, batches, codebooks_key)
+    if (out / model_directory.CONFIG).is_file():
+        held = model_directory.model_hash(*model_directory.load(out))
+        if held != model_directory.model_hash(codec, untrained):
+            raise ModelError(f"{out}: holds model {held}, which would be lost; choose another --out, or remove it")
     if encoder is not None:
         model_directory.copy(model_directory.resolve(encoder), out / model_directory.ENCODER)
-    model_directory.save(out, codec, initialize_codebooks(model, drawn, batches, codebooks_key))
+    model_directory.save(out, codec, untrained)
     print(f"{out}: untrained model of {config}")
     return 0
 
