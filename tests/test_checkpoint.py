@@ -7,6 +7,8 @@ import errno
 import logging
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,14 +164,32 @@ def test_program_that_a_full_disk_has_cut_is_not_left_in_the_cache(tmp_path: Pat
     assert programs.get("step") == bytes(1000)
 
 
-def test_traceback_of_a_librarys_thread_is_not_printed(capsys):
-    error = RuntimeError("Event loop is closed")
-    thread = threading.Thread(target=command.print_errors_of_main_thread, args=(RuntimeError, error, None))
+def test_traceback_that_a_library_prints_is_not_printed(capsys):
+    """TensorStore prints one where it calls asyncio's loop after Orbax has closed it, in any thread."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    def called_from_c() -> None:
+        try:
+            loop.call_soon_threadsafe(print)
+        except RuntimeError as error:
+            trace = error.__traceback__
+            assert trace is not None
+            command.print_errors_that_end_the_process(RuntimeError, error, trace.tb_next)
+
+    called_from_c()
+    thread = threading.Thread(target=called_from_c)
     thread.start()
     thread.join()
     assert capsys.readouterr().err == ""
-    command.print_errors_of_main_thread(RuntimeError, error, None)
-    assert "Event loop is closed" in capsys.readouterr().err
+
+
+def test_traceback_that_ends_the_process_is_printed():
+    code = "from omnicodec_jax.cli import command; command.log_progress(); (lambda: 1 / 0)()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "ZeroDivisionError" in ended.stderr
 
 
 # -- Damaged since

@@ -72,14 +72,18 @@ def log_progress() -> None:
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and asyncio those of writers that Orbax has given up on
-    sys.excepthook = print_errors_of_main_thread
+    sys.excepthook = print_errors_that_end_the_process
 
 
-def print_errors_of_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error that ends the process. For `sys.excepthook`, which libraries in C++ call in threads of their own.
+def print_errors_that_end_the_process(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an error that ends the process. For `sys.excepthook`, which libraries in C++ call for other errors, too.
 
-    There, TensorStore prints a traceback for each array that it cannot write after the first, hundreds of lines around
-    the one line that says what happened. Python's own threads do not come here.
+    TensorStore prints so a traceback for each array that it cannot write after the first, in any thread: hundreds of
+    lines around the one line that says what happened. Only an error that ends the process has come up through all
+    frames of the main thread. Python's own threads do not come here.
     """
-    if threading.current_thread() is threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and (trace is None or trace.tb_frame.f_back is None):
         sys.__excepthook__(kind, error, trace)
