@@ -3,6 +3,7 @@
 Batch and time may have any size, but for the one frame of "decoder-step". Weights are inside.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ def export_onnx(
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError:
         raise ConversionError("this needs onnx and onnxscript: pip install -e '.[onnx]'") from None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     module, inputs, outputs, dynamic = _program(pytorch_model.build(config, variables, own), what)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
