@@ -30,7 +30,7 @@ COMMANDS = [
     "inspect prepared",
     "convert to-torch --model {model} --out omnicodec.safetensors",
     "convert from-torch --checkpoint omnicodec.safetensors --config recipe.py --out back",
-    "evaluate --reconstructions same=clips --data sound=clips/sound.jsonl --metrics mel_distance --num-workers 1",
+    "evaluate --reconstructions same=clips --data sound=clips --limit 2 --metrics mel_distance --num-workers 1",
 ]
 """Each runs to its end."""
 REFUSED = {
