@@ -72,7 +72,7 @@ def expected() -> dict[str, P]:
 @cache
 def shapes(config: Any) -> Any:
     """Returns the shapes of a network's parameters."""
-    return jax.eval_shape(partial(init_variables, model_directory.build(config)), jax.random.key(0))["params"]
+    return jax.eval_shape(partial(init_variables, model_directory.build(config)), jax.random.key(0)).get("params", {})
 
 
 def trees() -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ def export_model(
     number: model_directory.Number = "float32",
     encoder: Path | None = None,
 ) -> int:
-    """Writes the codec of a run to a model directory, and its discriminators and frozen encoder to folders in it.
+    """Writes the codec of a run to a model directory, and discriminators and frozen encoder, if any, to folders in it.
 
     Args:
         workdir: The directory of the run.
@@ -47,7 +47,8 @@ def export_model(
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
-    model_directory.save(out / DISCRIMINATORS, config.discriminators, {"params": state.discriminators})
+    if state.discriminators:
+        model_directory.save(out / DISCRIMINATORS, config.discriminators, {"params": state.discriminators})
     if encoder is not None:
         model_directory.copy(encoder, out / model_directory.ENCODER)
     model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks}, number)
