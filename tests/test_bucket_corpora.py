@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from tar_files import tar_of
 from test_bucket_commands import upload
 from test_jobs import Quick
 
@@ -35,16 +35,6 @@ def sound(seed: int, suffix: str = ".wav") -> bytes:
 
 
 SOUNDS = {name: sound(seed, Path(name).suffix) for seed, name in enumerate(NAMES)}
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

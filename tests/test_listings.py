@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from tar_files import tar_of
 from test_jobs import Quick
 
 from omnicodec_jax.cli import corpora
@@ -34,16 +35,6 @@ def sound(seed: int, suffix: str = ".wav", seconds: float = 0.3) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, noise, RATE, format=suffix[1:])
     return file.getvalue()
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def listed(path: Path) -> dict[str, Entry]:
