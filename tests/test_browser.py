@@ -1,9 +1,12 @@
 """The page of the docs that runs a codec: opened from the disk, in a browser, with a codec of random weights."""
 
 import contextlib
+import functools
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +59,25 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-KINDS = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
-SITE = "https://codec.example/"
+KINDS = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Any]:
-    """Opens the page at an address. ONNX Runtime's files come from here in place of the network, and so do those of
-    `SITE`, from the folders that are given."""
+    """Opens the page at an address. ONNX Runtime's files come from here in place of the network."""
 
     with contextlib.closing(browser.new_context(permissions=["microphone"])) as context:
         context.set_default_timeout(60_000)
         tab, complaints = context.new_page(), []
         tab.on("pageerror", lambda error: complaints.append(str(error)))
 
-        def opened(address: str, *folders: Path) -> Any:
-            def serve(route: Any) -> None:
-                name = route.request.url.rpartition("/")[2]
-                path = next((folder / name for folder in (RUNTIME, *folders) if (folder / name).is_file()), None)
-                if path is None:
-                    return route.fulfill(status=404)
-                kind = KINDS.get(path.suffix, "application/octet-stream")
-                headers = {"Access-Control-Allow-Origin": "*", "Content-Type": kind}
-                return route.fulfill(path=path, headers=headers)
+        def serve(route: Any) -> None:
+            path = RUNTIME / route.request.url.rpartition("/")[2]
+            headers = {"Access-Control-Allow-Origin": "*", "Content-Type": KINDS[path.suffix]}
+            route.fulfill(path=path, headers=headers)
 
-            for site in ("https://cdn.jsdelivr.net/", SITE):
-                context.route(f"{site}**", serve)
+        def opened(address: str) -> Any:
+            context.route("https://cdn.jsdelivr.net/**", serve)
             tab.goto(address)
             return tab
 
@@ -93,6 +89,26 @@ def open_page(browser) -> Iterator[Any]:
 def tab(open_page) -> Any:
     """The page, opened from the disk."""
     return open_page(PAGE.as_uri())
+
+
+class Files(SimpleHTTPRequestHandler):
+    """The server of the standard library, which writes no line for a request."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[tuple[str, Path]]:
+    """The page on a server, as `make docs` has it: its address, and the folder to put a codec into."""
+    folder = tmp_path / "site"
+    shutil.copytree(PAGE.parent, folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html", folder
+        server.shutdown()
+        thread.join()
 
 
 def status(tab: Any, text: str) -> str:
@@ -158,28 +174,31 @@ def test_what_does_not_fit_is_said_in_words(tab, programs, tmp_path):
     status(tab, "encoder and decoder are of different models")
 
 
-def test_the_codec_beside_the_page_is_one_click_away(open_page, programs, tmp_path):
+def test_the_codec_beside_the_page_is_one_click_away(open_page, site, programs, tmp_path):
     samples = (0.4 * np.sin(np.arange(24_000) / 15)).astype(np.float32)
     audio_files.save(tmp_path / "clip.wav", samples, 24_000)
-    tab = open_page(f"{SITE}index.html", PAGE.parent, programs)
+    address, folder = site
+    shutil.copytree(programs, folder, dirs_exist_ok=True)
+    tab = open_page(address)
     tab.get_by_role("button", name="Take the codec that comes along").click()
     status(tab, "Now choose or record a clip")
     tab.locator("#clip").set_input_files(tmp_path / "clip.wav")
     assert "13 frames of 9 of 9 codebooks" in status(tab, "Encoded in")
 
 
-def test_where_no_codec_lies_beside_the_page_none_is_offered(open_page):
-    tab = open_page(f"{SITE}index.html", PAGE.parent)
+def test_where_no_codec_lies_beside_the_page_none_is_offered(open_page, site):
+    tab = open_page(site[0])
     tab.wait_for_load_state("networkidle")
     assert tab.locator("#beside").is_hidden()
 
 
 @pytest.mark.slow
-def test_the_codec_that_comes_along_runs_on_the_page(open_page, clips, tmp_path):
+def test_the_codec_that_comes_along_runs_on_the_page(open_page, site, clips):
+    address, folder = site
     for what in ("encoder-from-audio", "decoder"):
-        export_directory(str(shipped.MODELS[shipped.DEFAULT]), what, tmp_path / f"{what}.onnx")
+        export_directory(str(shipped.MODELS[shipped.DEFAULT]), what, folder / f"{what}.onnx")
     tokenizer = OmniCodecTokenizer.from_pretrained()
-    tab = open_page(f"{SITE}index.html", PAGE.parent, tmp_path)
+    tab = open_page(address)
     tab.get_by_role("button", name="Take the codec that comes along").click()
     status(tab, "Now choose or record a clip")
     tab.locator("#clip").set_input_files(clips[0])
