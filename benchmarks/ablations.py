@@ -8,7 +8,6 @@ that `make demo` has prepared and held out. Finished work is kept in --work, and
 import dataclasses
 import importlib
 import json
-import os
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omnicodec_jax import compilation_cache
+from omnicodec_jax import compilation_cache, machine
 from omnicodec_jax.cli import corpora
 from omnicodec_jax.cli.models import export_model
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
@@ -125,7 +124,7 @@ def main(
         models={name: str(path) for name, path in models.items()},
         codebooks=(codebooks,),
         metrics=tuple(SIGNAL_METRICS),
-        num_workers=os.cpu_count() or 1,
+        num_workers=machine.cores(),
     )
     evaluations.run(evaluation)
     report = json.loads((work / "report" / "report.json").read_text())

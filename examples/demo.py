@@ -7,13 +7,12 @@ codec of the same architecture, the shipped one, the fine-tuned one and Opus. Tr
 
 import dataclasses
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from omnicodec_jax import cli, compilation_cache, model_directory, shipped
+from omnicodec_jax import cli, compilation_cache, machine, model_directory, shipped
 from omnicodec_jax.cli import command, corpora
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import PerplexityConfig
@@ -75,7 +74,7 @@ def main() -> int:
         peers=(PeerRequest.parse(OPUS),),
         codebooks=(ALL,),
         metrics=METRICS,
-        num_workers=os.cpu_count() or 1,
+        num_workers=machine.cores(),
     )
     evaluations.run(evaluation)
     print(f"\nClips that were learnt, and clips held out: {(RUNS / 'report' / 'tables.md').read_text()}")

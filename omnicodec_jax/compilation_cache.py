@@ -6,17 +6,27 @@ import os
 from pathlib import Path
 from typing import Any
 
+from omnicodec_jax import machine
+
 
 def use() -> None:
     """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
     import jax
 
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
-    )
+    directory = os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
+    jax.config.update("jax_compilation_cache_dir", folder(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     remove_what_is_cut()
+
+
+def folder(directory: str) -> str:
+    """Returns the folder of a cache directory, or of one in a bucket, for the cores that this process may use.
+
+    When XLA compiles a program for a CPU, it divides it among these cores, and JAX does not tell such programs apart:
+    two cores would take up a program that one core has compiled, and run it on one.
+    """
+    return f"{directory.rstrip('/')}/{machine.cores()}_cores"
 
 
 def remove_what_is_cut() -> None:

@@ -1,4 +1,4 @@
-"""Finds out which devices the machine has, and sets options for them before JAX starts."""
+"""Finds out which devices and cores the machine has, and sets options for them before JAX starts."""
 
 import ctypes
 import os
@@ -14,6 +14,11 @@ NO_GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 """Environment variables that JAX's plugin for CUDA reads before it looks for CUDA's libraries."""
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 """Numbers of glibc's options of `mallopt`, from its malloc.h."""
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use, which schedulers and `taskset` may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_tpu() -> bool:

@@ -31,6 +31,8 @@ import jax  # noqa: E402 (after the hook and the flags)
 import pytest  # noqa: E402
 import torchaudio_stand_in  # noqa: E402
 
+from omnicodec_jax import compilation_cache  # noqa: E402
+
 torchaudio_stand_in.install()
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", compilation_cache.folder(str(ROOT / ".jax_cache")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -56,6 +56,22 @@ def test_nothing_is_printed_about_chips_that_are_not_there(compiler):
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(machine.cores() == 1, reason="needs two cores")
+def test_program_that_was_compiled_for_one_core_is_not_run_on_two(tmp_path):
+    code = """if True:
+        import os, sys
+        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[: int(sys.argv[1])])
+        import jax
+        from omnicodec_jax import compilation_cache
+        compilation_cache.use()
+        jax.jit(lambda x: x + 1)(1.0)
+    """
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMNICODEC_CACHE": str(tmp_path)}
+    for cores, compiled in (("1", 1), ("1", 1), ("2", 2)):
+        subprocess.run([sys.executable, "-c", code, cores], check=True, env=environment, cwd=ROOT)
+        assert len(list(tmp_path.rglob("jit__lambda*-cache"))) == compiled
+
+
 @pytest.mark.skipif(machine.has_tpu() or machine.has_gpu(), reason="this machine has a TPU or a GPU")
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_process_that_computes_on_the_cpu_touches_no_new_memory_in_its_second_step():

@@ -1,6 +1,5 @@
 """`omnicodec clips`, `prepare`, `tokenize`, `detokenize`, `webdataset`: the commands that work on whole corpora."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from omnicodec_jax import names
+from omnicodec_jax import machine, names
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.config import Precision
@@ -22,7 +21,7 @@ def prepare(
     *,
     manifest: str,
     out: Path,
-    num_workers: int = os.cpu_count() or 1,
+    num_workers: int = machine.cores(),
     task: str = "0/1",
     retry_rejected: bool = False,
     settings: Annotated[PrepareConfig, tyro.conf.arg(name="")] = PREPARE_DEFAULTS,
@@ -78,7 +77,7 @@ def tokenize(
     encoder_precision: Precision = "float32",
     runner: Literal["here", "processes", "ray"] = "here",
     num_workers: int = 2,
-    num_readers: int = os.cpu_count() or 1,
+    num_readers: int = machine.cores(),
     task: str = "0/1",
     shard_hours: float = 1.0,
     skip_existing: bool = False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from omnicodec_jax import machine
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, model_name, named
 from omnicodec_jax.errors import ConfigError, DataError
@@ -34,7 +35,7 @@ def evaluate(
     probes: str | None = None,
     table: int | None = None,
     language_model: str = "language_model",
-    num_workers: int = os.cpu_count() or 1,
+    num_workers: int = machine.cores(),
 ) -> int:
     """Score codecs, and write a report with tables and a page to listen to.
 

@@ -11,7 +11,6 @@ a run that goes on after another was killed writes the same bytes.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from omnicodec_jax import model_directory, names
+from omnicodec_jax import machine, model_directory, names
 from omnicodec_jax.codec_directory import find_encoder, load_codec
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision
 from omnicodec_jax.corpus import shards
@@ -66,7 +65,7 @@ class Job:
     """Whether files are left out whose content is in a shard of another manifest already."""
     retry_rejected: bool = False
     """Whether files that were refused are tried once more."""
-    num_readers: int = os.cpu_count() or 1
+    num_readers: int = machine.cores()
     """Number of processes that read files ahead of the devices."""
 
     def __post_init__(self):
