@@ -21,12 +21,13 @@ def use() -> None:
 
 
 def folder(directory: str) -> str:
-    """Returns the folder of a cache directory, or of one in a bucket, for the cores that this process may use.
+    """Returns the folder of a cache directory, or of one in a bucket, for the CPU and the cores that this process has.
 
-    When XLA compiles a program for a CPU, it divides it among these cores, and JAX does not tell such programs apart:
-    two cores would take up a program that one core has compiled, and run it on one.
+    XLA compiles a program for the instructions of the CPU, and divides it among the cores. JAX does not tell such
+    programs apart: two cores would run on one what one core has compiled, and in a home directory that machines share,
+    one would find the other's instructions.
     """
-    return f"{directory.rstrip('/')}/{machine.cores()}_cores"
+    return f"{directory.rstrip('/')}/{machine.cores()}_cores_{machine.kind_of_cpu()}"
 
 
 def remove_what_is_cut() -> None:

@@ -1,7 +1,9 @@
 """Finds out which devices and cores the machine has, and sets options for them before JAX starts."""
 
 import ctypes
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 GOOGLE = "0x1ae0"
@@ -19,6 +21,14 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 def cores() -> int:
     """Returns the number of cores that this process may use, which schedulers and `taskset` may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kind_of_cpu() -> str:
+    """Returns 8 hex digits that are the same on machines whose CPUs have the same name and the same instructions."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    known = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return hashlib.sha256("\n".join([platform.machine(), *sorted(known)]).encode()).hexdigest()[:8]
 
 
 def has_tpu() -> bool:
