@@ -261,13 +261,15 @@ from omnicodec_jax.training.start import first_state
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 
 multihost.initialize()
+sharding.MIN_SHARDED_SIZE = 1  # so that even these kernels are shared out
 config = config_files.load(sys.argv[2])
 for axes in ({"data": 2}, {"data": 1, "fsdp": 2}):
     mesh = sharding.make_mesh(MeshConfig(**axes))
     started = dataclasses.replace(config, run=RunConfig(start_from=sys.argv[1]))
     state = first_state(Gan(started), FrozenVariables(), mesh, None)
     assert jax.tree.leaves(state.discriminators)
-    print("started", axes, float(state.params["downsample"]["kernel"].addressable_data(0)[0, 0, 0]))
+    kernel = state.params["downsample"]["kernel"]
+    print("started", axes, kernel.is_fully_replicated, float(kernel.addressable_data(0)[0, 0, 0]))
 """
 
 
@@ -295,7 +297,8 @@ def test_two_processes_start_from_a_model_without_discriminators(tmp_path):
     output = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], output
     for printed, _ in output:
-        assert [line.split()[-1] for line in printed.splitlines() if line.startswith("started")] == ["1.0", "1.0"]
+        started = [line.split()[-2:] for line in printed.splitlines() if line.startswith("started")]
+        assert started == [["True", "1.0"], ["False", "1.0"]]
 
 
 # -- What is started from, and what is heard of it
