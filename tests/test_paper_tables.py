@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from benchmarks import ablations as ablation_runs
-from omnicodec_jax import cli
+from omnicodec_jax import cli, shipped
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
 from omnicodec_jax.errors import ConfigError, DataError
@@ -90,6 +90,8 @@ def test_a_table_has_the_papers_rows_measured_where_that_can_be_and_quoted_below
     assert "- OmniCodec-F-16L: not run; give its model directory by --model OmniCodec-F=DIR" in notes
     for name in ("WavTokenizer", "X-Codec-8L", "Mimi-16L", "AUV"):
         assert f"- {name}: not run; {name.rpartition('-')[0] if '-' in name else name}" in notes
+    assert f"- OmniCodec: the model is {evaluation.models['OmniCodec']}" in notes
+    assert "- OmniCodec-9L: no row of the paper's table; see tables.md" in notes
     assert "Measured on 1 of speech, 1 of music;" in (evaluation.out / "table_1.md").read_text()
 
 
@@ -107,10 +109,30 @@ def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_er
     assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {tmp_path} cannot be loaded") for note in rows[""])
 
 
+def test_a_folder_without_the_clips_is_a_row_without_figures_and_an_error(evaluation, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "of_another_name.wav").touch()
+    evaluation = dataclasses.replace(evaluation, models={}, reconstructions={"UniCodec": tmp_path / "other"})
+    assert table_run.run_table(1, evaluation, PerplexityConfig()) == 1
+    rows = table(evaluation, 1)
+    assert set("".join(rows["UniCodec"])) == set("– /")
+    assert any(note.startswith("- the folder holds no reconstruction of this clip: ") for note in rows[""])
+
+
+def test_without_any_system_a_table_measures_the_codec_that_comes_along(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.delenv("OMNICODEC_MODEL", raising=False)
+    monkeypatch.setattr(table_run, "run_table", lambda number, evaluation, _: asked.append(evaluation.models) or 0)
+    (tmp_path / "table_1.md").write_text("the table\n")
+    cli.evaluate(table=1, out=tmp_path)
+    cli.evaluate(table=1, out=tmp_path, peers="opus")
+    assert asked == [{"OmniCodec": str(shipped.MODELS[shipped.DEFAULT])}, {}]
+
+
 def test_a_metric_that_cannot_be_computed_says_why(evaluation, monkeypatch):
     monkeypatch.setenv("OMNICODEC_AUDIOBOX", str(evaluation.out / "none"))
     evaluation = dataclasses.replace(evaluation, models={}, reconstructions={"Mimi-16L": evaluation.data["music"]})
-    assert table_run.run_table(3, evaluation, PerplexityConfig()) == 0
+    assert table_run.run_table(3, evaluation, PerplexityConfig()) == 1  # as there is no figure in it
     rows = table(evaluation, 3)
     assert rows["Ground Truth"] == rows["Mimi codec-16L"] == ["–"] * 8
     assert any(note.startswith("- CE: ") and note.endswith(": CE (all systems)") for note in rows[""])
@@ -139,7 +161,7 @@ def test_a_language_model_learns_the_codes_that_the_evaluation_has_made(evaluati
         raise DataError("none is held out")
 
     monkeypatch.setattr(table_run.perplexity, "measure", too_few)
-    table_run.run_table(4, evaluation, PerplexityConfig())
+    assert table_run.run_table(4, evaluation, PerplexityConfig()) == 1
     assert "- OmniCodec-8L: no perplexity: none is held out" in table(evaluation, 4)[""]
 
 
@@ -162,6 +184,9 @@ def test_tables_and_data_that_do_not_fit_are_refused(evaluation, data, tmp_path)
     speech = Evaluation(data={"speech": data["speech"]}, out=tmp_path, metrics=())
     with pytest.raises(ConfigError, match="Table 3 is of music, sound; none of these domains is given"):
         table_run.run_table(3, speech, PerplexityConfig())
+    mistyped = dataclasses.replace(evaluation, data={**data, "speach": data["speech"]})
+    with pytest.raises(ConfigError, match="--data speach: the paper's tables have the domains speech, music, sound"):
+        table_run.run_table(1, mistyped, PerplexityConfig())
 
 
 def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
@@ -191,12 +216,11 @@ def test_the_table_of_ablations_has_perplexity_and_use_of_codebooks():
     }
     speech = Perplexity("flat", (2.0, 4.0), 1, {})
     measured = paper_tables.Measured(
-        report, {name: Perplexity("flat", (9.0, 9.0), 1, {"speech": speech})}, {"speech": 3}
+        report, {name: Perplexity("flat", (9.0, 9.0), 1, {"speech": speech})}, {"speech": 3}, {}
     )
-    text, count = table_run.layout(paper_tables.TABLES[2](), measured, {})
+    text = table_run.layout(paper_tables.TABLES[2](), measured, {})
     row = "| w/o Adapter-1 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 2.00 | 3.00 | 0.750 | – | – |"
     assert row in text.splitlines()
-    assert count == 1
     assert "- w/o Semantic branch: not run; give its model directory by --model without_semantic_branch=DIR" in text
     assert "Measured on 3 of speech;" in text
 

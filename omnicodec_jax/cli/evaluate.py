@@ -1,6 +1,5 @@
 """`omnicodec evaluate`, `listening`: the commands that compare codecs, by metrics and by listening."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +72,7 @@ def evaluate(
         num_workers: How many processes compute metrics.
     """
     if not (model or peers or reconstructions):
-        model = os.environ.get("OMNICODEC_MODEL") if table is not None else model_name(None)
+        model = model_name(None)
     from omnicodec_jax.evaluation import run, scores
     from omnicodec_jax.evaluation.peers import PeerRequest
     from omnicodec_jax.evaluation.token_studies import TokenStudies

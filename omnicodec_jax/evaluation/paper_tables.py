@@ -37,6 +37,8 @@ class Measured(NamedTuple):
     """Perplexities by the names of the systems that have them."""
     clips: dict[str, int]
     """The number of clips of each domain."""
+    models: dict[str, str]
+    """The directories or hub ids of the models that were given, by name."""
 
 
 Cell = Callable[[Measured, str], str]

@@ -37,14 +37,18 @@ def run_table(number: int, evaluation: Evaluation, language_model: PerplexityCon
         language_model: The language model whose perplexities Tables 2 and 4 have.
 
     Returns:
-        The exit code: 0, or 1 if a codec that was given could not be loaded, or no row could be measured.
+        The exit code: 0, or 1 if a codec that was given could not be loaded, if a row that was run has no figure, or if
+        no row was run.
 
     Raises:
-        ConfigError: For a number that no table has, and for data without any domain of the table.
+        ConfigError: For a number that no table has, for a domain that the paper does not have, and for data without any
+            domain of the table.
         DataError: If no clip can be used.
     """
     if number not in TABLES:
         raise ConfigError(f"--table {number}: must be one of {', '.join(map(str, TABLES))}")
+    if unknown := [domain for domain in evaluation.data if domain not in quoted.DOMAINS]:
+        raise ConfigError(f"--data {unknown[0]}: the paper's tables have the domains {', '.join(quoted.DOMAINS)}")
     table = TABLES[number]()
     data = {domain: evaluation.data[domain] for domain in table.domains if domain in evaluation.data}
     if not data:
@@ -56,12 +60,14 @@ def run_table(number: int, evaluation: Evaluation, language_model: PerplexityCon
     )
     run.run(asked, needs_codec=False)
     report = json.loads((asked.out / "report.json").read_text())
-    perplexities, why = _perplexities(asked, report, language_model) if table.has_perplexity else ({}, {})
+    perplexities, why = _perplexities(asked, table, report, language_model) if table.has_perplexity else ({}, {})
     clips = Counter(clip.domain for clip in _clips(asked.out, ORIGINAL))
-    text, count = layout(table, Measured(report, perplexities, dict(clips)), why)
+    measured = Measured(report, perplexities, dict(clips), evaluation.models)
     with rewriting(asked.out / f"table_{number}.md") as temporary:
-        temporary.write_text(text)
-    return int(count == 0 or bool(given & report["left_out"].keys()))
+        temporary.write_text(layout(table, measured, why))
+    there = {system["name"] for system in report["systems"]} - {ORIGINAL}
+    has_figures = [_has_figures(measured, row.system) for row in table.rows if row.system in there]
+    return int(not has_figures or not all(has_figures) or bool(given & report["left_out"].keys()))
 
 
 def _title(peer: str) -> str:
@@ -69,8 +75,8 @@ def _title(peer: str) -> str:
     return PEERS[peer].title if peer in PEERS else peer.upper()
 
 
-def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[str, int]:
-    """Returns a table as Markdown, with the paper's row below each measured one, and the number of measured rows.
+def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> str:
+    """Returns a table as Markdown, with the paper's row below each measured one.
 
     Args:
         table: The table.
@@ -79,11 +85,10 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[
     """
     report = measured.report
     there = {system["name"] for system in report["systems"]}
-    lines, notes, count = [], [], 0
+    lines, notes = [], []
     for row in table.rows:
         if row.system in there:
             cells = [cell(measured, row.system) for _, cell in table.columns]
-            count += row.system != ORIGINAL
         else:
             cells = ["–"] * len(table.columns)
             notes.append(f"- {row.name}: not run; {_reason(row, there, report['left_out'])}")
@@ -96,12 +101,21 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> tuple[
         for domain in table.domains
         if domain not in report["domains"]
     ]
+    notes += [f"- {name}: the model is {source}" for name, source in measured.models.items()]
+    if others := sorted(there - {ORIGINAL, *(row.system for row in table.rows)}):
+        notes.append(f"- {', '.join(others)}: no row of the paper's table; see tables.md")
     header = [table.first, *(title for title, _ in table.columns)]
     clips = ", ".join(f"{count} of {domain}" for domain, count in measured.clips.items())
     marks = "|" + " --- |" * len(header)
     rows = [f"| {' | '.join(line)} |" for line in (header, *lines)]
     about = f"{table.title}. Measured on {clips}; the paper's figures are of its own test sets."
-    return "\n".join([about, "", rows[0], marks, *rows[1:], "", *notes]) + "\n", count
+    return "\n".join([about, "", rows[0], marks, *rows[1:], "", *notes]) + "\n"
+
+
+def _has_figures(measured: Measured, system: str) -> bool:
+    """Says whether a system has a mean by any metric, or a perplexity."""
+    means = (cell["mean"] for cells in measured.report["compared"][system].values() for cell in cells.values())
+    return system in measured.perplexities or any(mean is not None for mean in means)
 
 
 def _reason(row: PaperRow, there: set[str], left_out: dict[str, str]) -> str:
@@ -122,11 +136,12 @@ def _clips(out: Path, system: str) -> list[EvalClip]:
 
 
 def _perplexities(
-    evaluation: Evaluation, report: dict[str, Any], config: PerplexityConfig
+    evaluation: Evaluation, table: PaperTable, report: dict[str, Any], config: PerplexityConfig
 ) -> tuple[dict[str, perplexity.Perplexity], dict[str, str]]:
-    """Returns the perplexity of the codes of each system that has some, and why others have none."""
+    """Returns the perplexity of the codes of each system with a row in the table, and why others have none."""
     found, why = {}, {}
-    for system in report["systems"]:
+    rows = {row.system for row in table.rows}
+    for system in (system for system in report["systems"] if system["name"] in rows):
         name = system["name"]
         try:
             if (tokens := _shards(evaluation.out, system)) is not None:
