@@ -87,6 +87,9 @@ def test_the_worse_the_degradation_the_worse_the_score(speech, name):
         assert by_bandwidth == sorted(by_bandwidth, reverse=True)
     perfect = score(Pair(speech, speech, RATE, "speech"))
     assert perfect == pytest.approx({"pesq_wb": 4.644, "pesq_nb": 4.549, "stoi": 1.0}.get(name, 0.0), abs=1e-3)
+    low, high = SIGNAL_METRICS[name].range
+    assert low <= min(abs(value) for value in (*by_noise, perfect))
+    assert high is None or perfect <= high
 
 
 @pytest.mark.parametrize("size", [700, 600, 1])

@@ -20,7 +20,7 @@ NOISE_POWER = 1e-7
 
 
 def pesq(mode: str, sample_rate: int) -> Scorer:
-    """Loads PESQ, the perceptual quality of speech from -0.5 to 4.64.
+    """Loads PESQ, the perceptual quality of speech, mapped to opinions from 1 to 4.64 ("wb") or 4.55 ("nb").
 
     Args:
         mode: "wb" for ITU-T P.862.2, "nb" for P.862.1.
@@ -123,15 +123,15 @@ def _triangles(sample_rate: int, window: int, bands: int) -> np.ndarray:
     return np.where(k < centre, rising * (k >= left), falling * (k < right))
 
 
-_PESQ = "Perceptual quality of speech (ITU-T P.862), up to 4.64, at "
+_PESQ = "Perceptual quality of speech (ITU-T P.862), 1 to {}, at {} kHz"
 _MCD = "Mel-cepstral distance (Kubichek, 1993), at 24 kHz"
 _MEL = "Mean absolute difference of log10-mel magnitudes, summed over seven window lengths, at 24 kHz"
 
 SIGNAL_METRICS = {
     metric.name: metric
     for metric in (
-        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ + "16 kHz", lambda: pesq("wb", 16_000), (-0.5, 4.65)),
-        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ + "8 kHz", lambda: pesq("nb", 8_000), (-0.5, 4.65)),
+        Metric("pesq_wb", "PESQ-WB", "higher", _PESQ.format(4.64, 16), lambda: pesq("wb", 16_000), (1, 4.65)),
+        Metric("pesq_nb", "PESQ-NB", "higher", _PESQ.format(4.55, 8), lambda: pesq("nb", 8_000), (1, 4.55)),
         Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi, (0, 1)),
         Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance, (0, None)),
         Metric("mcd", "MCD", "lower", _MCD, mel_cepstral_distance, (0, None)),
