@@ -230,6 +230,7 @@ def test_studies_are_tables_and_curves_that_say_why_a_number_is_missing(context,
         domain="speech",
         columns=["first", "last"],
         rows=[StudyRow(name=HOSTILE, cells=[-1.5, 2.0]), StudyRow(name="b", cells=[None, None], why="too long")],
+        notes=[f"{HOSTILE}: 3 of 4 clips"],
         curves=Curves(x="Minute", y="SI-SDR (dB)", series={HOSTILE: [(1.0, -1.5), (2.0, 2.0)]}),
     )
     probe = Study(title="Probe", about="", domain=None, columns=["all"], rows=[StudyRow(name="b", cells=[0.25])])
@@ -244,6 +245,7 @@ def test_studies_are_tables_and_curves_that_say_why_a_number_is_missing(context,
     assert first.locator("tbody tr").first.locator("th").inner_text() == HOSTILE
     assert first.locator("tbody tr").first.locator("td").all_inner_texts() == ["−1.50", "2.00"]
     assert "too long" in first.locator(".notes").inner_text()
+    assert first.locator("p").all_inner_texts() == [f"{HOSTILE}: 3 of 4 clips"]
     assert "at minute 2" in first.locator("svg").get_attribute("aria-label")
     assert second.locator("td").all_inner_texts() == ["0.25"]
     assert tab.locator("#about-text p").all_inner_texts() == ["AUV is left out: not installed"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnicodec_jax.data import manifest
+from omnicodec_jax.data import audio, manifest
 from omnicodec_jax.errors import ConfigError, DataError
 from omnicodec_jax.evaluation import drift, probes, reconstruct, spelling, stability, study
 from omnicodec_jax.evaluation.datasets import EvalClip
@@ -50,6 +50,13 @@ class Drifting(Levels):
         noise = np.random.default_rng(0).normal(0, 0.05, samples.size) * np.linspace(0.1, 1, samples.size)
         for output in super().reconstruct(samples, systems):
             yield output._replace(samples=(samples + noise).astype(np.float32))
+
+
+class Whole(Levels):
+    """It fills up the last frame, so that a clip of any length has codes."""
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        return super().encode(np.pad(samples, (0, max(0, HOP - samples.size))))
 
 
 class Silent(Levels):
@@ -100,6 +107,15 @@ def test_the_share_of_ids_that_stay_is_counted_for_each_change_and_codebook(spee
     order = [kept[title][0] for title in ("shifted 1/8 frame", "shifted 1/4 frame", "shifted 1/2 frame")]
     assert order == sorted(order, reverse=True)
     assert kept["noise −60 dB"][1] > kept["noise −40 dB"][1]
+
+
+@pytest.mark.parametrize("size", [HOP, HOP + 10, 3 * HOP])
+def test_a_change_that_leaves_nothing_of_a_short_clip_is_left_out(speech, size, monkeypatch):
+    monkeypatch.setattr(audio, "MIN_SECONDS", 1 / RATE)
+    with np.errstate(all="raise"):
+        kept = stability.shares_kept(Whole(), speech[:size])
+    assert ("shifted 1 frame" in kept) is (size > 2 * HOP)
+    assert all(np.isfinite(shares).all() for shares in kept.values())
 
 
 def test_chance_is_what_frames_at_random_have_in_common():
@@ -188,12 +204,40 @@ def test_labels_that_cannot_be_divided_are_refused_before_anything_is_encoded(tm
         TokenStudies(stability=-1)
 
 
-def test_lines_without_the_label_and_broken_ones_are_passed_over(tmp_path):
+def test_lines_without_the_label_and_broken_ones_are_passed_over_and_counted(tmp_path, caplog):
     text = '\ufeff{"audio_filepath": "a.wav", "class": 3}\n\n{broken\n{"audio_filepath": "b.wav", "class": null}\n[]\n'
+    text += '{"audio_filepath": "c.wav", "class": " "}\n{"audio_filepath": "d.wav"}\n'
     (tmp_path / "m.jsonl").write_text(text)
     assert [(entry.path, fields["class"]) for entry, fields in manifest.labelled(tmp_path / "m.jsonl", "class")] == [
         ("a.wav", 3)
     ]
+    assert "m.jsonl: passed over 5 lines that are no clips, or have no class" in caplog.text
+
+
+def test_labelled_lists_may_be_several_files_and_one_that_is_not_there_is_named(tmp_path):
+    for number in (0, 1):
+        rows = [{**row, "audio_filepath": f"{number}/{row['audio_filepath']}"} for row in labelled(4)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(probes.read(tmp_path / "{0..1}.jsonl", "language")) == 8
+    with pytest.raises(DataError, match=r"2\.jsonl: no such file"):
+        probes.read(tmp_path / "{0..2}.jsonl", "language")
+
+
+def test_labels_of_a_single_file_are_left_out_and_the_table_says_which(tmp_path):
+    single = [{"audio_filepath": f"{label}.wav", "language": label} for label in ("rare", "too")]
+    rows = labelled(20) + single
+    clips = probes.read(written(tmp_path, rows), "language")
+    assert {clips[number].label for part in probes.split(clips, "language") for number in part} == {"a", "b"}
+    assert probes.labels_told(clips, "language") == (
+        "There are 2 labels. Left out, as all clips of each are of one file or speaker: rare, too."
+    )
+    assert probes.labels_told(clips[:20], "language") == "There are 2 labels."
+
+
+def test_clips_whose_speaker_is_not_known_are_not_taken_for_those_of_one(tmp_path):
+    rows = [{**row, "speaker": ("", None, " ")[number % 3]} for number, row in enumerate(labelled(12))]
+    clips = probes.read(written(tmp_path, rows), "language")
+    assert len({clip.group for clip in clips}) == 12
 
 
 def test_a_network_spells_what_codes_say():
@@ -294,4 +338,7 @@ def test_studies_are_tables_in_markdown(measured):
     assert "| Model | first codebook | second | first 8 | all but the first | all | chance |" in text
     assert "| levels-2L | 0.00 | 0.00 | 100.00 | 100.00 | 100.00 | 100.00 | – |" in text
     assert "- short-2L: its memory grows with the length of a clip" in text
+    assert "- levels-2L: 1 of 1 clips" in text
+    assert "- levels-2L: 7 of 9 clips; the others: not audio, damaged" in text
+    assert "There are 2 labels." in text
     assert study.markdown([]) == ""

@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import logging
 import pickle
 import re
 import zlib
@@ -19,6 +20,8 @@ from omnicodec_jax.data import discovery
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
+
+LOG = logging.getLogger(__name__)
 
 PACKED_ENTRIES = 4096
 """Number of entries that a `Manifest` compresses together."""
@@ -201,26 +204,33 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
 
     Args:
         path: The list.
-        label: The field that says what the label of a clip is. Lines without it, with null, and lines that are
-            no clips are passed over.
+        label: The field that says what the label of a clip is. Lines without it, with null or an empty text, and lines
+            that are no clips are passed over, and the log says how many these are.
 
     Raises:
-        DataError: For a list of another kind, and for one without such a field.
+        DataError: For a list that is not there or of another kind, and for one without such a field.
     """
+    if absent := missing(path):
+        raise DataError(f"{absent}: no such file")
     if path.is_dir() or not {".jsonl", ".json"} & set(path.suffixes):
         raise DataError(f"{path}: must end in .jsonl, .json, or in one of them and .gz, as its lines must have labels")
-    has_labels = False
-    for line in _lines(path):
+    has_labels, passed_over = False, 0
+    for line in itertools.chain.from_iterable(map(_lines, files(path))):
+        content = line.removeprefix(codecs.BOM_UTF8).strip()
         try:
-            content = line.removeprefix(codecs.BOM_UTF8).decode().strip()
-            (entry, _), fields = _from_json(content, path), json.loads(content)
+            (entry, _), fields = _from_json(content.decode(), path), json.loads(content)
+            has_label = fields.get(label) is not None and str(fields[label]).strip()
         except WRONG:
-            continue
-        if fields.get(label) is not None:
+            has_label = False
+        if has_label:
             has_labels = True
             yield entry, fields
+        elif content:
+            passed_over += 1
     if not has_labels:
         raise DataError(f"{path}: no line of a clip has the field {label}")
+    if passed_over:
+        LOG.warning("%s: passed over %d lines that are no clips, or have no %s", path, passed_over, label)
 
 
 def _read(path: Path) -> Iterator[Listed]:

@@ -24,6 +24,8 @@ HELD_OUT = 4
 SHUFFLES = 3
 """How many times labels are put in another order to know what a probe makes of codes that say nothing."""
 CHANCE, CLIPS = "chance", "clips"
+SHOWN = 5
+"""How many of the labels that are left out are named."""
 
 GROUPS: dict[str, Callable[[int], range]] = {
     "first codebook": lambda count: range(1),
@@ -59,7 +61,8 @@ def read(path: Path, label: str) -> list[LabelledClip]:
     for entry, fields in manifest.labelled(path, label):
         file = entry.file(manifest.folder(path))
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
-        group = f"file {file}" if speaker is None else f"speaker {speaker}"
+        known = speaker is not None and str(speaker).strip()
+        group = f"speaker {speaker}" if known else f"file {file}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
     if len(found) < 2 * HELD_OUT:
         raise DataError(f"{path}: {len(found)} clips with {label}; a probe needs at least {2 * HELD_OUT}")
@@ -89,6 +92,19 @@ def split(clips: Sequence[LabelledClip], label: str) -> HeldOut:
     used = [number for number, clip in enumerate(clips) if ("" if label == TRANSCRIPT else clip.label) in both]
     sides = {side: [number for number in used if held_out[clips[number].group] is side] for side in (False, True)}
     return HeldOut(sides[False], sides[True])
+
+
+def labels_told(clips: Sequence[LabelledClip], label: str) -> str:
+    """Returns a sentence that says how many labels probes tell apart, and which ones they have to leave out."""
+    parts = split(clips, label)
+    told = {clips[number].label for number in (*parts.train, *parts.test)}
+    left_out = sorted({clip.label for clip in clips} - told)
+    if not left_out:
+        return f"There are {len(told)} labels."
+    return (
+        f"There are {len(told)} labels. Left out, as all clips of each are of one file or speaker: "
+        f"{', '.join(left_out[:SHOWN])}{f' and {len(left_out) - SHOWN} more' if len(left_out) > SHOWN else ''}."
+    )
 
 
 def measure(

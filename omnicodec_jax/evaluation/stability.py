@@ -43,7 +43,7 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
 
     Returns:
         By the `titles` of the changes, a share for each codebook. A change that is none at this codec's sample rate is
-        left out.
+        left out, and so is one after which the clip is too short to be encoded.
 
     Raises:
         AudioError: If the codec has no codes; and whatever the codec raises.
@@ -54,9 +54,12 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
         raise AudioError(f"{system.name} has no codes")
     kept = {CHANCE: chance(output.codes)}
     for title, changed, frames in _changed(codec, system, samples, output.samples):
+        if changed.size < audio.MIN_SECONDS * codec.sample_rate:
+            continue
         codes = codec.encode(changed)
         assert codes is not None  # since the clip had codes before it was changed
-        kept[title] = share_equal(output.codes, codes, frames)
+        if min(output.codes.shape[1] - frames, codes.shape[1]) > 0:
+            kept[title] = share_equal(output.codes, codes, frames)
     return kept
 
 

@@ -40,6 +40,8 @@ class Study:
     """The domain of the clips; None: the clips are a set of their own."""
     columns: list[str]
     rows: list[StudyRow]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What is to be said of single systems, such as how many clips were measured."""
     digits: int = 2
     """How many decimal places the numbers are shown with."""
     curves: Curves | None = None
@@ -57,6 +59,6 @@ def _markdown(study: Study) -> str:
         f"| {' | '.join([row.name, *(format_number(cell, study.digits) for cell in row.cells)])} |"
         for row in study.rows
     ]
-    notes = [f"- {row.name}: {row.why}" for row in study.rows if row.why]
+    notes = [f"- {note}" for note in study.notes] + [f"- {row.name}: {row.why}" for row in study.rows if row.why]
     title = study.title if study.domain is None else f"{study.title}: {study.domain}"
     return "\n".join([f"## {title}", "", study.about, "", *lines, "", *notes, *([""] if notes else [])])

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax.data import audio
-from omnicodec_jax.data.attempts import Seen
+from omnicodec_jax.data.attempts import Seen, reason
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import AudioError, ConfigError, OmniCodecError
-from omnicodec_jax.evaluation import drift, probes, stability
+from omnicodec_jax.evaluation import drift, probes, stability, summary
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.metrics import Unavailable
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE, Original, audio_path
@@ -73,6 +73,8 @@ class TokenMeasurer:
             probes.split(labelled, label)  # so that clips that cannot be divided are reported before any work
         self._rows: dict[tuple[str, str], list[StudyRow]] = {}
         """The rows of each study by its kind and its domain or label."""
+        self._notes: dict[tuple[str, str], list[str]] = {}
+        """The notes of each study by its kind and its domain or label."""
         self._drifts: dict[str, dict[str, list[tuple[float, float]]]] = {}
 
     def measure(self, codec: Codec) -> None:
@@ -90,7 +92,13 @@ class TokenMeasurer:
         """Returns the studies of all codecs that have been measured."""
         about = {STABILITY: self._about_stability, DRIFT: self._about_drift, PROBE: self._about_probe}
         found = sorted(self._rows.items(), key=lambda item: item[0][0])
-        return [_filled(about[kind](of, rows)) for (kind, of), rows in found]
+        made = ((key, about[key[0]](key[1], rows)) for key, rows in found)
+        return [_filled(dataclasses.replace(study, notes=self._notes.get(key, []))) for key, study in made]
+
+    def _note_clips(self, key: tuple[str, str], name: str, count: int, of: int, why: Sequence[str]) -> None:
+        """Notes below a study how many clips a codec was measured on, and why it was not measured on the others."""
+        others = f"; the others: {summary.most_common(why)}" if count < of else ""
+        self._notes.setdefault(key, []).append(f"{name}: {count} of {of} clips{others}")
 
     def _known(self, codec: Codec, key: tuple[str, ...], what: Any) -> dict[str, Any] | None:
         """Returns the row of the journal under a key, if it is of this codec and of this clip."""
@@ -106,7 +114,7 @@ class TokenMeasurer:
     def _stability(self, codec: Codec, name: str, domain: str, clips: Sequence[Original]) -> None:
         if not codec.systems[-1].codebook_sizes:
             return  # it has no codes
-        kept, why = [], None
+        kept, why = [], []
         progress = Progress(f"{name} stability", len(clips))
         for clip in clips:
             key = (STABILITY, name, domain, clip.clip.id)
@@ -117,14 +125,15 @@ class TokenMeasurer:
                     row = {"of": [codec.identity(), clip.digest], "kept": shares}
                     self._journal.add(key, row)
                 except OmniCodecError as error:
-                    why = str(error)
+                    why.append(str(error))
             kept += [] if row is None else [row["kept"]]
             progress.add(clip.seconds)
         progress.bar.close()
         rows = self._rows.setdefault((STABILITY, domain), [])
         if not kept:
-            rows.append(StudyRow(name=name, cells=[], why=why))
+            rows.append(StudyRow(name=name, cells=[], why=summary.most_common(why)))
             return
+        self._note_clips((STABILITY, domain), name, len(kept), len(clips), why)
         for title in stability.titles():
             shares = np.array([clip[title] for clip in kept if title in clip])
             if shares.size:
@@ -137,8 +146,8 @@ class TokenMeasurer:
             title="Stability of ids",
             about="Share of the codes that stay the same when a clip begins later by a part of a frame, is encoded "
             "again from its own reconstruction, goes through another sample rate, is made softer, or gets white noise "
-            f"so far below it. Mean of up to {self._options.stability} clips; of all codebooks, and of each. Chance: "
-            "the share that two frames of a clip have in common which are drawn at random.",
+            "so far below it. Means over clips, whose number stands below; of all codebooks, and of each. Chance: the "
+            "share that two frames of a clip have in common which are drawn at random.",
             domain=domain,
             columns=["all", *map(str, range(width))],
             rows=rows,
@@ -193,10 +202,14 @@ class TokenMeasurer:
         rows, system = self._rows.setdefault((PROBE, label), []), codec.systems[-1]
         if not system.codebook_sizes or system.frame_rate is None:
             return  # it has no codes
-        clips, codes = [], []
-        for clip, clip_codes in self._codes(codec, name, label, system.frame_rate):
+        clips, codes, why = [], [], []
+        for clip, found in self._codes(codec, name, label, system.frame_rate):
+            if isinstance(found, str):
+                why.append(found)
+                continue
             clips.append(clip)
-            codes.append(clip_codes)
+            codes.append(found)
+        self._note_clips((PROBE, label), name, len(clips), len(self._labelled[label]), why)
         key, what = (PROBE, name, label), _digest(clips, codes)
         columns = [*probes.GROUPS, probes.CHANCE]
         if (row := self._known(codec, key, what)) is None:
@@ -214,8 +227,8 @@ class TokenMeasurer:
 
     def _codes(
         self, codec: Codec, name: str, label: str, frame_rate: float
-    ) -> Iterator[tuple[probes.LabelledClip, np.ndarray]]:
-        """Yields the clips with a label that can be encoded, with their codes [K, N]."""
+    ) -> Iterator[tuple[probes.LabelledClip, np.ndarray | str]]:
+        """Yields the clips with a label, each with its codes [K, N] or with what says why it has none."""
         labelled = self._labelled[label]
         progress = Progress(f"{name} {label}", len(labelled))
         for number, clip in enumerate(labelled):
@@ -237,6 +250,7 @@ class TokenMeasurer:
             except (OmniCodecError, OSError) as error:
                 LOG.warning("%s, %s: left out of the probes of %s: %s", name, clip.path, label, error)
                 progress.add(0.0)
+                yield clip, reason(clip.path, error)
         progress.bar.close()
 
     def _about_probe(self, label: str, rows: list[StudyRow]) -> Study:
@@ -251,7 +265,8 @@ class TokenMeasurer:
             title=f"Probe of {'words' if label == probes.TRANSCRIPT else label}",
             about=f"{what}, from the frozen codes of a group of codebooks, on so many clips that it has not learnt. "
             "Chance: what the same makes of all codebooks when it has learnt from labels in another order. "
-            "Where the first codebook is semantic, the others are acoustic.",
+            "Where the first codebook is semantic, the others are acoustic."
+            + ("" if label == probes.TRANSCRIPT else f" {probes.labels_told(self._labelled[label], label)}"),
             domain=None,
             columns=columns,
             rows=rows,

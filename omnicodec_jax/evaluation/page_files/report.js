@@ -383,7 +383,9 @@ function studySection(study) {
     html("thead", {}, html("tr", {}, ...["Model", ...study.columns].map(plainHead))),
     html("tbody", {}, ...study.rows.map(row)));
   return html("section", { "data-domain": study.domain, class: "study" }, html("h3", {}, studyTitle(study)),
-    scrolling(studyTitle(study), node), notes.list(), study.curves ? curves(study) : null);
+    scrolling(studyTitle(study), node), notes.list(),
+    ...(study.notes ?? []).map((note) => html("p", { class: "quiet" }, note)),
+    study.curves ? curves(study) : null);
 }
 
 function curves({ title, domain, curves: { x, y, series }, digits }) {
