@@ -7,6 +7,7 @@ Reading is measured with 10 s crops in batches of 24 with stored features of wid
 
 import contextlib
 import io
+import shutil
 import statistics
 import tempfile
 import time
@@ -67,6 +68,7 @@ def librosa_loop(paths: list[Path]) -> None:
 
 def prepare_files(paths: list[Path], out: Path) -> None:
     """Prepares files as one unit of work, in this process."""
+    shutil.rmtree(out, ignore_errors=True)  # or what is finished would not be done again
     entries = tuple(Entry(path.name, str(path)) for path in paths)
     unit = prepare.SplitUnit("sound-train-000000", "sound", Path(), entries, "train")
     prepare.prepare_unit(unit, out, prepare.PrepareConfig(), False, {}, lambda *_: None)

@@ -9,6 +9,7 @@ memory already. Weights are random, which does not change the arithmetic.
 
 import dataclasses
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -72,6 +73,7 @@ def ours(manifest: Path, model: Path, folder: Path, readers: int) -> tuple[Calla
     prepared = tokenizer.prepare(clip)
 
     def corpus() -> object:
+        shutil.rmtree(job.out, ignore_errors=True)  # or what is finished would not be done again
         tokenizer.warm_up()
         for _ in worker.run(plan(read_all(job.sources), job.shard_hours)):
             pass

@@ -148,13 +148,26 @@ def steady(**sections: dict[str, Any]) -> Config:
     return replaced(TINY, codec={"codebook": codebook, "acoustic": acoustic}, **sections)
 
 
+@cache
+def in_micro_batches(count: int):
+    return run(steady(optimizer={"accumulation": count}), steps=2)
+
+
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    whole, parts = (run(steady(optimizer={"accumulation": count}), steps=2) for count in (1, 2))
+    whole, parts = in_micro_batches(1), in_micro_batches(2)
     for one, two in zip(whole[1], parts[1], strict=True):
         assert one.keys() == two.keys()
         for name in one:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name)
     assert sum(changed(first_state().codebooks, parts[0].codebooks)) > 0
+
+
+def test_codebooks_learn_from_each_micro_batch_as_in_pytorch():
+    """So that their decay and their looks for dead codes count micro-batches, and not steps."""
+    whole, parts = (in_micro_batches(count)[0].codebooks for count in (1, 2))
+    for name in whole:
+        left = [books[name]["steps_until_check"] for books in (whole, parts)]
+        np.testing.assert_array_equal(left[0] - left[1], np.full_like(left[0], 2))
 
 
 def test_simultaneous_update_uses_the_discriminators_as_they_were():
