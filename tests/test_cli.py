@@ -346,7 +346,7 @@ def test_the_second_call_compiles_nothing(folder, tmp_path, demo_model):
         process = omnicodec("encode", folder / "good.wav", tmp_path / "t.safetensors", env=environment)
         output, errors = process.communicate()
         assert process.returncode == 0, output + errors
-        return {p.name for p in (tmp_path / "cache").iterdir() if p.name.endswith("-cache")}
+        return {p.name for p in (tmp_path / "cache").rglob("*-cache")}
 
     first = compiled()
     assert first
