@@ -24,8 +24,8 @@ def folder(directory: str) -> str:
     """Returns the folder of a cache directory, or of one in a bucket, for the CPU and the cores that this process has.
 
     XLA compiles a program for the instructions of the CPU, and divides it among the cores. JAX does not tell such
-    programs apart: two cores would run on one what one core has compiled, and in a home directory that machines share,
-    one would find the other's instructions.
+    programs apart: two cores would take up what was divided for one, and in a home directory that machines share, one
+    would find the other's instructions.
     """
     return f"{directory.rstrip('/')}/{machine.cores()}_cores_{machine.kind_of_cpu()}"
 

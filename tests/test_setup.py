@@ -66,7 +66,7 @@ def test_machines_with_other_instructions_share_no_programs(monkeypatch, tmp_pat
     assert all(folder.startswith("gs://bucket/cache/") for folder in folders)
 
 
-@pytest.mark.skipif(machine.cores() == 1, reason="needs two cores")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or machine.cores() == 1, reason="needs two cores, and Linux")
 def test_program_that_was_compiled_for_one_core_is_not_run_on_two(tmp_path):
     code = """if True:
         import os, sys
