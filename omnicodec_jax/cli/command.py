@@ -4,10 +4,8 @@ import io
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from omnicodec_jax import machine
@@ -72,18 +70,16 @@ def log_progress() -> None:
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and asyncio those of writers that Orbax has given up on
-    sys.excepthook = print_errors_that_end_the_process
+    sys.unraisablehook = print_unless_a_writer_was_given_up
 
 
-def print_errors_that_end_the_process(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Prints an error that ends the process. For `sys.excepthook`, which libraries in C++ call for other errors, too.
+def print_unless_a_writer_was_given_up(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints an error that nothing can catch, other than those of writers that Orbax has given up on.
 
-    TensorStore prints so a traceback for each array that it cannot write after the first, in any thread: hundreds of
-    lines around the one line that says what happened. Only an error that ends the process has come up through all
-    frames of the main thread. Python's own threads do not come here.
+    Orbax closes asyncio's loop at the first array that it cannot write, on a full disk for example. TensorStore calls
+    the closed loop for each array that was still being written: hundreds of lines around the one that says what
+    happened.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and (trace is None or trace.tb_frame.f_back is None):
-        sys.__excepthook__(kind, error, trace)
+    closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    if not (closed and unraisable.object is None):
+        sys.__unraisablehook__(unraisable)
