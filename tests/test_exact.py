@@ -34,11 +34,12 @@ from omnicodec_jax.training.gan import Gan
 ROWS, FRAMES = 2, 40
 """More frames than a short block has, for which some layers do something else."""
 STATED = "HIGHEST"
+PRODUCT = re.compile(r"stablehlo\.(?:dot_general|dot|convolution|dynamic_conv)")
 
 
 def products(text: str) -> list[str]:
     """The matrix products and convolutions of a StableHLO program, a line each."""
-    return re.findall(r".*stablehlo\.(?:dot_general|dot|convolution|dynamic_conv).*", text)
+    return [line for line in text.splitlines() if PRODUCT.search(line)]
 
 
 def less_precise(text: str) -> list[str]:
