@@ -1,12 +1,15 @@
 """Memory of a training process over 2000 steps and 40 checkpoints: python -m benchmarks.memory_growth [--steps STEPS]
 
 The run is that of `omnicodec train`, with a codec and discriminators so small that a step takes little more than what
-the loop around it does: reading batches, writing checkpoints, logging, validation. What it prints is the memory of the
-process at every tenth of the run, and how much of it the second half of the run has added.
+the loop around it does: reading batches, writing checkpoints, logging, validation. What it prints at every tenth of the
+run is the memory of the process, and how much of it glibc has given out and not got back. The process keeps memory that
+is freed, in pieces that not all fits into, so that only the second number tells whether anything is never freed.
 """
 
+import ctypes
 import dataclasses
 import logging
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,6 +25,35 @@ from omnicodec_jax.training import loop, lost_time
 STEPS, CHECKPOINTS = 2000, 40
 TINY = Path(__file__).parents[1] / "tests" / "tiny_experiment.py"
 """The experiment of the tests, in which every network is as small as it goes."""
+
+
+class MallInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, from its malloc.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
+class InUse(logging.Handler):
+    """Notes how many MiB are in use whenever a run logs a step.
+
+    Attributes:
+        mib: The MiB by step.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mib: dict[int, float] = {}
+        self._mallinfo = ctypes.CDLL(None).mallinfo2
+        self._mallinfo.restype = MallInfo
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Notes what is in use, if the record is that of a step."""
+        if found := re.match(r"step (\d+)/", record.getMessage()):
+            info = self._mallinfo()
+            self.mib[int(found[1])] = (info.uordblks + info.hblkhd) / 2**20
 
 
 def smallest() -> Config:
@@ -60,16 +92,18 @@ def main(*, steps: int = STEPS) -> None:
     Args:
         steps: Length of the run.
     """
-    command.log_progress()
-    logging.getLogger("omnicodec_jax").setLevel(logging.WARNING)
+    logger, in_use = logging.getLogger("omnicodec_jax"), InUse()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(in_use)
+    logger.propagate = False
     with tempfile.TemporaryDirectory() as folder:
         lines = measure(Path(folder), steps)
         print(lost_time.of_run(Path(folder) / "run"))
-    for tenth in range(11):
+    for tenth in range(1, 11):
         step, gib = min(lines, key=lambda line: abs(line[0] - tenth * steps / 10))
-        print(f"step {step:5d}  {1024 * gib:7.1f} MiB")
-    half = min(lines, key=lambda line: abs(line[0] - steps / 2))
-    print(f"the second half of the run added {1024 * (lines[-1][1] - half[1]):.1f} MiB")
+        print(f"step {step:5d}  process {1024 * gib:7.1f} MiB  in use {in_use.mib[step]:7.1f} MiB")
+    half, end = (min(in_use.mib, key=lambda step: abs(step - part * steps)) for part in (0.5, 1))
+    print(f"the second half of the run added {in_use.mib[end] - in_use.mib[half]:.1f} MiB to what is in use")
 
 
 if __name__ == "__main__":

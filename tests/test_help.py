@@ -45,6 +45,7 @@ def printed(monkeypatch, capsys, call, *words: str) -> str:
         (command, "log_progress"),
         (machine, "keep_compilers_quiet"),
         (machine, "keep_freed_memory"),
+        (machine, "collect_garbage_less_often"),
     ):
         monkeypatch.setattr(module, name, lambda: None)
     monkeypatch.setattr(compilation_cache, "use", lambda: None)

@@ -82,6 +82,19 @@ def test_program_that_was_compiled_for_one_core_is_not_run_on_two(tmp_path):
         assert len(list(tmp_path.rglob("jit__lambda*-cache"))) == compiled
 
 
+def test_tracing_is_not_interrupted_thousands_of_times_to_look_for_garbage():
+    code = """if True:
+        import gc
+        from omnicodec_jax import machine
+        machine.collect_garbage_less_often()
+        collections = []
+        gc.callbacks.append(lambda phase, _: collections.append(phase))
+        kept = [[] for _ in range(100_000)]
+        print(collections.count("start"))
+    """
+    assert int(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)) <= 10
+
+
 @pytest.mark.skipif(machine.has_tpu() or machine.has_gpu(), reason="this machine has a TPU or a GPU")
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_process_that_computes_on_the_cpu_touches_no_new_memory_in_its_second_step():

@@ -26,6 +26,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """
     machine.keep_compilers_quiet()
     machine.keep_freed_memory()
+    machine.collect_garbage_less_often()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show

@@ -211,6 +211,7 @@ def _worker(job: Job) -> Worker:
     """Returns the worker of this process."""
     if not _LOADED or _LOADED[0].job != job:
         machine.keep_freed_memory()
+        machine.collect_garbage_less_often()
         compilation_cache.use()
         _LOADED[:] = [Worker(job)]
     return _LOADED[0]
