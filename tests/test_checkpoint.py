@@ -164,6 +164,7 @@ def test_program_that_a_full_disk_has_cut_is_not_left_in_the_cache(tmp_path: Pat
 
 WRITER_THAT_WAS_GIVEN_UP = """
 import asyncio, threading, tensorstore
+from omnicodec_jax.cli import command
 
 async def wait(writer):
     await writer
