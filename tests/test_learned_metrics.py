@@ -128,6 +128,15 @@ def test_speaker_similarity_falls_with_noise_and_with_another_speaker(sounds, sp
     assert other < scores[2] - 0.1  # farther than the same speaker in noise
 
 
+def test_speaker_similarity_of_a_voice_with_itself_is_not_above_one_by_rounding(sounds, one_thread):
+    need("resemblyzer")
+    score = LEARNED_METRICS["speaker_similarity"].load()
+    speech = {name: samples for name, samples in sounds.items() if name.startswith("speech")}
+    assert speech
+    for name, samples in speech.items():
+        assert 0.999 < score(pair(samples, -samples)) <= 1, name
+
+
 @pytest.mark.parametrize(("name", "domain"), [("speech_english_class", "speech"), ("music_metal", "music")])
 def test_visqol_falls_with_noise_and_with_bandwidth(sounds, name, domain):
     need("visqol")

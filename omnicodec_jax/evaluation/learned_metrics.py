@@ -158,7 +158,7 @@ def _speaker_similarity() -> Scorer:
     def score(pair: Pair) -> float:
         require_speech(pair)
         reference, degraded = map(embed, _audible(pair, RATE))
-        return float(reference @ degraded)  # each of length 1
+        return float(np.clip(reference @ degraded, -1, 1))  # each of length 1, to rounding
 
     return score
 
