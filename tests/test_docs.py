@@ -218,7 +218,9 @@ def obey(line: str) -> None:
 def execute(code: str) -> None:
     for more, fewer in FEWER.items():
         code = code.replace(more, fewer)
-    with mock.patch("huggingface_hub.HfApi", mock.create_autospec(huggingface_hub.HfApi)):
+    # Not the class: a snippet may be the first to import transformers, whose annotations name it.
+    uploads = {"create_repo": mock.DEFAULT, "upload_folder": mock.DEFAULT}
+    with mock.patch.multiple(huggingface_hub.HfApi, autospec=True, **uploads):
         exec(compile(code, "a snippet", "exec"), {"__name__": "__main__"})
 
 
