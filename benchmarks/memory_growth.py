@@ -3,7 +3,8 @@
 The run is that of `omnicodec train`, with a codec and discriminators so small that a step takes little more than what
 the loop around it does: reading batches, writing checkpoints, logging, validation. What it prints at every tenth of the
 run is the memory of the process, and how much of it glibc has given out and not got back. The process keeps memory that
-is freed, in pieces that not all fits into, so that only the second number tells whether anything is never freed.
+is freed, in pieces that not all fits into, so that the second number tells whether anything large is never freed. Small
+objects of Python are not in it, since Python takes their memory from the system by itself.
 """
 
 import ctypes
@@ -92,10 +93,10 @@ def main(*, steps: int = STEPS) -> None:
     Args:
         steps: Length of the run.
     """
+    command.log_progress()
     logger, in_use = logging.getLogger("omnicodec_jax"), InUse()
-    logger.setLevel(logging.INFO)
     logger.addHandler(in_use)
-    logger.propagate = False
+    logger.propagate = False  # its lines are not printed
     with tempfile.TemporaryDirectory() as folder:
         lines = measure(Path(folder), steps)
         print(lost_time.of_run(Path(folder) / "run"))
