@@ -105,21 +105,21 @@ def test_a_row_that_hangs_is_given_up(monkeypatch):
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(accelerator.subprocess, "run", run)
-    assert accelerator.measured("codes", True, Path(), 3.0) == Row("codes", "failed: not done after 3 s", "")
+    assert accelerator.measured("codes", True, True, Path(), 3.0) == Row("codes", "failed: not done after 3 s", "")
 
 
 def test_there_is_no_plan_for_a_cpu():
-    assert speed.plan(SMALL, 2) == "no plan for cpu"
+    assert speed.said_by(speed.start_plan(SMALL, 2)) == "no plan"
 
 
 def test_plan_is_read_from_what_the_command_says(monkeypatch):
     said = "per chip\n  total              13.40 GiB of 15.75\nroofline               713 ms a step, bound by memory; …"
     monkeypatch.setattr(speed.jax, "devices", lambda: [SimpleNamespace(device_kind="TPU v5 lite")])
-    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said, stderr=""))
-    assert speed.plan(Settings(), 6) == "plan for v5e:1x1: 713 ms at best, 13.40 GiB"
-    refused = SimpleNamespace(stdout="", stderr="a warning\nerror: no libtpu\n")
-    monkeypatch.setattr(speed.subprocess, "run", lambda *_, **__: refused)
-    assert speed.plan(Settings(), 6) == "no plan: error: no libtpu"
+    process = SimpleNamespace(communicate=lambda: (said, ""))
+    monkeypatch.setattr(speed.subprocess, "Popen", lambda *_, **__: process)
+    assert speed.said_by(speed.start_plan(Settings(), 6)) == "plan for v5e:1x1: 713 ms at best, 13.40 GiB"
+    process.communicate = lambda: ("", "a warning\nerror: no libtpu\n")
+    assert speed.said_by(speed.start_plan(Settings(), 6)) == "no plan: error: no libtpu"
 
 
 def test_slow_operations_are_added_up_over_a_trace():

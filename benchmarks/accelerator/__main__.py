@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.accelerator import sameness, speed
+from benchmarks.accelerator import pytorch, sameness, speed
 from benchmarks.accelerator.sameness import Row
 from benchmarks.accelerator.settings import SMALL, Settings, write_model
 
@@ -33,18 +33,23 @@ def rows(settings: Settings) -> dict[str, Measure]:
         "golden": sameness.golden_steps,
     }
     found |= {f"step_{clips}": partial(speed.training_step, clips=clips) for clips in settings.batches}
+    found["codebooks"] = speed.first_codebooks
     found["slowest"] = speed.slowest_operations
     found |= {f"tokenize_{name}": partial(speed.tokenization, precision=name) for name in ("float32", "bfloat16")}
-    found["mimi"] = speed.mimi
+    found |= {"pytorch": pytorch.codes_and_audio, "pytorch_speed": pytorch.codec_speed, "mimi": pytorch.mimi_speed}
     return found
 
 
-def measured(name: str, small: bool, model: Path, timeout: float) -> Row:
+def measured(name: str, small: bool, plan: bool, model: Path, timeout: float) -> Row:
     """Measures a row in a process of its own. What goes wrong there stands in the row."""
     command = [sys.executable, "-m", "benchmarks.accelerator", "--row", name, "--model", str(model)]
-    command += ["--small"] if small else []
-    # Two processes are compared, so that none may take the other's program from a cache.
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command += ["--small"] * small + ["--no-plan"] * (not plan)
+    # The rows of one table share what they compile, but no table takes a program of another day.
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(model.parent / "programs"),
+        "JAX_TRACEBACK_FILTERING": "off",
+    }
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -60,6 +65,7 @@ def main(
     small: bool = False,
     only: tuple[str, ...] = (),
     timeout: float = 3600.0,
+    plan: bool = True,
     row: str | None = None,
     model: Path | None = None,
     fingerprint: bool = False,
@@ -70,20 +76,24 @@ def main(
         small: Run every row in miniature, to see that it runs.
         only: Rows to measure: codes, bfloat16, processes, upsampler, kernel, golden, step_6, …; all, if none is named.
         timeout: Seconds after which a row is given up.
+        plan: Put what `omnicodec plan` says beside each training step, for which it compiles for minutes.
         row: Measure this row in this process, and print it as JSON; for the command itself.
         model: Directory of the model that this row uses.
         fingerprint: Print digests of the codes and of the compiled encoder instead; for the row `processes`.
     """
-    settings = SMALL if small else Settings()
+    settings = (SMALL if small else Settings())._replace(plan=plan)
     if row is not None and model is not None:
         return _measure_here(settings, row, model, fingerprint)
     named = only or tuple(rows(settings))
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder)
-        print(f"{measured(MODEL, small, model, timeout).here}\n\n| | here | beside |\n| --- | --- | --- |", flush=True)
+        model = Path(folder) / MODEL
+        print(
+            f"{measured(MODEL, small, plan, model, timeout).here}\n\n| | here | beside |\n| --- | --- | --- |",
+            flush=True,
+        )
         for name in named:
-            found = measured(name, small, model, timeout)
+            found = measured(name, small, plan, model, timeout)
             failed += found.here.startswith("failed")
             cells = (cell.replace("|", r"\|") for cell in found)
             print(f"| {' | '.join(cells)} |", flush=True)

@@ -1,6 +1,7 @@
 """Whether a device gives the numbers of a CPU, of numpy, of the reference implementation and of another process."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from functools import partial
@@ -83,7 +84,8 @@ def two_processes(settings: Settings, model: Path) -> Row:
     They are this command again, so the device must not be in use by this process.
     """
     command = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:], "--fingerprint"]
-    found = [subprocess.check_output(command, text=True).split()[-2:] for _ in range(2)]
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    found = [subprocess.check_output(command, text=True, env=environment).split()[-2:] for _ in range(2)]
     same = ["the same" if one == two else "NOT the same" for one, two in zip(*found, strict=True)]
     return Row("two processes", f"codes {same[0]}, compiled programs {same[1]}", "each other, without a cache")
 

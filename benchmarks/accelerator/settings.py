@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,18 +36,30 @@ class Settings(NamedTuple):
     """Clips in a training step; a row for each."""
     clips: int = 256
     """Clips that are tokenized for the speed."""
-    mimi_batch: int = 16
-    """Clips that Mimi encodes at once."""
+    torch_batch: int = 16
+    """Clips that PyTorch encodes at once."""
     compute_dtype: str = "bfloat16"
     """Number format that the training step computes in; in bfloat16 the step is rematerialised."""
     heard: int | None = None
     """How many of the bundled clips are tokenized to compare codes; None: all."""
     repeats: int = 5
     """Turns of what is timed, after two to warm up."""
+    plan: bool = True
+    """Whether a training step has its plan beside it."""
 
 
 SMALL = Settings(str(TINY), 0.24, (2,), 2, 1, "float32", 2, 1)
 """To see on any machine that every row runs."""
+
+
+def seconds_of(run: Callable[[], object], repeats: int) -> float:
+    """Returns the median time of a function, after two turns to warm up."""
+    taken = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[2:])
 
 
 def codec_config(settings: Settings) -> CodecConfig:

@@ -1,24 +1,26 @@
-"""How fast a device trains and tokenizes, beside its plan and beside Mimi in PyTorch, and which operations are slow."""
+"""How fast a device trains, fits the first codebooks and tokenizes, beside its plan, and which operations are slow."""
 
+import math
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from benchmarks.accelerator.sameness import Row
-from benchmarks.accelerator.settings import Settings
+from benchmarks.accelerator.settings import Settings, bundled_audio, seconds_of
 from benchmarks.train_speed import Run
 from omnicodec_jax.config import Precision, TrainConfig
+from omnicodec_jax.models.initialize import initialize_codebooks
+from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training.start import VECTORS_PER_ENTRY
 
 TOPOLOGIES = {
     "A100": "a100:1",
@@ -34,16 +36,6 @@ SLOWEST = 12
 """Number of operations that are listed."""
 
 
-def seconds_of(run: Callable[[], object], repeats: int) -> float:
-    """Returns the median time of a function, after two turns to warm up."""
-    taken = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:])
-
-
 # -- Training
 
 
@@ -56,28 +48,74 @@ def training_run(settings: Settings, clips: int) -> Run:
 
 def training_step(settings: Settings, model: Path, clips: int) -> Row:
     """Measures a training step: time and peak memory, beside what the plan says."""
+    planning = start_plan(settings, clips)
     step, _ = training_run(settings, clips).step()
     seconds = seconds_of(step, settings.repeats)
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     peak = "peak memory not told" if memory is None else f"{memory / 2**30:.1f} GiB at most"
     hours = clips * settings.seconds * 24 / seconds
     here = f"{1e3 * seconds:.0f} ms, {peak}, {hours:.0f} h of audio a day"
-    return Row(f"training step, {clips} clips of {settings.seconds:g} s", here, plan(settings, clips))
+    return Row(f"training step, {clips} clips of {settings.seconds:g} s", here, said_by(planning))
 
 
-def plan(settings: Settings, clips: int) -> str:
-    """Says what `omnicodec plan` says about such a step on such a device."""
+class Plan(NamedTuple):
+    """A process that plans a step, while the device compiles and runs it."""
+
+    topology: str
+    process: subprocess.Popen[str]
+
+
+def start_plan(settings: Settings, clips: int) -> Plan | None:
+    """Starts `omnicodec plan` for such a step on such a device. Returns None where there is none, or none is wanted."""
     kind = jax.devices()[0].device_kind
     topology = next((name for part, name in TOPOLOGIES.items() if part in kind), None)
-    if topology is None:
-        return f"no plan for {kind}"
+    if topology is None or not settings.plan:
+        return None
     command = [sys.executable, "-m", "omnicodec_jax", "plan", "--config", settings.config, "--topology", topology]
-    done = subprocess.run([*command, "--clips-per-chip", str(clips)], capture_output=True, text=True)
-    memory = re.search(r"total\s+([\d.]+) GiB", done.stdout)
-    roofline = re.search(r"roofline\s+([\d.]+) ms", done.stdout)
+    command += ["--clips-per-chip", str(clips)]
+    return Plan(topology, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+
+
+def said_by(plan: Plan | None) -> str:
+    """Waits for a plan, and says what it says."""
+    if plan is None:
+        return "no plan"
+    output, errors = plan.process.communicate()
+    memory = re.search(r"total\s+([\d.]+) GiB", output)
+    roofline = re.search(r"roofline\s+([\d.]+) ms", output)
     if memory is None or roofline is None:
-        return f"no plan: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
-    return f"plan for {topology}: {roofline[1]} ms at best, {memory[1]} GiB"
+        return f"no plan: {(errors.strip().splitlines() or ['it says nothing'])[-1]}"
+    return f"plan for {plan.topology}: {roofline[1]} ms at best, {memory[1]} GiB"
+
+
+def first_codebooks(settings: Settings, model: Path) -> Row:
+    """Measures k-means of all codebooks at the start of a run, beside 200 training steps; each from its compilation on.
+
+    The audio is that of the bundled clips. The codec's weights are random, and so is what it is fitted to.
+    """
+    clips = settings.batches[-1]
+    run = training_run(settings, clips)
+    gan, config = run.gan, run.gan.config
+    size, frames = max(config.codec.codebook_sizes), run.batch["audio"].shape[2] // config.codec.hop_length
+    audio = np.concatenate(bundled_audio(settings, config.codec.sample_rate))
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(math.ceil(VECTORS_PER_ENTRY * size / (clips * frames))):
+        starts = rng.integers(len(audio), size=clips)
+        pieces = [np.resize(np.roll(audio, -start), run.batch["audio"].shape[2]) for start in starts]
+        batch = gan.inputs({**run.batch, "audio": jax.numpy.asarray(np.stack(pieces)[:, None])}, run.frozen)
+        batches.append((batch.audio, batch.features))
+    variables = {"params": run.state.params, CODEBOOKS: run.state.codebooks}
+    start = time.perf_counter()
+    fitted = initialize_codebooks(gan.codec.clone(dtype=jax.numpy.float32), variables, batches, jax.random.key(0))
+    jax.block_until_ready(fitted)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    step, _ = run.step()
+    compiling = time.perf_counter() - start
+    steps = compiling + 200 * seconds_of(step, settings.repeats)
+    here = f"{ours:.1f} s, {ours / steps:.2f} of 200 training steps"
+    return Row("k-means of all codebooks", here, f"{steps:.1f} s, of which compilation {compiling:.1f} s")
 
 
 def slowest_operations(settings: Settings, model: Path) -> Row:
@@ -119,26 +157,3 @@ def tokenization(settings: Settings, model: Path, precision: Precision) -> Row:
     seconds = seconds_of(lambda: [codes for _, codes in tokenizer.encode_each(enumerate(clips))], settings.repeats)
     here = f"{settings.clips * settings.seconds / seconds:.0f} x real time"
     return Row(f"tokenization, {precision}", here, "without the semantic encoder, clips in memory")
-
-
-def mimi(settings: Settings, model: Path) -> Row:
-    """Measures transformers' Mimi, on the device that PyTorch finds."""
-    import torch
-    from transformers import MimiConfig, MimiModel
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: Any = MimiModel(MimiConfig()).eval()
-    network.to(device)
-    for name, buffer in network.named_buffers():
-        if name.endswith("embed_sum"):
-            buffer.normal_()
-    audio = torch.randn(settings.mimi_batch, 1, round(settings.seconds * 24_000), device=device)
-
-    @torch.inference_mode()
-    def encode() -> object:
-        codes = network.encode(audio).audio_codes
-        return codes.cpu().numpy()  # waits for the device
-
-    seconds = seconds_of(encode, settings.repeats)
-    here = f"{settings.mimi_batch * settings.seconds / seconds:.0f} x real time"
-    return Row("Mimi in PyTorch, 32 codebooks", here, f"on {device}, {settings.mimi_batch} clips at once")
