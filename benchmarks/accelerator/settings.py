@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     """Recipe or config file."""
     seconds: float = 10.0
     """Length of a training clip, and of a clip that is tokenized."""
-    batches: tuple[int, ...] = (2, 6, 12, 24)
+    batches: tuple[int, ...] = (6, 12, 24)
     """Clips in a training step; a row for each."""
     clips: int = 256
     """Clips that are tokenized for the speed."""
