@@ -33,14 +33,14 @@ def codec(name: str) -> Any:
 
     from omnicodec_jax import model_directory, shipped
     from omnicodec_jax.config import files as config_files
-    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
+    from omnicodec_jax.models.initialize import init_variables, on_cpu
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     if name in shipped.MODELS:
         return OmniCodecTokenizer.from_pretrained(shipped.MODELS[name])
     config: Any = config_files.load(name).codec
     initialize = partial(init_variables, model_directory.build(config))
-    variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
+    variables = on_cpu(initialize, jax.random.key(0))
     rng = np.random.default_rng(0)
     for quantizer in variables["codebooks"].values():
         quantizer["embedding_sum"] = rng.standard_normal(quantizer["embedding_sum"].shape, np.float32)

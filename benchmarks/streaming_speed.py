@@ -26,13 +26,13 @@ def ours() -> Callable[[np.ndarray], object]:
 
     from omnicodec_jax import model_directory
     from omnicodec_jax.config import files as config_files
-    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables
+    from omnicodec_jax.models.initialize import init_variables, on_cpu
     from omnicodec_jax.streaming import StreamingDecoder
     from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
     codec = config_files.load(CONFIG).codec
     initialize = partial(init_variables, model_directory.build(codec))
-    variables = jax.jit(initialize, compiler_options=COMPILE_QUICKLY)(jax.random.key(0))
+    variables = on_cpu(initialize, jax.random.key(0))
     return StreamingDecoder(OmniCodecTokenizer(codec, variables))
 
 

@@ -12,7 +12,7 @@ from tiny import HOP, OMNICODEC, normal, variables
 from omnicodec_jax.config import CodebookConfig
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.conv import CausalConv1d, Dense
-from omnicodec_jax.models.initialize import AUDIO_RMS, initialize_codebooks, preserve_variance
+from omnicodec_jax.models.initialize import AUDIO_RMS, initialize_codebooks, on_cpu, preserve_variance
 from omnicodec_jax.models.seanet import SEANetEncoder
 
 FRAMES = 24
@@ -66,3 +66,25 @@ def test_first_convolution_brings_audio_to_a_variance_of_one():
     narrow, brought = (jnp.var(conv_in.apply({"params": params["conv_in"]}, audio)) for params in (drawn, wide))
     assert narrow < 0.1
     assert brought == pytest.approx(1, abs=0.7)  # there are few channels, with random biases
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_default_device():
+    used = []
+
+    def draw(key):
+        used.append(jax.config.jax_default_device)
+        return {"kernel": jax.random.normal(key, (3,))}
+
+    with jax.default_device(jax.devices()[1]):
+        drawn = on_cpu(draw, jax.random.key(1))
+    assert used == [jax.local_devices(backend="cpu")[0]]
+    assert isinstance(drawn["kernel"], np.ndarray)
+    np.testing.assert_array_equal(drawn["kernel"], jax.jit(draw)(jax.random.key(1))["kernel"])
+
+
+def test_weights_are_drawn_where_jax_may_not_use_the_cpu(monkeypatch):
+    def refuse(backend):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", refuse)
+    assert on_cpu(lambda key: jax.random.normal(key, (3,)), jax.random.key(1)).shape == (3,)

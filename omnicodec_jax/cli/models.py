@@ -34,7 +34,7 @@ def init(
     import jax
 
     from omnicodec_jax import model_directory
-    from omnicodec_jax.models.initialize import COMPILE_QUICKLY, init_variables, initialize_codebooks
+    from omnicodec_jax.models.initialize import init_variables, initialize_codebooks, on_cpu
     from omnicodec_jax.semantic import read_encoder_of, semantic_features
 
     codec = config_files.load(config).codec
@@ -55,7 +55,7 @@ def init(
     variables = None if frozen is None else jax.tree.map(jax.numpy.asarray, frozen[1])
     batches = [(sound, None if codec.semantic is None else features(sound, variables)) for sound in sounds]
     model, (weights_key, codebooks_key) = model_directory.build(codec), jax.random.split(jax.random.key(seed))
-    drawn = jax.jit(partial(init_variables, model), compiler_options=COMPILE_QUICKLY)(weights_key)
+    drawn = on_cpu(partial(init_variables, model), weights_key)
     untrained = initialize_codebooks(model, drawn, batches, codebooks_key)
     if (out / model_directory.CONFIG).is_file():
         held = model_directory.model_hash(*model_directory.load(out))

@@ -147,6 +147,15 @@ def template(mesh: Mesh, make: Callable[[], T]) -> T:
     return jax.tree.map(with_sharding, shapes, shardings(mesh, shapes))
 
 
+def to_global(tree: T, mesh: Mesh) -> T:
+    """Makes global arrays, sharded over the mesh, of host arrays that every host has whole and alike."""
+
+    def put(leaf: Any, held: Any) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, held, lambda part: leaf[part])
+
+    return jax.tree.map(put, tree, shardings(mesh, tree))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its rows are spread over the axes data and fsdp."""
     return NamedSharding(mesh, BATCH)

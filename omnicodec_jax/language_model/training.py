@@ -19,7 +19,7 @@ from omnicodec_jax.language_model.layout import Layout
 from omnicodec_jax.language_model.log import LanguageModelLog
 from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.language_model.windows import TOKENS, TokenCorpus, batches
-from omnicodec_jax.models.initialize import COMPILE_QUICKLY
+from omnicodec_jax.models.initialize import on_cpu
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.metrics_queue import MetricsQueue
 from omnicodec_jax.training.packing import Tree
@@ -61,9 +61,12 @@ class Trainer:
         """The shape of a batch: [B, T + 1, C]."""
         return self.config.batch_size, *self.layout.blanks(self.config.window_frames).shape
 
-    def init(self, key: PRNGKeyArray) -> LanguageModelState:
-        """Returns the state before the first step. Jit it."""
-        params = self._model.init(key, jnp.zeros((1, 1, self.batch_shape[2]), jnp.int32))["params"]
+    def random_params(self, key: PRNGKeyArray) -> Tree:
+        """Draws the model's parameters. Call it by `on_cpu`."""
+        return self._model.init(key, jnp.zeros((1, 1, self.batch_shape[2]), jnp.int32))["params"]
+
+    def start_state(self, params: Tree) -> LanguageModelState:
+        """Returns the state before the first step from given parameters. Jit it."""
         return LanguageModelState(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
     def logits(self, params: Tree, ids: Int[Array, "B T C"]) -> Float[Array, "B T V"]:
@@ -97,7 +100,7 @@ class Trainer:
 
     def template(self, mesh: Mesh) -> LanguageModelState:
         """Returns the shapes and shardings of the state."""
-        return sharding.template(mesh, lambda: self.init(jax.random.key(0)))
+        return sharding.template(mesh, lambda: self.start_state(self.random_params(jax.random.key(0))))
 
 
 def jit_step(trainer: Trainer, mesh: Mesh) -> Callable[..., tuple[LanguageModelState, Array]]:
@@ -129,8 +132,8 @@ def lower_step(
 def first_state(trainer: Trainer, mesh: Mesh) -> LanguageModelState:
     """Returns the state before the first step, sharded over a mesh, with random weights of the config's seed."""
     held = sharding.shardings(mesh, trainer.template(mesh))
-    init = jax.jit(trainer.init, out_shardings=held, compiler_options=COMPILE_QUICKLY)
-    return init(jax.random.key(trainer.config.seed))
+    params = on_cpu(trainer.random_params, jax.random.key(trainer.config.seed))
+    return jax.jit(trainer.start_state, out_shardings=held)(sharding.to_global(params, mesh))
 
 
 def train(

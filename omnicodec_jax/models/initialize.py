@@ -5,10 +5,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
@@ -20,13 +21,15 @@ from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_code
 LOG = logging.getLogger(__name__)
 
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiler options for programs that run once: hundreds of random draws compile in a third of the time."""
+"""Compiler options for programs that run once: on a CPU hundreds of random draws compile in a third of the time."""
 
 AUDIO_RMS = 0.08
 """Root mean square of audio, about, over speech, music and sound that are not silent."""
 
 SECONDS_BETWEEN_LINES = 10
 """Shortest time between two lines of the log about the fit."""
+
+T = TypeVar("T")
 
 Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 """Audio, and its semantic features if the model has a semantic branch."""
@@ -35,9 +38,29 @@ Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
     """Draws the variables {"params", "codebooks"} of a module: PyTorch's initial distributions, and empty codebooks.
 
-    It is to be jitted: as single operations, the draws take minutes.
+    Call it by `on_cpu`: as single operations, the draws take minutes.
     """
     return dict(model.init(key, *model.example_inputs()))  # type: ignore[attr-defined]
+
+
+def on_cpu(draw: Callable[[PRNGKeyArray], T], key: PRNGKeyArray) -> T:
+    """Calls a function that draws random weights, compiled for the CPU, and returns its arrays as numpy arrays.
+
+    For a GPU the same program takes minutes to compile, since each draw is a kernel of its own. And so the weights of a
+    seed are the same on all kinds of devices. Where JAX may not use the CPU (JAX_PLATFORMS=cuda), its default device
+    draws.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = None
+    data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+
+    def draw_from(data: jax.Array) -> T:
+        return draw(jax.random.wrap_key_data(data, impl=kind))
+
+    with jax.default_device(device):
+        return jax.device_get(jax.jit(draw_from, compiler_options=COMPILE_QUICKLY)(data))
 
 
 def preserve_variance(params: Any) -> Any:

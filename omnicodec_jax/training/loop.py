@@ -25,7 +25,7 @@ from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import CodecLog
 from omnicodec_jax.training.lost_time import RunClock
 from omnicodec_jax.training.metrics_queue import FiniteCheck, MetricsQueue
-from omnicodec_jax.training.start import first_state, stage, state_template, to_global
+from omnicodec_jax.training.start import first_state, stage, state_template
 from omnicodec_jax.training.state import TrainState
 from omnicodec_jax.training.step import jit_step
 from omnicodec_jax.training.validation import Validator, reads_features
@@ -111,7 +111,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     with stage("reading the frozen networks"):
         gan, variables = frozen_networks.load(config)
         identity: dict[str, Any] = {"frozen": frozen_networks.hashes(gan, variables, frozen_hashes(workdir))}
-        frozen = to_global(variables, mesh)
+        frozen = sharding.to_global(variables, mesh)
     config = gan.config
     if config.data.features is not None and reads_features(config):
         identity["features"] = features.identity(as_path(config.data.features))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.models.initialize import COMPILE_QUICKLY, initialize_codebooks
+from omnicodec_jax.models.initialize import initialize_codebooks, on_cpu
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training import state
 from omnicodec_jax.training.accumulation import TrainBatch
@@ -29,8 +28,6 @@ from omnicodec_jax.training.packing import Tree
 from omnicodec_jax.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 VECTORS_PER_ENTRY = 10
 """k-means is given at least this many vectors for each entry of a codebook (spec §8.4)."""
@@ -50,15 +47,6 @@ def stage(what: str) -> Iterator[None]:
 def state_template(config: Config, mesh: Mesh) -> TrainState:
     """Returns the shapes and shardings of a run's state. Nothing is computed."""
     return sharding.template(mesh, lambda: state.init_state(config, jax.random.key(0)))
-
-
-def to_global(tree: T, mesh: Mesh) -> T:
-    """Makes global arrays, sharded over the mesh, of host arrays that every host has whole and alike."""
-
-    def put(leaf: Any, held: Any) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, held, lambda part: leaf[part])
-
-    return jax.tree.map(put, tree, sharding.shardings(mesh, tree))
 
 
 def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples) -> TrainState:
@@ -84,33 +72,29 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
 def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
     """Draws random weights, or takes those of the model that `run.start_from` names and draws what it does not have."""
     template = state_template(config, mesh)
-    held = jax.tree.map(lambda leaf: leaf.sharding, template)
     if config.run.start_from is None:
-        draw = jax.jit(partial(state.init_state, config), out_shardings=held, compiler_options=COMPILE_QUICKLY)
         with stage("weights at random"):
-            return jax.block_until_ready(draw(key))
-    with stage(f"weights of {config.run.start_from}"):
-        variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+            variables, discriminators = on_cpu(partial(state.random_weights, config), key)
+    else:
+        with stage(f"weights of {config.run.start_from}"):
+            variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
         # Heads that only training needs may be in the model, or in what the config describes, alone.
         params = {name: tree for name, tree in variables["params"].items() if name in template.params}
-        variables, discriminators = to_global(({**variables, "params": params}, discriminators), mesh)
-    missing: dict[str, Tree] = {
-        "params": {name: leaves for name, leaves in held.params.items() if name not in params},
-        "discriminators": held.discriminators if discriminators is None else {},
-    }
-    if jax.tree.leaves(missing):
+        missing = [name for name in template.params if name not in params]
 
-        def draw_missing(key: PRNGKeyArray) -> dict[str, Tree]:
-            drawn = state.init_state(config, key)
-            return {part: {name: getattr(drawn, part)[name] for name in trees} for part, trees in missing.items()}
+        def draw_missing(key: PRNGKeyArray) -> tuple[Tree, Tree]:
+            drawn, judges = state.random_weights(config, key)
+            return {name: drawn["params"][name] for name in missing}, judges if discriminators is None else {}
 
-        draw = jax.jit(draw_missing, out_shardings=missing, compiler_options=COMPILE_QUICKLY)
-        with stage("weights at random of what the model does not have"):
-            drawn = jax.block_until_ready(draw(key))
-        variables["params"] |= drawn["params"]
-        discriminators = discriminators or drawn["discriminators"]
-    start = jax.jit(partial(state.start_state, config), out_shardings=held)
-    return jax.block_until_ready(start(variables, discriminators or {}))
+        if missing or (discriminators is None and template.discriminators):
+            with stage("weights at random of what the model does not have"):
+                drawn, judges = on_cpu(draw_missing, key)
+            params, discriminators = {**params, **drawn}, discriminators or judges
+        variables = {**variables, "params": params}
+    start = jax.jit(
+        partial(state.start_state, config), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template)
+    )
+    return jax.block_until_ready(start(*sharding.to_global((variables, discriminators or {}), mesh)))
 
 
 def _fit_codebooks(

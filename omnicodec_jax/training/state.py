@@ -97,14 +97,18 @@ def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
     return optimizer(config.optimizer, ())
 
 
-def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
-    """Draws the state before the first step: random weights, empty codebooks. Call it under jit."""
+def random_weights(config: Config, key: PRNGKeyArray) -> tuple[dict[str, Tree], Tree]:
+    """Draws the codec's variables, with empty codebooks, and the discriminators' parameters."""
     codec_key, discriminator_key = jax.random.split(key)
     variables = init_variables(model_directory.build(config.codec), codec_key)
     if config.train.initialization == "variance_preserving":
         variables["params"] = preserve_variance(variables["params"])
-    discriminators = init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})
-    return start_state(config, variables, discriminators)
+    return variables, init_variables(Discriminators(config.discriminators), discriminator_key).get("params", {})
+
+
+def init_state(config: Config, key: PRNGKeyArray) -> TrainState:
+    """Makes the state before the first step from random weights."""
+    return start_state(config, *random_weights(config, key))
 
 
 def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree) -> TrainState:
