@@ -69,6 +69,10 @@ class Trainer:
         """Returns the state before the first step from given parameters. Jit it."""
         return LanguageModelState(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
+    def init(self, key: PRNGKeyArray) -> LanguageModelState:
+        """Returns the state before the first step from random parameters."""
+        return self.start_state(self.random_params(key))
+
     def logits(self, params: Tree, ids: Int[Array, "B T C"]) -> Float[Array, "B T V"]:
         """Returns for every step of a `Layout` the logits of the ids of the step after it."""
         logits: Any = self._model.apply({"params": params}, ids)
@@ -100,7 +104,7 @@ class Trainer:
 
     def template(self, mesh: Mesh) -> LanguageModelState:
         """Returns the shapes and shardings of the state."""
-        return sharding.template(mesh, lambda: self.start_state(self.random_params(jax.random.key(0))))
+        return sharding.template(mesh, lambda: self.init(jax.random.key(0)))
 
 
 def jit_step(trainer: Trainer, mesh: Mesh) -> Callable[..., tuple[LanguageModelState, Array]]:
