@@ -1,6 +1,7 @@
 """What is counted in the text of a compiled program: operations, bytes and exchanges between chips."""
 
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -212,6 +213,35 @@ def test_workspace_of_a_library_call_is_no_traffic():
     assert larger.count(workspace) == 2
     text = (PROGRAMS / "a100_gradient.txt").read_text().replace(workspace, "s8[8388608]{0}")
     assert counting.totals(text).bytes_accessed == found.bytes_accessed
+
+
+def test_elements_of_tuples_are_read_as_jax_0_11_writes_them():
+    """JAX 0.10 writes a line for each element that is taken out of a tuple."""
+    text = (PROGRAMS / "a100_gradient.txt").read_text()
+    taken = {}
+    lines = []
+    for line in text.splitlines():
+        if found := re.fullmatch(r"\s*%(\S+) = \S+ get-tuple-element\(%(\S+)\), index=(\d+).*", line):
+            taken[found[1]] = f"{found[2]}#{found[3]}"
+        else:
+            lines.append(re.sub(r"%([\w.-]+)", lambda name: f"%{taken.get(name[1], name[1])}", line))
+    assert len(set(taken.values())) > 3
+    assert counting.totals("\n".join(lines)) == counting.totals(text)
+
+
+def test_elements_of_elements_have_their_types():
+    text = """HloModule step
+
+ENTRY %main (x: f32[8,128]) -> f32[16] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %call = (f32[8,128]{1,0:T(8,128)}, (s32[2]{0}, /*index=1*/f32[16]{0}), u8[0]{0}) custom-call(%x)
+  ROOT %sine = f32[16]{0} sine(%call#1#1)
+}
+"""
+    computations, entry = hlo.parse(text)
+    (found,) = hlo.operand_types(computations[entry], computations[entry]["sine"])
+    assert (hlo.dtype(found), hlo.sizes(found)) == ("f32", [16])
+    assert counting.totals(text).bytes_accessed == 2 * 8 * 128 * 4 + 2 * 4 + 16 * 4 + 2 * 16 * 4
 
 
 # -- Programs for TPUs: arrays are kept in tiles

@@ -26,7 +26,7 @@ from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import ConfigError, UsageError
 from omnicodec_jax.planning import chips, tokenization
 from omnicodec_jax.planning.chips import Topology
-from omnicodec_jax.planning.compiling import CompiledProgram, compile_for, missing_memory
+from omnicodec_jax.planning.compiling import OF_TPUS, CompiledProgram, compile_for, missing_memory
 from omnicodec_jax.planning.speeds import TPUS, Chip
 from omnicodec_jax.planning.step_plan import StepPlan, table
 
@@ -67,7 +67,7 @@ class Lowered(jax.stages.Lowered):
         self._compile(Path(options["xla_dump_to"]))
 
 
-def dump(folder: Path, memory: int) -> None:
+def dump(folder: Path, memory: int, stage: str = "after_optimizations") -> None:
     """Writes what libtpu dumps of a program that takes so many bytes."""
     parts = {
         "": "HloModule jit_step",
@@ -76,22 +76,38 @@ def dump(folder: Path, memory: int) -> None:
         "-buffer-assignment": "allocation 0: size 90, page 0, parameter 1, shape |f32[9]| at ShapeIndex {}:\n"
         "allocation 1: size 10, page 0, parameter 0, shape |f32[1]| at ShapeIndex {}, maybe-live-out:\n"
         "allocation 2: size 200, page 0, preallocated-temp:\n value: <0 parameter 3 @0> (size=90,offset=0)\n",
-        "_after_buffer_assignment": "",
     }
     for name, text in parts.items():
-        (folder / f"module_0000.jit_step.after_optimizations{name}.txt").write_text(text)
+        (folder / f"module_0000.jit_step.{stage}{name}.txt").write_text(text)
+    (folder / "module_0000.jit_step.debug_options").write_text("version: 3")
 
 
-def test_program_is_read_when_its_memory_is_assigned():
-    machine_code = threading.Event()
+@pytest.mark.parametrize(
+    ("chip", "stage"),
+    [(CHIP, "after_optimizations"), (CHIP._replace(target="a GPU"), "sm_9.0a_gpu_after_optimizations")],
+)
+def test_program_is_read_when_its_memory_is_assigned(chip, stage):
+    machine_code, written = threading.Event(), threading.Event()
 
     def compile(folder: Path) -> None:
-        dump(folder, 300)
-        machine_code.wait()
+        dump(folder, 300, stage)
+        machine_code.wait(timeout=30)
+        written.set()
 
-    found = compile_for(CHIP, Lowered(compile))
+    found = compile_for(chip, Lowered(compile))
+    assert not written.is_set()
     assert found == CompiledProgram(arguments=100, memory=300, text="HloModule jit_step")
     machine_code.set()
+
+
+def test_files_are_whole_when_the_options_are_written_after_them(tmp_path):
+    dump(tmp_path, 300)
+    (options,) = tmp_path.glob("*.debug_options")
+    (report,) = tmp_path.glob("*-memory-usage-report.txt")
+    assert OF_TPUS.is_done(tmp_path)
+    earlier = report.stat().st_mtime_ns - 10**9
+    os.utime(options, ns=(earlier, earlier))  # those of the stage before
+    assert not OF_TPUS.is_done(tmp_path)
 
 
 def test_what_does_not_fit_is_refused_with_the_shortfall():

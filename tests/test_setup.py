@@ -34,6 +34,11 @@ def test_lock_has_a_version_in_range_of_everything_that_is_asked_for(wanted):
         assert requirement.specifier.contains(exact.version), f"{wanted}: {pin} in requirements.lock; make lock"
 
 
+def test_compilers_for_gpus_come_in_the_versions_of_jax():
+    ranges = {asked.name: asked.specifier for asked in map(Requirement, [*DIRECT, *EXTRAS["plan"]]) if asked.specifier}
+    assert ranges["jax-cuda13-plugin"] == ranges["jax-cuda13-pjrt"] == ranges["jax"]
+
+
 def test_lock_names_versions_only():
     lines = [line for line in LOCK.splitlines() if line and not line.lstrip().startswith("#")]
     assert all(re.match(r"[\w.-]+(\[[\w,-]+\])?==[\w.+!]+( ; .*)?$", line) for line in lines), "an address or an option"
@@ -80,6 +85,22 @@ def test_program_that_was_compiled_for_one_core_is_not_run_on_two(tmp_path):
     for cores, compiled in (("1", 1), ("2", 2)):
         subprocess.run([sys.executable, "-c", code, cores], check=True, env=environment, cwd=ROOT)
         assert len(list(tmp_path.rglob("jit__lambda*-cache"))) == compiled
+
+
+def test_ffts_that_are_ready_at_once_do_not_wait_for_each_other():
+    """JAX 0.11.1 and 0.11.2 are not allowed, since they do."""
+    code = """if True:
+        import jax
+        import jax.numpy as jnp
+        def spectra(x):
+            windows = [jnp.sin(x * n)[:, : 512 * n].reshape(-1, 512 * n) for n in range(1, 8)]
+            return [jnp.abs(jnp.fft.rfft(window)).sum() for window in windows]
+        step = jax.jit(spectra)
+        for _ in range(50):
+            jax.block_until_ready(step(jnp.ones((512, 4096))))
+    """
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT, timeout=120)
 
 
 def test_tracing_is_not_interrupted_thousands_of_times_to_look_for_garbage():

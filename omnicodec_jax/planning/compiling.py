@@ -32,8 +32,8 @@ class CompiledProgram(NamedTuple):
     """The scheduled HLO."""
 
 
-REPORT = "-memory-usage-report"
-"""How the name of the report on memory ends."""
+READ = ("", "-buffer-assignment", "-memory-usage-report")
+"""How the names of the files end that are read: the scheduled HLO, where its arrays lie, and how much they take."""
 
 
 class Compiler(NamedTuple):
@@ -41,35 +41,36 @@ class Compiler(NamedTuple):
 
     options: dict[str, Any]
     dumped: str
-    """Pattern of the names of the files, which end in what a file holds: nothing for the scheduled HLO."""
-    next: str
-    """Pattern of the name of a file that is dumped after all that `read` reads."""
+    """Pattern of the names of the files, which end in what a file holds."""
 
     def is_done(self, folder: Path) -> bool:
-        """Returns whether all that `read` reads is in a folder, whole."""
-        return any(folder.glob(f"{self.dumped}{REPORT}.txt")) and any(folder.glob(self.next))
+        """Returns whether all that `read` reads is in a folder, whole.
+
+        XLA of JAX 0.11 writes the files of a stage side by side: none of them says that the others are whole. But when
+        all of a stage are written, XLA writes its options again, in JAX 0.10 and in 0.11.
+        """
+        found = self._files(folder)
+        written = max((file.stat().st_mtime_ns for files in found for file in files), default=0)
+        return all(found) and any(file.stat().st_mtime_ns >= written for file in folder.glob("*.debug_options"))
+
+    def _files(self, folder: Path) -> list[list[Path]]:
+        return [list(folder.glob(f"{self.dumped}{what}.txt")) for what in READ]
 
     def read(self, folder: Path) -> CompiledProgram:
-        """Reads what libtpu 0.0.42, or jax-cuda13-pjrt 0.10.2, has dumped into a folder."""
-
-        def dumped(what: str) -> str:
-            (file,) = folder.glob(f"{self.dumped}{what}.txt")
-            return file.read_text()
-
-        total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", dumped(REPORT))
+        """Reads what libtpu 0.0.42 or 0.0.48, or jax-cuda13-pjrt 0.10.2 or 0.11.2, has dumped into a folder."""
+        (text,), (allocations,), (report,) = self._files(folder)
+        total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report.read_text())
         if total is None:
             raise ValueError(f"{folder}: the memory report has no total")
-        allocations = dumped("-buffer-assignment")
-        arguments = re.findall(r"^allocation \d+: size (\d+),.* parameter \d+,", allocations, re.MULTILINE)
-        return CompiledProgram(sum(map(int, arguments)), int(total[1]), dumped(""))
+        arguments = re.findall(r"^allocation \d+: size (\d+),.* parameter \d+,", allocations.read_text(), re.MULTILINE)
+        return CompiledProgram(sum(map(int, arguments)), int(total[1]), text.read_text())
 
 
-OF_TPUS = Compiler({}, "*.after_optimizations", "*.after_optimizations_after_buffer_assignment.txt")
+OF_TPUS = Compiler({}, "*.after_optimizations")
 OF_GPUS = Compiler(
     # Triton tries its products out on the device. Without a device, it cannot compile some of them.
     {"xla_gpu_enable_triton_gemm": False},
     "*_gpu_after_optimizations",
-    "*.ll",
 )
 
 

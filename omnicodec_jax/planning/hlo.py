@@ -4,6 +4,7 @@ XLA's own analysis counts the body of a loop once, however often the loop runs, 
 Here the body counts as often as it runs. Where XLA cannot say how often that is, it counts once.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ BYTES = {
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?=, |$)(.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\) -> .*\{$")
-_NAMES = re.compile(r"%([\w.-]+)")
+_NAMES = re.compile(r"%([\w.#-]+)")
 
 
 class Instruction(NamedTuple):
@@ -56,7 +57,10 @@ Computations = dict[str, Computation]
 
 
 def parse(text: str) -> tuple[Computations, str]:
-    """Returns the computations in `compiled.as_text()` by name, and the name of the one that runs first."""
+    """Returns the computations in `compiled.as_text()` by name, and the name of the one that runs first.
+
+    For GPUs, XLA of JAX 0.11 writes `%name#1` for element 1 of a tuple, without a line of its own. It gets one here.
+    """
     computations: Computations = {}
     entry = name = ""
     for line in text.splitlines():
@@ -65,8 +69,20 @@ def parse(text: str) -> tuple[Computations, str]:
             computations[name] = {}
             entry = name if header[1] else entry
         elif name and (found := _INSTRUCTION.match(line)):
-            computations[name][found[1]] = Instruction(*found.groups()[1:])
+            instruction = Instruction(*found.groups()[1:])
+            for operand in instruction.operands:
+                _add_element(computations[name], operand)
+            computations[name][found[1]] = instruction
     return computations, entry
+
+
+def _add_element(computation: Computation, operand: str) -> None:
+    """Adds the instruction that takes an element of a tuple to a computation, where an operand is such an element."""
+    of, _, index = operand.rpartition("#")
+    if of and operand not in computation:
+        _add_element(computation, of)
+        element = elements(computation[of].type)[int(index)]
+        computation[operand] = Instruction(element, "get-tuple-element", f"%{of}", f", index={index}")
 
 
 def operand_types(computation: Computation, instruction: Instruction) -> list[str]:
@@ -105,6 +121,19 @@ def dtype(type: str) -> str:
     """Returns the element type of the first array of a type."""
     found = _ARRAY.search(type)
     return found[1] if found else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def elements(type: str) -> list[str]:
+    """Returns the types of the elements of a tuple, such as the two of `(f32[8]{0}, (s32[], pred[]))`."""
+    found, depth = [""], 0
+    for character in type[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += character
+    return [element.strip() for element in found]
 
 
 def sizes(type: str) -> list[int]:
