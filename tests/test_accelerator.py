@@ -122,10 +122,12 @@ def test_plan_is_read_from_what_the_command_says(monkeypatch):
     assert speed.said_by(speed.start_plan(Settings(), 6)) == "no plan: error: no libtpu"
 
 
-def test_slow_operations_are_added_up_over_a_trace():
-    def event(duration: float, **stats: str) -> SimpleNamespace:
-        return SimpleNamespace(duration_ns=duration, stats=list(stats.items()))
+def test_slow_operations_are_added_up_over_a_trace_with_the_kernels_of_a_gpu():
+    def event(name: str, duration: float, **stats: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, duration_ns=duration, stats=list(stats.items()))
 
-    lines = [SimpleNamespace(events=[event(3, hlo_op="dot.1"), event(4, hlo_op="fusion"), event(100)])]
-    lines.append(SimpleNamespace(events=[event(2, hlo_op="dot.1")]))
-    assert speed.operations(SimpleNamespace(planes=[SimpleNamespace(lines=lines)])) == {"dot.1": 5, "fusion": 4}
+    kernel = event("conv2d_grouped_direct_kernel", 5, hlo_op="custom-call.1")
+    events = [event("dot.1", 3, hlo_op="dot.1"), event("fusion", 4, hlo_op="fusion"), event("a thread", 100)]
+    lines = [SimpleNamespace(events=events), SimpleNamespace(events=[event("dot.1", 2, hlo_op="dot.1"), kernel])]
+    found = speed.operations(SimpleNamespace(planes=[SimpleNamespace(lines=lines)]))
+    assert found == {"dot.1": 5, "fusion": 4, "custom-call.1 (conv2d_grouped_direct_kernel)": 5}

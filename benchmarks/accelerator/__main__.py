@@ -34,8 +34,8 @@ def rows(settings: Settings) -> dict[str, Measure]:
     }
     found |= {f"step_{clips}": partial(speed.training_step, clips=clips) for clips in settings.batches}
     found["codebooks"] = speed.first_codebooks
-    found["slowest"] = speed.slowest_operations
     found |= {f"tokenize_{name}": partial(speed.tokenization, precision=name) for name in ("float32", "bfloat16")}
+    found |= {"slowest_step": speed.slowest_of_a_step, "slowest_tokenizing": speed.slowest_of_tokenization}
     found |= {"pytorch": pytorch.codes_and_audio, "pytorch_speed": pytorch.codec_speed, "mimi": pytorch.mimi_speed}
     return found
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ TOPOLOGIES = {
 """What `omnicodec plan` calls one such device, by a part of the name that the device has."""
 SLOWEST = 12
 """Number of operations that are listed."""
+KERNEL = 50
+"""Characters of a kernel's name that are shown."""
 
 
 # -- Training
@@ -48,13 +51,15 @@ def training_run(settings: Settings, clips: int) -> Run:
 
 def training_step(settings: Settings, model: Path, clips: int) -> Row:
     """Measures a training step: time and peak memory, beside what the plan says."""
-    planning = start_plan(settings, clips)
-    step, _ = training_run(settings, clips).step()
+    planning, run = start_plan(settings, clips), training_run(settings, clips)
+    start = time.perf_counter()
+    step, _ = run.step()
+    compiling = time.perf_counter() - start
     seconds = seconds_of(step, settings.repeats)
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     peak = "peak memory not told" if memory is None else f"{memory / 2**30:.1f} GiB at most"
     hours = clips * settings.seconds * 24 / seconds
-    here = f"{1e3 * seconds:.0f} ms, {peak}, {hours:.0f} h of audio a day"
+    here = f"{1e3 * seconds:.0f} ms, {peak}, {hours:.0f} h of audio a day, compiled in {compiling:.0f} s"
     return Row(f"training step, {clips} clips of {settings.seconds:g} s", here, said_by(planning))
 
 
@@ -89,7 +94,7 @@ def said_by(plan: Plan | None) -> str:
 
 
 def first_codebooks(settings: Settings, model: Path) -> Row:
-    """Measures k-means of all codebooks at the start of a run, beside 200 training steps; each from its compilation on.
+    """Measures k-means of all codebooks at the start of a run, with its compilation, beside 200 training steps without.
 
     The audio is that of the bundled clips. The codec's weights are random, and so is what it is fitted to.
     """
@@ -110,50 +115,64 @@ def first_codebooks(settings: Settings, model: Path) -> Row:
     fitted = initialize_codebooks(gan.codec.clone(dtype=jax.numpy.float32), variables, batches, jax.random.key(0))
     jax.block_until_ready(fitted)
     ours = time.perf_counter() - start
-    start = time.perf_counter()
-    step, _ = run.step()
-    compiling = time.perf_counter() - start
-    steps = compiling + 200 * seconds_of(step, settings.repeats)
-    here = f"{ours:.1f} s, {ours / steps:.2f} of 200 training steps"
-    return Row("k-means of all codebooks", here, f"{steps:.1f} s, of which compilation {compiling:.1f} s")
-
-
-def slowest_operations(settings: Settings, model: Path) -> Row:
-    """Traces a training step, and lists the operations that take the most time."""
-    clips = settings.batches[0]
-    step, _ = training_run(settings, clips).step()
-    jax.block_until_ready(step())
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(step())
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        spent = operations(jax.profiler.ProfileData.from_file(str(file)))
-    total = sum(spent.values())
-    listed = [f"{name} {share / total:.1%}" for name, share in spent.most_common(SLOWEST)]
-    return Row(f"slowest operations of a step of {clips} clips", ", ".join(listed), f"{total / 1e6:.1f} ms in all")
-
-
-def operations(profile: Any) -> Counter[str]:
-    """Adds up the nanoseconds of each HLO operation of a trace, on all devices."""
-    spent: Counter[str] = Counter()
-    for plane in profile.planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" in stats:
-                    spent[str(stats["hlo_op"])] += event.duration_ns
-    return spent
+    steps = 200 * seconds_of(run.step()[0], settings.repeats)
+    return Row("k-means of all codebooks", f"{ours:.1f} s, {ours / steps:.2f} of 200 training steps", f"{steps:.1f} s")
 
 
 # -- Tokenization
 
 
-def tokenization(settings: Settings, model: Path, precision: Precision) -> Row:
-    """Measures the tokenizer on clips in memory, beside Mimi in PyTorch on the same device."""
+def tokenizing(settings: Settings, model: Path, precision: Precision) -> Callable[[], object]:
+    """Returns a function that tokenizes clips in memory."""
     tokenizer = OmniCodecTokenizer.from_pretrained(model, precision=precision)
     rng = np.random.default_rng(0)
     samples = round(settings.seconds * tokenizer.sample_rate)
     clips = [tokenizer.prepare(rng.normal(0, 0.1, samples).astype(np.float32)) for _ in range(settings.clips)]
-    seconds = seconds_of(lambda: [codes for _, codes in tokenizer.encode_each(enumerate(clips))], settings.repeats)
+    return lambda: [codes for _, codes in tokenizer.encode_each(enumerate(clips))]
+
+
+def tokenization(settings: Settings, model: Path, precision: Precision) -> Row:
+    """Measures the tokenizer on clips in memory, beside Mimi in PyTorch on the same device."""
+    seconds = seconds_of(tokenizing(settings, model, precision), settings.repeats)
     here = f"{settings.clips * settings.seconds / seconds:.0f} x real time"
     return Row(f"tokenization, {precision}", here, "without the semantic encoder, clips in memory")
+
+
+# -- Traces
+
+
+def slowest_of_a_step(settings: Settings, model: Path) -> Row:
+    """Lists the operations of a training step that take the most time."""
+    clips = settings.batches[0]
+    return slowest(f"a step of {clips} clips", training_run(settings, clips).step()[0])
+
+
+def slowest_of_tokenization(settings: Settings, model: Path) -> Row:
+    """Lists the operations of tokenizing in float32 that take the most time."""
+    return slowest(f"tokenizing {settings.clips} clips", tokenizing(settings, model, "float32"))
+
+
+def slowest(what: str, run: Callable[[], object]) -> Row:
+    """Traces a function the second time that it runs, and lists the operations that take the most time."""
+    jax.block_until_ready(run())
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run())
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        spent = operations(jax.profiler.ProfileData.from_file(str(file)))
+    total = sum(spent.values())
+    listed = [f"{name} {share / total:.1%}" for name, share in spent.most_common(SLOWEST)]
+    return Row(f"slowest operations of {what}", ", ".join(listed), f"{total / 1e6:.1f} ms in all")
+
+
+def operations(profile: Any) -> Counter[str]:
+    """Adds up the nanoseconds of each HLO operation of a trace, on all devices; behind it stands a GPU's kernel."""
+    spent: Counter[str] = Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = str(dict(event.stats).get("hlo_op", ""))
+                if operation:
+                    kernel = "" if event.name == operation else f" ({event.name[:KERNEL]})"
+                    spent[operation + kernel] += event.duration_ns
+    return spent
