@@ -370,7 +370,11 @@ def test_discriminators_begin_at_a_step_and_a_run_that_is_stopped_before_it_is_t
 @pytest.mark.parametrize(("start", "stop"), [(5, 7), (6, 20)])
 def test_trace_covers_steps_of_this_start(half, config, caplog, start, stop):
     assert loop.run(config, half, loop.Profile(start, stop)) == 0
-    assert list((half / "profile").rglob("*.xplane.pb"))
+    (file,) = (half / "profile").rglob("*.xplane.pb")
+    lines = [line for plane in jax.profiler.ProfileData.from_file(str(file)).planes for line in plane.lines]
+    names = {event.name for line in lines for event in line.events}
+    assert any("dot" in name for name in names)
+    assert not any(name.startswith("$") for name in names), "calls of Python"
     assert not any("no trace" in message for message in caplog.messages)
 
 

@@ -21,6 +21,7 @@ from omnicodec_jax.config import Precision, TrainConfig
 from omnicodec_jax.models.initialize import initialize_codebooks
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training.loop import Profile
 from omnicodec_jax.training.start import VECTORS_PER_ENTRY
 
 TOPOLOGIES = {
@@ -156,7 +157,7 @@ def slowest(what: str, run: Callable[[], object]) -> Row:
     """Traces a function the second time that it runs, and lists the operations that take the most time."""
     jax.block_until_ready(run())
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with Profile.trace(Path(folder)):
             jax.block_until_ready(run())
         (file,) = Path(folder).rglob("*.xplane.pb")
         spent = operations(jax.profiler.ProfileData.from_file(str(file)))

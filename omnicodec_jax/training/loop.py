@@ -50,6 +50,17 @@ class Profile(NamedTuple):
             raise ConfigError(f"--profile {text}: must be START:STOP, steps, the first below the second")
         return cls(int(start), int(stop))
 
+    @staticmethod
+    def trace(directory: Path) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which JAX traces what devices and XLA do, and writes it into a directory at its end.
+
+        Calls of Python are left out. There are millions of them where a step is traced and compiled. With them, the
+        first step of a tiny run took 5 GB of memory and 200 MB of disk; without them, 1.8 GB and 11 MB.
+        """
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        return jax.profiler.trace(directory, profiler_options=options)
+
 
 class RunSetup(NamedTuple):
     """The networks, devices, data and checkpoints of a run, which are there before its state."""
@@ -197,7 +208,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             if interruption.stops_before(number):
                 break
             if profile is not None and number == profile.start:
-                trace.enter_context(jax.profiler.trace(setup.workdir / "profile"))
+                trace.enter_context(profile.trace(setup.workdir / "profile"))
 
             began, first = time.perf_counter(), number == start
             with (
