@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib.util
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -40,6 +41,9 @@ ROOT = Path(__file__).parents[1]
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """The function of glibc that gives freed memory back to the operating system; None elsewhere."""
 
+LONG = 5.0
+"""Seconds of a test after which it may have compiled much."""
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", compilation_cache.folder(str(ROOT / ".jax_cache")))
@@ -62,12 +66,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    """Compiled programs go with the module that needs them; all together they take gigabytes.
-
-    glibc keeps what is freed, since it lies between what is not, unless it is told to give it back.
-    """
+    """Compiled programs go with the module that needs them; all together they take gigabytes."""
     yield
     jax.clear_caches()
+    give_back()
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[None]:
+    """What a long test has freed goes back to the system: of a compiled training step that is a gigabyte."""
+    began = time.perf_counter()
+    yield
+    if time.perf_counter() - began > LONG:
+        give_back()
+
+
+def give_back() -> None:
+    """Gives freed memory back. glibc keeps it otherwise, since it lies between what is not free."""
     gc.collect()
     if GIVE_BACK is not None:
         GIVE_BACK(0)
