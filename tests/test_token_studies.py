@@ -163,6 +163,16 @@ def written(folder: Path, rows: list[dict]) -> Path:
     return folder / "list.jsonl"
 
 
+def test_a_corpus_is_split_in_the_same_way_wherever_it_lies(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    parts = [
+        probes.split(probes.read(written(tmp_path / name, labelled(80)), "language"), "language")
+        for name in ("here", "there")
+    ]
+    assert parts[0] == parts[1]
+
+
 def test_a_probe_tells_a_label_from_the_codebook_that_has_it_and_from_no_other(tmp_path):
     rng = np.random.default_rng(0)
     clips = probes.read(written(tmp_path, labelled(80)), "language")

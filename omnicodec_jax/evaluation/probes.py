@@ -57,12 +57,13 @@ class HeldOut(NamedTuple):
 
 def read(path: Path, label: str) -> list[LabelledClip]:
     """Returns the clips of a manifest that have a label. Raises DataError if there are fewer than eight."""
-    found = []
+    found, folder = [], manifest.folder(path)
     for entry, fields in manifest.labelled(path, label):
-        file = entry.file(manifest.folder(path))
+        file = entry.file(folder)
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
         known = speaker is not None and str(speaker).strip()
-        group = f"speaker {speaker}" if known else f"file {file}"
+        # By its place beside the manifest, so that a corpus is split in the same way wherever it lies.
+        group = f"speaker {speaker}" if known else f"file {str(file).removeprefix(str(folder))}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
     if len(found) < 2 * HELD_OUT:
         raise DataError(f"{path}: {len(found)} clips with {label}; a probe needs at least {2 * HELD_OUT}")
@@ -70,7 +71,7 @@ def read(path: Path, label: str) -> list[LabelledClip]:
 
 
 def split(clips: Sequence[LabelledClip], label: str) -> HeldOut:
-    """Divides clips into those to learn from and those to be tested on, always in the same way.
+    """Divides clips into those to learn from and those to be tested on, in the same way wherever the corpus lies.
 
     Labels that are not in both parts are left out of both. Raises DataError if fewer than two are left.
     """
