@@ -163,14 +163,15 @@ def written(folder: Path, rows: list[dict]) -> Path:
     return folder / "list.jsonl"
 
 
-def test_a_corpus_is_split_in_the_same_way_wherever_it_lies(tmp_path):
+def test_a_corpus_is_split_in_the_same_way_wherever_it_lies(tmp_path, monkeypatch):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    parts = [
-        probes.split(probes.read(written(tmp_path / name, labelled(80)), "language"), "language")
-        for name in ("here", "there")
-    ]
-    assert parts[0] == parts[1]
+        written(tmp_path / name, labelled(80))
+    (lists,) = (tmp_path / "here").iterdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths = [lists, tmp_path / "there" / lists.name, Path(lists.name)]
+    first, *others = [probes.split(probes.read(path, "language"), "language") for path in paths]
+    assert all(other == first for other in others)
 
 
 def test_a_probe_tells_a_label_from_the_codebook_that_has_it_and_from_no_other(tmp_path):

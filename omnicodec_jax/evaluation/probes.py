@@ -63,7 +63,7 @@ def read(path: Path, label: str) -> list[LabelledClip]:
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
         known = speaker is not None and str(speaker).strip()
         # By its place beside the manifest, so that a corpus is split in the same way wherever it lies.
-        group = f"speaker {speaker}" if known else f"file {str(file).removeprefix(str(folder))}"
+        group = f"speaker {speaker}" if known else f"file {str(file).removeprefix(f'{folder}/')}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
     if len(found) < 2 * HELD_OUT:
         raise DataError(f"{path}: {len(found)} clips with {label}; a probe needs at least {2 * HELD_OUT}")
