@@ -111,6 +111,7 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (OptimizerConfig, "accumulation", 0),
         (DataConfig, "batch_size", 0),
         (TrainConfig, "discriminator_from", -1),
+        (TrainConfig, "discriminator_learning_rate", 0.0),
         (TrainConfig, "semantic_dropout", 1.5),
         (TrainConfig, "semantic_dropout_until", -1),
         (TrainConfig, "acoustic_dropout", 1.5),

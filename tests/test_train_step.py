@@ -96,6 +96,21 @@ def changed(before: Any, after: Any) -> list[bool]:
     return [not np.array_equal(a, b) for a, b in pairs]
 
 
+def test_discriminators_can_have_a_learning_rate_of_their_own():
+    weights = {"layer": jnp.ones(3)}
+    for rate, ratio in ((None, 1), (10 * TINY.optimizer.learning_rate, 10)):
+        config = replaced(TINY, train={"discriminator_learning_rate": rate}, optimizer={"weight_decay": 0.0})
+        codec, discriminators = state.generator_optimizer(config), state.discriminator_optimizer(config)
+        moves = []
+        for optimizer in (codec, discriminators):
+            learnt = optimizer.init(weights)
+            for _ in range(2):  # the first step of the warm-up has a rate of 0
+                move, learnt = optimizer.update(weights, learnt, weights)
+            moves.append(move["layer"])
+        np.testing.assert_allclose(moves[1], ratio * moves[0], rtol=1e-5)
+        assert (moves[0] < 0).all()
+
+
 def test_a_step_moves_everything_that_learns():
     before, (after, metrics) = first_state(), alone()
     assert int(after.step) == STEPS

@@ -136,6 +136,9 @@ class TrainConfig:
     discriminator_from: int = 0
     """Step from which the discriminators judge and learn. Before it the codec learns from the other losses alone, and a
     step costs what it does without discriminators. Their learning rate warms up from there."""
+    discriminator_learning_rate: float | None = None
+    """Highest learning rate of the discriminators, which warms up and falls as the codec's does; None: the codec's
+    own, `optimizer.learning_rate`."""
     semantic_dropout: float = 0.0
     """Share of the clips of each batch whose semantic vectors are left out of both adapters, so that their acoustic
     codes must say everything."""
@@ -161,6 +164,8 @@ class TrainConfig:
         updates = ("alternating", "simultaneous")
         require(self.discriminator_update in updates, self, "discriminator_update", "'alternating' or 'simultaneous'")
         require(self.discriminator_from >= 0, self, "discriminator_from", "0 or more")
+        rate = self.discriminator_learning_rate
+        require(rate is None or rate > 0, self, "discriminator_learning_rate", "positive, or None")
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")

@@ -1,5 +1,6 @@
 """The state of a training run, its optimizers, and its first values."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -94,7 +95,8 @@ def generator_optimizer(config: Config) -> optax.GradientTransformation:
 
 def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer of all discriminators, without weight decay (spec §4)."""
-    return optimizer(config.optimizer, ())
+    options, rate = config.optimizer, config.train.discriminator_learning_rate
+    return optimizer(options if rate is None else dataclasses.replace(options, learning_rate=rate), ())
 
 
 def random_weights(config: Config, key: PRNGKeyArray) -> tuple[dict[str, Tree], Tree]:
