@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import importlib.util
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -42,8 +41,8 @@ ROOT = Path(__file__).parents[1]
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """The function of glibc that gives freed memory back to the operating system; None elsewhere."""
 
-LONG_TEST, LONG_COMPILATION = 5.0, 2.0
-"""Seconds after which a test, or the compiler, may have left gigabytes that are free."""
+PAUSE = 5.0
+"""Seconds between two times that freed memory is given back to the operating system."""
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -69,38 +68,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiled programs and cached results go with the module that needs them; all together they take gigabytes."""
     yield
-    package = [module for name, module in sys.modules.items() if name.startswith("omnicodec_jax.")]
-    for module in (request.module, *package):
-        for value in list(vars(module).values()):
-            if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "cache_clear"):
-                value.cache_clear()
+    for value in vars(request.module).values():
+        if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
+            value.cache_clear()
     jax.clear_caches()
-    give_back()
+    gc.collect()
+    give_back(pause=0)
 
 
 @pytest.fixture(autouse=True)
 def memory() -> Iterator[None]:
-    """What a long test has freed goes back to the system."""
-    began = time.perf_counter()
+    """What a test has freed goes back to the system."""
     yield
-    if time.perf_counter() - began > LONG_TEST:
-        give_back()
-
-
-def give_back() -> None:
-    """Gives freed memory back. glibc keeps it otherwise, since it lies between what is not free."""
-    gc.collect()
-    if GIVE_BACK is not None:
-        GIVE_BACK(0)
+    give_back()
 
 
 def compiled(event: str, duration_secs: float, **_: str | int) -> None:
     """What the compiler has freed goes back to the system before it begins again: of a training step, 0.9 GB."""
-    if event.endswith("backend_compile_duration") and duration_secs > LONG_COMPILATION:
+    if event.endswith("backend_compile_duration"):
         give_back()
 
 
 jax.monitoring.register_event_duration_secs_listener(compiled)
+given_back = time.monotonic()
+
+
+def give_back(pause: float = PAUSE) -> None:
+    """Gives freed memory back, unless that was done within the last seconds.
+
+    glibc keeps it otherwise, since it lies between what is not free.
+    """
+    global given_back
+    if GIVE_BACK is not None and time.monotonic() - given_back >= pause:
+        GIVE_BACK(0)
+        given_back = time.monotonic()
 
 
 @pytest.fixture(scope="session")
