@@ -35,7 +35,7 @@ class Levels:
         type(self).calls += 1
         frames = samples[: samples.size // HOP * HOP].reshape(-1, HOP)
         power = np.square(frames).mean(1)
-        decibels = -10 * np.log10(power / power.max() + 1e-9)
+        decibels = -10 * np.log10(power / max(power.max(), 1e-9) + 1e-9)
         return np.stack([np.clip(decibels / step, 0, SIZE - 1) for step in (5, 0.05)]).astype(np.int64)
 
     def reconstruct(self, samples: np.ndarray, systems=None) -> Iterator[Output]:
