@@ -41,7 +41,7 @@ class LossConfig:
         require(kind in kinds, self, "wavlm_distillation_kind", "'speechtokenizer' or 'mimi'")
         for field in dataclasses.fields(self):
             if field.name not in ("self_guidance_norm", "wavlm_distillation_kind"):
-                require(getattr(self, field.name) >= 0, self, field.name, "0 or more")
+                require(0 <= getattr(self, field.name) < float("inf"), self, field.name, "0 or more, and finite")
 
 
 # Source: spec §4.
@@ -71,7 +71,7 @@ class OptimizerConfig:
     def __post_init__(self):
         require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
         require(all(0 <= b < 1 for b in self.betas), self, "betas", "in [0, 1)")
-        require(self.weight_decay >= 0, self, "weight_decay", "0 or more")
+        require(0 <= self.weight_decay < float("inf"), self, "weight_decay", "0 or more, and finite")
         total = self.total_steps
         require(0 <= self.warmup_steps < total, self, "warmup_steps", f"0 or more, and below total_steps = {total}")
         require(self.accumulation >= 1, self, "accumulation", "1 or more")
@@ -164,8 +164,8 @@ class TrainConfig:
         updates = ("alternating", "simultaneous")
         require(self.discriminator_update in updates, self, "discriminator_update", "'alternating' or 'simultaneous'")
         require(self.discriminator_from >= 0, self, "discriminator_from", "0 or more")
-        rate = self.discriminator_learning_rate
-        require(rate is None or rate > 0, self, "discriminator_learning_rate", "positive, or None")
+        if self.discriminator_learning_rate is not None:
+            require_positive(self, "discriminator_learning_rate")
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
