@@ -401,7 +401,7 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
         "| untrained-16L |",
         "| shipped-16L | 1024 | 2000 |",
         "| fine-tuned-16L |",
-        "| Opus-12k |",
+        "| Opus-6k |",
         "layout delayed, 8 codebooks",
         "x real time",
         "index.html",
