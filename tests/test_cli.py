@@ -402,7 +402,6 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
         "| shipped-16L | 1024 | 2000 |",
         "| fine-tuned-16L |",
         "| Opus-6k |",
-        "layout delayed, 8 codebooks",
         "x real time",
         "index.html",
         "continuation.wav",
