@@ -36,8 +36,14 @@ from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import CodecForward, FrozenVariables, Gan, TrainInputs, merge_gradients
 from omnicodec_jax.training.packing import pack, unpack
-from omnicodec_jax.training.state import TrainState, discriminator_optimizer, generator_optimizer, start_state
-from omnicodec_jax.training.step import apply_optimizer, jit_step
+from omnicodec_jax.training.state import (
+    TrainState,
+    apply_optimizer,
+    discriminator_optimizer,
+    generator_optimizer,
+    start_state,
+)
+from omnicodec_jax.training.step import jit_step
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -300,7 +300,7 @@ def test_gradient_is_planned_for_gpus_of_two_hosts(uncached, name):
     ("config", "topology", "options"),
     [
         pytest.param("tests/tiny_experiment.py", "v5e:2x2", ["--run.mesh.fsdp", "4"], marks=needs_libtpu),
-        pytest.param("language_model_demo", "v5e:2x2", ["--mesh.fsdp", "4"], marks=[needs_libtpu, pytest.mark.slow]),
+        pytest.param("language_model_demo", "v5e:2x2", ["--mesh.fsdp", "4"], marks=needs_libtpu),
         pytest.param("language_model_demo", "a100:4", ["--mesh.fsdp", "4"], marks=[needs_cuda, pytest.mark.slow]),
         pytest.param(
             "tests/tiny_experiment.py", "a100:4", ["--run.mesh.fsdp", "4"], marks=[needs_cuda, pytest.mark.slow]

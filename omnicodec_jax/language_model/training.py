@@ -23,7 +23,7 @@ from omnicodec_jax.models.initialize import on_cpu
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.metrics_queue import MetricsQueue
 from omnicodec_jax.training.packing import Tree
-from omnicodec_jax.training.state import optimizer
+from omnicodec_jax.training.state import apply_optimizer, optimizer
 
 LOG = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class Trainer:
             return nats.sum() / counts.sum()
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        update, moments = self._optimizer.update(gradient, state.optimizer, state.params)
-        return LanguageModelState(state.step + 1, optax.apply_updates(state.params, update), moments), value
+        params, moments = apply_optimizer(self._optimizer, gradient, state.optimizer, state.params)
+        return LanguageModelState(state.step + 1, params, moments), value
 
     def template(self, mesh: Mesh) -> LanguageModelState:
         """Returns the shapes and shardings of the state."""

@@ -88,6 +88,16 @@ def optimizer(config: OptimizerConfig, decayed: tuple[str, ...]) -> optax.Gradie
     return optax.GradientTransformation(chain.init, update)
 
 
+def apply_optimizer(
+    optimizer: optax.GradientTransformation, gradient: Tree, optimizer_state: optax.OptState, params: Tree
+) -> tuple[Tree, optax.OptState]:
+    """Parameters and optimizer state after one update."""
+    with jax.named_scope("optimizer"):
+        update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        moved: Any = optax.apply_updates(params, update)
+    return moved, optimizer_state
+
+
 def generator_optimizer(config: Config) -> optax.GradientTransformation:
     """The codec's optimizer; weight decay applies to `optimizer.weight_decay_modules` (spec §4)."""
     return optimizer(config.optimizer, config.optimizer.weight_decay_modules)

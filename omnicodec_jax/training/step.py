@@ -11,7 +11,7 @@ discriminator in it: that is another program, on the same state.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from omnicodec_jax.training.learning import learning
 from omnicodec_jax.training.packing import Packed, Tree, unpack
 from omnicodec_jax.training.state import (
     TrainState,
+    apply_optimizer,
     discriminator_optimizer,
     generator_optimizer,
     learning_rate,
@@ -207,13 +208,3 @@ def gradients_and_discriminator_update(
         against_updated = partial(generator_gradient, discriminators=discriminators)
         codebooks, g_gradient = mean_over(micro_batches, run_codec, against_updated, state.codebooks)
     return StepGradients(d_gradient, g_gradient, codebooks, discriminators, d_optimizer)
-
-
-def apply_optimizer(
-    optimizer: optax.GradientTransformation, gradient: Packed, optimizer_state: optax.OptState, params: Packed
-) -> tuple[Packed, optax.OptState]:
-    """Parameters and optimizer state after one update."""
-    with jax.named_scope("optimizer"):
-        update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        moved: Any = optax.apply_updates(params, update)
-    return moved, optimizer_state
