@@ -328,15 +328,18 @@ def test_commands_that_train_run(sandbox: Path, made: Path):
             *steps, "--run.validate-every", "2", "--run.save-every", "2", "--data.batch-size", "8"
         ),
         "omnicodec export-model": runs(),
-        "python -m omnicodec_jax.language_model.perplexity": runs(*steps),
+        "omnicodec perplexity": runs(*steps),
     }
     shutil.rmtree(sandbox / "models" / "first")
+    ran = set()
     for page in ("prepare", "train", "evaluate"):
         for language, code in blocks(ROOT / "docs" / f"{page}.md"):
             for line in commands(code) if language == "bash" else []:
                 for begins, run in shorter.items():
                     if line.startswith(begins):
                         run(shlex.split(line, comments=True))
+                        ran.add(begins)
+    assert ran == set(shorter)
     assert (sandbox / "models" / "first" / "discriminators" / "model.safetensors").is_file()
     assert "ppl_mean" in (sandbox / "ppl.json").read_text()
 
