@@ -110,7 +110,7 @@ def test_sets_of_clips_have_a_distance_that_no_clip_has(done, evaluation):
     assert done["compared"]["Opus-6k"]["music"]["frechet"]["count"] == 1
     assert "frechet" not in (evaluation.out / "scores.csv").read_text()
     ranges = {metric["name"]: metric["range"] for metric in done["metrics"]}
-    assert ranges["stoi"] == [0, 1]
+    assert ranges["stoi"] == [-1, 1]
 
 
 def test_what_has_no_score_says_why_everywhere(done, evaluation):
@@ -288,6 +288,28 @@ def test_what_an_earlier_model_left_is_not_shown_for_a_clip_that_fails(data, tmp
         (failure,) = reconstruct.by_codec(Refuses(), [original], tmp_path, journal)
     assert "out of memory" in failure.why
     assert not any(map(Path.exists, stale))
+
+
+def test_a_folder_and_a_codec_of_one_name_are_not_taken_for_one_another(data, tmp_path):
+    """Both can have one name in evaluations of one folder, one after the other."""
+    clips, folder = {"music": data["music"]}, tmp_path / "folder"
+    folder.mkdir()
+    for path in data["music"].iterdir():
+        samples, rate = soundfile.read(path)
+        soundfile.write(folder / f"{path.stem}.wav", 0.1 * samples, rate)
+    rows = []
+    for systems in (
+        {"peers": (PeerRequest.parse("opus=6000"),)},
+        {"reconstructions": {"Opus-6k": folder}},
+        {"peers": (PeerRequest.parse("opus=6000"),)},
+    ):
+        assert run.run(Evaluation(data=clips, out=tmp_path / "out", metrics=("si_sdr",), shown=0, **systems)) == 0
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        system = report["systems"][-1]
+        rows.append((system["bits_per_second"], report["summary"][system["name"]]["music"]["si_sdr"]["mean"]))
+    assert rows[0] == rows[2]
+    assert rows[1][0] is None
+    assert rows[1][1] > rows[0][1]
 
 
 class Breaks(Refuses):

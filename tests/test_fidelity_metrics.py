@@ -1,5 +1,7 @@
 """Metrics of waveform, spectrum, pitch and sets of clips, against independent implementations and by degradation."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
@@ -57,6 +59,11 @@ def test_si_sdr_is_what_the_correlation_says(speech):
             si_sdr(*both)
 
 
+def test_silence_has_no_distance_in_parts_of_its_own_size(speech):
+    with pytest.raises(Unavailable, match="STFT distance: the clip is silent"):
+        FIDELITY_METRICS["stft_distance"].load()(pair(0 * speech, speech))
+
+
 @pytest.mark.parametrize("name", ["si_sdr", "stft_distance", "f0_error", "voicing_error"])
 def test_the_worse_the_degradation_the_worse_the_score(name, speech):
     metric = FIDELITY_METRICS[name]
@@ -102,6 +109,17 @@ def test_the_frechet_distance_is_that_of_the_formula():
     assert frechet.distance(one, one) == pytest.approx(0, abs=1e-9)
     with pytest.raises(Unavailable, match="less than two seconds"):
         frechet.distance([a[:1]], [b])
+
+
+def test_the_frechet_distance_of_hours_needs_no_more_memory_than_their_embeddings():
+    embeddings = np.random.default_rng(0).normal(size=(2, 4000, 8))
+    tracemalloc.start()
+    try:
+        frechet.distance(*([each] for each in embeddings))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * embeddings.nbytes
 
 
 def test_sets_get_farther_from_the_originals_with_noise_by_whispers_embedding(speech):

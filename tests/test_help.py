@@ -85,6 +85,16 @@ def test_help_of_all_options_does_not_speak_of_source_files(name, monkeypatch, c
     check(printed(monkeypatch, capsys, cli.main, "omnicodec", name, "--help-all"))
 
 
+def test_the_help_of_all_options_breaks_lines_where_they_are_full(monkeypatch, capsys):
+    """Texts of fields are wrapped in the source, at other widths than that of a terminal."""
+    text = printed(monkeypatch, capsys, cli.main, "omnicodec", "train", "--config", "demo", "--help-all")
+    about = text.partition("--train.remat")[2].partition("(default")[0]
+    lines = [line.strip("│ ") for line in about.splitlines()[1:-1]]
+    words = [line.split()[0] for line in lines[1:]]
+    assert len(lines) > 2
+    assert all(len(line) + 1 + len(word) > 70 for line, word in zip(lines, words, strict=False))
+
+
 @pytest.mark.parametrize("name", ["", *cli.COMMANDS, *(f"convert {name}" for name in converters.COMMANDS)])
 def test_help_of_omnicodec_does_not_speak_of_source_files(name, monkeypatch, capsys):
     check(printed(monkeypatch, capsys, cli.main, "omnicodec", *name.split(), "--help"))

@@ -102,9 +102,19 @@ def test_what_cannot_be_scored_says_why_and_is_no_number(speech, name, size):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_silence_has_no_perceptual_score(speech):
     silence = np.zeros_like(speech)
-    for reference in (silence, speech):
-        with pytest.raises(Unavailable, match="PESQ: what was made of it is silent"):
+    for reference, who in ((silence, "the clip"), (speech, "what was made of it")):
+        with pytest.raises(Unavailable, match=f"PESQ: {who} is silent"):
             scorer("pesq_wb")(Pair(reference, silence, RATE, "speech"))
+    for made in (silence, speech):
+        with pytest.raises(Unavailable, match="STOI: the clip is silent"):
+            scorer("stoi")(Pair(silence, made, RATE, "speech"))
+
+
+def test_stoi_of_noise_against_other_noise_may_be_below_0():
+    one, other = np.random.default_rng(4).standard_normal((2, 2 * RATE)).astype(np.float32)
+    low, _ = SIGNAL_METRICS["stoi"].range
+    assert low is not None
+    assert low <= scorer("stoi")(Pair(one, other, RATE, "sound")) < 0
 
 
 def test_means_have_intervals_of_students_t():

@@ -20,6 +20,8 @@ from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
 
@@ -105,6 +107,28 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | Unsupported
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
         choices=None if spec.choices is None else (*spec.choices, "None"),
     )
+
+
+_JOINED = object()
+"""A marker of classes whose texts `_joined` is asked for already."""
+
+
+@_REGISTRY.struct_rule
+def _joined(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Makes tyro join the lines of the text of a field, which it breaks where the source does."""
+    if not dataclasses.is_dataclass(info.type) or _JOINED in info.markers:
+        return None
+    spec = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, _JOINED)))
+    if not isinstance(spec, StructConstructorSpec):
+        return None  # tyro finds the same again, and reports it
+    fields = [dataclasses.replace(each, helptext=functools.partial(_one_line, each.helptext)) for each in spec.fields]
+    return dataclasses.replace(spec, fields=tuple(fields))
+
+
+def _one_line(text: str | Callable[[], str | None] | None) -> str | None:
+    """Returns the text of a field, or what the function that finds it returns, without line breaks."""
+    found = text() if callable(text) else text
+    return found and " ".join(found.split())
 
 
 def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -> Call:

@@ -46,6 +46,8 @@ def stft_distance() -> Scorer:
     def scorer(pair: Pair) -> float:
         if pair.reference.size <= max(size for size, _, _ in STFTS) // 2:
             raise Unavailable("STFT distance: the clip is too short")
+        if not pair.reference.any():  # by which the difference would be divided
+            raise Unavailable("STFT distance: the clip is silent")
         total = 0.0
         for shape in STFTS:
             real, made = (magnitudes(samples, *shape) for samples in (pair.reference, pair.degraded))

@@ -127,7 +127,8 @@ def distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
         if len(rows) < 2:
             raise Unavailable("Fréchet dis.: less than two seconds of audio")
         means.append(rows.mean(0))
-        spreads.append((rows - rows.mean(0)) / np.sqrt(len(rows) - 1))
+        # R of the spread A = QR has the same AᵀA = RᵀR, and no more rows than columns, however many the seconds are.
+        spreads.append(np.linalg.qr((rows - rows.mean(0)) / np.sqrt(len(rows) - 1), mode="r"))
     # The trace of the root of the product of two covariances AᵀA and BᵀB is the sum of the singular values of ABᵀ.
     overlap = np.linalg.svd(spreads[0] @ spreads[1].T, compute_uv=False).sum()
     total = np.sum((means[0] - means[1]) ** 2) + sum(float(np.sum(part**2)) for part in spreads) - 2 * overlap

@@ -113,7 +113,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     def is_done(original: Original) -> bool:
         rows = [journal.get(system.name, original.clip.domain, original.clip.id) for system in codec.systems]
         files = [audio_path(out, system.name, original.clip) for system in codec.systems]
-        same = (row is not None and row["of"] == [codec.identity(row["of"][0]), original.digest] for row in rows)
+        same = (bool(row) and row["of"] == [codec.identity(row["of"][0]), original.digest] for row in rows)
         return all(same) and all(map(Path.is_file, files))
 
     left = [original for original in clips if not is_done(original)]
@@ -147,11 +147,14 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     progress.bar.close()
 
 
-def by_folder(folder: Folder, clips: Sequence[Original], out: Path) -> Iterator[Failure]:
+def by_folder(folder: Folder, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:
     """Converts the reconstructions of another system into the same form, and yields the clips that it lacks."""
     for original in clips:
         clip, target = original.clip, audio_path(out, folder.system.name, original.clip)
         target.unlink(missing_ok=True)
+        codes_path(out, folder.system.name, clip).unlink(missing_ok=True)
+        if journal.get(*(key := (folder.system.name, clip.domain, clip.id))):  # of a codec that had this name before
+            journal.add(key, {})
         try:
             if (source := folder.file(clip.id, clip.domain)) is None:
                 raise AudioError("the folder holds no reconstruction of this clip")

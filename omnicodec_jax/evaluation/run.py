@@ -163,7 +163,7 @@ def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
             measurer.measure(codec)
             lines += codec.systems
         for folder in folders:
-            failures += reconstruct.by_folder(folder, originals, out)
+            failures += reconstruct.by_folder(folder, originals, out, journal)
             lines.append(folder.system)
         if needs_codec and left_out and len(lines) == 1:
             raise ModelError(f"no system to compare: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")

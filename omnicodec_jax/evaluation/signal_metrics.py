@@ -33,8 +33,9 @@ def pesq(mode: str, sample_rate: int) -> Scorer:
         raise Unavailable("pesq is not installed: pip install pesq (which needs a C compiler)") from None
 
     def scorer(pair: Pair) -> float:
-        if not pair.degraded.any():  # of which PESQ only says that NaN is no integer
-            raise Unavailable("PESQ: what was made of it is silent")
+        for name, samples in (("the clip", pair.reference), ("what was made of it", pair.degraded)):
+            if not samples.any():  # of which PESQ only says that NaN is no integer
+                raise Unavailable(f"PESQ: {name} is silent")
         try:
             return float(score(sample_rate, *pair.at(sample_rate), mode))
         except PesqError as error:
@@ -54,6 +55,8 @@ def stoi() -> Scorer:
         raise Unavailable("pystoi is not installed: pip install pystoi") from None
 
     def scorer(pair: Pair) -> float:
+        if not pair.reference.any():  # of which pystoi would give 0, for silence, too
+            raise Unavailable("STOI: the clip is silent")
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             try:
@@ -132,7 +135,7 @@ SIGNAL_METRICS = {
     for metric in (
         Metric("pesq_wb", "PESQ-WB", "higher", _PESQ.format(4.64, 16), lambda: pesq("wb", 16_000), (1, 4.65)),
         Metric("pesq_nb", "PESQ-NB", "higher", _PESQ.format(4.55, 8), lambda: pesq("nb", 8_000), (1, 4.55)),
-        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi, (0, 1)),
+        Metric("stoi", "STOI", "higher", "Short-time objective intelligibility, up to 1, at 16 kHz", stoi, (-1, 1)),
         Metric("mel_distance", "Mel dis.", "lower", _MEL, mel_distance, (0, None)),
         Metric("mcd", "MCD", "lower", _MCD, mel_cepstral_distance, (0, None)),
     )
