@@ -117,15 +117,16 @@ def cepstral_basis() -> Float[np.ndarray, "S M C"]:
 
 
 @jax.named_scope("latent_cepstrum")
-def latent_cepstrum(latent: Latent, audio: Audio, sample_rate: int) -> Scalar:
+def latent_cepstrum(latent: Latent, audio: Audio, sample_rate: int, hop_length: int) -> Scalar:
     """Mean squared distance of the first channels of the latent before quantization from the cepstrum of the frame.
 
     A new encoder says hardly more than the loudness, and a decoder can make nothing of further codebooks. With this
     term it says the shape of the spectrum within hundreds of steps (docs/training.md).
     """
     frames, size = latent.shape[1], min(CEPSTRUM_SIZE, latent.shape[2])
-    hop = audio.shape[2] // (frames * CEPSTRUM_SLICES)
-    mel = mel_spectrogram(audio[:, 0], sample_rate, 4 * hop, hop, CEPSTRUM_MELS)[:, : frames * CEPSTRUM_SLICES]
+    hop = hop_length // CEPSTRUM_SLICES
+    whole = jnp.pad(audio[:, 0], ((0, 0), (0, frames * hop_length - audio.shape[2])))  # the last frame may be cut off
+    mel = mel_spectrogram(whole, sample_rate, 4 * hop, hop, CEPSTRUM_MELS)[:, : frames * CEPSTRUM_SLICES]
     slices = jnp.log10(jnp.maximum(mel, 1e-3)).reshape(-1, frames, CEPSTRUM_SLICES, CEPSTRUM_MELS)
     cepstrum = jnp.einsum("bnsm,smc->bnc", slices, cepstral_basis())[:, :, :size]
     target = stop_gradient(cepstrum - cepstrum.mean(axis=(0, 1), keepdims=True))

@@ -17,6 +17,7 @@ from omnicodec_jax.config import (
     LossConfig,
     MimiConfig,
     OptimizerConfig,
+    PerplexityConfig,
     SEANetConfig,
     SemanticConfig,
     TrainConfig,
@@ -121,12 +122,21 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (TrainConfig, "latent_cepstrum_until", -1),
         (LossConfig, "latent_cepstrum", -1.0),
         (TrainConfig, "freeze", ("encoder", "quantizer", "decoder")),
+        (Config, "seed", -1),
+        (PerplexityConfig, "seed", -1),
     ],
 )
 def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):
     with pytest.raises(ConfigError) as caught:
         cls(**{field: value})
     assert f"{cls.__name__}.{field} = {value!r}: must be " in str(caught.value)
+
+
+@pytest.mark.parametrize("tenths", range(11))
+def test_two_dropouts_may_add_up_to_all_clips(tenths: int):
+    TrainConfig(semantic_dropout=tenths / 10, acoustic_dropout=(10 - tenths) / 10)
+    with pytest.raises(ConfigError, match="acoustic_dropout"):
+        TrainConfig(semantic_dropout=tenths / 10, acoustic_dropout=(10.1 - tenths) / 10)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,12 @@ def test_absent_field_takes_its_default_whatever_the_others_are():
 def test_field_without_a_default_must_be_there():
     with pytest.raises(ConfigError, match=r"^runs/4: data: domains: missing field\(s\) name$"):
         run_config({"data": {"domains": [{"weight": 2.0}]}}, "runs/4")
+
+
+@pytest.mark.parametrize("betas", [[0.5], [0.5, 0.9, 0.99]])
+def test_pair_of_values_is_no_more_and_no_less_than_two(betas: list[float]):
+    with pytest.raises(ConfigError, match=r"^runs/4: optimizer: betas = \[.*\]: must be 2 values$"):
+        run_config({"optimizer": {"betas": betas}}, "runs/4")
 
 
 def test_file_of_a_newer_format_is_refused_in_one_line_that_says_what_wrote_it():

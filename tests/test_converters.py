@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from omnicodec_jax.config import MimiConfig
 from omnicodec_jax.converters import mimi, qwen3_aut, wavlm, whisper
 from omnicodec_jax.converters.tensors import ConversionError
-from omnicodec_jax.errors import TokenError
+from omnicodec_jax.errors import ConfigError, TokenError
 from omnicodec_jax.token_file import TokenFile
 
 pytestmark = pytest.mark.quick
@@ -48,6 +50,64 @@ def test_directory_without_a_config_is_named_without_an_errno(convert: Callable[
         run(convert, tmp_path, tmp_path / "ours")
     assert str(tmp_path) in str(caught.value)
     assert "Errno" not in str(caught.value)
+
+
+def misshapen(key: str, others: dict[str, tuple[int, ...]], fold: Callable[[dict[str, np.ndarray]], Any]) -> str:
+    """What is said of tensors that do not fit each other."""
+    with pytest.raises(ConversionError) as caught:
+        fold({f"{key}.{name}": np.ones(shape, np.float32) for name, shape in others.items()})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (16, 8), (256,)])
+def test_matrices_of_attention_that_do_not_fit_each_other_are_named(shape: tuple[int, ...]):
+    shapes = {"q_proj.weight": shape, "k_proj.weight": (16, 16), "v_proj.weight": (16, 16)}
+    said = misshapen("layers.0.self_attn", shapes, partial(mimi.pack_attention, num_heads=2))
+    assert said.startswith(f"misshapen: layers.0.self_attn: {list(shape)}, [16, 16], [16, 16]")
+
+
+@pytest.mark.parametrize(("gain", "direction"), [((1, 1, 3), (16, 8, 8)), ((1, 1, 8), (8, 8))])
+def test_gain_and_direction_that_do_not_fit_each_other_are_named(gain: tuple[int, ...], direction: tuple[int, ...]):
+    said = misshapen(wavlm.POSITION_CONV, {"weight_g": gain, "weight_v": direction}, wavlm.fold_weight_norm)
+    assert said == f"misshapen: {wavlm.POSITION_CONV}: gain {list(gain)}, direction {list(direction)}"
+
+
+MIMI = mimi.config_to_transformers(MimiConfig())
+WHISPER = {"model_type": "whisper", **dict.fromkeys(whisper.CONFIG_NAMES.values(), 8)}
+QWEN = {**dict.fromkeys(qwen3_aut.CONFIG_NAMES.values(), 8), "n_window_infer": 800}
+
+
+@pytest.mark.parametrize(
+    ("read", "mapping", "wrong"),
+    [
+        (mimi.config_from_transformers, MIMI, {"codebook_size": None}),
+        (mimi.config_from_transformers, MIMI, {"num_hidden_layers": 8.0}),
+        (mimi.config_from_transformers, MIMI, {"upsampling_ratios": 8}),
+        (wavlm.config_from_transformers, {"model_type": "wavlm"}, {"num_hidden_layers": "12"}),
+        (whisper.config_from_transformers, WHISPER, {"encoder_layers": "4"}),
+        (qwen3_aut.config_from_transformers, QWEN, {"encoder_layers": "4"}),
+        (qwen3_aut.config_from_transformers, QWEN, {"n_window_infer": "800"}),
+    ],
+)
+def test_option_of_the_wrong_type_is_named(read: Callable[..., Any], mapping: dict[str, Any], wrong: dict[str, Any]):
+    read(mapping)
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"^{name} = {value!r}: must be "):
+        read(mapping | wrong)
+
+
+@pytest.mark.parametrize("convert", [mimi.main, wavlm.main, whisper.main, qwen3_aut.main])
+def test_config_that_is_no_object_is_named(convert: Callable[..., Any], tmp_path: Path):
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ConversionError, match=f"^{tmp_path / 'config.json'}: holds no JSON object"):
+        run(convert, tmp_path, tmp_path / "ours")
+
+
+def test_index_that_says_nothing_of_the_files_is_named(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(WHISPER))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConversionError, match=r"model\.safetensors\.index\.json: has no weight_map"):
+        run(whisper.main, tmp_path, tmp_path / "ours")
 
 
 def test_file_of_weights_is_told_from_a_token_file(tmp_path: Path):

@@ -23,7 +23,7 @@ from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, MeshConfig
+from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, MeshConfig, STFTDiscriminatorConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
@@ -34,7 +34,7 @@ from omnicodec_jax.training import loop, lost_time, validation
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import CodecLog
-from omnicodec_jax.training.start import state_template
+from omnicodec_jax.training.start import _frames_per_batch, state_template
 from omnicodec_jax.training.state import init_state, update_ema
 from omnicodec_jax.training.validation import ValidationResult, Validator
 
@@ -392,6 +392,36 @@ def test_line_of_the_log_over_steps_with_and_without_discriminators_shows_the_lo
 def test_parts_of_random_weights_are_not_frozen(config, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.freeze = \('encoder',\): .*--run\.start-from"):
         loop.run(replaced(config, train={"freeze": ("encoder",)}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"batch_size": 12}}, "data.batch_size = 12: must be a multiple of data x fsdp = 8"),
+        ({"codec": {"sample_rate": 16_000}}, "codec.sample_rate = 16000: must be 24000, since prepared audio"),
+        ({"data": {"segment_samples": 1919}}, "data.segment_samples = 1919: must be 1920 or more"),
+        (
+            {"optimizer": {"weight_decay_modules": ("encoder", "decodr")}},
+            "this codec has no decodr, but acoustic_quant",
+        ),
+    ],
+)
+def test_config_that_would_train_something_else_or_nothing_is_refused(config, tmp_path, values, message):
+    with pytest.raises(ConfigError) as caught:
+        loop.run(replaced(config, **values), tmp_path)
+    assert message in str(caught.value)
+
+
+def test_crops_are_no_shorter_than_the_windows_of_the_discriminators(config, tmp_path):
+    wide = STFTDiscriminatorConfig(filters=4, windows=(206, 2296))
+    with pytest.raises(ConfigError, match=r"segment_samples = 2295: must be 2296 or more.*discriminators\.stft"):
+        loop.run(replaced(config, discriminators={"stft": wide}, data={"segment_samples": 2295}), tmp_path)
+
+
+def test_vectors_of_k_means_are_those_of_the_frames_that_the_encoder_makes(config):
+    cut_off = replaced(config, data={"segment_samples": 5761})
+    assert _frames_per_batch(config) == 8 * 3
+    assert _frames_per_batch(cut_off) == 8 * 4
 
 
 def test_numbers_of_codebooks_that_validation_decodes():

@@ -169,9 +169,12 @@ class TrainConfig:
         require(0 <= self.semantic_dropout <= 1, self, "semantic_dropout", "in [0, 1]")
         until = self.semantic_dropout_until
         require(until is None or until >= 0, self, "semantic_dropout_until", "0 or more, or None")
-        rest = 1 - self.semantic_dropout
-        require(
-            0 <= self.acoustic_dropout <= rest, self, "acoustic_dropout", f"in [0, 1 - semantic_dropout = {rest:g}]"
+        rest, both = 1 - self.semantic_dropout, self.semantic_dropout + self.acoustic_dropout
+        require(  # of 0.8 and 0.2 the sum is 1, while 1 - 0.8 is below 0.2
+            self.acoustic_dropout >= 0 and both <= 1,
+            self,
+            "acoustic_dropout",
+            f"in [0, 1 - semantic_dropout = {rest:g}]",
         )
         until = self.latent_cepstrum_until
         require(until is None or until >= 0, self, "latent_cepstrum_until", "0 or more, or None")
@@ -253,6 +256,7 @@ class Config:
             "batch_size",
             f"a multiple of accumulation={self.optimizer.accumulation}",
         )
+        require(self.seed >= 0, self, "seed", "0 or more")
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
         if self.codec.num_semantic_quantizers == 0:

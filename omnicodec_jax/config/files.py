@@ -120,26 +120,29 @@ def _build(cls: type[T], values: Any, where: str, usual: Any = None) -> T:
         raise ConfigError(f"{where}: missing field(s) {', '.join(missing)}")
     try:
         for name, value in values.items():
-            made[name] = _convert(hints[name], value, f"{where}: {name}", made[name])
+            made[name] = convert(hints[name], value, f"{where}: {name}", made[name])
         return cls(**made)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
 
 
-def _convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
+def convert(hint: Any, value: Any, where: str, usual: Any = None) -> Any:
+    """Makes the value of a field of parsed JSON or YAML. Raises ConfigError that names `where` for another type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where, usual)
     if origin is UnionType and NoneType in arguments:
         (inner,) = (a for a in arguments if a is not NoneType)
-        return None if value is None else _convert(inner, value, where, usual)
+        return None if value is None else convert(inner, value, where, usual)
     if origin is UnionType and isinstance(value, dict):  # of several codecs
         kind = value.get("model_type", next(iter(CODECS)))
         if kind not in CODECS:
             raise ConfigError(f"{where}: model_type = {kind!r}: must be one of {', '.join(CODECS)}")
         return _build(CODECS[kind], {name: item for name, item in value.items() if name != "model_type"}, where, usual)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(arguments[0], item, where) for item in value)
+        if ... not in arguments and len(value) != len(arguments):
+            raise ConfigError(f"{where} = {value!r}: must be {len(arguments)} values")
+        return tuple(convert(arguments[0], item, where) for item in value)
     if origin is Literal and value in arguments:
         return value
     if hint is float and type(value) in (int, float):

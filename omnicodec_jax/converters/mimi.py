@@ -199,6 +199,9 @@ def pack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict
         if any(name not in packed for name in names):
             continue  # `from_entries` reports it with all other missing keys
         q, k, v = (packed.pop(name) for name in names)
+        if q.ndim != 2 or not q.shape == k.shape == v.shape or len(q) % (2 * num_heads):
+            shapes = ", ".join(str(list(weight.shape)) for weight in (q, k, v))
+            raise ConversionError(f"misshapen: {prefix}self_attn: {shapes}, the matrices of query, key and value")
 
         def neighbours(weight: np.ndarray) -> np.ndarray:
             halves = weight.reshape(num_heads, 2, -1, weight.shape[1])

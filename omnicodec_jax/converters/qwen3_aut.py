@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters.reference import LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
 from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
@@ -70,7 +71,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
     """
     require_options(mapping, {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2})
     try:
-        window_chunks = mapping["n_window_infer"] // CHUNK_FRAMES
+        window_chunks = config_files.convert(int, mapping["n_window_infer"], "n_window_infer") // CHUNK_FRAMES
         return config_of(Qwen3AuTConfig, CONFIG_NAMES, mapping, window_chunks=window_chunks)
     except KeyError as error:
         raise ConversionError(f"{CONFIG}: not that of a Qwen3-Omni audio encoder: it has no {error}") from None

@@ -4,6 +4,7 @@ Source: ASLP-lab/OmniCodec at commit 7e18277; its blocks come from kyutai's mosh
 [out, in], convolutions as [out, in, k] and transposed ones as [in, out / groups, k]; our arrays are channels-last.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,13 @@ TRANSFORMER_NAMES = {
     name: name for name in ("num_heads", "num_layers", "dim_feedforward", "context", "max_period", "layer_scale")
 }
 """Our names of the options in the reference's config, which are its own names."""
+SEMANTIC_NAMES = {
+    "feature_dim": "semantic_feature_dim",
+    "codebook_size": "codebook_size",
+    "codebook_dim": "codebook_dim",
+}
+ACOUSTIC_NAMES = {"num_quantizers": "n_q", "codebook_size": "bins", "codebook_dim": "dimension"}
+"""Our names of the options of the quantizers, with its names."""
 EARLIER_NAMES = {
     "proj_qwen2se_emb": "proj_gt_se_emb",
     "proj_se_quant2ac_emb": "proj_se_q_ac_emb",
@@ -171,7 +179,7 @@ def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
         mapping: The YAML file, parsed.
 
     Raises:
-        ConfigError: For an option that this package does not have.
+        ConfigError: For an option that this package does not have, and a value that it cannot take.
     """
     sections = ("seanet", "transformer", "semantic_quantizer", "acoustic_quantizer")
     if not isinstance(mapping, Mapping) or not all(isinstance(mapping.get(name, {}), Mapping) for name in sections):
@@ -179,23 +187,16 @@ def config_from_reference(mapping: Mapping[str, Any]) -> CodecConfig:
     try:
         seanet, transformer = mapping["seanet"], mapping["transformer"]
         semantic, acoustic = mapping["semantic_quantizer"], mapping["acoustic_quantizer"]
-        config = CodecConfig(
-            sample_rate=mapping["sample_rate"],
-            dimension=seanet["dimension"],
+        own = {"semantic_feature_dim": 2048, "wavlm_dim": 768, **mapping, "dimension": seanet["dimension"]}
+        residual = config_of(AcousticConfig, ACOUSTIC_NAMES, acoustic, min_quantizers=1)
+        config = config_of(
+            CodecConfig,
+            {name: name for name in ("sample_rate", "dimension", "wavlm_dim")},
+            own,
             seanet=config_of(SEANetConfig, SEANET_NAMES, seanet),
             transformer=config_of(TransformerConfig, TRANSFORMER_NAMES, transformer),
-            semantic=SemanticConfig(
-                feature_dim=mapping.get("semantic_feature_dim", 2048),
-                codebook_size=semantic["codebook_size"],
-                codebook_dim=semantic["codebook_dim"],
-            ),
-            acoustic=AcousticConfig(
-                num_quantizers=acoustic["n_q"],
-                codebook_size=acoustic["bins"],
-                codebook_dim=acoustic["dimension"],
-                min_quantizers=min(8, acoustic["n_q"]),
-            ),
-            wavlm_dim=mapping.get("wavlm_dim", 768),
+            semantic=config_of(SemanticConfig, SEMANTIC_NAMES, {**own, **semantic}),
+            acoustic=dataclasses.replace(residual, min_quantizers=min(8, residual.num_quantizers)),
         )
     except KeyError as error:
         raise ConfigError(f"the reference's config has no {error}") from None

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.files import is_lfs_pointer
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
@@ -179,15 +180,11 @@ def config_of(kind: type[C], names: Mapping[str, str], mapping: Mapping[str, Any
 
     Raises:
         KeyError: For an option that the mapping does not have.
+        ConfigError: For a value of the wrong type or out of range.
     """
     hints = typing.get_type_hints(kind)
-
-    def convert(name: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(value)
-        return float(value) if hints[name] is float and type(value) is int else value
-
-    return kind(**{name: convert(name, mapping[theirs]) for name, theirs in names.items()}, **more)
+    values = {name: config_files.convert(hints[name], mapping[theirs], theirs) for name, theirs in names.items()}
+    return kind(**values, **more)
 
 
 # -- Layouts

@@ -37,9 +37,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConversionError(f"{path}: no such file; give a directory that transformers has saved")
     refuse_pointer(path)
     try:
-        return json.loads(path.read_text())
+        mapping = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(mapping, dict):
+        raise ConversionError(f"{path}: holds no JSON object")
+    return mapping
 
 
 def require_options(mapping: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
@@ -73,7 +76,9 @@ def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, n
     directory = locate(checkpoint, INDEX)
     shards, prefix = [WEIGHTS], None
     if (directory / INDEX).is_file():
-        index = read_json(directory / INDEX)["weight_map"]
+        index = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ConversionError(f"{directory / INDEX}: has no weight_map, which says where each tensor is")
         prefix = _first_found(prefixes, index)
         shards = sorted({shard for key, shard in index.items() if key.startswith(prefix)})
     directory = locate(checkpoint, *shards)

@@ -101,8 +101,12 @@ def fold_weight_norm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     for names in WEIGHT_NORM:
         gain, direction = (f"{POSITION_CONV}.{name}" for name in names)
         if gain in folded and direction in folded:
-            kernel = folded.pop(direction).astype(np.float64)
-            kernel *= folded.pop(gain) / np.sqrt((kernel**2).sum(axis=(0, 1), keepdims=True))
+            kernel, scale = folded.pop(direction).astype(np.float64), folded.pop(gain)
+            if kernel.ndim != 3 or scale.shape != (1, 1, kernel.shape[2]):
+                raise ConversionError(
+                    f"misshapen: {POSITION_CONV}: gain {list(scale.shape)}, direction {list(kernel.shape)}"
+                )
+            kernel *= scale / np.sqrt((kernel**2).sum(axis=(0, 1), keepdims=True))
             folded[f"{POSITION_CONV}.weight"] = kernel.astype(np.float32)
     return folded
 

@@ -15,7 +15,7 @@ from omnicodec_jax.buckets import as_path
 from omnicodec_jax.converters import ctranslate2
 from omnicodec_jax.converters.qwen3_aut import LAYER_DENSE, LAYER_NORMS, norm
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, from_entries, refuse_pointer
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, refuse_pointer
 from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
 from omnicodec_jax.model_directory import CONFIG, Number
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
@@ -31,6 +31,14 @@ POSITIONS = "embed_positions.weight"
 ROUNDING = 5e-3
 """How far the stored positions may be from the computed ones: bfloat16's rounding."""
 
+CONFIG_NAMES = {
+    "num_mel_bins": "num_mel_bins",
+    "d_model": "d_model",
+    "num_heads": "encoder_attention_heads",
+    "num_layers": "encoder_layers",
+    "dim_feedforward": "encoder_ffn_dim",
+}
+"""Our names of the options in config.json, with transformers' names."""
 NAMES = {
     "position_encodings/encodings": POSITIONS,
     "ffn/layer_norm": "final_layer_norm",
@@ -54,13 +62,7 @@ def config_from_transformers(mapping: Mapping[str, Any]) -> WhisperConfig:
     """
     require_options(mapping, {"model_type": "whisper", "activation_function": "gelu", "scale_embedding": False})
     try:
-        return WhisperConfig(
-            num_mel_bins=mapping["num_mel_bins"],
-            d_model=mapping["d_model"],
-            num_heads=mapping["encoder_attention_heads"],
-            num_layers=mapping["encoder_layers"],
-            dim_feedforward=mapping["encoder_ffn_dim"],
-        )
+        return config_of(WhisperConfig, CONFIG_NAMES, mapping)
     except KeyError as error:
         raise ConversionError(f"{CONFIG}: not that of a Whisper model: it has no {error}") from None
 

@@ -161,6 +161,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def require_whole_rows(mesh: Mesh, batch_size: int, name: str) -> None:
+    """Raises ConfigError, with the option's name, for a batch that the mesh does not divide."""
+    if batch_size % (rows := mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise ConfigError(f"{name} = {batch_size}: must be a multiple of data x fsdp = {rows}")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array of which every device holds all."""
     return NamedSharding(mesh, P())

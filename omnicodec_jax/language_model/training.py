@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.distributed import multihost, sharding
-from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.language_model.layout import Layout
 from omnicodec_jax.language_model.log import LanguageModelLog
 from omnicodec_jax.language_model.model import LanguageModel
@@ -112,8 +111,7 @@ def jit_step(trainer: Trainer, mesh: Mesh) -> Callable[..., tuple[LanguageModelS
 
     Raises ConfigError for a batch that the mesh does not divide.
     """
-    if (size := trainer.config.batch_size) % (rows := mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise ConfigError(f"PerplexityConfig.batch_size = {size}: must be a multiple of data x fsdp = {rows}")
+    sharding.require_whole_rows(mesh, trainer.config.batch_size, "PerplexityConfig.batch_size")
     held = sharding.shardings(mesh, trainer.template(mesh))
     return jax.jit(
         trainer.train_step,

@@ -170,7 +170,8 @@ class Gan:
         if self.config.loss.latent_cepstrum == 0:
             return {}
         until = self.config.train.latent_cepstrum_until
-        term = losses.latent_cepstrum(latent, audio, self.config.codec.sample_rate)
+        codec = self.config.codec
+        term = losses.latent_cepstrum(latent, audio, codec.sample_rate, codec.hop_length)
         return {"latent_cepstrum": term if until is None else jnp.where(step < until, term, 0.0)}
 
     def codec_forward(

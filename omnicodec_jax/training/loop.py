@@ -114,6 +114,8 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     Raises OmniCodecError for what is missing, or is not what the checkpoints were made with.
     """
     mesh = sharding.make_mesh(config.run.mesh)
+    sharding.require_whole_rows(mesh, config.data.batch_size, "data.batch_size")
+    check_audio(config)
     with stage("finding the data"):
         samples = Samples.open(config.data, config.seed, "train", reads_features(config))
     for domain, clips in zip(config.data.domains, samples.clips, strict=True):
@@ -132,6 +134,19 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     with stage("finding checkpoints"):  # last, since the checkpoints must be closed from here on
         checkpoints = Checkpoints(workdir, config, samples.fingerprint, identity)
     return RunSetup(config, workdir, gan, frozen, mesh, samples, validator, checkpoints)
+
+
+def check_audio(config: Config) -> None:
+    """Raises ConfigError for a codec of another sample rate than prepared audio has, and for crops too short for it."""
+    if (rate := config.codec.sample_rate) != SAMPLE_RATE:
+        raise ConfigError(f"codec.sample_rate = {rate}: must be {SAMPLE_RATE}, since prepared audio has that rate")
+    stft = config.discriminators.stft
+    shortest = max((config.codec.hop_length, *(() if stft is None else stft.windows)))
+    if (samples := config.data.segment_samples) < shortest:
+        raise ConfigError(
+            f"data.segment_samples = {samples}: must be {shortest} or more, to hold a frame of the codec and the "
+            "windows of discriminators.stft"
+        )
 
 
 def weak_semantic_loss(config: Config) -> str | None:

@@ -60,6 +60,12 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
             f"train.freeze = {gan.config.train.freeze!r}: random weights would be kept as they are; name the model "
             "that they come from with --run.start-from"
         )
+    modules = state_template(gan.config, mesh).params.keys()
+    if unknown := set(gan.config.optimizer.weight_decay_modules) - modules:
+        raise ConfigError(
+            f"optimizer.weight_decay_modules: this codec has no {', '.join(sorted(unknown))}, but "
+            + ", ".join(sorted(modules))
+        )
     # The keys of a step are folded from its number. No step has this number.
     key = jax.random.fold_in(jax.random.key(gan.config.seed), 2**32 - 1)
     weights_key, codebooks_key = jax.random.split(key)
@@ -117,7 +123,7 @@ def _fit_codebooks(
 
 
 def _frames_per_batch(config: Config) -> int:
-    return config.data.batch_size * config.data.segment_samples // config.codec.hop_length
+    return config.data.batch_size * -(-config.data.segment_samples // config.codec.hop_length)
 
 
 def _num_batches(config: Config) -> int:

@@ -154,6 +154,17 @@ def test_reference_config_that_cannot_be_had_is_refused_by_name_and_value(sectio
 
 
 @needs_golden
+@pytest.mark.parametrize(
+    ("section", "name", "value"),  # YAML reads 1e4 as a text
+    [("transformer", "max_period", "1e4"), ("seanet", "ratios", 8), ("acoustic_quantizer", "n_q", "8")],
+)
+def test_reference_config_with_a_value_of_the_wrong_type_is_refused_by_name_and_value(section, name, value):
+    mapping = golden.load().yaml
+    with pytest.raises(ConfigError, match=rf"^{name} = {value!r}: must be "):
+        reference.config_from_reference(mapping | {section: mapping[section] | {name: value}})
+
+
+@needs_golden
 def test_reference_config_without_a_key_is_refused_by_name():
     mapping = golden.load().yaml
     seanet = {name: value for name, value in mapping["seanet"].items() if name != "ratios"}
