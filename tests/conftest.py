@@ -30,12 +30,10 @@ install_import_hook(["omnicodec_jax"], "beartype.beartype")
 
 import jax  # noqa: E402 (after the hook and the flags)
 import pytest  # noqa: E402
-import torchaudio_stand_in  # noqa: E402
 
 from omnicodec_jax import compilation_cache, machine  # noqa: E402
 
 machine.collect_garbage_less_often()
-torchaudio_stand_in.install()
 
 ROOT = Path(__file__).parents[1]
 GIVE_BACK = getattr(ctypes.CDLL(None), "malloc_trim", None)

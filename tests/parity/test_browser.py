@@ -19,7 +19,7 @@ from omnicodec_jax.converters.onnx_program import export_directory, export_onnx
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "browser" / "index.html"
 RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "build" / "node_modules" / "onnxruntime-web" / "dist"))
 
