@@ -7,7 +7,6 @@ on the manifest and the settings alone, so that whoever is killed and whoever co
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ def prepare_unit(
     """
     path = records.shard_path(out, unit.name)
     remove_leftovers(path)
-    done = finished(unit, out)
+    done, earlier = finished(unit, out), units.read_marker(marker_path(out, unit.name))
     outcomes = Outcomes(unit, done, None if done is None else _clips(path, done, config), retry_rejected)
     to_do, is_changed = frozenset(outcomes.to_do), False
 
@@ -166,7 +165,7 @@ def prepare_unit(
         digest=unit.digest,
         clips=tuple(outcomes.clips[number].samples for number in sorted(outcomes.clips)),
         bytes=size,
-        revision=_revision(done, outcomes.is_resumed, is_changed),
+        revision=_revision(earlier, outcomes.is_resumed, is_changed),
     )
     with replacing(marker_path(out, unit.name)) as temporary:
         temporary.write_text(outcomes.to_json(dataclasses.asdict(shard)))
@@ -241,12 +240,11 @@ def finished(unit: SplitUnit, out: Path) -> dict[str, Any] | None:
     Raises DataError if the unit was made of other lines of the manifest.
     """
     path = marker_path(out, unit.name)
-    if not (path.is_file() and records.shard_path(out, unit.name).is_file()):
+    if (done := units.read_marker(path)) is None:
         return None
-    done = json.loads(path.read_text())
     if done["shard"]["digest"] != unit.digest:
         raise DataError(f"{path}: was made of other lines of the manifest than {unit.name} has now; use another --out")
-    return done
+    return done if units.is_whole(records.shard_path(out, unit.name), done) else None
 
 
 def marker_path(out: Path, name: str) -> Path:
