@@ -14,6 +14,7 @@ read from there, too.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ METADATA = b"omnicodec"
 FORMAT = 1
 """Format of shards, which the contract holds as `format`. It grows when shards change so that earlier versions would
 misread them. Version 0.1 wrote no format."""
+MAGIC = b"PAR1"
+"""What a file of Parquet ends in."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 
@@ -107,7 +110,20 @@ def rejects_path(out: Path) -> Path:
 def finished(out: Path, name: str) -> dict[str, Any] | None:
     """Reads what became of a unit's entries; None if it is not finished. Its shard is written before this file."""
     done = units.read_marker(marker_path(out, name))
-    return done if done is not None and units.is_whole(shard_path(out, name), done) else None
+    return done if done is not None and _is_whole(shard_path(out, name)) else None
+
+
+def _is_whole(shard: Path) -> bool:
+    """Returns whether a shard is there and ends as Parquet does, whoever has written it.
+
+    When a machine goes down, files that were written shortly before may stay behind empty or cut off. Objects in a
+    bucket are always whole.
+    """
+    if isinstance(shard, BucketPath) or not shard.is_file():
+        return shard.is_file()
+    with shard.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(MAGIC)))
+        return file.read() == MAGIC
 
 
 def move_old(out: Path) -> None:

@@ -237,14 +237,15 @@ def _clips(path: Path, done: dict[str, Any], config: PrepareConfig) -> list[CutC
 def finished(unit: SplitUnit, out: Path) -> dict[str, Any] | None:
     """Returns what the JSON file of a finished unit says; None if the unit is not finished.
 
-    Raises DataError if the unit was made of other lines of the manifest.
+    When a machine goes down, files that were written shortly before may stay behind empty or cut off: such a shard does
+    not have the size that the JSON file says. Raises DataError if the unit was made of other lines of the manifest.
     """
-    path = marker_path(out, unit.name)
+    path, shard = marker_path(out, unit.name), records.shard_path(out, unit.name)
     if (done := units.read_marker(path)) is None:
         return None
     if done["shard"]["digest"] != unit.digest:
         raise DataError(f"{path}: was made of other lines of the manifest than {unit.name} has now; use another --out")
-    return done if units.is_whole(records.shard_path(out, unit.name), done) else None
+    return done if shard.is_file() and shard.stat().st_size == done["shard"]["bytes"] else None
 
 
 def marker_path(out: Path, name: str) -> Path:

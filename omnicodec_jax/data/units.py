@@ -198,17 +198,6 @@ def read_marker(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_whole(shard: Path, finished: dict[str, Any]) -> bool:
-    """Returns whether a shard has the size that the JSON file of its unit says.
-
-    When a machine goes down, files that were written shortly before may stay behind empty or cut off.
-    """
-    try:
-        return shard.stat().st_size == finished["shard"]["bytes"]
-    except FileNotFoundError:
-        return False
-
-
 # -- What became of the entries of a unit
 
 
