@@ -204,6 +204,12 @@ def test_a_part_that_begins_long_after_the_end_of_an_m4a_is_refused(tmp_path, so
         audio.load(path, 24_000, offset=offset, duration=1.0)
 
 
+@pytest.mark.parametrize("part", [(-1.0, 1.0), (0.0, -1.0), (1e308, None), (0.0, 1e308), (float("nan"), None)])
+def test_a_part_that_no_file_has_is_called_so(tmp_path, sound, part):
+    with pytest.raises(AudioError, match=r"a\.wav: offset .*, duration .*: must be seconds, from 0 on"):
+        audio.load(write(tmp_path / "a.wav", sound), 24_000, None, *part)
+
+
 def test_a_part_of_no_length_is_called_so(tmp_path, sound):
     with pytest.raises(AudioError, match="too short: 0 samples"):
         audio.load(write(tmp_path / "a.wav", sound), 24_000, offset=0.5, duration=1e-9)

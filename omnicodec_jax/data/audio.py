@@ -40,6 +40,8 @@ MIN_SECONDS = 0.025
 OVERHANG = 0.5
 """Seconds by which a part may reach past the end of its file, since manifests round lengths and include the padding of
 codecs."""
+LONGEST = 1e100
+"""Seconds from which on a number of samples may overflow; no file has them."""
 LOUD = 2.0
 """Peak, of full scale, above which a file is worth a remark (+6 dB): lossy codecs do not overshoot by that."""
 
@@ -90,6 +92,8 @@ def load(
         ((98400,), 44100, 180810)
     """
     path = path if isinstance(path, Member) else as_path(path)
+    if not (0 <= offset < LONGEST and 0 <= (duration or 0) < LONGEST):
+        raise AudioError(f"{path}: offset {offset}, duration {duration}: must be seconds, from 0 on")
     with reading(path, offset, duration) as source:
         check(source)
         rate, length, parts, level = source.sample_rate, 0, [], Level(source.coding)
