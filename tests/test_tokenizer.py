@@ -161,7 +161,7 @@ def test_codes_that_are_refused(tokenizer, codes, message):
         tokenizer.decode(codes)
 
 
-@pytest.mark.parametrize("samples", [np.zeros((1, 9600), np.float32), np.zeros(0, np.float32), 0.5])
+@pytest.mark.parametrize("samples", [np.zeros((1, 9600), np.float32), np.zeros(0, np.float32), np.array(0.5)])
 def test_a_clip_that_is_not_one_row_of_samples_is_refused(tokenizer, samples):
     with pytest.raises(AudioError, match=r"samples of shape .*: must be \[T\], mono"):
         tokenizer.prepare(samples)
