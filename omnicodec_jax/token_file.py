@@ -93,14 +93,20 @@ class TokenFile:
 
         Args:
             path: File to write to; it should end in .safetensors.
+
+        Raises:
+            TokenError: For codes that such a file cannot hold.
         """
+        codes = np.asarray(self.codes)
+        if codes.ndim != 2 or not ((codes >= 0) & (codes < 1 << 16)).all():
+            raise TokenError(f"{path}: codes of shape {list(codes.shape)}: must be [K, N], each from 0 to 65535")
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
         # Version 0.1 refuses fields that it does not know. Fields with the values that it assumes are left out.
         fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
             fields["source"] = self.source._asdict()
         with replacing(as_path(path)) as temporary:
-            save_file({"codes": self.codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
+            save_file({"codes": codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:

@@ -288,12 +288,15 @@ class OmniCodecTokenizer:
         """Checks a clip and makes it ready for `encode_each`; may run in any thread.
 
         Args:
-            samples: float32 [T] at the model's rate.
+            samples: [T] at the model's rate: floats of full scale ±1, or integers.
             features: Semantic features [S, F] of the clip, for models that do not compute them.
 
         Raises:
             AudioError: If samples or features cannot be encoded, or features are missing.
         """
+        samples = as_float(samples)
+        if samples.ndim != 1 or not samples.size:
+            raise AudioError(f"samples of shape {list(samples.shape)}: must be [T], mono")
         check_range(samples)
         if self.semantic is None:
             return PreparedClip(samples)
@@ -338,8 +341,18 @@ class OmniCodecTokenizer:
 
         Yields:
             Keys and audio float32 [1, N · hop], as they get ready: not in the order of the clips.
+
+        Raises:
+            TokenError: If codes cannot be of this model.
         """
-        return self._lanes.decode(tokens)
+
+        def checked() -> Iterator[tuple[Key, np.ndarray]]:
+            for key, codes in tokens:
+                codes = np.asarray(codes)
+                self.check_codes(codes[None])
+                yield key, codes
+
+        return self._lanes.decode(checked())
 
     def warm_up(self) -> None:
         """Compiles what `encode_each` needs, and begins to count `use` after that."""
@@ -388,3 +401,21 @@ class OmniCodecTokenizer:
             TokenError: If the type, the shape or a value is one that this model's codes cannot have.
         """
         check_codes(codes, self.config.codebook_sizes)
+
+    def check_clip(self, codes: np.ndarray, sample_rate: int, num_samples: int) -> None:
+        """Refuses codes that this model cannot have made of a clip.
+
+        Args:
+            codes: Integers [k, N], k ≤ K.
+            sample_rate: Sample rate of the clip's original, Hz.
+            num_samples: Length of the original, at its own rate.
+
+        Raises:
+            TokenError: If the codes cannot be this model's, or are not those of so many samples.
+        """
+        self.check_codes(codes[None])
+        frames = self.num_frames(-(-num_samples * self.sample_rate // sample_rate))
+        if codes.shape[1] != frames:
+            raise TokenError(
+                f"damaged: {codes.shape[1]} frames do not fit {num_samples} samples; encode the audio again"
+            )

@@ -147,6 +147,19 @@ def test_only_wav_and_flac_are_written(tmp_path, name):
         audio.save(tmp_path / name, np.zeros(10, np.float32), 24_000)
 
 
+def test_integers_are_written_by_their_full_scale(tmp_path, sound):
+    integers = np.rint(32_767 * sound).astype(np.int16)
+    audio.save(tmp_path / "a.wav", integers, RATE)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "a.wav", dtype="int16")[0], integers, atol=1)
+
+
+@pytest.mark.parametrize("samples", [np.zeros((1, 100)), np.zeros((100, 2)), np.array([0.1, np.nan, 0.1])])
+def test_what_is_no_row_of_samples_is_not_written(tmp_path, samples):
+    with pytest.raises(AudioError, match=r"a\.wav: samples of shape .*: must be \[T\], mono, without NaN"):
+        audio.save(tmp_path / "a.wav", samples, RATE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     path.write_text("before")
@@ -191,6 +204,12 @@ def test_a_part_that_begins_long_after_the_end_of_an_m4a_is_refused(tmp_path, so
         audio.load(path, 24_000, offset=offset, duration=1.0)
 
 
+@pytest.mark.parametrize("part", [(-1.0, 1.0), (0.0, -1.0), (1e308, None), (0.0, 1e308), (float("nan"), None)])
+def test_a_part_that_no_file_has_is_called_so(tmp_path, sound, part):
+    with pytest.raises(AudioError, match=r"a\.wav: offset .*, duration .*: must be seconds, from 0 on"):
+        audio.load(write(tmp_path / "a.wav", sound), 24_000, None, *part)
+
+
 def test_a_part_of_no_length_is_called_so(tmp_path, sound):
     with pytest.raises(AudioError, match="too short: 0 samples"):
         audio.load(write(tmp_path / "a.wav", sound), 24_000, offset=0.5, duration=1e-9)
@@ -228,6 +247,16 @@ def test_what_is_no_sound_is_silent(tmp_path, samples, subtype):
     path = write(tmp_path / "a.wav", samples, subtype=subtype)
     with pytest.raises(AudioError, match="silent"):
         audio.load(path, 24_000, peak=0.95)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@pytest.mark.parametrize(("rate", "pitch"), [(192_000, 50_000), (44_100, 15_000)])
+def test_what_lies_above_the_models_rate_is_silent_and_not_amplified(tmp_path, rate, pitch, subtype):
+    tone = 0.5 * np.hanning(rate) * np.sin(2 * np.pi * pitch * np.arange(rate) / rate)
+    path = write(tmp_path / "a.wav", tone.astype(np.float32), rate, subtype=subtype)
+    with pytest.raises(AudioError, match="silent below 12000 Hz: what it holds lies higher, and is lost at 24000 Hz"):
+        audio.load(path, 24_000, peak=0.95)
+    assert np.abs(audio.load(path, rate, peak=0.95).samples).max() == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize(("scale", "subtype"), [(1e-3, "PCM_16"), (1e-3, "PCM_24"), (0.05, "PCM_U8"), (0.01, "ULAW")])

@@ -253,8 +253,20 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
     assert "gain = 0.0: must be a positive number" in errors["gain.safetensors"]
     assert "sample_rate = -1" in errors["rate.safetensors"]
     assert tree(tmp_path / "out") == ["few.wav", "good.wav"]
+    for name, message in (("range", "range.safetensors: code 300 in codebook 0"), ("long", "do not fit 5761 samples")):
+        with pytest.raises(TokenError, match=message):
+            cli.stream_decode(tmp_path / "t" / f"{name}.safetensors", tmp_path / "raw", model=demo_model)
+    assert not (tmp_path / "raw").exists()
     assert cli.decode(tmp_path / "t" / "few.safetensors", model=demo_model, num_quantizers=5) == 1
     assert "holds 4 codebooks, --num-quantizers asks for 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("codes", [np.zeros((1, 9, 3), int), np.full((9, 3), -1), np.full((9, 3), 1 << 16)])
+def test_codes_that_a_token_file_cannot_hold_are_not_written(tmp_path, codes):
+    tokens = TokenFile(codes=codes, model="0" * 16, frame_rate=12.5, sample_rate=24_000, num_samples=5000, gain=1.0)
+    with pytest.raises(TokenError, match=r"a\.safetensors: codes of shape .*: must be \[K, N\], each from 0 to 65535"):
+        tokens.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_of_a_later_version_are_refused_by_the_field_that_is_not_known(tmp_path):

@@ -15,10 +15,10 @@ import pytest
 import soundfile
 
 from omnicodec_jax import cli
-from omnicodec_jax.cli import corpora
+from omnicodec_jax.cli import contents, corpora
 from omnicodec_jax.cli.train import train
 from omnicodec_jax.config import Config
-from omnicodec_jax.corpus import read_tokens, readers, runners, shards, tokenize
+from omnicodec_jax.corpus import TokenSource, read_tokens, readers, runners, shards, tokenize
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
@@ -32,6 +32,7 @@ from omnicodec_jax.data.units import Share
 from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import AudioError, DataError, ModelError, UnreadableError
 from omnicodec_jax.evaluation import run as evaluation
+from omnicodec_jax.language_model.windows import ClipTable
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
 NAMES = ("a.wav", "b.wav", "c.wav", "d.wav")
@@ -204,6 +205,15 @@ def test_audio_replaced_under_the_same_name_is_done_again(job, disk):
     assert job.held() == set(NAMES)
     job.run()
     assert files(job.out) == after
+
+
+def test_a_source_that_is_opened_anew_reads_what_has_been_done_again(tokens, disk):
+    tokens.run()
+    before = [clip.codes for clip in TokenSource(tokens.out)]
+    sound(disk / NAMES[0], 7)
+    tokens.run()
+    now = [clip.codes for clip in TokenSource(tokens.out)]
+    assert [bool((a != b).any()) for a, b in zip(before, now, strict=True)] == [True, False, False, False]
 
 
 def test_files_that_were_only_touched_are_not_encoded_again(tokens, disk):
@@ -501,6 +511,41 @@ def test_whatever_a_killed_run_has_left_half_written_is_cleared_by_the_next(job)
         (folder / f".{path.stem}.{32 * '0'}.partial{path.suffix}").touch()
     job.run()
     assert sorted(path for path in job.out.rglob("*") if path.is_file()) == sorted(written)
+
+
+@pytest.mark.parametrize("kind", ["shard", "marker"])
+@pytest.mark.parametrize("size", [0, 40])
+def test_what_a_power_failure_has_left_empty_or_cut_off_is_made_again(job, kind, size):
+    job.run()
+    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    suffixes = {".json"} if kind == "marker" else {".parquet", records.SUFFIX}
+    (damaged, *_) = sorted(path for path in before if "-0" in path.name and path.suffix in suffixes)
+    os.truncate(damaged, size)
+    job.run(Share(1, 2))  # another share's are left alone, and do not stop it
+    job.run()
+    assert damaged.read_bytes() == before[damaged]
+    assert job.held() == set(NAMES)
+
+
+def test_a_damaged_shard_is_named_and_is_made_again_when_its_unit_is_done(tokens, disk):
+    tokens.run()
+    path = shards.shards(tokens.out)[1]
+    data = path.read_bytes()
+    path.write_bytes(b"x" * len(data))
+    for read in (lambda out: list(read_tokens(out)), contents.describe, ClipTable.read, TokenSource):
+        with pytest.raises(DataError, match=f"{path.name}: damaged: .*; remove it, and tokenize again"):
+            read(tokens.out)
+    os.utime(disk / NAMES[2])
+    tokens.run()
+    assert path.read_bytes() == data
+
+
+def test_settings_that_are_cut_off_are_named(job, tmp_path):
+    job.run()
+    (path,) = [path for name in MARKERS if (path := job.out / name).is_file()]
+    os.truncate(path, 40)
+    with pytest.raises(DataError, match=f"{path.name}: damaged: .*; use another directory"):
+        job.run()
 
 
 def test_two_runs_on_one_directory_are_refused_in_one_line(job, disk):

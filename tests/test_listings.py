@@ -248,7 +248,25 @@ def test_parquet_without_audio_and_what_is_no_parquet_are_told(tmp_path):
         list(manifest.transcribed(tmp_path / "y.parquet"))
 
 
+def test_tokens_that_are_written_beside_parquet_do_not_change_its_list(tmp_path, demo_model, monkeypatch):
+    monkeypatch.setattr(tokenize, "OmniCodecTokenizer", Quick)
+    rows = [{"audio": {"bytes": sound(seed), "path": f"{seed}.wav"}} for seed in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    job = Job(sources={"speech": tmp_path}, out=tmp_path / "tokens", model=str(demo_model), num_readers=1)
+    assert runners.run(job, "here", 1, Share()).tried == 2
+    again = runners.run(job, "here", 1, Share())
+    assert (again.listed, again.tried) == (2, 0)
+    with pytest.raises(DataError, match="lists no audio"):
+        manifest.read_all({"speech": job.out})
+
+
 # -- Lhotse
+
+
+def test_a_line_with_a_path_is_no_cut_whatever_else_it_says(tmp_path):
+    line = {"audio_filepath": "a.wav", "recording": "studio 1", "sources": ["web"], "type": "ShortCut"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    assert list(manifest.read(tmp_path / "a.jsonl")) == [Entry("a.wav", "a.wav")]
 
 
 def recording(path: str, **fields) -> dict:

@@ -157,6 +157,24 @@ def test_detokenize_keeps_audio_of_something_else_and_does_not_call_it_done(tmp_
     assert decoded(write("moved", "hash 3")) == []
 
 
+def test_damaged_tokens_cost_their_own_clip_and_are_no_audio(tmp_path, corpus):
+    codec, write = corpus
+    tokens = write("tokens", "hash 1")
+    (path,) = shards.shards(tokens)
+    (good,) = shards.read_shard(path)
+    bad = [good._replace(id=f"{n}.wav", codes=np.full((3, 9), 300 * n, np.uint16), num_samples=n) for n in (1, 2)]
+    short = good._replace(id="short.wav", num_samples=3 * 1920 + 1)
+    shards.write(path, [bad[0], good, short, bad[1]], shards.read_contract(path))
+    done = {file.path.name: file.error for file in detokenize(tokens, tmp_path / "out", codec, None, ".wav", Share())}
+    assert done.pop("a.wav") is None
+    assert {name: str(error) for name, error in done.items()} == {
+        "1.wav": f"{path}: speech/1.wav: code 300 in codebook 0, frame 0: must be between 0 and 255 (27 out of range)",
+        "2.wav": f"{path}: speech/2.wav: code 600 in codebook 0, frame 0: must be between 0 and 255 (27 out of range)",
+        "short.wav": f"{path}: speech/short.wav: damaged: 3 frames do not fit 5761 samples; encode the audio again",
+    }
+    assert [path.name for path in (tmp_path / "out" / "speech").iterdir()] == ["a.wav"]
+
+
 def test_audio_that_an_older_version_has_detokenized_stays(tmp_path, corpus):
     codec, write = corpus
     tokens = write("tokens", "hash")

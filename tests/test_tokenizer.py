@@ -89,6 +89,9 @@ def test_integers_are_taken_by_their_full_scale(tokenizer, audio):
     expected = tokenizer.encode(integers / np.float32(32_768), 24_000)
     np.testing.assert_array_equal(tokenizer.encode(integers, 24_000), expected)
     np.testing.assert_array_equal(tokenizer.encode(integers.astype(np.int32) << 16, 24_000), expected)
+    np.testing.assert_array_equal(tokenizer.encode(integers.astype(">i2"), 24_000), expected)
+    ((_, codes),) = tokenizer.encode_each([(None, tokenizer.prepare(integers[0, 0]))])
+    np.testing.assert_array_equal(codes, expected[0])
 
 
 def test_given_features_are_used(tokenizer, audio):
@@ -156,6 +159,20 @@ def test_audio_that_is_refused(tokenizer, arguments, message):
 def test_codes_that_are_refused(tokenizer, codes, message):
     with pytest.raises(TokenError, match=message):
         tokenizer.decode(codes)
+
+
+@pytest.mark.parametrize("samples", [np.zeros((1, 9600), np.float32), np.zeros(0, np.float32), np.array(0.5)])
+def test_a_clip_that_is_not_one_row_of_samples_is_refused(tokenizer, samples):
+    with pytest.raises(AudioError, match=r"samples of shape .*: must be \[T\], mono"):
+        tokenizer.prepare(samples)
+
+
+@pytest.mark.parametrize(
+    "codes", [np.zeros((9, 0), int), np.zeros((10, 3), int), np.zeros((9, 3)), np.full((9, 3), 256)]
+)
+def test_codes_of_one_clip_that_are_refused(tokenizer, codes):
+    with pytest.raises(TokenError, match=r"must be integers|this model has 9|code 256 in codebook 0"):
+        list(tokenizer.decode_each([("clip", codes)]))
 
 
 def test_a_model_that_needs_features_says_so(tokenizer):

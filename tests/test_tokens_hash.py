@@ -60,12 +60,12 @@ def test_token_file_of_a_model_is_of_those_with_other_decoders_too(models, tmp_p
     TokenFile(codes=codes, model=first.model_hash, **FIELDS).save(old)
     assert TokenFile.load(new).tokens_hash == first.tokens_hash
     for path in (new, old):
-        assert _tokens_of(first, path).codes.shape == (9, 3)
+        assert _tokens_of(first, path, None)[0].codes.shape == (9, 3)
         with pytest.raises(TokenError, match=f"tokens of model {first.model_hash}, but"):
-            _tokens_of(encoder, path)
-    assert _tokens_of(decoder, new).codes.shape == (9, 3)
+            _tokens_of(encoder, path, None)
+    assert _tokens_of(decoder, new, None)[0].codes.shape == (9, 3)
     with pytest.raises(TokenError, match="tokens of model"):  # it says nothing of what has made its tokens alone
-        _tokens_of(decoder, old)
+        _tokens_of(decoder, old, None)
 
 
 def test_tokens_are_replaced_by_those_of_a_model_with_another_decoder_and_not_of_one_with_another_encoder(

@@ -123,18 +123,7 @@ def decode(
 
     def read(source: Path, target: Path) -> tuple[tuple[TokenFile, Origin], np.ndarray]:
         origin = Origin.of(source, target)
-        tokens = _tokens_of(tokenizer, source)
-        held, frames = tokens.codes.shape
-        _check_held(source, held, num_quantizers)
-        codes = tokens.codes[:num_quantizers]
-        try:
-            tokenizer.check_codes(codes[None])
-        except TokenError as error:
-            raise TokenError(f"{source}: {error}") from None
-        if frames != tokens.num_frames(tokenizer.sample_rate, tokenizer.hop_length):
-            raise TokenError(
-                f"{source}: damaged: {frames} frames do not fit {tokens.num_samples} samples; encode the audio again"
-            )
+        tokens, codes = _tokens_of(tokenizer, source, num_quantizers)
         return (tokens, origin), codes
 
     def write(target: Path, known: tuple[TokenFile, Origin], audio: np.ndarray) -> WrittenFile:
@@ -180,9 +169,7 @@ def stream_decode(
         raise OmniCodecError(f"{output}: is there already; choose another output, or replace with --overwrite")
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
-    tokens = _tokens_of(tokenizer, input)
-    _check_held(input, len(tokens.codes), num_quantizers)
-    codes = tokens.codes[None, :num_quantizers]
+    codes = _tokens_of(tokenizer, input, num_quantizers)[1][None]
     decode = StreamingDecoder(tokenizer)
     decode(codes[:, :, :1])  # compiles
     milliseconds = []
@@ -215,20 +202,22 @@ def _raw_output(path: Path | None) -> Iterator[BinaryIO]:
             yield file
 
 
-def _check_held(path: Path, held: int, num_quantizers: int | None) -> None:
-    """Refuses to decode from more codebooks than a token file has. Raises TokenError."""
-    if num_quantizers is not None and num_quantizers > held:
-        raise TokenError(f"{path}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
-
-
-def _tokens_of(tokenizer: Any, path: Path) -> TokenFile:
-    """Reads a token file of this model. Raises TokenError, also for tokens of another model."""
+def _tokens_of(tokenizer: Any, path: Path, num_quantizers: int | None) -> tuple[TokenFile, np.ndarray]:
+    """Reads a token file of this model, and the codes [k, N] to decode. Raises TokenError for one that does not fit."""
     tokens = TokenFile.load(path)
     if tokens.model != tokenizer.model_hash_as(tokens.model, tokens.tokens_hash):
         raise TokenError(
             f"{path}: tokens of model {tokens.model}, but --model is {tokenizer.model_hash}; give the one they are of"
         )
-    return tokens
+    held = len(tokens.codes)
+    if num_quantizers is not None and num_quantizers > held:
+        raise TokenError(f"{path}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
+    codes = tokens.codes[:num_quantizers]
+    try:
+        tokenizer.check_clip(codes, tokens.sample_rate, tokens.num_samples)
+    except TokenError as error:
+        raise TokenError(f"{path}: {error}") from None
+    return tokens, codes
 
 
 def _makers(files: list[Path]) -> dict[Path, tuple[Maker, Origin | None]]:

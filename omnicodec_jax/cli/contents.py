@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicodec_jax import shipped
-from omnicodec_jax.buckets import BucketPath, on_disk
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
@@ -150,14 +150,9 @@ def _tokens(path: Path) -> Iterator[str]:
 
 def _token_shards(path: Path, files: list[Path], refused: int) -> Iterator[str]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     contract = shards.read_contract(files[0])
-    tables = []
-    for file in files:
-        with on_disk(file) as here:
-            tables.append(pq.read_table(here, columns=["domain", "duration"]))
-    rows = pa.concat_tables(tables)
+    rows = pa.concat_tables([shards.read_columns(file, ["domain", "duration"]) for file in files])
     each = rows.group_by("domain").aggregate([("duration", "count"), ("duration", "sum")]).sort_by("domain").to_pylist()
     clips, seconds = (sum(row[f"duration_{what}"] or 0 for row in each) for what in ("count", "sum"))
     lost = f", {refused} files refused" if refused else ""

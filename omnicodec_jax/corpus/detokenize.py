@@ -16,7 +16,7 @@ from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.claim import claim
-from omnicodec_jax.data.units import Share
+from omnicodec_jax.data.units import Share, read_settings
 from omnicodec_jax.errors import DataError, TokenError
 from omnicodec_jax.files import remove_leftovers, rewriting
 from omnicodec_jax.origin import Origin, relative
@@ -79,7 +79,14 @@ def detokenize(
         for path, made in mine.items():
             for target, clip in zip(made, shards.read_shard(path), strict=True):
                 if target.path in left:
-                    yield (target, clip), clip.codes.T[:num_quantizers]
+                    codes = clip.codes.T[:num_quantizers]
+                    try:
+                        tokenizer.check_clip(codes, clip.sample_rate, clip.num_samples)
+                    except TokenError as error:
+                        damaged = TokenError(f"{path}: {target.clip}: {error}")
+                        writing.append(threads.submit(Decoded, out / target.path, 0.0, damaged))
+                    else:
+                        yield (target, clip), codes
 
     def write(target: Target, clip: Clip, samples: np.ndarray) -> Decoded:
         path = out / target.path
@@ -108,7 +115,7 @@ def detokenize(
 def _kept(out: Path) -> dict[str, Any]:
     """Reads which model and how many codebooks have made the audio that is in `out`; empty if there is none."""
     path = out / SETTINGS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_settings(path) if path.is_file() else {}
 
 
 class Target(NamedTuple):

@@ -14,6 +14,7 @@ read from there, too.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import files as config_files
+from omnicodec_jax.data import units
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 
@@ -35,6 +37,8 @@ METADATA = b"omnicodec"
 FORMAT = 1
 """Format of shards, which the contract holds as `format`. It grows when shards change so that earlier versions would
 misread them. Version 0.1 wrote no format."""
+MAGIC = b"PAR1"
+"""What a file of Parquet ends in."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 
@@ -87,7 +91,7 @@ def marker_path(out: Path, name: str) -> Path:
 def settings(out: Path) -> dict[str, Any] | None:
     """Reads the contract and the length of the shards of a directory; None if there are none. Raises DataError."""
     paths = [path for path in (out / STATE / SETTINGS, out / SETTINGS) if path.is_file()]
-    return _with_format(json.loads(paths[0].read_text()), paths[0]) if paths else None
+    return _with_format(units.read_settings(paths[0]), paths[0]) if paths else None
 
 
 def _with_format(contract: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -105,8 +109,21 @@ def rejects_path(out: Path) -> Path:
 
 def finished(out: Path, name: str) -> dict[str, Any] | None:
     """Reads what became of a unit's entries; None if it is not finished. Its shard is written before this file."""
-    marker = marker_path(out, name)
-    return json.loads(marker.read_text()) if marker.is_file() and shard_path(out, name).is_file() else None
+    done = units.read_marker(marker_path(out, name))
+    return done if done is not None and _is_whole(shard_path(out, name)) else None
+
+
+def _is_whole(shard: Path) -> bool:
+    """Returns whether a shard is there and ends as Parquet does, whoever has written it.
+
+    When a machine goes down, files that were written shortly before may stay behind empty or cut off. Objects in a
+    bucket are always whole.
+    """
+    if isinstance(shard, BucketPath) or not shard.is_file():
+        return shard.is_file()
+    with shard.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(MAGIC)))
+        return file.read() == MAGIC
 
 
 def move_old(out: Path) -> None:
@@ -184,10 +201,15 @@ def _contract_of(schema: pa.Schema, shard: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(shard: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a shard to read its rows. Raises DataError for one of a newer format."""
-    with on_disk(shard) as here, pq.ParquetFile(here) as file:
-        _contract_of(file.schema_arrow, shard)
-        yield file
+    """Opens a shard to read its rows. Raises DataError for one that is damaged, or of a newer format."""
+    try:
+        with on_disk(shard) as here, pq.ParquetFile(here) as file:
+            _contract_of(file.schema_arrow, shard)
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's; pyarrow's own have no number
+            raise
+        raise DataError(f"{shard}: damaged: {str(error).splitlines()[0]}; remove it, and tokenize again") from None
 
 
 def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
@@ -221,9 +243,14 @@ def read_shard(path: Path) -> Iterator[Clip]:
 def read_ids(path: Path) -> Iterator[tuple[str, str, str]]:
     """Reads domain, id and source of each clip of one shard, in the order of the clips."""
     columns = ["domain", "id", "source"]
-    with opened(path) as file:
-        table = file.read(columns)
+    table = read_columns(path, columns)
     yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
+
+
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Reads some columns of one shard. Raises DataError as `opened` does."""
+    with opened(path) as file:
+        return file.read(columns)
 
 
 def read_group(file: pq.ParquetFile, group: int) -> list[Clip]:

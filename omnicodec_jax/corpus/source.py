@@ -10,6 +10,7 @@ import numpy as np
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
+from omnicodec_jax.data.attempts import Seen
 
 OPEN_GROUPS = 16
 """Number of row groups that a process keeps in memory."""
@@ -80,15 +81,16 @@ class TokenSource:
         """
         self.contract = shards.contract(as_path(out))
         """The contract of the tokens: sizes of the codebooks, frame rate, model, and so on."""
-        self._groups: list[tuple[Path, int]] = []
+        self._groups: list[tuple[Path, int, Seen]] = []
         self._ends: list[int] = []
         total = 0
         for path in shards.shards(as_path(out)):
+            seen = Seen.of(path)  # since a later run may replace a shard, and groups are kept for all sources
             with shards.opened(path) as file:
                 metadata = file.metadata
             for group in range(metadata.num_row_groups):
                 total += metadata.row_group(group).num_rows
-                self._groups.append((path, group))
+                self._groups.append((path, group, seen))
                 self._ends.append(total)
 
     def __len__(self) -> int:
@@ -102,6 +104,6 @@ class TokenSource:
 
 
 @lru_cache(OPEN_GROUPS)
-def _read_group(path: Path, group: int) -> list[Clip]:
+def _read_group(path: Path, group: int, _seen: Seen) -> list[Clip]:
     with shards.opened(path) as file:
         return shards.read_group(file, group)

@@ -9,6 +9,7 @@ a run that goes on after another was killed writes the same bytes.
                       └─ reader process ─┘
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -200,7 +201,8 @@ class _OpenUnit:
         self.unit = unit
         finished, clips = shards.finished(job.out, unit.name), None
         if finished is not None:
-            clips = list(shards.read_shard(shards.shard_path(job.out, unit.name)))
+            with contextlib.suppress(DataError):  # a damaged shard is made anew
+                clips = list(shards.read_shard(shards.shard_path(job.out, unit.name)))
         self.outcomes = Outcomes(unit, finished, clips, job.retry_rejected)
         self.num_encoded = 0
         """Number of clips that this run has encoded."""

@@ -14,7 +14,7 @@ import soxr
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.decoders import reading
-from omnicodec_jax.data.levels import Level
+from omnicodec_jax.data.levels import Level, as_float, is_silent
 from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.sndfile import BLOCK
 from omnicodec_jax.errors import AudioError
@@ -40,6 +40,8 @@ MIN_SECONDS = 0.025
 OVERHANG = 0.5
 """Seconds by which a part may reach past the end of its file, since manifests round lengths and include the padding of
 codecs."""
+LONGEST = 1e100
+"""Seconds from which on a number of samples may overflow; no file has them."""
 LOUD = 2.0
 """Peak, of full scale, above which a file is worth a remark (+6 dB): lossy codecs do not overshoot by that."""
 
@@ -90,6 +92,8 @@ def load(
         ((98400,), 44100, 180810)
     """
     path = path if isinstance(path, Member) else as_path(path)
+    if not (0 <= offset < LONGEST and 0 <= (duration or 0) < LONGEST):
+        raise AudioError(f"{path}: offset {offset}, duration {duration}: must be seconds, from 0 on")
     with reading(path, offset, duration) as source:
         check(source)
         rate, length, parts, level = source.sample_rate, 0, [], Level(source.coding)
@@ -112,6 +116,9 @@ def load(
     if resampler is not None:
         parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     samples = fit_length(np.concatenate(parts), -(-length * sample_rate // rate))
+    if is_silent(samples):  # scaled up, it would be the resampler's rounding
+        highest = min(rate, sample_rate) // 2
+        raise AudioError(f"silent below {highest} Hz: what it holds lies higher, and is lost at {sample_rate} Hz")
     full_scale = max(1.0, level.peak)
     if full_scale > LOUD:
         LOG.warning("%s: samples reach %.4g, where full scale is 1; brought down to it", path, full_scale)
@@ -137,12 +144,12 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
 
     Args:
         path: File to write. Its suffix chooses the format.
-        samples: float32 [T]. Samples beyond full scale, ±1, are clipped.
+        samples: [T], floats or integers. Floats beyond full scale, ±1, are clipped.
         sample_rate: Rate of the samples, Hz.
         comment: Text to keep in the file.
 
     Raises:
-        AudioError: If the suffix is another, or the format has no such rate.
+        AudioError: If the suffix is another, the format has no such rate, or the samples are not mono or hold NaN.
         OSError: If the file cannot be written.
 
     Examples:
@@ -152,6 +159,9 @@ def save(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int, co
     path = as_path(path)
     if path.suffix not in (".wav", ".flac"):
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .wav or .flac")
+    samples = as_float(samples)
+    if samples.ndim != 1 or np.isnan(samples.min(initial=0.0)):
+        raise AudioError(f"{path}: samples of shape {list(samples.shape)}: must be [T], mono, without NaN")
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as raw:
         output: Any = _Output(raw)
         try:

@@ -79,6 +79,6 @@ def as_float(samples: ArrayLike) -> np.ndarray:
         return array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / np.float32(128)
-    if (full_scale := INTEGERS.get(array.dtype)) is None:
+    if (full_scale := INTEGERS.get(array.dtype.newbyteorder("="))) is None:
         raise AudioError(f"audio of type {array.dtype}: must be float in [-1, 1], uint8, int8, int16 or int32")
     return array.astype(np.float32) / np.float32(full_scale)

@@ -135,7 +135,7 @@ def _check(out: Path, config: PrepareConfig) -> None:
     path, now = out / records.SETTINGS, dataclasses.asdict(config)
     before = now
     if path.is_file():  # what is absent was added since, and was as it is by default
-        before = dataclasses.asdict(PrepareConfig()) | json.loads(path.read_text())
+        before = dataclasses.asdict(PrepareConfig()) | units.read_settings(path)
     if before != now:
         changed = ", ".join(
             f"{name} = {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]

@@ -7,7 +7,6 @@ on the manifest and the settings alone, so that whoever is killed and whoever co
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ def prepare_unit(
     """
     path = records.shard_path(out, unit.name)
     remove_leftovers(path)
-    done = finished(unit, out)
+    done, earlier = finished(unit, out), units.read_marker(marker_path(out, unit.name))
     outcomes = Outcomes(unit, done, None if done is None else _clips(path, done, config), retry_rejected)
     to_do, is_changed = frozenset(outcomes.to_do), False
 
@@ -166,7 +165,7 @@ def prepare_unit(
         digest=unit.digest,
         clips=tuple(outcomes.clips[number].samples for number in sorted(outcomes.clips)),
         bytes=size,
-        revision=_revision(done, outcomes.is_resumed, is_changed),
+        revision=_revision(earlier, outcomes.is_resumed, is_changed),
     )
     with replacing(marker_path(out, unit.name)) as temporary:
         temporary.write_text(outcomes.to_json(dataclasses.asdict(shard)))
@@ -238,15 +237,15 @@ def _clips(path: Path, done: dict[str, Any], config: PrepareConfig) -> list[CutC
 def finished(unit: SplitUnit, out: Path) -> dict[str, Any] | None:
     """Returns what the JSON file of a finished unit says; None if the unit is not finished.
 
-    Raises DataError if the unit was made of other lines of the manifest.
+    When a machine goes down, files that were written shortly before may stay behind empty or cut off: such a shard does
+    not have the size that the JSON file says. Raises DataError if the unit was made of other lines of the manifest.
     """
-    path = marker_path(out, unit.name)
-    if not (path.is_file() and records.shard_path(out, unit.name).is_file()):
+    path, shard = marker_path(out, unit.name), records.shard_path(out, unit.name)
+    if (done := units.read_marker(path)) is None:
         return None
-    done = json.loads(path.read_text())
     if done["shard"]["digest"] != unit.digest:
         raise DataError(f"{path}: was made of other lines of the manifest than {unit.name} has now; use another --out")
-    return done
+    return done if shard.is_file() and shard.stat().st_size == done["shard"]["bytes"] else None
 
 
 def marker_path(out: Path, name: str) -> Path:

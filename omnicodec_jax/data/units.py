@@ -179,6 +179,25 @@ class Progress:
         self.bar.update()
 
 
+# -- What earlier runs have left
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads what a directory was made with. Raises DataError for a file that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}; use another directory to write to") from None
+
+
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """Reads the JSON file that a finished unit has left; None if there is none, or if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 # -- What became of the entries of a unit
 
 
@@ -312,7 +331,10 @@ def collect(folder: Path, index: Path, rejects: Path) -> None:
     while (found := _units(folder)) != written:
         with _lines_of(index) as shard_lines, _lines_of(rejects) as reject_lines:
             for text in read_texts([folder / name for name, _ in found]):
-                unit = json.loads(text)
+                try:
+                    unit = json.loads(text)
+                except ValueError:  # damaged: the unit is not finished
+                    continue
                 shard_lines.write(json.dumps(unit["shard"]) + "\n")
                 reject_lines.writelines(json.dumps(row) + "\n" for row in listed(unit))
         written = found

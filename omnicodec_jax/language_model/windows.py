@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
 from omnicodec_jax.config import PerplexityConfig
@@ -38,7 +37,7 @@ class ClipTable(NamedTuple):
     def read(cls, tokens: Path) -> "ClipTable":
         """Reads the table of a directory. Raises DataError where there are no shards."""
         table = pa.concat_tables(
-            [pq.read_table(path, columns=["id", "domain", "frames"]) for path in shards.shards(tokens)]
+            [shards.read_columns(path, ["id", "domain", "frames"]) for path in shards.shards(tokens)]
         )
         ids, frames = table["id"].to_pylist(), table["frames"].to_numpy().astype(np.int64)
         contract = shards.contract(tokens)

@@ -21,8 +21,12 @@ SAME = 1e-3
 
 def is_line(fields: Any) -> bool:
     """Returns whether a line of JSON is a cut or a recording of Lhotse."""
-    return isinstance(fields, dict) and (
-        isinstance(fields.get("sources"), list) or "recording" in fields or str(fields.get("type")).endswith("Cut")
+    return (
+        isinstance(fields, dict)
+        and "audio_filepath" not in fields
+        and (
+            isinstance(fields.get("sources"), list) or "recording" in fields or str(fields.get("type")).endswith("Cut")
+        )
     )
 
 

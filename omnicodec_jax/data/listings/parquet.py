@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnicodec_jax import buckets
+from omnicodec_jax.corpus.shards import METADATA
 from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import audio_column
 
@@ -18,7 +19,10 @@ SAID = (*IDS, *TEXTS, "domain", "duration")
 
 
 def entries(files: list[Path], folder: Path) -> Iterator[Listed]:
-    """Yields the rows of files of Parquet. Only what is said of the audio is read, not the audio."""
+    """Yields the rows of files of Parquet. Only what is said of the audio is read, not the audio.
+
+    Shards of tokens, which an earlier run may have written into the same folder, are passed over.
+    """
     for file in files:
         try:
             yield from _of_file(file, contained(file, folder))
@@ -30,6 +34,8 @@ def entries(files: list[Path], folder: Path) -> Iterator[Listed]:
 def _of_file(path: Path, container: str) -> Iterator[Listed]:
     with buckets.on_disk(path) as here, pq.ParquetFile(here) as file:
         schema = file.schema_arrow
+        if METADATA in (schema.metadata or {}):
+            return
         column = audio_column(schema)
         if column is None:
             yield Entry(path.name, container, problem="has no column of audio: a struct of bytes and path"), None
