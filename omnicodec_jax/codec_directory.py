@@ -14,6 +14,10 @@ FILES = tuple(
     for name in (model_directory.CONFIG, model_directory.WEIGHTS)
 )
 """Files of a codec's model directory."""
+FOR_TRAINING = tuple(
+    f"{model_directory.DISCRIMINATORS}/{name}" for name in (model_directory.CONFIG, model_directory.WEIGHTS)
+)
+"""Files of a codec's model directory that only training has a use for."""
 
 
 def find_encoder(

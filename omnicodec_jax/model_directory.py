@@ -34,6 +34,8 @@ from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ENCODER = "encoder"
 """Folder in a codec's model directory that may hold the frozen encoder of its semantic branch, as a model directory."""
+DISCRIMINATORS = "discriminators"
+"""Folder in a codec's model directory that may hold the discriminators of its training, as a model directory."""
 SCALE = ".int8_scale"
 """The suffix that makes the name of an int8 array to the name of its scale."""
 Number = Literal["float32", "float16", "int8"]

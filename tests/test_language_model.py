@@ -429,6 +429,9 @@ def test_what_cannot_be_measured_is_named(tokens, tmp_path):
         LanguageModelConfig(num_key_value_heads=5)
     with pytest.raises(ConfigError, match="batch_size = 12: must be a multiple of data x fsdp = 8"):
         measure(tokens, dataclasses.replace(TINY, batch_size=12))
+    misspelt = dataclasses.replace(TINY.optimizer, weight_decay_modules=("layer",))
+    with pytest.raises(ConfigError, match="weight_decay_modules: no module layer; there are embedding, .*layers"):
+        measure(tokens, dataclasses.replace(TINY, optimizer=misspelt))
     (tmp_path / "empty.py").touch()
     with pytest.raises(ConfigError, match="defines no `config`"):
         config_files.load_as((PerplexityConfig,), tmp_path / "empty.py")

@@ -402,7 +402,7 @@ def test_parts_of_random_weights_are_not_frozen(config, tmp_path):
         ({"data": {"segment_samples": 1919}}, "data.segment_samples = 1919: must be 1920 or more"),
         (
             {"optimizer": {"weight_decay_modules": ("encoder", "decodr")}},
-            "this codec has no decodr, but acoustic_quant",
+            "no module decodr; there are acoustic_quant",
         ),
     ],
 )

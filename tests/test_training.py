@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import QUICKLY
+from fake_hub import put_on_hub
 from tensorboardX.proto.event_pb2 import Event
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
@@ -41,7 +42,7 @@ from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import frozen, loop, lost_time, metrics_queue, storage
 from omnicodec_jax.training.export import export_model
 from omnicodec_jax.training.gan import FrozenVariables, Gan
-from omnicodec_jax.training.start import DISCRIMINATORS, first_state
+from omnicodec_jax.training.start import first_state
 from omnicodec_jax.training.validation import Validator
 
 pytestmark = pytest.mark.minutes(8)
@@ -490,7 +491,7 @@ def test_average_and_earlier_steps_can_be_exported(whole, exported, tmp_path):
 
 
 def test_exported_model_and_its_discriminators_go_to_pytorch_and_back(exported, config, tmp_path):
-    parts = {exported: [], exported / DISCRIMINATORS: ["--discriminators"]}
+    parts = {exported: [], exported / model_directory.DISCRIMINATORS: ["--discriminators"]}
     file = tmp_path / "config.py"
     file.write_text(f"from omnicodec_jax.config import *\n\nconfig = {config!r}\n")
     for part, options in parts.items():
@@ -507,15 +508,17 @@ def command_line(module: str, *arguments: Any) -> None:
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, cwd=ROOT)
 
 
-def test_run_can_start_from_an_exported_model(exported, config, caplog):
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_run_can_start_from_an_exported_model(exported, config, caplog, tmp_path, monkeypatch, on_the_hub):
     caplog.set_level(logging.INFO)
+    name = "you/codec" if on_the_hub else str(exported)
+    if on_the_hub:
+        put_on_hub(monkeypatch, name, exported, tmp_path / "downloaded")
     mesh = sharding.make_mesh(MeshConfig())
     samples = Samples.open(config.data, 0)
 
     def start(**options: Any):
-        return first_state(
-            Gan(replaced(config, run={"start_from": str(exported)}, **options)), FrozenVariables(), mesh, samples
-        )
+        return first_state(Gan(replaced(config, run={"start_from": name}, **options)), FrozenVariables(), mesh, samples)
 
     state, (_, variables) = start(), model_directory.load(exported)
     assert int(state.step) == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicodec_jax import model_directory
+from omnicodec_jax import codec_directory, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.converters import discriminators, pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
@@ -30,7 +30,7 @@ def main(model: Path, out: Path) -> None:
         model: Model directory or hub id of an OmniCodec, or the folder of its discriminators.
         out: Directory to write, for transformers; or a .pth or .safetensors file: a state dict and nothing else.
     """
-    directory = model_directory.resolve(model)
+    directory = model_directory.resolve(model, files=(*codec_directory.FILES, *codec_directory.FOR_TRAINING))
     config, variables = model_directory.load(directory)
     if not isinstance(config, CodecConfig | DiscriminatorConfig):
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
@@ -45,8 +45,8 @@ def main(model: Path, out: Path) -> None:
         raise ConversionError(f"{out}: discriminators go to a file that ends in {', '.join(SUFFIXES)}")
     else:
         _write(out / pytorch_model.CHECKPOINT, reference.to_state_dict(variables, config))
-        if (directory / pytorch_model.DISCRIMINATORS / model_directory.CONFIG).is_file():
-            beside = model_directory.load(directory / pytorch_model.DISCRIMINATORS)
+        if (directory / model_directory.DISCRIMINATORS / model_directory.CONFIG).is_file():
+            beside = model_directory.load(directory / model_directory.DISCRIMINATORS)
             pytorch_model.save_discriminators(out, *beside)
         whisper = pytorch_model.read_whisper(directory / model_directory.ENCODER, config)
         count = pytorch_model.save(out, config, variables, whisper)

@@ -22,7 +22,7 @@ from omnicodec_jax.models.initialize import on_cpu
 from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.metrics_queue import MetricsQueue
 from omnicodec_jax.training.packing import Tree
-from omnicodec_jax.training.state import apply_optimizer, optimizer
+from omnicodec_jax.training.state import apply_optimizer, check_decayed, optimizer
 
 LOG = logging.getLogger(__name__)
 
@@ -132,8 +132,13 @@ def lower_step(
 
 
 def first_state(trainer: Trainer, mesh: Mesh) -> LanguageModelState:
-    """Returns the state before the first step, sharded over a mesh, with random weights of the config's seed."""
-    held = sharding.shardings(mesh, trainer.template(mesh))
+    """Returns the state before the first step, sharded over a mesh, with random weights of the config's seed.
+
+    Raises ConfigError for modules that are to decay and are not there.
+    """
+    template = trainer.template(mesh)
+    check_decayed(trainer.config.optimizer, template.params)
+    held = sharding.shardings(mesh, template)
     params = on_cpu(trainer.random_params, jax.random.key(trainer.config.seed))
     return jax.jit(trainer.start_state, out_shardings=held)(sharding.to_global(params, mesh))
 

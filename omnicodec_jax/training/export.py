@@ -11,7 +11,7 @@ from omnicodec_jax.errors import CheckpointError
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.semantic import read_encoder_of
 from omnicodec_jax.training import checkpoint
-from omnicodec_jax.training.start import DISCRIMINATORS, state_template
+from omnicodec_jax.training.start import state_template
 
 
 def export_model(
@@ -48,7 +48,8 @@ def export_model(
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
     if state.discriminators:
-        model_directory.save(out / DISCRIMINATORS, config.discriminators, {"params": state.discriminators})
+        beside = out / model_directory.DISCRIMINATORS
+        model_directory.save(beside, config.discriminators, {"params": state.discriminators})
     if encoder is not None:
         model_directory.copy(encoder, out / model_directory.ENCODER)
     model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks}, number)

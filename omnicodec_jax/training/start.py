@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from omnicodec_jax import model_directory
+from omnicodec_jax import codec_directory, model_directory
 from omnicodec_jax.config import Config
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.distributed import sharding
@@ -31,8 +31,6 @@ LOG = logging.getLogger(__name__)
 
 VECTORS_PER_ENTRY = 10
 """k-means is given at least this many vectors for each entry of a codebook (spec §8.4)."""
-DISCRIMINATORS = "discriminators"
-"""Name of the folder within a model directory that holds the discriminators, as a model directory of its own."""
 
 
 @contextlib.contextmanager
@@ -53,19 +51,15 @@ def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples)
     """Makes the state before the first step: weights, and codebooks that k-means fits to the first batches.
 
     Codebooks that come with the weights of a model stay as they are. Raises ConfigError or ModelError for a
-    `run.start_from` that does not fit the config, or is missing where parts of the codec are frozen.
+    `run.start_from` that does not fit the config, or is missing where parts of the codec are frozen, and for modules
+    that are to decay and are not there.
     """
     if gan.config.train.freeze and gan.config.run.start_from is None:
         raise ConfigError(
             f"train.freeze = {gan.config.train.freeze!r}: random weights would be kept as they are; name the model "
             "that they come from with --run.start-from"
         )
-    modules = state_template(gan.config, mesh).params.keys()
-    if unknown := set(gan.config.optimizer.weight_decay_modules) - modules:
-        raise ConfigError(
-            f"optimizer.weight_decay_modules: this codec has no {', '.join(sorted(unknown))}, but "
-            + ", ".join(sorted(modules))
-        )
+    state.check_decayed(gan.config.optimizer, state_template(gan.config, mesh).params)
     # The keys of a step are folded from its number. No step has this number.
     key = jax.random.fold_in(jax.random.key(gan.config.seed), 2**32 - 1)
     weights_key, codebooks_key = jax.random.split(key)
@@ -83,7 +77,9 @@ def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
             variables, discriminators = on_cpu(partial(state.random_weights, config), key)
     else:
         with stage(f"weights of {config.run.start_from}"):
-            variables, discriminators = _load(config, model_directory.resolve(config.run.start_from))
+            files = (model_directory.CONFIG, model_directory.WEIGHTS, *codec_directory.FOR_TRAINING)
+            directory = model_directory.resolve(config.run.start_from, files=files)
+            variables, discriminators = _load(config, directory)
         # Heads that only training needs may be in the model, or in what the config describes, alone.
         params = {name: tree for name, tree in variables["params"].items() if name in template.params}
         missing = [name for name in template.params if name not in params]
@@ -158,9 +154,10 @@ def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
     judged = any(dataclasses.asdict(config.discriminators).values())
-    if not (judged and (directory / DISCRIMINATORS / model_directory.CONFIG).is_file()):
+    beside = directory / model_directory.DISCRIMINATORS
+    if not (judged and (beside / model_directory.CONFIG).is_file()):
         return variables, None
-    discriminators, weights = model_directory.load(directory / DISCRIMINATORS)
+    discriminators, weights = model_directory.load(beside)
     if discriminators != config.discriminators:
         raise ConfigError(f"run.start_from = {str(directory)!r}: has other discriminators than the config describes")
     return variables, weights["params"]

@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config, OptimizerConfig
 from omnicodec_jax.discriminators import Discriminators
+from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.models.initialize import init_variables, preserve_variance
 from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.training.learning import learning
@@ -96,6 +97,15 @@ def apply_optimizer(
         update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         moved: Any = optax.apply_updates(params, update)
     return moved, optimizer_state
+
+
+def check_decayed(config: OptimizerConfig, params: Tree) -> None:
+    """Raises ConfigError where weight decay is asked for of a module that a network does not have."""
+    if unknown := set(config.weight_decay_modules) - params.keys():
+        raise ConfigError(
+            f"optimizer.weight_decay_modules: no module {', '.join(sorted(unknown))}; there are "
+            + ", ".join(sorted(params))
+        )
 
 
 def generator_optimizer(config: Config) -> optax.GradientTransformation:

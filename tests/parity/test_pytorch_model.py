@@ -6,6 +6,7 @@ Codes are identical and audio agrees to 1e-4. A directory is loaded as a strange
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import cache, partial
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from fake_hub import put_on_hub
 from golden import relative_error
 from safetensors.numpy import load_file
 from test_qwen3_aut import TINY as TINY_AUT
@@ -236,6 +238,19 @@ def with_whisper(tmp_path_factory) -> tuple[Whisper, Path]:
     model_directory.save(folder / "flax" / model_directory.ENCODER, small, encoder.variables)
     to_torch.main(model=folder / "flax", out=folder / "torch")
     return encoder, folder / "torch"
+
+
+def test_encoder_and_discriminators_of_a_model_on_the_hub_go_along(with_whisper, tmp_path, monkeypatch):
+    source = tmp_path / "flax"
+    shutil.copytree(with_whisper[1].parent / "flax", source)
+    stft = discriminator_configs.STFTDiscriminatorConfig(filters=4, windows=(206,))
+    few = DiscriminatorConfig(stft=stft, waveform=None, wavlm=None)
+    weights = jax.jit(partial(init_variables, build(few)))(jax.random.key(0))
+    model_directory.save(source / model_directory.DISCRIMINATORS, few, weights)
+    put_on_hub(monkeypatch, "you/codec", source, tmp_path / "downloaded")
+    to_torch.main(model=Path("you/codec"), out=tmp_path / "torch")
+    assert pytorch_model.load_discriminators(tmp_path / "torch") is not None
+    assert any(key.startswith(pytorch_model.FROZEN) for key in load_file(tmp_path / "torch" / "model.safetensors"))
 
 
 def test_encoder_of_whisper_goes_along_and_gives_the_codes_of_ours(with_whisper):
