@@ -260,7 +260,7 @@ def test_wrong_settings_are_refused(settings):
 
 def test_tasks_are_parsed():
     assert Share.parse("2/8") == Share(2, 8)
-    for wrong in ("8/8", "1", "a/b", "-1/2", "1/0", ""):
+    for wrong in ("8/8", "1", "a/b", "-1/2", "1/0", "²/8", ""):
         with pytest.raises(DataError, match="must be i/n"):
             Share.parse(wrong)
 

@@ -53,7 +53,7 @@ class Share(NamedTuple):
     def parse(cls, text: str) -> "Share":
         """Reads a share that is written as "i/n": "2/8" is the third of eight. Raises DataError."""
         index, _, count = text.partition("/")
-        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
             raise DataError(f"--task {text!r}: must be i/n with 0 ≤ i < n")
         return cls(int(index), int(count))
 
