@@ -639,7 +639,7 @@ def test_half_of_a_cluster_is_refused(monkeypatch):
 
 def test_options_of_a_command_line_replace_those_of_the_config(tmp_path):
     options = ["--config", "configs/demo.py", "--workdir", str(tmp_path), "--data.prepared", str(tmp_path)]
-    command = [sys.executable, "train.py", *options]
+    command = [sys.executable, "train.py", *options, "--data.batch-size", "8"]  # one for each device
     missing = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert missing.returncode == 1
     assert missing.stderr.splitlines()[-1].startswith(f"error: {tmp_path}")
