@@ -176,3 +176,20 @@ def _read_fields(file: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError("its metadata is no object")
     return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}
+
+
+def check_clip(tokenizer: Any, codes: np.ndarray, sample_rate: int, num_samples: int) -> None:
+    """Refuses codes that a model cannot have made of a clip.
+
+    Args:
+        tokenizer: The model's `OmniCodecTokenizer`.
+        codes: Integers [k, N], k ≤ K.
+        sample_rate: Sample rate of the clip's original, Hz.
+        num_samples: Length of the original, at its own rate.
+
+    Raises:
+        TokenError: If the codes cannot be the model's, or are not those of so many samples.
+    """
+    tokenizer.check_codes(codes[None])
+    if codes.shape[1] != tokenizer.num_frames(-(-num_samples * tokenizer.sample_rate // sample_rate)):
+        raise TokenError(f"damaged: {codes.shape[1]} frames do not fit {num_samples} samples; encode the audio again")

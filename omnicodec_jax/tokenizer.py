@@ -294,8 +294,7 @@ class OmniCodecTokenizer:
         Raises:
             AudioError: If samples or features cannot be encoded, or features are missing.
         """
-        samples = as_float(samples)
-        if samples.ndim != 1 or not samples.size:
+        if (samples := as_float(samples)).ndim != 1 or not samples.size:
             raise AudioError(f"samples of shape {list(samples.shape)}: must be [T], mono")
         check_range(samples)
         if self.semantic is None:
@@ -346,13 +345,11 @@ class OmniCodecTokenizer:
             TokenError: If codes cannot be of this model.
         """
 
-        def checked() -> Iterator[tuple[Key, np.ndarray]]:
-            for key, codes in tokens:
-                codes = np.asarray(codes)
-                self.check_codes(codes[None])
-                yield key, codes
+        def checked(key: Key, codes: Array) -> tuple[Key, np.ndarray]:
+            self.check_codes(np.asarray(codes)[None])
+            return key, np.asarray(codes)
 
-        return self._lanes.decode(checked())
+        return self._lanes.decode(checked(*clip) for clip in tokens)
 
     def warm_up(self) -> None:
         """Compiles what `encode_each` needs, and begins to count `use` after that."""
@@ -401,21 +398,3 @@ class OmniCodecTokenizer:
             TokenError: If the type, the shape or a value is one that this model's codes cannot have.
         """
         check_codes(codes, self.config.codebook_sizes)
-
-    def check_clip(self, codes: np.ndarray, sample_rate: int, num_samples: int) -> None:
-        """Refuses codes that this model cannot have made of a clip.
-
-        Args:
-            codes: Integers [k, N], k ≤ K.
-            sample_rate: Sample rate of the clip's original, Hz.
-            num_samples: Length of the original, at its own rate.
-
-        Raises:
-            TokenError: If the codes cannot be this model's, or are not those of so many samples.
-        """
-        self.check_codes(codes[None])
-        frames = self.num_frames(-(-num_samples * self.sample_rate // sample_rate))
-        if codes.shape[1] != frames:
-            raise TokenError(
-                f"damaged: {codes.shape[1]} frames do not fit {num_samples} samples; encode the audio again"
-            )

@@ -20,7 +20,7 @@ from omnicodec_jax.data import discovery
 from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.origin import Origin
-from omnicodec_jax.token_file import SUFFIX, Maker, TokenFile
+from omnicodec_jax.token_file import SUFFIX, Maker, TokenFile, check_clip
 
 Positional = tyro.conf.Positional
 
@@ -214,7 +214,7 @@ def _tokens_of(tokenizer: Any, path: Path, num_quantizers: int | None) -> tuple[
         raise TokenError(f"{path}: holds {held} codebooks, --num-quantizers asks for {num_quantizers}")
     codes = tokens.codes[:num_quantizers]
     try:
-        tokenizer.check_clip(codes, tokens.sample_rate, tokens.num_samples)
+        check_clip(tokenizer, codes, tokens.sample_rate, tokens.num_samples)
     except TokenError as error:
         raise TokenError(f"{path}: {error}") from None
     return tokens, codes

@@ -20,6 +20,7 @@ from omnicodec_jax.data.units import Share, read_settings
 from omnicodec_jax.errors import DataError, TokenError
 from omnicodec_jax.files import remove_leftovers, rewriting
 from omnicodec_jax.origin import Origin, relative
+from omnicodec_jax.token_file import check_clip
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 SETTINGS = "detokenized.json"
@@ -81,7 +82,7 @@ def detokenize(
                 if target.path in left:
                     codes = clip.codes.T[:num_quantizers]
                     try:
-                        tokenizer.check_clip(codes, clip.sample_rate, clip.num_samples)
+                        check_clip(tokenizer, codes, clip.sample_rate, clip.num_samples)
                     except TokenError as error:
                         damaged = TokenError(f"{path}: {target.clip}: {error}")
                         writing.append(threads.submit(Decoded, out / target.path, 0.0, damaged))

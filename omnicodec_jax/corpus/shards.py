@@ -26,14 +26,13 @@ import pyarrow.parquet as pq
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import units
+from omnicodec_jax.data.listings.parquet import METADATA
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import replacing
 
 SHARDS, STATE = "shards", "__omnicodec__"
 UNITS, INDEX, REJECTS, SETTINGS = f"{STATE}/units", f"{STATE}/index.jsonl", f"{STATE}/rejects.jsonl", "tokens.json"
 SUFFIX, MARKER = ".parquet", ".json"
-METADATA = b"omnicodec"
-"""Key of the contract in the schema metadata of a shard."""
 FORMAT = 1
 """Format of shards, which the contract holds as `format`. It grows when shards change so that earlier versions would
 misread them. Version 0.1 wrote no format."""

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnicodec_jax import buckets
-from omnicodec_jax.corpus.shards import METADATA
 from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import audio_column
 
+METADATA = b"omnicodec"
+"""Key of the contract in the schema metadata of a shard of tokens, which is no list of audio."""
 IDS = ("id", "utt_id", "segment_id", "key")
 TEXTS = ("text", "transcription", "transcript", "sentence")
 SAID = (*IDS, *TEXTS, "domain", "duration")
