@@ -85,8 +85,7 @@ class TokenFile:
         Returns:
             The number of frames. The last one may be filled up with silence.
         """
-        samples = -(-self.num_samples * model_rate // self.sample_rate)
-        return -(-samples // hop_length)
+        return _frames_of(self.num_samples, self.sample_rate, model_rate, hop_length)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, whole or not at all.
@@ -191,5 +190,10 @@ def check_clip(tokenizer: Any, codes: np.ndarray, sample_rate: int, num_samples:
         TokenError: If the codes cannot be the model's, or are not those of so many samples.
     """
     tokenizer.check_codes(codes[None])
-    if codes.shape[1] != tokenizer.num_frames(-(-num_samples * tokenizer.sample_rate // sample_rate)):
+    if codes.shape[1] != _frames_of(num_samples, sample_rate, tokenizer.sample_rate, tokenizer.hop_length):
         raise TokenError(f"damaged: {codes.shape[1]} frames do not fit {num_samples} samples; encode the audio again")
+
+
+def _frames_of(num_samples: int, sample_rate: int, model_rate: int, hop_length: int) -> int:
+    samples = -(-num_samples * model_rate // sample_rate)
+    return -(-samples // hop_length)
