@@ -13,11 +13,10 @@ Therefore every device runs the same few shapes, and more devices run more copie
 
 import abc
 import contextlib
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -343,9 +342,9 @@ class Clock:
     """Measures how long devices have nothing to do between the first step and the last step that has ended."""
 
     def __init__(self):
-        self._steps: queue.SimpleQueue[tuple[float, jax.Array, _Times]] = queue.SimpleQueue()
+        # Python waits for the threads of an executor before it ends: a thread that lets go of arrays later would abort.
+        self._thread = ThreadPoolExecutor(1, "clock")
         self.forget()
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def forget(self) -> None:
         """Sets the times back to zero; steps that are under way do not count any more."""
@@ -353,20 +352,19 @@ class Clock:
 
     def started(self, output: jax.Array) -> None:
         """Notes that a step has been handed to the devices."""
-        self._steps.put((time.perf_counter(), output, self._times))
-
-    def _watch(self) -> None:
-        while True:
-            start, output, times = self._steps.get()
-            with contextlib.suppress(Exception):  # a step that fails raises where its output is fetched
-                jax.block_until_ready(output)
-            times.add(start, time.perf_counter())
-            del output, times
+        self._thread.submit(_wait, time.perf_counter(), output, self._times)
 
     @property
     def times(self) -> tuple[float, float]:
         """Seconds without anything to do, and seconds from the start of the first step to the end of the last."""
         return self._times.seen
+
+
+def _wait(start: float, output: jax.Array, times: "_Times") -> None:
+    """Counts a step when it has ended."""
+    with contextlib.suppress(Exception):  # a step that fails raises where its output is fetched
+        jax.block_until_ready(output)
+    times.add(start, time.perf_counter())
 
 
 class _Times:

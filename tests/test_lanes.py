@@ -1,9 +1,11 @@
 """Sequences through lanes: what the devices hold, and what is said of their time."""
 
+import inspect
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from omnicodec_jax.corpus.readers import Read, Readers, Request
 from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.audio import LoadedClip
 from omnicodec_jax.data.entries import Entry
-from omnicodec_jax.lanes import Clock, ContinuousBatcher, Use
+from omnicodec_jax.lanes import Clock, ContinuousBatcher, Use, _wait
 from omnicodec_jax.tokenizer import OmniCodecTokenizer, PreparedClip
 
 CODEC = tiny.MIMI
@@ -67,16 +69,12 @@ class Output:
 
 def start(clock: Clock, output: Output) -> None:
     """As `started` does, which takes arrays only."""
-    step: Any = time.perf_counter(), output, clock._times
-    clock._steps.put(step)
+    clock._thread.submit(inspect.unwrap(_wait), time.perf_counter(), output, clock._times)
 
 
 def settle(clock: Clock) -> None:
     """Waits until a clock has seen every step before."""
-    last, seen = Output(), threading.Event()
-    last.block_until_ready = seen.set
-    start(clock, last)
-    seen.wait()
+    clock._thread.submit(lambda: None).result()
 
 
 def test_devices_are_never_idle_for_more_than_all_of_the_time(monkeypatch):
@@ -111,9 +109,27 @@ def test_a_clock_survives_a_device_that_fails():
     failed.go.set()
     start(clock, failed)
     settle(clock)
-    settle(clock)
-    assert clock._steps.empty()
     assert clock.times[1] > 0
+
+
+def test_a_process_may_end_while_a_step_is_under_way():
+    code = """
+import sys, jax, jax.numpy as jnp
+from omnicodec_jax.lanes import Clock
+
+last = jax.jit(lambda x: jax.lax.fori_loop(0, 60, lambda _, x: x @ x / 400, x))
+x = jnp.ones((400, 400))
+last(x).block_until_ready()
+for later in range(12):  # one of them ends while the interpreter is taken down
+    clock = Clock()
+    for _ in range(1 + 2 * later):
+        x = last(x)
+    clock.started(x)
+sys.exit(130)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr == ""
+    assert ended.returncode == 130
 
 
 def test_lanes_tell_what_was_padding_to_the_fraction():
