@@ -389,6 +389,19 @@ def test_interrupted_it_keeps_what_is_done_and_nothing_half(clips, tmp_path, dem
         TokenFile.load(path)
 
 
+@pytest.mark.parametrize("words", [["encode", "--help"], ["inspect", "CLIPS"], ["encode", "CLIPS", "OUT"]])
+def test_who_reads_only_the_first_lines_sees_no_errors(words, clips, tmp_path, demo_model):
+    places = {"CLIPS": clips[0].parent, "OUT": tmp_path / "tokens"}
+    process = omnicodec(
+        *[places.get(word, word) for word in words], env=os.environ | {"OMNICODEC_MODEL": str(demo_model)}
+    )
+    process.stdout.close()  # as `head` does when it has read enough
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
+    for path in tmp_path.glob("tokens/*"):
+        TokenFile.load(path)
+
+
 @pytest.mark.slow
 def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     from examples import demo

@@ -3,6 +3,8 @@
 import io
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +34,13 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
     try:
         status = work()
+        sys.stdout.flush()
     except (OmniCodecError, OSError) as error:
-        fail(error)
         status = 2 if isinstance(error, UsageError) else 1
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            status = 128 + signal.SIGPIPE
+        else:
+            fail(error)
     except KeyboardInterrupt:
         fail("interrupted")
         status = 130
@@ -54,6 +60,17 @@ def exit_at_once(work: Callable[[], int | None]) -> NoReturn:
 def fail(error: BaseException | str) -> None:
     """Prints an error as one line on standard error."""
     print(f"error: {error if isinstance(error, str) else told(error)}", file=sys.stderr)
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read standard output, such as `head`, has had enough. Nothing more is written there then."""
+    output = sys.stdout.fileno()
+    asked = select.poll()
+    asked.register(output, 0)  # errors are told, whatever is asked for
+    if not asked.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python writes once more at the end
+    return True
 
 
 def fail_if_none(done: int, listed: int, rejects: Path) -> int:

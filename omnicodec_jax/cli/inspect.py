@@ -35,10 +35,12 @@ def inspect(path: Positional[Path], /) -> int:
         raise OmniCodecError(f"{path}: holds nothing that a command of omnicodec has written, and no audio")
     for file in files:
         try:
-            print(_describe(file))
+            line = _describe(file)
         except (OmniCodecError, OSError) as error:
             command.fail(error)
             failed += 1
+        else:
+            print(line)
     return int(failed > 0)
 
 

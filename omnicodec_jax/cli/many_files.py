@@ -72,17 +72,20 @@ class ManyFiles:
 
     def _run_what_is_left(self, model: Callable[..., Iterator[tuple[Path, np.ndarray]]]) -> bool:
         """Returns whether all files are done. If the device fails, the files that it had are lost, and no others."""
-        try:
-            for source, output in model(self._inputs()):
-                self._finish(source, output)
-        except Exception as error:
-            if not self._under_way:
-                raise
-            for source in self._under_way:
-                self._fail(source, error)
-            self._under_way.clear()
-            return False
-        return True
+        outputs = model(self._inputs())
+        while True:
+            try:
+                finished = next(outputs, None)
+            except Exception as error:
+                if not self._under_way:
+                    raise
+                for source in self._under_way:
+                    self._fail(source, error)
+                self._under_way.clear()
+                return False
+            if finished is None:
+                return True
+            self._finish(*finished)
 
     def _inputs(self) -> Iterator[tuple[Path, Any]]:
         """Reads one file after the other, when the model asks for it."""
