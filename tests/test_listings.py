@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -92,6 +93,27 @@ def test_tar_is_prepared_as_the_folder_that_it_was_made_of(tmp_path, corpus):
     assert len(of_folder) > 2
 
 
+def test_links_in_a_tar_are_the_files_that_they_lead_to_as_in_its_folder(tmp_path, corpus):
+    folder = tmp_path / "folder"
+    os.link(folder / "a.wav", folder / "deep" / "hard.wav")
+    os.symlink("../b.flac", folder / "deep" / "soft.flac")
+    os.symlink("deep/soft.flac", folder / "again.flac")
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        tar.add(folder, ".")
+    assert prepared(tmp_path / "links.tar", tmp_path / "b") == prepared(folder, tmp_path / "a")
+    os.symlink("elsewhere.wav", folder / "gone.wav")
+    os.symlink("self.wav", folder / "self.wav")
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        tar.add(folder, ".")
+    found = listed(tmp_path / "links.tar")
+    assert list(found) == [entry.id for entry in manifest.read(folder)]
+    problems = {id: entry.problem for id, entry in found.items() if entry.problem}
+    assert problems == {
+        "gone.wav": "a link to elsewhere.wav, which is not a file of the tar",
+        "self.wav": "a link to self.wav, which is not a file of the tar",
+    }
+
+
 @pytest.fixture
 def job(tmp_path, demo_model, monkeypatch):
     monkeypatch.setattr(tokenize, "OmniCodecTokenizer", Quick)
@@ -147,6 +169,33 @@ def test_tars_with_braces_are_read_one_after_the_other(tmp_path):
     ]
 
 
+def test_lists_in_several_folders_with_braces_name_files_beside_themselves(tmp_path):
+    for number, name in enumerate(("dev", "train")):
+        folder = tmp_path / name
+        tar_of(folder / "audio_0.tar", {"c.wav": sound(number)})
+        (folder / "a.wav").write_bytes(sound(number))
+        lines = [{"audio_filepath": file, "label": "x"} for file in ("a.wav", str(tmp_path / "dev" / "a.wav"))]
+        lines.append({"audio_filepath": "c.wav", "duration": 0.3, "shard_id": 0, "label": "x"})
+        (folder / "m.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        (folder / "wav.scp").write_text("r a.wav\n")
+        (folder / "segments").write_text(f"{name} r 0.1 0.2\n")
+    for braces, first in (("{dev,train}", 0), ("{train,dev}", 1)):
+        path = tmp_path / braces / "m.json"
+        listed_once = manifest.Manifest(path)
+        heard = [audio.load(entry.file(listed_once.folder), RATE).samples for entry in listed_once]
+        assert len(heard) == 6
+        wanted = [of(sound(number)) for number in (first, 0, first, 1 - first, 0, 1 - first)]
+        np.testing.assert_array_equal(heard, wanted)
+        own = ("dev", "train")[first]
+        assert [entry.path for entry in listed_once][:2] == [f"{own}/a.wav", str(tmp_path / "dev" / "a.wav")]
+        labelled = [samples(path, entry) for entry, _ in manifest.labelled(path, "label")]
+        np.testing.assert_array_equal(labelled, wanted)
+    path = tmp_path / "{dev,train}" / "wav.scp"
+    segments = listed(path)
+    assert list(segments) == ["dev", "train"]
+    assert len(samples(path, segments["train"])) == 2400
+
+
 def test_commands_are_refused_in_one_line():
     with pytest.raises(DataError, match=r"^--manifest speech: pipe:cat x.tar: a command; only files are read"):
         manifest.parse_sources("speech=pipe:cat x.tar")
@@ -163,6 +212,7 @@ def test_what_is_said_beside_the_audio_of_a_tar_is_kept(tmp_path):
     note = {"id": "first", "domain": "speech", "duration": 0.3, "text": "said"}
     members = {"1.wav": sound(1), "1.json": json.dumps(note).encode(), "2.wav": sound(2), "2.txt": b"other\n"}
     members |= {"3.wav": sound(3), "3.json": b"{not json", "4.wav": sound(4), "4.json": b"[1]", ".5.wav": b""}
+    members |= {"6.wav": sound(6), "6.json": b'{"id": 17, "domain": null}'}
     path = tar_of(tmp_path / "x.tar", members)
     found = list(manifest.transcribed(path))
     assert [(entry.id, entry.domain, entry.seconds, text) for entry, text in found] == [
@@ -170,6 +220,7 @@ def test_what_is_said_beside_the_audio_of_a_tar_is_kept(tmp_path):
         ("2.wav", None, None, "other"),
         ("3.wav", None, None, None),
         ("4.wav", None, None, None),
+        ("17", None, None, None),
     ]
 
 
@@ -220,7 +271,7 @@ def test_parquet_of_hugging_face_is_read_row_by_row(tmp_path):
         },
         {"id": None, "audio": {"bytes": sound(2), "path": "b.wav"}, "text": None, "domain": None, "duration": None},
         {"id": "", "audio": {"bytes": sound(3), "path": None}, "text": "", "domain": None, "duration": None},
-        {"id": "four", "audio": {"bytes": None, "path": "c.wav"}, "text": "", "domain": None, "duration": None},
+        {"id": "four", "audio": {"bytes": None, "path": "c.wav"}, "text": "", "domain": None, "duration": float("nan")},
     ]
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir()
@@ -232,6 +283,7 @@ def test_parquet_of_hugging_face_is_read_row_by_row(tmp_path):
         ("train-00000-of-00001-00000002", None, None, None),
         ("four", None, None, None),
     ]
+    assert {entry.problem for entry, _ in found} == {None}
     for seed, (entry, _) in enumerate(found[:3], 1):
         np.testing.assert_array_equal(samples(path, entry), of(sound(seed)))
     with pytest.raises(AudioError, match=r"c.wav: no audio in this row"):
@@ -393,6 +445,15 @@ def test_segments_of_kaldi_are_parts_of_its_recordings(tmp_path, corpus):
     assert all(words in problem for words, (_, problem) in zip(wanted, problems, strict=True))
     part = samples(tmp_path / "wav.scp", found[0])
     np.testing.assert_array_equal(part, of(corpus["a.wav"])[1200:6000])
+
+
+def test_segments_of_single_channels_are_refused_and_those_of_a_file_of_one_channel_are_not(tmp_path):
+    (tmp_path / "wav.scp").write_text("call call.wav\ntalk talk.wav\n")
+    lines = ["a call 0 1 0", "b call 0 1 1", "c talk 0 1 0", "d talk 1 2 -1", "e talk 2 3"]
+    (tmp_path / "segments").write_text("\n".join(lines))
+    found = listed(tmp_path / "wav.scp")
+    assert [id for id, entry in found.items() if entry.problem is None] == ["c", "d", "e"]
+    assert all("segments of single channels; only the mix" in str(found[id].problem) for id in "ab")
 
 
 def test_wav_scp_of_commands_alone_is_refused_in_one_line(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnicodec_jax.buckets import BucketPath, joined
+from omnicodec_jax.buckets import BucketPath, as_path, joined
 from omnicodec_jax.data.members import Member, MemberPlace
 
 
@@ -49,6 +49,13 @@ WRONG = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """Errors that a line of a list ends in which is no clip: of JSON, of Unicode, and of values of another type."""
 Listed = tuple[Entry, str | None]
 """An entry with its transcript; None: it has none."""
+
+
+def readable(name: str) -> str:
+    """Returns the name of a file, as a list has it. Raises ValueError for a URL that is not read."""
+    if "://" in name:
+        as_path(name)
+    return name
 
 
 def contained(container: Path, folder: Path) -> str:

@@ -11,13 +11,13 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omnicodec_jax import names
-from omnicodec_jax.buckets import as_path
+from omnicodec_jax.buckets import BucketPath, as_path, joined
 from omnicodec_jax.data import discovery
-from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, text
+from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, readable, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
 
@@ -144,8 +144,11 @@ def _entry_of(file: Path, directory: Path) -> Entry:
 
 
 def folder(path: Path) -> Path:
-    """Returns the directory that the relative paths of a list begin in."""
-    return path if path.is_dir() else path.parent
+    """Returns the directory that the relative paths of a list begin in; of lists in several directories, one above."""
+    if path.is_dir():
+        return path
+    parents = {file.parent for file in files(path)}
+    return parents.pop() if len(parents) == 1 else next(up for up in path.parents if not BRACES.search(str(up)))
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -215,10 +218,12 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
     if path.is_dir() or not {".jsonl", ".json"} & set(path.suffixes):
         raise DataError(f"{path}: must end in .jsonl, .json, or in one of them and .gz, as its lines must have labels")
     has_labels, passed_over = False, 0
-    for line in itertools.chain.from_iterable(map(_lines, files(path))):
+    above = folder(path)
+    for file, line in ((file, line) for file in files(path) for line in _lines(file)):
         content = line.removeprefix(codecs.BOM_UTF8).strip()
         try:
-            (entry, _), fields = _from_json(content.decode(), path), json.loads(content)
+            (entry, _), fields = _from_json(content.decode(), file), json.loads(content)
+            entry = _seen_from(above, file.parent, entry)
             has_label = fields.get(label) is not None and str(fields[label]).strip()
         except WRONG:
             has_label = False
@@ -239,11 +244,24 @@ def _read(path: Path) -> Iterator[Listed]:
         yield from lhotse.shar(path, _lines) if lhotse.is_shar(path) else _in_directory(path)
     elif (suffix := path.suffix.lower()) in ARCHIVES:
         yield from ARCHIVES[suffix](files(path), folder(path))
-    elif segments := kaldi.segments_of(path):
-        yield from kaldi.segments(_texts(path), _texts(segments))
     else:
+        above = folder(path)
         for file in files(path):
-            yield from _from_lines(file)
+            segments = kaldi.segments_of(file)
+            listed = kaldi.segments(_texts(file), _texts(segments)) if segments else _from_lines(file)
+            yield from ((_seen_from(above, file.parent, entry), transcript) for entry, transcript in listed)
+
+
+def _seen_from(above: Path, folder: Path, entry: Entry) -> Entry:
+    """Returns an entry of a list in a folder with its file as it is called from a directory above."""
+    name = entry.path if entry.container is None else entry.container
+    if folder == above or entry.problem or "://" in name:
+        return entry
+    if isinstance(folder, BucketPath):
+        name = str(joined(folder, name))
+    else:
+        name = str(PurePosixPath(folder.relative_to(above), name))
+    return entry._replace(path=name) if entry.container is None else entry._replace(container=name)
 
 
 def _in_directory(path: Path) -> Iterator[Listed]:
@@ -316,7 +334,7 @@ def _from_json(line: str, path: Path) -> Listed:
     # Without an offset, a duration tells how long the whole file is.
     duration = None if offset is None else seconds
     name = file if id in (None, "") else str(id)
-    entry = Entry(name, file, float(offset or 0), duration, seconds, domain or None)
+    entry = Entry(name, readable(file), float(offset or 0), duration, seconds, domain or None)
     return nemo.in_tar(entry, fields.get("shard_id"), path), text(fields, "text")
 
 

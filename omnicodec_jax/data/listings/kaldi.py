@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from omnicodec_jax.data.entries import Entry, Listed
+from omnicodec_jax.data.entries import Entry, Listed, readable
 
 RECORDINGS, SEGMENTS = "wav.scp", "segments"
+CHANNELS = "no clip: its recording has segments of single channels; only the mix of all is read: split them into files"
+"""Why a segment of a recording of several channels is no clip."""
 
 
 def segments_of(path: Path) -> Path | None:
@@ -21,7 +23,7 @@ def recording(line: str) -> Entry:
     words = line.split()
     if len(words) > 2:
         raise ValueError(f"{len(words)} words; must be `utterance path` or `path` (in .jsonl, paths may hold blanks)")
-    return Entry(words[0], words[-1])
+    return Entry(words[0], readable(words[-1]))
 
 
 def segments(recordings: Iterable[str], lines: Iterable[str]) -> Iterator[Listed]:
@@ -30,12 +32,16 @@ def segments(recordings: Iterable[str], lines: Iterable[str]) -> Iterator[Listed
     Args:
         recordings: The lines of wav.scp.
         lines: The lines of segments: `utterance recording start end`, in seconds; an end of 0 or less is that of the
-            recording.
+            recording. A channel may follow. Where it is another than 0, the recording has several.
     """
     known = {line.split()[0]: _recording(line) for line in recordings if line}
-    for number, line in enumerate(lines, 1):
-        if line:
-            yield _segment(line, number, known), None
+    parts = [line.split() for line in lines]
+    for words in parts:
+        if len(words) == 5 and words[4] not in ("0", "-1") and (found := known.get(words[1])):
+            known[words[1]] = found._replace(problem=found.problem or CHANNELS)
+    for number, words in enumerate(parts, 1):
+        if words:
+            yield _segment(words, number, known), None
 
 
 def _recording(line: str) -> Entry:
@@ -45,8 +51,7 @@ def _recording(line: str) -> Entry:
         return Entry(line.split()[0], RECORDINGS, problem=f"no clip: {error}")
 
 
-def _segment(line: str, number: int, known: dict[str, Entry]) -> Entry:
-    words = line.split()
+def _segment(words: list[str], number: int, known: dict[str, Entry]) -> Entry:
     try:
         utterance, name, start, end = words[0], words[1], float(words[2]), float(words[3])
         if len(words) > 5 or not 0 <= start < float("inf") or not end < float("inf"):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
+from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, readable, text
 from omnicodec_jax.data.listings import tars
 from omnicodec_jax.data.listings.tars import TarMember
 
@@ -72,7 +72,7 @@ def _source(recording: dict[str, Any]) -> str:
         raise ValueError("a command; only files are read: run it, and name the file that it writes")
     if kind not in ("file", "url") or not isinstance(source, str) or not source:
         raise ValueError(f"a source of type {kind!r}; only files are read")
-    return source
+    return readable(source)
 
 
 def _refuse_channels(cut: dict[str, Any], recording: dict[str, Any]) -> None:

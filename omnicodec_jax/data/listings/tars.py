@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -31,10 +32,12 @@ class TarMember(NamedTuple):
 
 
 def members(path: Path) -> Iterator[TarMember]:
-    """Yields the files of a tar in their order, by their headers alone. Raises OSError.
+    """Yields the files of a tar in their order, by their headers alone, and then the links to them. Raises OSError.
 
     After a damaged header, the next header is looked for.
     """
+    files: dict[str, TarMember] = {}
+    links: list[tarfile.TarInfo] = []
     with path.open("rb") as file:
         head, size = file.read(8), file.seek(0, 2)
         file.seek(0)
@@ -53,13 +56,33 @@ def members(path: Path) -> Iterator[TarMember]:
                     whole = info.size if info.isreg() else 0
                     end = info.offset_data + whole + -whole % BLOCK
                     if info.isreg():
-                        yield _member(info, size)
+                        files[posixpath.normpath(info.name)] = member = _member(info, size)
+                        yield member
+                    elif info.islnk() or info.issym():
+                        links.append(info)
             yield from _gap(path, file, end, size)
         except tarfile.TarError:  # of what follows, nothing can be told
             if end < size:
                 yield TarMember(
                     f"{path.name}:{end}", (end, size - end), "damaged or cut off: no member from here on", False
                 )
+    yield from _links(links, files)
+
+
+def _links(links: list[tarfile.TarInfo], files: dict[str, TarMember]) -> Iterator[TarMember]:
+    """Yields links to files of a tar as these files under other names, as a folder with the links would have them."""
+    targets = {}
+    for info in links:  # a hard link names its target from the top of the tar on, a symbolic one from its own folder on
+        folder = "" if info.islnk() else posixpath.dirname(info.name)
+        targets[posixpath.normpath(info.name)] = posixpath.normpath(posixpath.join(folder, info.linkname))
+    for info in links:
+        name, seen = posixpath.normpath(info.name), set()
+        while name in targets and name not in seen:  # a link may lead to another, and to itself
+            seen.add(name)
+            name = targets[name]
+        problem = f"a link to {info.linkname}, which is not a file of the tar"
+        found = files.get(name) or TarMember("", (info.offset, 0), problem)
+        yield found._replace(name=info.name.removeprefix("./"))
 
 
 def _member(info: tarfile.TarInfo, size: int) -> TarMember:
@@ -124,7 +147,7 @@ def _entry(tar: Path, container: str, member: TarMember, notes: dict[str, TarMem
     with contextlib.suppress(ValueError):
         seconds = number(said, "duration")
     entry = Entry(
-        text(said, "id") or member.name,
+        str(id) if type(id := said.get("id")) in (str, int, float) and id != "" else member.name,
         member.name,
         seconds=seconds,
         domain=text(said, "domain"),
