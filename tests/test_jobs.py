@@ -471,6 +471,19 @@ def test_segments_hashed_as_before_are_known_to_be_there(tokens, disk):
     assert (summary.listed, summary.skipped, summary.clips) == (2, 2, 0)
 
 
+def test_a_file_that_was_left_out_is_tokenized_when_another_takes_its_place(tokens, disk):
+    tokens.run()
+    more = disk.parent / "more.scp"
+    more.write_text("disk/a.wav\ndisk/c.wav\n")
+    for clips, skipped, tried in ((0, 2, 2), (0, 2, 0)):
+        done = tokens.run(sources={"sound": more}, skip_existing=True)
+        assert (done.clips, done.skipped, done.tried) == (clips, skipped, tried)
+    sound(disk / "c.wav", 9)
+    for tried in (1, 0):
+        done = tokens.run(sources={"sound": more}, skip_existing=True)
+        assert (done.clips, done.skipped, done.tried) == (1, 1, tried)
+
+
 # -- Directories that change while a job runs
 
 

@@ -177,7 +177,7 @@ class Worker:
                     elif result.clip is None:
                         opened[name].outcomes.keep(number, result.seen)
                     elif prepared is None:
-                        opened[name].outcomes.leave_out(number)
+                        opened[name].outcomes.leave_out(number, result.seen)
                     else:
                         yield (name, number, result), prepared
 

@@ -213,8 +213,9 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
     system did not give, those whose file has been replaced, and with `retry_rejected` all that were refused.
 
     Args:
-        finished: What the unit's JSON file holds, {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}; None if
-            the unit is not finished. Files of version 0.1 have no "clips".
+        finished: What the unit's JSON file holds, {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}, and
+            "skipped" like "clips" where entries were left out; None if the unit is not finished. Files of version 0.1
+            have no "clips".
         unit: The unit.
         retry_rejected: Whether entries that were refused are tried once more.
     """
@@ -224,7 +225,7 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
     again = [row for row in finished["rejects"] if retry_rejected or row.get("again")]
     if again and "clips" not in finished:
         return everything
-    clips = finished.get("clips", [])
+    clips = [*finished.get("clips", []), *finished.get("skipped", [])]
     files = [(unit.entries[number].file(unit.folder), seen) for number, *seen in clips]
     many = in_threads if any(is_in_bucket(path) for path, _ in files) else itertools.starmap
     replaced = [number for (number, *_), is_other in zip(clips, many(_replaced, files), strict=True) if is_other]
@@ -261,6 +262,7 @@ class Outcomes(Generic[T]):
         self.is_resumed = False
         """Whether the clips of an earlier run have been taken over."""
         self._seen: dict[int, Seen] = {}
+        self._skipped: dict[int, Seen] = {}
         self._rejects: dict[int, dict[str, Any]] = {}
         if finished is not None:
             self._resume(finished, clips)
@@ -274,6 +276,7 @@ class Outcomes(Generic[T]):
             return
         self.is_resumed, self.clips = True, dict(zip(numbers, clips, strict=True))
         self._seen = {number: Seen(*seen) for number, *seen in finished["clips"]}
+        self._skipped = {number: Seen(*seen) for number, *seen in finished.get("skipped", [])}
         self._rejects = {row["entry"]: row for row in finished["rejects"]}
 
     @property
@@ -288,7 +291,7 @@ class Outcomes(Generic[T]):
 
     def add(self, number: int, clip: T, seen: Seen) -> None:
         """Keeps the clip that an entry has become."""
-        self.leave_out(number)
+        self._forget(number)
         self.clips[number], self._seen[number] = clip, seen
 
     def keep(self, number: int, seen: Seen) -> None:
@@ -301,21 +304,29 @@ class Outcomes(Generic[T]):
         if row.get("again") and number in self.clips:
             self._open.discard(number)
             return
-        self.leave_out(number)
+        self._forget(number)
         self._rejects[number] = row
 
-    def leave_out(self, number: int) -> None:
-        """Forgets whatever was known of an entry, and leaves it out without refusing it."""
+    def leave_out(self, number: int, seen: Seen) -> None:
+        """Leaves an entry out without refusing it, for as long as its file is the one that was seen."""
+        self._forget(number)
+        self._skipped[number] = seen
+
+    def _forget(self, number: int) -> None:
+        """Forgets whatever was known of an entry, of which nothing is left to do."""
         self._open.discard(number)
         self.clips.pop(number, None)
-        self._seen.pop(number, None)
-        self._rejects.pop(number, None)
+        for known in (self._seen, self._skipped, self._rejects):
+            known.pop(number, None)
 
     def to_json(self, shard: dict[str, Any]) -> str:
         """Returns the text of the JSON file that marks the unit as finished. `shard` is its line of the index."""
         rejects = [self._rejects[number] for number in sorted(self._rejects)]
-        clips = [[number, *self._seen[number]] for number in sorted(self._seen)]
-        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips}) + "\n"
+        clips, skipped = (
+            [[number, *seen[number]] for number in sorted(seen)] for seen in (self._seen, self._skipped)
+        )
+        left_out = {"skipped": skipped} if skipped else {}
+        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out}) + "\n"
 
 
 # -- Collect
