@@ -183,6 +183,16 @@ def test_audio_that_an_older_version_has_detokenized_stays(tmp_path, corpus):
     assert list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Share())) == []
 
 
+def test_audio_that_a_power_failure_has_left_empty_is_decoded_again(tmp_path, corpus):
+    codec, write = corpus
+    tokens, path = write("tokens", "hash"), tmp_path / "out" / "speech" / "a.flac"
+    list(detokenize(tokens, tmp_path / "out", codec, None, ".flac", Share()))
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    assert [file.path for file in detokenize(tokens, tmp_path / "out", codec, None, ".flac", Share())] == [path]
+    assert path.read_bytes() == before
+
+
 def test_an_exported_program_does_not_replace_tokens(tmp_path, demo_model):
     codec = Quick.from_pretrained(demo_model)
     fields = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 5000, "gain": 1.0}
@@ -206,3 +216,16 @@ def test_webdataset_does_not_mix_tokens_of_two_models(tmp_path, corpus):
         assert convert(write("tokens", "hash"), tmp_path / "tars") == 1
     with pytest.raises(DataError, match="tars: holds tokens that were made otherwise"):
         convert(write("others", "hash", model="another"), tmp_path / "tars")
+
+
+def test_webdataset_does_not_mix_tars_of_other_tokens_of_the_model(tmp_path, corpus):
+    _, write = corpus
+    tokens = write("tokens", "hash")
+    for _ in range(2):
+        assert convert(tokens, tmp_path / "tars") == 1
+    (path,) = (tokens / "shards").iterdir()
+    for shard in (path, shards.marker_path(tokens, path.stem)):
+        shard.rename(shard.with_stem("another"))
+    with pytest.raises(DataError, match=f"tars: holds tars that are not of .*such as {path.stem}.tar; use another OUT"):
+        convert(tokens, tmp_path / "tars")
+    assert [tar.stem for tar in (tmp_path / "tars").glob("*.tar")] == [path.stem]

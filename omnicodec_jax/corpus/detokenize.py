@@ -147,8 +147,10 @@ def _origin(tokens: str, target: Target) -> Origin:
 
 
 def _comment(path: Path) -> str | None:
-    """Returns the comment of an audio file; None if it is not there."""
-    return audio.comment(path) if path.is_file() else None
+    """Returns the comment of an audio file; None if it is not there, or empty, as a power failure may leave it."""
+    if not path.is_file() or not (isinstance(path, BucketPath) or path.stat().st_size):
+        return None
+    return audio.comment(path)
 
 
 def _left(out: Path, targets: Iterable[Target], origin: Callable[[Target], Origin]) -> set[str]:

@@ -17,12 +17,15 @@ def convert(tokens: Path, out: Path) -> int:
     """Writes a tar file for each shard, with `<number>.npy` (uint16 [N, K]) and `<number>.json` for each clip.
 
     Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are. Raises
-    DataError where `out` holds tokens of another contract.
+    DataError where `out` holds tokens of another contract, or tars that are not of these shards.
     """
     settings, contract = out / shards.SETTINGS, shards.contract(tokens)
     if shards.settings(out) not in (None, contract):
         raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
     with claim(out, makes="tokens"):
+        made = {f"{path.stem}.tar" for path in shards.shards(tokens)}
+        if others := sorted({path.name for path in out.glob("[!.]*.tar")} - made):
+            raise DataError(f"{out}: holds tars that are not of {tokens}, such as {others[0]}; use another OUT")
         with rewriting(settings) as temporary:  # first, so that a later run knows the settings of a run that was killed
             temporary.write_text(json.dumps(contract, indent=2) + "\n")
         return sum(_convert(path, out) for path in shards.shards(tokens))
