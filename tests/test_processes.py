@@ -6,6 +6,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
+from omnicodec_jax.distributed import multihost
+from omnicodec_jax.errors import ConfigError
+
 SHARE = """
 import sys
 from omnicodec_jax.distributed import multihost
@@ -61,3 +66,11 @@ def test_a_process_that_has_its_share_is_ended_by_sigterm_as_any_other():
 def test_alone_there_is_nothing_to_share():
     result = subprocess.run([sys.executable, "-c", SHARE], input="", capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[0] == "0 1"
+
+
+@pytest.mark.parametrize(("count", "rank"), [("two", "0"), ("2", "first"), ("2", "2"), ("2", "-1")])
+def test_a_cluster_that_cannot_be_is_told_in_one_line(monkeypatch, count, rank):
+    for name, value in zip(multihost.CLUSTER_VARIABLES, ("localhost:1", count, rank), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"JAX_NUM_PROCESSES and JAX_PROCESS_ID are '{count}' and '{rank}': a number"):
+        multihost.share_of_work()

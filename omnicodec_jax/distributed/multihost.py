@@ -64,6 +64,9 @@ def _join() -> None:
     given = [os.environ.get(name) for name in CLUSTER_VARIABLES]
     address, count, process = given
     if address is not None and count is not None and process is not None:
+        if not (count.isdecimal() and process.isdecimal() and int(process) < int(count)):
+            names = " and ".join(CLUSTER_VARIABLES[1:])
+            raise ConfigError(f"{names} are {count!r} and {process!r}: a number, and one from 0 to below it")
         jax.distributed.initialize(address, int(count), int(process))
         return
     if any(given):
