@@ -219,7 +219,7 @@ def labelled(path: Path, label: str) -> Iterator[tuple[Entry, dict[str, Any]]]:
         raise DataError(f"{path}: must end in .jsonl, .json, or in one of them and .gz, as its lines must have labels")
     has_labels, passed_over = False, 0
     above = folder(path)
-    for file, line in ((file, line) for file in files(path) for line in _lines(file)):
+    for file, line in ((each, line) for each in files(path) for line in _lines(each)):
         content = line.removeprefix(codecs.BOM_UTF8).strip()
         try:
             (entry, _), fields = _from_json(content.decode(), file), json.loads(content)

@@ -322,9 +322,7 @@ class Outcomes(Generic[T]):
     def to_json(self, shard: dict[str, Any]) -> str:
         """Returns the text of the JSON file that marks the unit as finished. `shard` is its line of the index."""
         rejects = [self._rejects[number] for number in sorted(self._rejects)]
-        clips, skipped = (
-            [[number, *seen[number]] for number in sorted(seen)] for seen in (self._seen, self._skipped)
-        )
+        clips, skipped = ([[number, *seen[number]] for number in sorted(seen)] for seen in (self._seen, self._skipped))
         left_out = {"skipped": skipped} if skipped else {}
         return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out}) + "\n"
 
