@@ -224,6 +224,11 @@ def test_what_is_said_beside_the_audio_of_a_tar_is_kept(tmp_path):
     ]
 
 
+def test_members_above_the_folder_of_a_tar_are_not_hidden(tmp_path):
+    path = tar_of(tmp_path / "x.tar", {"../a.wav": sound(1), "b/../c.wav": sound(2), "b/.d.wav": sound(3)})
+    assert list(listed(path)) == ["../a.wav", "b/../c.wav"]
+
+
 def test_broken_member_costs_itself_alone(tmp_path):
     good = {f"{number}.wav": sound(number) for number in range(4)}
     path = tar_of(tmp_path / "x.tar", good)

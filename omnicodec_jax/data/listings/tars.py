@@ -124,7 +124,8 @@ def _of_tar(tar: Path, container: str) -> Iterator[Listed]:
     with buckets.on_disk(tar) as here:  # in a bucket, each note would be a request
         for member in sorted(found, key=lambda member: PurePosixPath(member.name).parts):
             name = PurePosixPath(member.name)
-            if name.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in name.parts):
+            is_hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+            if name.suffix.lower() in EXTENSIONS and not is_hidden:
                 yield _entry(here, container, member, notes)
             elif not member.is_file:
                 yield Entry(member.name, container, problem=member.problem), None
