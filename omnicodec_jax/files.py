@@ -175,6 +175,20 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", str(path)) from error
 
 
+def check_place(path: Path) -> None:
+    """Raises OSError now where a file could not be written after hours of work, and BucketError for a URL to read."""
+    if isinstance(path, BucketPath):
+        path.check_writable()
+        return
+    probe = _temporary(path, path.parent)
+    with writing(path, probe):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
 def disk_error(error: BaseException, folder: Path) -> OSError | None:
     """Returns the error of a full or read-only disk that is behind an error, with advice; None if there is none.
 

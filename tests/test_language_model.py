@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from omnicodec_jax import cli, compilation_cache
-from omnicodec_jax.cli import command
+from omnicodec_jax.buckets import BucketError, as_path
+from omnicodec_jax.cli import PERPLEXITY, command
 from omnicodec_jax.config import LanguageModelConfig, MeshConfig, OptimizerConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import read_tokens, shards
@@ -416,6 +417,18 @@ def test_command_prints_a_table_and_writes_json(tokens, tmp_path, capsys, monkey
     assert result["ppl0"] == result["ppl"][0]
     assert set(result["domains"]) == {"music", "speech"}
     assert f"{result['ppl0']:.2f}" in said
+
+
+@pytest.mark.parametrize("out", ["taken", "file/result.json", "hf://owner/name/result.json"])
+def test_a_place_where_the_result_cannot_be_is_refused_before_anything_is_learnt(tokens, tmp_path, monkeypatch, out):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(multihost, "initialize", lambda: None)
+    monkeypatch.setattr(perplexity, "measure", lambda *_: pytest.fail("has begun"))
+    place = as_path(out) if "://" in out else tmp_path / out
+    with pytest.raises((OSError, BucketError), match="choose another place|hf:// is only read"):
+        PERPLEXITY.function(tokens=tokens, config="language_model", out=place, settings=TINY)
+    assert not list((tmp_path / "taken").iterdir())
 
 
 def test_what_cannot_be_measured_is_named(tokens, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omnicodec_jax.cli.arguments import WithConfig
 from omnicodec_jax.config import PerplexityConfig
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import check_place, rewriting
 
 LOG = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ def perplexity(
     from omnicodec_jax.language_model.perplexity import NOTE, measure
 
     multihost.initialize()
+    if out is not None and multihost.is_main():
+        check_place(out)
     with claim(workdir) if workdir is not None and multihost.is_main() else contextlib.nullcontext():
         try:
             result = measure(tokens, settings, workdir)
