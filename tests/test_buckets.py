@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,3 +205,21 @@ def test_single_records_of_a_shard_are_found_in_its_bytes(count, longest, tmp_pa
     assert [ranged.read(ranges, number) for number in range(count)] == written
     with pytest.raises(IndexError):
         ranged.read(ranges, count)
+
+
+def test_a_folder_for_copies_that_a_process_beside_has_removed_is_made_anew(tmp_path, monkeypatch):
+    copies, made = sys.modules["omnicodec_jax.buckets.copies"], list[Path]()
+
+    def make(prefix):
+        made.append(tmp_path / f"{prefix}{len(made)}")
+        made[-1].mkdir()
+        if len(made) == 1:  # before it is locked, it looks like what a killed process has left
+            copies._remove_leftovers()
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    assert copies.copies.__wrapped__() == made[1]
+    assert [folder.is_dir() for folder in made] == [False, True]
+    copies._remove_leftovers()
+    assert made[1].is_dir()

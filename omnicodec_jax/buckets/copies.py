@@ -114,10 +114,17 @@ def copies() -> Path:
     TMPDIR says on which disk it lies.
     """
     _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=CACHE))
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # until the process ends, however it ends
+    folder = _locked(Path(tempfile.mkdtemp(prefix=CACHE)))
+    while not folder.is_dir():  # before it was locked, another process has taken it for a leftover
+        folder = _locked(Path(tempfile.mkdtemp(prefix=CACHE)))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _locked(folder: Path) -> Path:
+    """Locks a folder until the process ends, however it ends. Returns the folder, which may have gone meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
     return folder
 
 
