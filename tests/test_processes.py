@@ -68,9 +68,19 @@ def test_alone_there_is_nothing_to_share():
     assert result.stdout.splitlines()[0] == "0 1"
 
 
-@pytest.mark.parametrize(("count", "rank"), [("two", "0"), ("2", "first"), ("2", "2"), ("2", "-1")])
-def test_a_cluster_that_cannot_be_is_told_in_one_line(monkeypatch, count, rank):
-    for name, value in zip(multihost.CLUSTER_VARIABLES, ("localhost:1", count, rank), strict=True):
+RANKS = "JAX_NUM_PROCESSES and JAX_PROCESS_ID are '{}' and '{}': a number, and one from 0 to below it"
+ADDRESS = "JAX_COORDINATOR_ADDRESS is '{}': must be host:port"
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "rank", "message"),
+    [
+        *(("a:1", *words, RANKS.format(*words)) for words in (("two", "0"), ("2", "first"), ("2", "2"), ("2", "-1"))),
+        *((address, "1", "0", ADDRESS.format(address)) for address in ("a", "", "a:", ":1")),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_told_in_one_line(monkeypatch, address, count, rank, message):
+    for name, value in zip(multihost.CLUSTER_VARIABLES, (address, count, rank), strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"JAX_NUM_PROCESSES and JAX_PROCESS_ID are '{count}' and '{rank}': a number"):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
         multihost.share_of_work()

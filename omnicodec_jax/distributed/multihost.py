@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def _join() -> None:
     given = [os.environ.get(name) for name in CLUSTER_VARIABLES]
     address, count, process = given
     if address is not None and count is not None and process is not None:
+        if not re.fullmatch(r".+:\d+", address):
+            raise ConfigError(f"{CLUSTER_VARIABLES[0]} is {address!r}: must be host:port")
         if not (count.isdecimal() and process.isdecimal() and int(process) < int(count)):
             names = " and ".join(CLUSTER_VARIABLES[1:])
             raise ConfigError(f"{names} are {count!r} and {process!r}: a number, and one from 0 to below it")
