@@ -352,8 +352,9 @@ def test_what_cannot_be_continued_is_named():
         continuation.draw(learnt, np.zeros((5, 1), int), 3)
     with pytest.raises(DataError, match="another codec's"):
         continuation.draw(learnt, np.full((5, 2), 3), 3)
-    with pytest.raises(ConfigError, match=r"temperature = -1.0: must be 0 or more"):
-        Sampling(temperature=-1.0)
+    for temperature in (-1.0, float("inf"), float("nan")):  # of infinity, the codes of other codebooks came out
+        with pytest.raises(ConfigError, match=f"temperature = {temperature}: must be 0 or more, and finite"):
+            Sampling(temperature=temperature)
     with pytest.raises(ConfigError, match=r"top_k = 0: must be 1 or more"):
         Sampling(top_k=0)
 

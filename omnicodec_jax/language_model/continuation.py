@@ -30,7 +30,7 @@ class Sampling:
     """So many of the likeliest codes can be drawn; None: all."""
 
     def __post_init__(self):
-        require(self.temperature >= 0, self, "temperature", "0 or more")
+        require(0 <= self.temperature < float("inf"), self, "temperature", "0 or more, and finite")
         require(self.top_k is None or self.top_k >= 1, self, "top_k", "1 or more, or None")
 
     def __call__(self, key: PRNGKeyArray, logits: Float[Array, "C V"]) -> Int[Array, " C"]:
