@@ -16,6 +16,7 @@ from omnicodec_jax import cli, model_directory
 from omnicodec_jax.config import Config, MeshConfig
 from omnicodec_jax.corpus import TokenSource, read_tokens, shards, tokenize
 from omnicodec_jax.corpus.detokenize import SETTINGS, detokenize
+from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import features, prepare, records
 from omnicodec_jax.data.pipeline import Samples
 from omnicodec_jax.data.prepare import PrepareConfig
@@ -137,9 +138,8 @@ def test_shards_of_either_layout_are_decoded_to_audio_of_the_length_of_the_origi
 
 def test_audio_that_version_0_1_has_made_of_tokens_is_gone_on_with(tokenizer, tmp_path):
     old = shards.contract(OLD / "tokens")["model"]
-    (tmp_path / "speech").mkdir()
     for name in ("a.flac", "b.flac"):
-        (tmp_path / "speech" / name).touch()
+        audio_files.save(tmp_path / "speech" / name, np.zeros(5000, np.float32), 24_000)
     for model in (old, tokenizer.model_hash):
         (tmp_path / SETTINGS).write_text(json.dumps({"model": model, "num_quantizers": 4}))
         assert list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Share.parse("0/1"))) == []
