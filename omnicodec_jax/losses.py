@@ -60,6 +60,16 @@ def semantic_reconstruction(output: CodecOutput, features: Float[Array, "B S F"]
     return jnp.mean(jnp.abs(output.semantic_features - features))
 
 
+@jax.named_scope("semantic_perceptual")
+def semantic_perceptual(of_decoded: Float[Array, "B S F"], of_real: Float[Array, "B S F"]) -> Scalar:
+    """Mean absolute error of the decoded audio's semantic features, as part of the mean size of the real audio's.
+
+    A perceptual loss: what an encoder of speech cannot tell apart any more, a listener mistakes less often.
+    """
+    target = stop_gradient(of_real)
+    return jnp.mean(jnp.abs(of_decoded - target)) / jnp.maximum(jnp.mean(jnp.abs(target)), 1e-5)
+
+
 def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Array, "B N W"]:
     """Averages WavLM's 50 hidden states a second over windows that are as long as two frames of the codec.
 

@@ -95,7 +95,7 @@ def semantic_features(
         encoder: Audio encoder of Qwen3-Omni or of Whisper; None for stacked log-mel frames.
 
     Returns:
-        Features float32 [B, S, F], through which no gradient passes to the encoder.
+        Features float32 [B, S, F].
     """
     if encoder is None:
         return dsp.stack_frames(dsp.log_mel(_low_rate(audio[:, 0], sample_rate)))
@@ -103,8 +103,8 @@ def semantic_features(
     module = model_directory.build(config, dtype=jax.tree.leaves(variables)[0].dtype)
     if isinstance(config, Qwen3AuTConfig):
         features: Any = module.apply(variables, dsp.log_mel(_low_rate(audio[:, 0], sample_rate)))
-        return jax.lax.stop_gradient(features)
-    return jax.lax.stop_gradient(_features_of_windows(audio[:, 0], sample_rate, module, variables))
+        return features
+    return _features_of_windows(audio[:, 0], sample_rate, module, variables)
 
 
 def _low_rate(audio: Float[Array, "B T"], sample_rate: int) -> Float[Array, "B N"]:

@@ -17,6 +17,9 @@ class LossConfig:
 
     mel: float = 15.0
     semantic: float = 1.0
+    semantic_perceptual: float = 0.0
+    """Draws the semantic features of the decoded audio to those of the real audio, as the encoder of
+    `codec.semantic.source` computes them from either; for it the encoder runs in the step, stored features or not."""
     commitment_semantic: float = 1.0
     commitment_acoustic: float = 1.0
     self_guidance: float = 0.1
@@ -259,6 +262,9 @@ class Config:
         require(self.seed >= 0, self, "seed", "0 or more")
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
+        if self.codec.semantic is None or self.codec.semantic.source == "stored":
+            rule = "0 without semantic features that the step can compute"
+            require(self.loss.semantic_perceptual == 0, self.loss, "semantic_perceptual", rule)
         if self.codec.num_semantic_quantizers == 0:
             for name in ("semantic_dropout", "acoustic_dropout"):
                 require(getattr(self.train, name) == 0, self.train, name, "0 without a semantic codebook")

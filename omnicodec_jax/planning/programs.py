@@ -21,12 +21,12 @@ from omnicodec_jax.planning.compiling import compile_for
 from omnicodec_jax.planning.encoders import released_encoder
 from omnicodec_jax.planning.step_plan import StepPlan
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
-from omnicodec_jax.semantic import ENCODERS, num_vectors
+from omnicodec_jax.semantic import num_vectors
 from omnicodec_jax.training.accumulation import TrainBatch
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import jit_step
-from omnicodec_jax.training.validation import reads_features
+from omnicodec_jax.training.validation import reads_features, runs_encoder
 
 LOG = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def networks(config: Config, mesh: Mesh) -> tuple[Gan, FrozenVariables]:
         wavlm = WavLMConfig()
         wavlm_variables = variables(WavLM(wavlm), mesh)
     semantic = config.codec.semantic
-    if semantic is not None and semantic.source in ENCODERS and not reads_features(config):
+    if semantic is not None and runs_encoder(config):
         encoder = released_encoder(semantic)
         module = model_directory.build(encoder)
         encoder_variables = variables(module, mesh, jnp.dtype(config.train.compute_dtype))

@@ -13,10 +13,10 @@ from omnicodec_jax.config import Config
 from omnicodec_jax.data import features
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
-from omnicodec_jax.semantic import ENCODERS, load_encoder
+from omnicodec_jax.semantic import load_encoder
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.packing import Tree
-from omnicodec_jax.training.validation import reads_features
+from omnicodec_jax.training.validation import reads_features, runs_encoder
 
 LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
     encoder = encoder_variables = wavlm = wavlm_variables = None
     if reads_features(config):
         _check_stored(config)
-    elif config.codec.semantic is not None and config.codec.semantic.source in ENCODERS:
+    if config.codec.semantic is not None and runs_encoder(config):
         if config.run.encoder is None:
             command = f"omnicodec convert {config.codec.semantic.source.replace('_', '-')}"
             raise ConfigError(f"run.encoder = None: must be a directory that {command} has written")

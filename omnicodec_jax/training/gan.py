@@ -128,9 +128,13 @@ class Gan:
         if features is not None:
             features = features.astype(jnp.float32)
         elif self.config.codec.semantic is not None:
-            encoder = None if self.encoder is None else (self.encoder, frozen.encoder)
-            features = semantic_features(audio, self.config.codec.sample_rate, encoder)
+            features = stop_gradient(self.semantic_features(audio, frozen))
         return TrainInputs(audio, features, stop_gradient(self.wavlm_states(audio, frozen)))
+
+    def semantic_features(self, audio: Audio, frozen: FrozenVariables) -> Float[Array, "B S F"]:
+        """Computes semantic features of audio. The encoder's parameters are frozen, but gradients pass to the audio."""
+        encoder = None if self.encoder is None else (self.encoder, frozen.encoder)
+        return semantic_features(audio, self.config.codec.sample_rate, encoder)
 
     def wavlm_states(self, audio: Audio, frozen: FrozenVariables) -> HiddenStates | None:
         """Computes WavLM's hidden states of audio at the codec's sample rate; None without WavLM.
@@ -174,6 +178,13 @@ class Gan:
         term = losses.latent_cepstrum(latent, audio, codec.sample_rate, codec.hop_length)
         return {"latent_cepstrum": term if until is None else jnp.where(step < until, term, 0.0)}
 
+    def semantic_perceptual(self, decoded: Audio, audio: Audio, frozen: FrozenVariables) -> Terms:
+        """Computes the perceptual loss of the encoder. Stored features do not serve, since they know what is around."""
+        if self.config.loss.semantic_perceptual == 0:
+            return {}
+        of_decoded, of_real = (self.semantic_features(x, frozen) for x in (decoded, audio))
+        return {"semantic_perceptual": losses.semantic_perceptual(of_decoded, of_real)}
+
     def codec_forward(
         self,
         params: Tree,
@@ -206,6 +217,7 @@ class Gan:
             last = None if inputs.wavlm_states is None else inputs.wavlm_states[-1]
             terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
             terms |= self.latent_cepstrum(output.latent, inputs.audio, step)
+            terms |= self.semantic_perceptual(output.audio, inputs.audio, frozen)
             metrics = {
                 "num_quantizers": num_quantizers.astype(jnp.float32),
                 "replaced_acoustic": output.acoustic.replaced,

@@ -123,6 +123,14 @@ def reads_features(config: Config) -> bool:
     )
 
 
+def runs_encoder(config: Config) -> bool:
+    """Returns whether the step runs the frozen encoder: on real audio without stored features, or on decoded audio."""
+    semantic = config.codec.semantic
+    return (semantic is not None and semantic.source in ENCODERS) and (
+        not reads_features(config) or config.loss.semantic_perceptual > 0
+    )
+
+
 class _BatchResult(NamedTuple):
     mel_distances: jax.Array
     """One for each of `codebook_counts`."""
