@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,10 +28,10 @@ class EventWriter:
     """
 
     def __init__(self, directory: Path, step: int):
-        # Imported here, since tensorboardX imports PyTorch where that is installed.
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        with without("torch"):  # which tensorboardX imports for its type annotations alone
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
 
         self._summary, self._messages, self._open = summary, cast(Any, event_pb2), EventsWriter
         self._directory, self._step = directory, step
@@ -93,3 +94,17 @@ class EventWriter:
             what = told(error) if error.filename else f"{self._directory}: {error.strerror or error}"
             LOG.warning("TensorBoard's events: %s; going on without", what)
             self._writer = None
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """A context in which a module that is not imported yet cannot be, as if it were not installed."""
+    if module in sys.modules:
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules[module] = None
+    try:
+        yield
+    finally:
+        del modules[module]
