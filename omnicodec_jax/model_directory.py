@@ -26,7 +26,7 @@ from omnicodec_jax.models.backbone import PARTS
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
-from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.models.quantize import CODEBOOKS, COUNTER
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
@@ -122,9 +122,10 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
             others get a float32 scale for each channel, their last axis.
 
     Raises:
-        ModelError: If a weight is too large for float16.
+        ModelError: If a weight is too large for float16, or the directory holds a model of transformers.
     """
     directory = as_path(directory)
+    refuse_other_format(directory, theirs=False)
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flatten(variables).items():
         tensors |= _stored(name, np.asarray(leaf), number)
@@ -132,6 +133,27 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
         save_file(tensors, path)
     with rewriting(directory / CONFIG) as path:
         path.write_text(to_json(config))
+
+
+def remove(directory: Path) -> None:
+    """Removes a model directory's two files, where they are there, and nothing else that lies there."""
+    for name in (CONFIG, WEIGHTS):
+        (directory / name).unlink(missing_ok=True)
+
+
+def refuse_other_format(directory: Path, theirs: bool) -> None:
+    """Raises ModelError for a directory whose model is in another format than what is to be written there.
+
+    Such a model may be what the new one is made from. theirs: what is to be written is a model of transformers.
+    """
+    try:
+        mapping = json.loads((directory / CONFIG).read_text())
+    except (OSError, ValueError):
+        return  # nothing that would be lost
+    held = isinstance(mapping, dict) and bool(THEIRS & mapping.keys())
+    if held != theirs:
+        kind = "transformers" if held else "this package"
+        raise ModelError(f"{directory}: holds a model of {kind}, which would be lost; choose another directory")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -273,7 +295,7 @@ def model_hash(config: Any, variables: Variables, known: str | None = None, know
     Args:
         config: The model's config. The hash covers what differs from the defaults in the fields that change what the
             model computes.
-        variables: Its weights; the hash covers all of them.
+        variables: Its weights; the hash covers all of them, but not how soon training looks for dead codes.
         known: A hash that tokens, a run or stored features carry.
         known_tokens: The `tokens_hash` that tokens carry beside it; None: they have none.
 
@@ -307,12 +329,14 @@ def tokens_hash(config: Any, variables: Variables) -> str:
 def hash_of_0_1(config: Any, variables: Variables) -> str | None:
     """Computes the hash that version 0.1 gave to a model; None for a model that it could not have had."""
     text = identity.covered_by_0_1(config, model_type(config))
-    return None if text is None else _digest(text, variables)
+    return None if text is None else _digest(text, variables, counters=True)
 
 
-def _digest(text: str, variables: Variables) -> str:
+def _digest(text: str, variables: Variables, counters: bool = False) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=8)
     for name, leaf in sorted(flatten(variables).items()):
+        if name.endswith(COUNTER) and not counters:
+            continue
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
     return digest.hexdigest()

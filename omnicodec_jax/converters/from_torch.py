@@ -31,7 +31,7 @@ def main(
     Args:
         checkpoint: A .pth or .safetensors file with a state dict, or with anything that holds one, as Lightning's
             checkpoints do; or a directory that `omnicodec convert to-torch`, or `save_pretrained` of the model in
-            PyTorch, has written. Discriminators in that directory are converted with it.
+            PyTorch, has written. Discriminators, and an encoder of Whisper, in that directory are converted with it.
         out: Model directory to write.
         config: Recipe or config file that the model was trained with, or the YAML file of the authors' code. A
             directory needs none, since it holds its own.
@@ -41,10 +41,16 @@ def main(
     if checkpoint.is_dir() and (checkpoint / model_directory.CONFIG).is_file():
         if config is not None or discriminators or part is not None:
             raise ConversionError(f"{checkpoint}: says itself what it is; leave out --config, --discriminators, --part")
-        network, tensors = pytorch_model.load(checkpoint)
-        beside = pytorch_model.load_discriminators(checkpoint)
+        network, tensors, encoder = pytorch_model.load(checkpoint)
+        beside, judges = pytorch_model.load_discriminators(checkpoint), out / model_directory.DISCRIMINATORS
+        model_directory.refuse_other_format(out, theirs=False)  # before anything is written
         if beside is not None:
-            _convert(checkpoint, *beside, reference_discriminators, out / pytorch_model.DISCRIMINATORS)
+            _convert(checkpoint, *beside, reference_discriminators, judges)
+        else:
+            model_directory.remove(judges)  # those of another model
+        if encoder is not None:
+            model_directory.save(out / model_directory.ENCODER, *encoder)
+            print(f"{out / model_directory.ENCODER}: encoder {model_directory.model_hash(*encoder)}")
         _convert(checkpoint, network, tensors, reference, out)
         return
     tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference

@@ -17,7 +17,14 @@ from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators, reference, whisper
-from omnicodec_jax.converters.tensors import ConversionError, import_torch, leaves, read_state_dict, to_entries
+from omnicodec_jax.converters.tensors import (
+    ConversionError,
+    config_of,
+    import_torch,
+    leaves,
+    read_state_dict,
+    to_entries,
+)
 from omnicodec_jax.converters.transformers_directory import read_tensors
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import rewriting
@@ -199,8 +206,17 @@ def save_discriminators(directory: Path, config: DiscriminatorConfig, variables:
         path.write_text(model_directory.to_json(config))
 
 
-def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:
-    """Reads config and state dict of a directory that `save`, or `save_pretrained` of the model there, has written.
+def remove_discriminators(directory: Path) -> None:
+    """Removes what `save_discriminators` has written, if it has."""
+    for suffix in ("json", "safetensors"):
+        (directory / f"{DISCRIMINATORS}.{suffix}").unlink(missing_ok=True)
+
+
+def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray], Whisper | None]:
+    """Reads a directory that `save`, or `save_pretrained` of the model there, has written.
+
+    Returns:
+        The codec's config and state dict, and the encoder of Whisper that goes along, if one does.
 
     Raises:
         ConversionError: If files are missing or cannot be read, or it is the directory of another model.
@@ -215,7 +231,22 @@ def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:
         raise ConversionError(f"{directory}: not what omnicodec convert to-torch has written")
     tensors = read_tensors(directory, [""])  # which `save_pretrained` may have put into several files
     weights = {key: value for key, value in tensors.items() if not key.startswith((FRONT_END, FROZEN))}
-    return config_from_transformers(options, str(path)), weights
+    frozen = {key.removeprefix(FROZEN): value for key, value in tensors.items() if key.startswith(FROZEN)}
+    return config_from_transformers(options, str(path)), weights, _whisper_from_transformers(options, frozen)
+
+
+def _whisper_from_transformers(options: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Whisper | None:
+    """Returns the encoder of Whisper that the options describe; None: they describe none."""
+    described = options.get("encoder_config")
+    if described is None:
+        return None
+    try:
+        config = config_of(
+            WhisperConfig, whisper.CONFIG_NAMES, described, window_seconds=options["encoder_window_seconds"]
+        )
+    except KeyError as error:
+        raise ConversionError(f"encoder_config: not that of Whisper's encoder: it has no {error}") from None
+    return config, whisper.from_state_dict(tensors, config)
 
 
 def load_discriminators(directory: Path) -> tuple[DiscriminatorConfig, dict[str, np.ndarray]] | None:

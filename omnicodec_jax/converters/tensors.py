@@ -17,6 +17,7 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.files import is_lfs_pointer
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
+from omnicodec_jax.models.quantize import COUNTER
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Words that data parallelism, compilation, sharding and rematerialisation of PyTorch put into the names of tensors."""
@@ -203,10 +204,6 @@ class KeyEntry(NamedTuple):
     """The index in our array, where ours stacks the layers."""
 
 
-COUNTER = "steps_until_check"
-"""The name of our counters that PyTorch's checkpoints do not have. They start anew."""
-
-
 def from_entries(
     state_dict: StateDict, entries: Iterable[KeyEntry], config: Any, doubled: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -244,7 +241,7 @@ def from_entries(
     problems += [("unexpected", key) for key in state_dict if key not in known]
     if problems:
         raise ConversionError(_misfits(problems))
-    counters = {name for name in ours if name.endswith(COUNTER)}
+    counters = {name for name in ours if name.endswith(COUNTER)}  # PyTorch's checkpoints have none: they start anew
     if uncovered := ours.keys() - {entry.name for entry in entries} - counters:
         raise AssertionError(f"the key table leaves out {sorted(uncovered)}")
     for name in counters:

@@ -34,6 +34,8 @@ def main(model: Path, out: Path) -> None:
     config, variables = model_directory.load(directory)
     if not isinstance(config, CodecConfig | DiscriminatorConfig):
         raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
+    if out.name == model_directory.WEIGHTS and (out.parent / model_directory.CONFIG).is_file():
+        raise ConversionError(f"{out}: the weights of the model in {out.parent}; choose another --out")
     if out.suffix in SUFFIXES:
         kind: Any = reference if isinstance(config, CodecConfig) else discriminators
         state_dict = kind.to_state_dict(variables, config)
@@ -44,10 +46,13 @@ def main(model: Path, out: Path) -> None:
     elif isinstance(config, DiscriminatorConfig):
         raise ConversionError(f"{out}: discriminators go to a file that ends in {', '.join(SUFFIXES)}")
     else:
+        model_directory.refuse_other_format(out, theirs=True)
         _write(out / pytorch_model.CHECKPOINT, reference.to_state_dict(variables, config))
         if (directory / model_directory.DISCRIMINATORS / model_directory.CONFIG).is_file():
             beside = model_directory.load(directory / model_directory.DISCRIMINATORS)
             pytorch_model.save_discriminators(out, *beside)
+        else:
+            pytorch_model.remove_discriminators(out)  # those of another model
         whisper = pytorch_model.read_whisper(directory / model_directory.ENCODER, config)
         count = pytorch_model.save(out, config, variables, whisper)
         print(f"{out}: {count} tensors; AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True) loads them")

@@ -75,7 +75,8 @@ def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, n
     """
     directory = locate(checkpoint, INDEX)
     shards, prefix = [WEIGHTS], None
-    if (directory / INDEX).is_file():
+    # Where both are there, one file has been written after the others; transformers reads that, too.
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
         index = read_json(directory / INDEX).get("weight_map")
         if not isinstance(index, dict):
             raise ConversionError(f"{directory / INDEX}: has no weight_map, which says where each tensor is")

@@ -21,6 +21,8 @@ from omnicodec_jax.models.conv import Dense
 
 CODEBOOKS = "codebooks"
 """Name of the collection that holds the codebooks."""
+COUNTER = "steps_until_check"
+"""Name of the statistic of a codebook that only training reads."""
 ENOUGH = 0.01
 """Share of the error by which an iteration of k-means must lower it for another one to follow. More would not help:
 training goes on moving the entries."""
@@ -220,9 +222,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.embedding_sum = self.variable(CODEBOOKS, "embedding_sum", jnp.zeros, (q, k, d))
         self.cluster_usage = self.variable(CODEBOOKS, "cluster_usage", jnp.ones, (q, k))
         self.initialized = self.variable(CODEBOOKS, "initialized", jnp.zeros, (q,))
-        self.steps_until_check = self.variable(
-            CODEBOOKS, "steps_until_check", jnp.full, (q,), self.config.check_every, jnp.float32
-        )
+        self.steps_until_check = self.variable(CODEBOOKS, COUNTER, jnp.full, (q,), self.config.check_every, jnp.float32)
 
     @property
     def _codebooks(self) -> Codebook:

@@ -270,12 +270,24 @@ def test_encoder_of_whisper_goes_along_and_gives_the_codes_of_ours(with_whisper)
         assert len(np.unique(alone[0])) > 1 or alone.shape[1] == 1
 
 
-def test_a_directory_with_an_encoder_comes_back_as_the_codec_alone(with_whisper, tmp_path):
-    _, directory = with_whisper
-    from_torch.main(checkpoint=directory, out=tmp_path / "back")
-    config, variables = model_directory.load(tmp_path / "back")
-    assert config == real_rate(12.5, WHISPER)
-    jax.tree.map(np.testing.assert_array_equal, variables, dict(tiny.variables(config)))
+def test_a_directory_with_an_encoder_comes_back_with_it(with_whisper, tmp_path):
+    from_torch.main(checkpoint=with_whisper[1], out=tmp_path / "back")
+    for part in (".", model_directory.ENCODER):
+        assert_same_models(tmp_path / "back" / part, with_whisper[1].parent / "flax" / part)
+
+
+def test_a_model_is_not_converted_over_one_in_the_other_format_such_as_itself(with_whisper, tmp_path):
+    for name, convert in {"flax": to_torch.main, "torch": from_torch.main}.items():
+        folder = tmp_path / name
+        shutil.copytree(with_whisper[1].parent / name, folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(ModelError, match=rf"{name}: holds a model of .*, which would be lost; choose another"):
+            convert(folder, folder)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    weights = tmp_path / "flax" / "model.safetensors"
+    with pytest.raises(ConversionError, match="the weights of the model in"):
+        to_torch.main(model=tmp_path / "flax", out=weights)
+    assert weights.read_bytes() == (with_whisper[1].parent / "flax" / "model.safetensors").read_bytes()
 
 
 def test_encoder_of_whisper_may_be_set_where_none_goes_along(load, with_whisper):
@@ -435,6 +447,24 @@ def test_discriminators_travel_along(tmp_path):
     from_torch.main(checkpoint=tmp_path / "torch", out=tmp_path / "back")
     assert_same_models(tmp_path / "back", tmp_path / "flax")
     assert_same_models(tmp_path / "back/discriminators", tmp_path / "flax/discriminators")
+    shutil.rmtree(tmp_path / "flax/discriminators")  # a model without them takes the place of the one with them
+    to_torch.main(model=tmp_path / "flax", out=tmp_path / "torch")
+    assert pytorch_model.load_discriminators(tmp_path / "torch") is None
+    from_torch.main(checkpoint=tmp_path / "torch", out=tmp_path / "back")
+    assert not (tmp_path / "back/discriminators/config.json").exists()
+
+
+def test_one_file_of_weights_takes_the_place_of_several(directory, tmp_path):
+    other = real_rate(12.5, LOG_MEL)
+    model = AutoModel.from_pretrained(directory(other), trust_remote_code=True)
+    model.save_pretrained(tmp_path / "torch", max_shard_size="20KB")
+    assert len(list((tmp_path / "torch").glob("model-*.safetensors"))) > 1
+    changed = jax.tree.map(lambda leaf: leaf + 1, dict(tiny.variables(other)))
+    model_directory.save(tmp_path / "flax", other, changed)
+    to_torch.main(model=tmp_path / "flax", out=tmp_path / "torch")
+    from_torch.main(checkpoint=tmp_path / "torch", out=tmp_path / "back")
+    found, wanted = (model_directory.load(tmp_path / name)[1]["params"] for name in ("back", "flax"))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_the_checkpoint_in_it_is_the_authors_one(directory):
