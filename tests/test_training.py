@@ -30,19 +30,24 @@ from tiny_experiment import replaced
 from omnicodec_jax import cli, losses, model_directory
 from omnicodec_jax.buckets import directory_on_disk
 from omnicodec_jax.cli import contents
-from omnicodec_jax.config import Config, MeshConfig, WavLMDiscriminatorConfig
+from omnicodec_jax.config import Config, DiscriminatorConfig, MeshConfig, WavLMDiscriminatorConfig
 from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.distributed import multihost, sharding
-from omnicodec_jax.errors import CheckpointError, ConfigError, TrainingError
+from omnicodec_jax.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from omnicodec_jax.model_directory import build
+from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
+from omnicodec_jax.pretrained.whisper import WhisperConfig
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import frozen, loop, lost_time, metrics_queue, storage
+from omnicodec_jax.training.checkpoint import Checkpoints
 from omnicodec_jax.training.export import export_model
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import first_state
+from omnicodec_jax.training.state import init_state
 from omnicodec_jax.training.validation import Validator
 
 pytestmark = pytest.mark.minutes(8)
@@ -379,6 +384,25 @@ def test_trace_covers_steps_of_this_start(half, config, caplog, start, stop):
     assert not any("no trace" in message for message in caplog.messages)
 
 
+def test_options_that_come_too_late_in_a_run_are_named(whole, config, tmp_path, caplog):
+    end = config.optimizer.total_steps
+    shutil.copytree(whole / "checkpoints" / str(end), tmp_path / "checkpoints" / str(end))
+    assert loop.run(replaced(config, run={"start_from": "models/other"}), tmp_path, loop.Profile(end, end + 2)) == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"run.start_from = 'models/other': passed over, since the run is at step {end} already; it began with random "
+        "weights",
+        f"--profile {end}:{end + 2}: no trace, since the run ends at step {end}",
+    ]
+    assert not (tmp_path / "profile").exists()
+    late = replaced(config, train={"discriminator_from": end})
+    assert loop.late_discriminators(late) == (
+        f"train.discriminator_from = {end}: the run ends at step {end}, so that the discriminators never judge"
+    )
+    assert loop.late_discriminators(replaced(config, train={"discriminator_from": end - 1})) is None
+    none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
+    assert loop.late_discriminators(dataclasses.replace(late, discriminators=none)) is None
+
+
 def test_run_goes_on_without_its_curves_and_without_a_trace_of_steps_before_it(config, half, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -488,6 +512,33 @@ def test_average_and_earlier_steps_can_be_exported(whole, exported, tmp_path):
         cli.export_model(workdir=whole, out=tmp_path / "none", step=5)
     with pytest.raises(CheckpointError, match="no run"):
         cli.export_model(workdir=tmp_path, out=tmp_path / "none")
+
+
+def test_model_that_takes_the_place_of_another_has_no_part_of_that(config, tmp_path, capsys):
+    none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
+    plain = dataclasses.replace(config, discriminators=none)
+    state = init_state(plain, jax.random.key(0))
+    with Checkpoints(tmp_path / "run", plain, "data") as checkpoints:
+        checkpoints.save(state)
+    out = tmp_path / "model"
+    stft = DiscriminatorConfig(stft=config.discriminators.stft, waveform=None, wavlm=None)
+    weights = init_variables(build(stft), jax.random.key(0))
+    model_directory.save(out / model_directory.DISCRIMINATORS, stft, weights)
+    whisper = WhisperConfig(d_model=8, num_heads=2, num_layers=1, dim_feedforward=8)
+    encoder = init_variables(build(whisper), jax.random.key(0))
+    model_directory.save(out / model_directory.ENCODER, whisper, encoder)
+    with pytest.raises(ModelError, match=r"encoder: a whisper encoder, .* the codec takes no encoder's features"):
+        cli.export_model(workdir=tmp_path / "run", out=out)
+    assert not (out / "config.json").exists()
+
+    semantic = dataclasses.replace(config.codec.semantic, source="whisper", feature_dim=8)
+    takes = dataclasses.replace(plain, codec=dataclasses.replace(config.codec, semantic=semantic))
+    with Checkpoints(tmp_path / "takes", takes, "data") as checkpoints:
+        checkpoints.save(init_state(takes, jax.random.key(0)))
+    assert cli.export_model(workdir=tmp_path / "takes", out=out) == 0
+    assert f"{out / 'encoder'}: the encoder that was there stays" in capsys.readouterr().out
+    assert OmniCodecTokenizer.from_pretrained(out).computes_features
+    assert not (out / model_directory.DISCRIMINATORS / "config.json").exists()
 
 
 def test_exported_model_and_its_discriminators_go_to_pytorch_and_back(exported, config, tmp_path):

@@ -104,12 +104,16 @@ def export_model(
         number: Number format that the weights are stored in. float16 halves the file and rounds the weights;
             commands compute in float32 all the same.
         encoder: Directory of the frozen encoder of the semantic branch, to go into OUT/encoder, where every command
-            finds it.
+            finds it. Default: the one that lies there already, if any.
     """
+    from omnicodec_jax import model_directory
     from omnicodec_jax.training import export
 
     step = export.export_model(workdir, out, step, ema, number, encoder)
     print(f"{out}: model of {workdir} after {step} steps")
+    own = out / model_directory.ENCODER
+    if encoder is None and (own / model_directory.CONFIG).is_file():
+        print(f"{own}: the encoder that was there stays")
     return 0
 
 

@@ -100,6 +100,7 @@ class Checkpoints:
         self._workdir, self.directory = workdir, workdir.absolute() / DIRECTORY
         self._about = {"config": config_files.to_dict(config, config_files.RUN), "data": fingerprint, **learnt_from}
         self._kind, self._warmup_steps = type(config), config.optimizer.warmup_steps
+        self._start_from = config.run.start_from if isinstance(config, Config) else None
         self._keep_last = config.run.keep_last if isinstance(config, Config) else KEPT_OF_LANGUAGE_MODELS
         self._set_damaged_aside()
         self._manager: ocp.CheckpointManager | None = self._open()
@@ -217,6 +218,14 @@ class Checkpoints:
                 ", ".join(unknown),
             )
         config = config_files.run_config(about["config"], str(self.directory / str(step)), self._kind)
+        if self._start_from is not None and isinstance(config, Config) and self._start_from != config.run.start_from:
+            began = "random weights" if config.run.start_from is None else config.run.start_from
+            LOG.warning(
+                "run.start_from = %r: passed over, since the run is at step %d already; it began with %s",
+                self._start_from,
+                step,
+                began,
+            )
         held = _leaves({**about, "config": config_files.to_dict(config, config_files.RUN)})
         wanted = _leaves({name: self._about[name] for name in self._about if name in about})
         free = (*FREE, TOTAL_STEPS) if step <= self._warmup_steps else FREE

@@ -30,7 +30,8 @@ def export_model(
         step: The step of a kept checkpoint; None: the last one.
         ema: Whether to take the moving average of the parameters in their place.
         number: What the codec's weights are stored as.
-        encoder: Model directory of the encoder of the semantic branch, which is copied; None: the codec goes without.
+        encoder: Model directory of the encoder of the semantic branch, which is copied; None: the codec goes without,
+            or with the one that lies in `out`.
 
     Returns:
         The step of the checkpoint.
@@ -42,15 +43,19 @@ def export_model(
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:
         raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay); leave out --ema")
+    own, judges = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
+    if encoder is None and (own / model_directory.CONFIG).is_file():
+        encoder = own
     if encoder is not None:
         read_encoder_of(encoder, getattr(config.codec, "semantic", None))
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
     if state.discriminators:
-        beside = out / model_directory.DISCRIMINATORS
-        model_directory.save(beside, config.discriminators, {"params": state.discriminators})
-    if encoder is not None:
-        model_directory.copy(encoder, out / model_directory.ENCODER)
+        model_directory.save(judges, config.discriminators, {"params": state.discriminators})
+    else:
+        model_directory.remove(judges)  # those of another model
+    if encoder is not None and encoder != own:
+        model_directory.copy(encoder, own)
     model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks}, number)
     return step

@@ -1,6 +1,7 @@
 """A training run: `run` sets it up, makes or restores its state, and `train` takes it from step to step."""
 
 import contextlib
+import dataclasses
 import logging
 import signal
 import time
@@ -128,7 +129,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     config = gan.config
     if config.data.features is not None and reads_features(config):
         identity["features"] = features.identity(as_path(config.data.features))
-    if warning := weak_semantic_loss(config):
+    for warning in filter(None, (weak_semantic_loss(config), late_discriminators(config))):
         LOG.warning("start: %s", warning)
     validator = None if config.run.validate_every is None else Validator.open(gan, mesh)
     with stage("finding checkpoints"):  # last, since the checkpoints must be closed from here on
@@ -165,6 +166,14 @@ def weak_semantic_loss(config: Config) -> str | None:
     )
 
 
+def late_discriminators(config: Config) -> str | None:
+    """A warning about discriminators that begin after the last step; None: they do not, or there are none."""
+    begin, end = config.train.discriminator_from, config.optimizer.total_steps
+    if begin < end or not any(dataclasses.asdict(config.discriminators).values()):
+        return None
+    return f"train.discriminator_from = {begin}: the run ends at step {end}, so that the discriminators never judge"
+
+
 def save_first_state(setup: RunSetup, interruption: multihost.Interruption) -> None:
     """Makes the state before the first step and saves it as checkpoint 0, from which `train` restores it."""
     with interruption.raising():
@@ -185,10 +194,10 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
         state = checkpoints.restore(state_template(config, mesh))
     start = int(state.step)
     LOG.info("%s: from step %d of %d, %s", setup.workdir, start, total_steps, describe_devices(mesh, state))
-    if (
-        profile is not None and profile.start < start
-    ):  # a warning and no error, since the same command goes on with a run
-        LOG.warning("--profile %d:%d: no trace, since the run is at step %d already", *profile, start)
+    if profile is not None and not start <= profile.start < total_steps:
+        # A warning and no error, since the same command goes on with a run.
+        reason = f"is at step {start} already" if profile.start < start else f"ends at step {total_steps}"
+        LOG.warning("--profile %d:%d: no trace, since the run %s", *profile, reason)
     log = CodecLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
     check = FiniteCheck(setup.samples, config.data.batch_size)
 
