@@ -9,6 +9,7 @@ A session may go on for ever: its memory, and the time that a chunk takes, do no
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
@@ -64,8 +65,11 @@ class Stream:
 
 
 def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
-    """Sorts numbers of sessions, each once. Raises ModelError for a number that is not one of `count` sessions."""
-    numbers = sorted({int(number) for number in sessions})
+    """Sorts numbers of sessions, each once. Raises ModelError for what is no number of one of `count` sessions."""
+    given = list(sessions)
+    if any(isinstance(number, bool | np.bool_) for number in given):
+        raise ModelError("sessions are named by their numbers, not marked: np.flatnonzero(marks) gives the numbers")
+    numbers = sorted({operator.index(number) for number in given})
     if wrong := [number for number in numbers if not 0 <= number < count]:
         raise ModelError(f"session {wrong[0]}: there are {count}, counted from 0")
     return numbers
@@ -243,6 +247,9 @@ class StreamingEncoder:
 
     def flush(self, sessions: Iterable[int] | None = None) -> np.ndarray:
         """Encodes what is left of sessions that end, the last frame filled up with silence. New streams may follow.
+
+        A session that has had any sample gets a frame, also where it is under 25 ms, which `OmniCodecTokenizer.encode`
+        refuses as too short for semantic features: one session must not end the flush of the others with an error.
 
         Args:
             sessions: Numbers of the sessions that end; None: all.

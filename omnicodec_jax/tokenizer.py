@@ -10,7 +10,7 @@ between blocks, since a causal model computes the same for blocks as for the who
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ import numpy as np
 
 from omnicodec_jax import model_directory, shipped
 from omnicodec_jax.blocks import Array, check_codes
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.codec_directory import find_encoder, load_codec
 from omnicodec_jax.codec_lanes import CodecLanes, PreparedClip
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
 from omnicodec_jax.data.levels import as_float, check_range
-from omnicodec_jax.errors import AudioError, TokenError
+from omnicodec_jax.errors import AudioError, ConfigError, TokenError
 from omnicodec_jax.lanes import Key, Use
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder_of
 
@@ -63,7 +64,13 @@ class OmniCodecTokenizer:
             precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
                 and TPUs, and many codes are others (docs/tokens.md).
             encoder_precision: The same of the encoder.
+
+        Raises:
+            ConfigError: If a precision is no `Precision`.
         """
+        for name, value in {"precision": precision, "encoder_precision": encoder_precision}.items():
+            if value not in get_args(Precision):
+                raise ConfigError(f"{name} = {value!r}: must be one of {', '.join(get_args(Precision))}")
         self.config, self.precision = config, precision
         self.model = model_directory.build(config, dtype=jnp.dtype(precision))
         """The codec as a Flax module, without its weights."""
@@ -102,7 +109,7 @@ class OmniCodecTokenizer:
 
         Raises:
             ModelError: If there is no such model, it is incomplete, or it is no codec.
-            ConfigError: If its config.json is not one.
+            ConfigError: If its config.json is not one, or a precision is no `Precision`.
         """
         config, variables = load_codec(name, revision)
         found = find_encoder(name, revision, encoder)
@@ -110,11 +117,14 @@ class OmniCodecTokenizer:
         return cls(config, variables, loaded, devices, precision, encoder_precision)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the model as config.json and model.safetensors, each whole or not at all.
+        """Writes the model as config.json and model.safetensors, each whole or not at all, and its encoder, if any, so
+        that `from_pretrained` finds both.
 
         Args:
             directory: Directory to write to; it is made if it is not there.
         """
+        if self._encoder is not None:
+            model_directory.save(as_path(directory) / model_directory.ENCODER, *self._encoder)
         model_directory.save(directory, self.config, self.variables)
 
     @cached_property
@@ -298,6 +308,8 @@ class OmniCodecTokenizer:
             raise AudioError(f"samples of shape {list(samples.shape)}: must be [T], mono")
         check_range(samples)
         if self.semantic is None:
+            if features is not None:
+                raise AudioError("semantic features: this model has no semantic branch, and takes none")
             return PreparedClip(samples)
         if features is not None:
             features = np.asarray(features, np.float32)

@@ -233,6 +233,19 @@ def test_a_session_begins_anew_while_the_others_go_on(source, rate):
     np.testing.assert_array_equal(np.concatenate(parts[1], axis=1), codes_alone(1, change, audio.shape[2]))
 
 
+@pytest.mark.parametrize("marks", [[False, True], [0, 2], [-1]])
+def test_sessions_are_named_by_their_numbers(tokenizer, audio, marks):
+    """Of marks, False would be session 0."""
+    with pytest.raises(ModelError, match=r"named by their numbers|session (2|-1): there are 2, counted from 0"):
+        StreamingEncoder(tokenizer, sessions=2)(audio[:, :, :1000], reset=marks)
+
+
+def test_a_stream_of_a_few_samples_is_a_frame(tokenizer, audio):
+    stream = StreamingEncoder(tokenizer, sessions=2)
+    assert stream(audio[:, :, :5]).shape[2] == 0
+    assert stream.flush().shape[2] == 1
+
+
 def test_a_session_that_is_reset_owes_nothing(tokenizer, audio):
     stream = StreamingEncoder(tokenizer, sessions=2)
     stream(audio[:, :, :70_000])

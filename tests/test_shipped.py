@@ -59,6 +59,14 @@ def test_it_fits_into_the_wheel_and_is_exact_in_float32():
     assert {array.dtype.name for array in load_file(SMALL / model_directory.WEIGHTS).values()} == {"float16"}
 
 
+def test_it_is_saved_with_its_encoder(tmp_path):
+    codec = OmniCodecTokenizer.from_pretrained()
+    codec.save_pretrained(tmp_path / "copy")
+    copy = OmniCodecTokenizer.from_pretrained(tmp_path / "copy")
+    assert copy.computes_features
+    assert (copy.model_hash, copy.encoder_hash) == (codec.model_hash, codec.encoder_hash)
+
+
 def test_inspect_shows_its_card(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.inspect(Path("small")) == 0

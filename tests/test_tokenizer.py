@@ -1,9 +1,12 @@
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.data import audio as audio_files
@@ -180,6 +183,25 @@ def test_a_model_that_needs_features_says_so(tokenizer):
     stored = OmniCodecTokenizer(dataclasses.replace(tokenizer.config, semantic=semantic), tokenizer.variables)
     with pytest.raises(AudioError, match="pass semantic_features"):
         stored.encode(np.zeros((1, 1, 24_000)), 24_000)
+
+
+def test_features_are_refused_where_there_is_no_semantic_branch():
+    config = dataclasses.replace(tiny.OMNICODEC, semantic=None, wavlm_dim=None)
+    codec = OmniCodecTokenizer(config, tiny.variables(config))
+    with pytest.raises(AudioError, match="no semantic branch"):
+        codec.encode(np.zeros((1, 1, 24_000)), 24_000, semantic_features=np.zeros((1, 13, 10)))
+
+
+def test_precision_that_there_is_none_of_is_refused(demo_model):
+    """In a process of its own, where types are not checked, as in those of users."""
+    code = "import sys, omnicodec_jax\n"
+    code += "for option in ('precision', 'encoder_precision'):\n"
+    code += "    try: omnicodec_jax.OmniCodecTokenizer.from_pretrained(sys.argv[1], **{option: 'int8'})\n"
+    code += "    except omnicodec_jax.errors.ConfigError as error: print(error)\n"
+    done = subprocess.run([sys.executable, "-c", code, demo_model], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        f"{option} = 'int8': must be one of float32, bfloat16" for option in ("precision", "encoder_precision")
+    ], done.stderr
 
 
 def test_saved_and_loaded_is_the_same_model(tokenizer, tmp_path):

@@ -61,6 +61,8 @@ def encode(
             "this model needs the semantic features of each clip: give --features FILE|DIR, or --encoder DIR"
         )
 
+    if features is not None and tokenizer.semantic is None:
+        raise ModelError("--features: this model has no semantic branch, and takes none")
     features_of = None if features is None else _features_of(features, input)
 
     def read(source: Path, target: Path) -> tuple[tuple[audio_files.LoadedClip, Origin], Any]:

@@ -1,6 +1,7 @@
 """What users do to the PyTorch model beside what its documentation shows: what is refused, and what changes nothing."""
 
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def right(*lengths: int, steps: int = 240) -> torch.Tensor:
         ({"input_values": AUDIO[..., :0]}, r"\[2, 1, 0\]: must be .* not empty"),
         ({"input_values": AUDIO[:, 0]}, r"\[2, 240\]: must be \[batch, 1, samples\]"),
         ({"input_values": (AUDIO * 32767).to(torch.int16)}, "torch.int16: must be floating-point numbers"),
+        ({"input_values": AUDIO * np.nan}, "input_values reach nan: must be finite, and of full scale ±1"),
+        ({"input_values": AUDIO / 0}, "input_values reach (nan|inf)"),
+        ({"input_values": AUDIO * 32767}, r"input_values reach [\d.e+]+: must be finite, and of full scale ±1"),
+        ({"semantic_features": FEATURES * np.nan}, "semantic_features hold values that are NaN or infinite"),
         ({"num_quantizers": 0}, "num_quantizers = 0: must be between 1 and 5"),
         ({"padding_mask": right(240, 100).flip(-1)}, "padding_mask: .* padding is on the right"),
         ({"padding_mask": right(240, 0)}, "padding_mask: must have a valid step in every row"),
@@ -68,6 +73,14 @@ def right(*lengths: int, steps: int = 240) -> torch.Tensor:
 def test_what_cannot_be_meant_is_not_encoded(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model.encode(**{"input_values": AUDIO, "semantic_features": FEATURES} | arguments)
+
+
+def test_features_are_refused_where_there_is_no_semantic_branch():
+    config = dataclasses.replace(tiny.OMNICODEC, semantic=None, wavlm_dim=None)
+    model = pytorch_model.build(config, tiny.variables(config))
+    assert model.encode(AUDIO).audio_codes.shape == (2, 4, 20)
+    with pytest.raises(ValueError, match="no semantic branch"):
+        model.encode(AUDIO, semantic_features=FEATURES)
 
 
 def test_a_clip_too_short_for_features_is_refused_among_longer_ones(directory):
@@ -90,6 +103,7 @@ def replaced(row: int, k: int, step: int, code: int) -> torch.Tensor:
         (CODES[:, :0], r"\[2, 0, 20\]"),
         (CODES[..., :0], r"\[2, 5, 0\]"),
         (CODES.float(), "torch.float32: must be integers"),
+        (CODES > 0, "torch.bool: must be integers"),
         (replaced(1, 0, 3, -1), "code -1 of codebook 0: must be between 0 and 15"),
         (replaced(1, 2, 3, -2), "code -2 of codebook 2: must be between -1 and 15"),
         (replaced(0, 4, 19, 16), "code 16 of codebook 4: must be between -1 and 15"),

@@ -66,6 +66,10 @@ class OmniCodecDecoderOutput(ModelOutput):
 # gives each layer its name in the cache.
 
 
+LOUDEST = 100.0
+"""Peak above which samples are on another scale than ±1."""
+
+
 def ceil_div(number: Any, divisor: int) -> Any:
     """Divides and rounds up. Of negative numbers, exported programs do not take the floor, so there are none here."""
     return (number + divisor - 1) // divisor
@@ -735,6 +739,10 @@ class OmniCodecModel(PreTrainedModel):
             )
         if not input_values.is_floating_point():
             raise ValueError(f"input_values of {input_values.dtype}: must be floating-point numbers, full scale ±1")
+        if not torch.compiler.is_compiling() and not (peak := float(input_values.detach().abs().max())) <= LOUDEST:
+            raise ValueError(f"input_values reach {peak:g}: must be finite, and of full scale ±1")
+        if semantic_features is not None and not self.config.num_semantic_quantizers:
+            raise ValueError("semantic_features: this model has no semantic branch, and takes none")
         count = self.config.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.config.num_quantizers:
             raise ValueError(f"num_quantizers = {count}: must be between 1 and {self.config.num_quantizers}")
@@ -771,7 +779,10 @@ class OmniCodecModel(PreTrainedModel):
                 )
             steps = count_valid("semantic_features_mask", mask, given, 1)
             valid = torch.arange(given.shape[1], device=given.device) < steps[:, None]
-            return torch.where(valid[..., None], given, 0), steps
+            features = torch.where(valid[..., None], given, 0)
+            if not torch.compiler.is_compiling() and not features.isfinite().all():
+                raise ValueError("semantic_features hold values that are NaN or infinite")
+            return features, steps
         source = self.config.semantic_source
         if source != "log_mel" and self.frozen_encoder is None:
             raise ValueError(
@@ -863,7 +874,7 @@ class OmniCodecModel(PreTrainedModel):
         most = self.config.num_quantizers
         if codes.ndim != 3 or not 1 <= codes.shape[1] <= most or 0 in codes.shape:
             raise ValueError(f"codes of shape {list(codes.shape)}: must be [batch, 1 to {most}, frames]")
-        if codes.is_floating_point():
+        if codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(f"codes of {codes.dtype}: must be integers")
         for past in (cache or {}).values():
             if past.shape[0] != codes.shape[0]:
