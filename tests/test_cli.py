@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+import tiny
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -516,6 +517,14 @@ def test_an_untrained_model_does_not_take_the_place_of_another(tmp_path, clips, 
     with pytest.raises(ModelError, match=r"holds model [0-9a-f]{16}, which would be lost; choose another --out"):
         cli.init(tmp_path / "recipe.py", tmp_path / "model", tmp_path / "audio")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_features_for_a_model_without_a_semantic_branch_are_refused_before_any_work(clips, tmp_path):
+    config = dataclasses.replace(tiny.OMNICODEC, semantic=None, wavlm_dim=None)
+    model_directory.save(tmp_path / "model", config, tiny.variables(config))
+    with pytest.raises(ModelError, match="--features: this model has no semantic branch"):
+        cli.encode(clips[0], tmp_path / "out", model=tmp_path / "model", features=tmp_path / "features.npy")
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_and_tokenizing_import_no_torch_and_touch_no_device(tmp_path):

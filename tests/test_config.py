@@ -161,10 +161,18 @@ def test_two_dropouts_may_add_up_to_all_clips(tenths: int):
             ),
             "TrainConfig.semantic_dropout = 0.5",
         ),
+        (
+            lambda: Config(
+                codec=CodecConfig(semantic=None, wavlm_dim=None),
+                loss=LossConfig(semantic=0.0),
+                train=TrainConfig(freeze=("decoder", "semantic")),
+            ),
+            "TrainConfig.freeze = ('decoder', 'semantic'): must be without semantic, which is not there",
+        ),
     ],
     ids=[
         *("features of log-mel", "head without branch", "loss without branch", "loss without head", "odd batch"),
-        "dropout without branch",
+        *("dropout without branch", "freezing without branch"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused_by_field_and_value(make, message):

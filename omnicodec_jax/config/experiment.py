@@ -268,6 +268,7 @@ class Config:
         if self.codec.num_semantic_quantizers == 0:
             for name in ("semantic_dropout", "acoustic_dropout"):
                 require(getattr(self.train, name) == 0, self.train, name, "0 without a semantic codebook")
+            require("semantic" not in self.train.freeze, self.train, "freeze", "without semantic, which is not there")
         if isinstance(self.codec, MimiConfig):
             require(self.loss.self_guidance == 0, self.loss, "self_guidance", "0 for Mimi, which has none")
         if self.codec.wavlm_dim is None:

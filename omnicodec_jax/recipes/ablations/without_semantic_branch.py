@@ -17,12 +17,13 @@ def ablate(config: Config) -> Config:
     codec, acoustic, optimizer = config.codec, config.codec.acoustic, config.optimizer
     more = dataclasses.replace(acoustic, num_quantizers=acoustic.num_quantizers + 1)
     left = tuple(name for name in optimizer.weight_decay_modules if not name.startswith("semantic"))
+    frozen = tuple(part for part in config.train.freeze if part != "semantic")
     return dataclasses.replace(
         config,
         codec=dataclasses.replace(codec, semantic=None, acoustic=more, wavlm_dim=None),
         loss=dataclasses.replace(config.loss, semantic=0.0, wavlm_distillation=0.0),
         optimizer=dataclasses.replace(optimizer, weight_decay_modules=left),
-        train=dataclasses.replace(config.train, semantic_dropout=0.0, acoustic_dropout=0.0),
+        train=dataclasses.replace(config.train, freeze=frozen, semantic_dropout=0.0, acoustic_dropout=0.0),
     )
 
 
