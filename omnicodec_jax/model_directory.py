@@ -122,10 +122,10 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
             others get a float32 scale for each channel, their last axis.
 
     Raises:
-        ModelError: If a weight is too large for float16, or the directory holds a model of transformers.
+        ModelError: If a weight is too large for float16, or the directory holds a model of another kind.
     """
     directory = as_path(directory)
-    refuse_other_format(directory, theirs=False)
+    refuse_other_kind(directory, model_type(config))
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flatten(variables).items():
         tensors |= _stored(name, np.asarray(leaf), number)
@@ -141,19 +141,26 @@ def remove(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def refuse_other_format(directory: Path, theirs: bool) -> None:
-    """Raises ModelError for a directory whose model is in another format than what is to be written there.
+def refuse_other_kind(directory: Path, kind: str, theirs: bool = False) -> None:
+    """Raises ModelError for a directory that holds a model of another type, or in another format, than what is to be
+    written there. It may be what the new one is made from, or a codec in the place of whose encoder that is to go.
 
-    Such a model may be what the new one is made from. theirs: what is to be written is a model of transformers.
+    Args:
+        directory: Where a model is to be written.
+        kind: Its model type.
+        theirs: Whether it is in the format of transformers.
     """
     try:
         mapping = json.loads((directory / CONFIG).read_text())
     except (OSError, ValueError):
         return  # nothing that would be lost
-    held = isinstance(mapping, dict) and bool(THEIRS & mapping.keys())
-    if held != theirs:
-        kind = "transformers" if held else "this package"
-        raise ModelError(f"{directory}: holds a model of {kind}, which would be lost; choose another directory")
+    mapping = mapping if isinstance(mapping, dict) else {}
+    held, of_theirs = mapping.get("model_type", kind), bool(THEIRS & mapping.keys())
+    if (held, of_theirs) != (kind, theirs):
+        maker = "transformers" if of_theirs else "this package"
+        raise ModelError(
+            f"{directory}: holds a model of the kind {held} of {maker}, which would be lost; choose another directory"
+        )
 
 
 def copy(source: Path, target: Path) -> None:

@@ -204,6 +204,16 @@ def test_precision_that_there_is_none_of_is_refused(demo_model):
     ], done.stderr
 
 
+def test_a_model_is_not_saved_in_the_place_of_one_of_another_kind(tokenizer, tmp_path):
+    """Such as an encoder in that of the codec that it is for."""
+    tokenizer.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ModelError, match="holds a model of the kind omnicodec of this package, which would be lost"):
+        model_directory.save(tmp_path, tiny.MIMI, tiny.variables(tiny.MIMI))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    tokenizer.save_pretrained(tmp_path)
+
+
 def test_saved_and_loaded_is_the_same_model(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "copy")
     copy = OmniCodecTokenizer.from_pretrained(tmp_path / "copy")

@@ -43,7 +43,7 @@ def main(
             raise ConversionError(f"{checkpoint}: says itself what it is; leave out --config, --discriminators, --part")
         network, tensors, encoder = pytorch_model.load(checkpoint)
         beside, judges = pytorch_model.load_discriminators(checkpoint), out / model_directory.DISCRIMINATORS
-        model_directory.refuse_other_format(out, theirs=False)  # before anything is written
+        model_directory.refuse_other_kind(out, "omnicodec")  # before anything is written
         if beside is not None:
             _convert(checkpoint, *beside, reference_discriminators, judges)
         else:

@@ -250,7 +250,7 @@ def _to_transformers(model: Path, out: Path) -> None:
     config, variables = model_directory.load(model_directory.resolve(model))
     if not isinstance(config, MimiConfig):
         raise ConversionError(f"{model}: a {model_directory.model_type(config)} model, not Mimi")
-    model_directory.refuse_other_format(out, theirs=True)
+    model_directory.refuse_other_kind(out, "mimi", theirs=True)
     texts = {"config.json": config_to_transformers(config), "preprocessor_config.json": feature_extractor(config)}
     with rewriting(out / model_directory.WEIGHTS) as path:
         save_file(to_state_dict(variables, config), path, {"format": "pt"})

@@ -46,7 +46,7 @@ def main(model: Path, out: Path) -> None:
     elif isinstance(config, DiscriminatorConfig):
         raise ConversionError(f"{out}: discriminators go to a file that ends in {', '.join(SUFFIXES)}")
     else:
-        model_directory.refuse_other_format(out, theirs=True)
+        model_directory.refuse_other_kind(out, "omnicodec", theirs=True)
         _write(out / pytorch_model.CHECKPOINT, reference.to_state_dict(variables, config))
         if (directory / model_directory.DISCRIMINATORS / model_directory.CONFIG).is_file():
             beside = model_directory.load(directory / model_directory.DISCRIMINATORS)

@@ -281,7 +281,7 @@ def test_a_model_is_not_converted_over_one_in_the_other_format_such_as_itself(wi
         folder = tmp_path / name
         shutil.copytree(with_whisper[1].parent / name, folder)
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        with pytest.raises(ModelError, match=rf"{name}: holds a model of .*, which would be lost; choose another"):
+        with pytest.raises(ModelError, match=rf"{name}: holds a model .*, which would be lost; choose another"):
             convert(folder, folder)
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     weights = tmp_path / "flax" / "model.safetensors"
