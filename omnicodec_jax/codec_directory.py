@@ -1,7 +1,8 @@
-"""Finds and reads the model directory of a codec, on disk or on the Hugging Face hub, and its frozen encoder."""
+"""Finds, reads and writes the model directory of a codec, on disk or on the Hugging Face hub, and its encoder."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import as_path
@@ -37,6 +38,18 @@ def find_encoder(
         return as_path(encoder)
     beside = model_directory.resolve(name, revision, FILES) / model_directory.ENCODER
     return beside if (beside / model_directory.CONFIG).is_file() else None
+
+
+def save_codec(
+    directory: str | os.PathLike[str],
+    config: CodecConfig | MimiConfig,
+    variables: model_directory.Variables,
+    encoder: tuple[Any, model_directory.Variables] | None,
+) -> None:
+    """Writes the model directory of a codec, and its frozen encoder, if it has one, into the folder `encoder` there."""
+    if encoder is not None:
+        model_directory.save(as_path(directory) / model_directory.ENCODER, *encoder)
+    model_directory.save(directory, config, variables)
 
 
 def load_codec(

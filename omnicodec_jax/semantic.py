@@ -195,17 +195,20 @@ def in_precision(encoder: FrozenEncoder, precision: Precision) -> FrozenEncoder:
     return config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(precision)), variables)
 
 
-def check_features(features: np.ndarray, semantic: SemanticConfig, seconds: float) -> None:
+def check_features(features: np.ndarray, semantic: SemanticConfig | None, seconds: float) -> None:
     """Refuses semantic features that cannot belong to a clip.
 
     Args:
         features: float32 [S, F].
-        semantic: Semantic branch that is to take them.
+        semantic: Semantic branch that is to take them; None: the codec has none.
         seconds: Length of the clip.
 
     Raises:
-        AudioError: If the shape is another, values are not finite, or there are too many or too few vectors.
+        AudioError: If the shape is another, values are not finite, there are too many or too few vectors, or there is
+            no semantic branch.
     """
+    if semantic is None:
+        raise AudioError("semantic features: this model has no semantic branch, and takes none")
     width = semantic.feature_dim
     if features.ndim != 2 or features.shape[1] != width or not len(features):
         raise AudioError(f"semantic features of shape {list(features.shape)}: must be [S, {width}]")

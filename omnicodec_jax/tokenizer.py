@@ -10,7 +10,7 @@ between blocks, since a causal model computes the same for blocks as for the who
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ import numpy as np
 
 from omnicodec_jax import model_directory, shipped
 from omnicodec_jax.blocks import Array, check_codes
-from omnicodec_jax.buckets import as_path
-from omnicodec_jax.codec_directory import find_encoder, load_codec
+from omnicodec_jax.codec_directory import find_encoder, load_codec, save_codec
 from omnicodec_jax.codec_lanes import CodecLanes, PreparedClip
 from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticConfig
+from omnicodec_jax.config.models import check_precision
 from omnicodec_jax.data.levels import as_float, check_range
-from omnicodec_jax.errors import AudioError, ConfigError, TokenError
+from omnicodec_jax.errors import AudioError, TokenError
 from omnicodec_jax.lanes import Key, Use
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder_of
 
@@ -58,19 +58,12 @@ class OmniCodecTokenizer:
         Args:
             config: The codec's config.
             variables: Its parameters and codebooks, as `model_directory.load` gives them.
-            encoder: Frozen encoder that computes semantic features. Without it, models that need them must be given
-                features.
+            encoder: Frozen encoder of the semantic features; None: models that need them must be given features.
             devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
-            precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
-                and TPUs, and many codes are others (docs/tokens.md).
+            precision: What convolutions and matrix products of the codec compute in; see `from_pretrained`.
             encoder_precision: The same of the encoder.
-
-        Raises:
-            ConfigError: If a precision is no `Precision`.
         """
-        for name, value in {"precision": precision, "encoder_precision": encoder_precision}.items():
-            if value not in get_args(Precision):
-                raise ConfigError(f"{name} = {value!r}: must be one of {', '.join(get_args(Precision))}")
+        check_precision(precision=precision, encoder_precision=encoder_precision)
         self.config, self.precision = config, precision
         self.model = model_directory.build(config, dtype=jnp.dtype(precision))
         """The codec as a Flax module, without its weights."""
@@ -117,15 +110,12 @@ class OmniCodecTokenizer:
         return cls(config, variables, loaded, devices, precision, encoder_precision)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the model as config.json and model.safetensors, each whole or not at all, and its encoder, if any, so
-        that `from_pretrained` finds both.
+        """Writes config.json and model.safetensors, each whole or not at all, and the encoder, if any, beside them.
 
         Args:
             directory: Directory to write to; it is made if it is not there.
         """
-        if self._encoder is not None:
-            model_directory.save(as_path(directory) / model_directory.ENCODER, *self._encoder)
-        model_directory.save(directory, self.config, self.variables)
+        save_codec(directory, self.config, self.variables, self._encoder)
 
     @cached_property
     def model_hash(self) -> str:
@@ -307,14 +297,12 @@ class OmniCodecTokenizer:
         if (samples := as_float(samples)).ndim != 1 or not samples.size:
             raise AudioError(f"samples of shape {list(samples.shape)}: must be [T], mono")
         check_range(samples)
-        if self.semantic is None:
-            if features is not None:
-                raise AudioError("semantic features: this model has no semantic branch, and takes none")
-            return PreparedClip(samples)
         if features is not None:
             features = np.asarray(features, np.float32)
             check_features(features, self.semantic, samples.size / self.sample_rate)
             return PreparedClip(samples, features=features)
+        if self.semantic is None:
+            return PreparedClip(samples)
         if self.extract is not None:
             return PreparedClip(samples, log_mel=self.extract.log_mel(samples, self.sample_rate))
         raise AudioError(

@@ -6,12 +6,20 @@ from typing import Literal, get_args
 
 from omnicodec_jax.config.checks import require, require_positive
 from omnicodec_jax.config.identity import TRAINING_ONLY
+from omnicodec_jax.errors import ConfigError
 
 SemanticSource = Literal["log_mel", "qwen3_aut", "whisper", "stored"]
 Precision = Literal["float32", "bfloat16"]
 """What convolutions and matrix products of a model compute in."""
 MAX_CODEBOOK_SIZE = 65_536
 """Codes are stored as uint16."""
+
+
+def check_precision(**named: str) -> None:
+    """Raises ConfigError for the first of some values, by the names of their options, that is no `Precision`."""
+    for name, value in named.items():
+        if value not in get_args(Precision):
+            raise ConfigError(f"{name} = {value!r}: must be one of {', '.join(get_args(Precision))}")
 
 
 # Source: spec §1.1–1.2.
