@@ -57,4 +57,6 @@ def variables(config: CodecConfig | MimiConfig) -> dict[str, Any]:
         return 0.02 * rng.normal(size=shape)
 
     shapes = flatten_dict(jax.eval_shape(lambda: init_variables(build(config), jax.random.key(0))))
-    return unflatten_dict({path: jnp.asarray(value(path, leaf.shape), jnp.float32) for path, leaf in shapes.items()})
+    with jax.ensure_compile_time_eval():  # they are kept, also where the first to ask is a function that is traced
+        leaves = {path: jnp.asarray(value(path, leaf.shape), jnp.float32) for path, leaf in shapes.items()}
+    return unflatten_dict(leaves)
