@@ -26,7 +26,7 @@ from omnicodec_jax.models.backbone import PARTS
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
-from omnicodec_jax.models.quantize import CODEBOOKS, COUNTER
+from omnicodec_jax.models.quantize import CODEBOOKS
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
@@ -302,7 +302,7 @@ def model_hash(config: Any, variables: Variables, known: str | None = None, know
     Args:
         config: The model's config. The hash covers what differs from the defaults in the fields that change what the
             model computes.
-        variables: Its weights; the hash covers all of them, but not how soon training looks for dead codes.
+        variables: Its weights; the hash covers all of them.
         known: A hash that tokens, a run or stored features carry.
         known_tokens: The `tokens_hash` that tokens carry beside it; None: they have none.
 
@@ -336,14 +336,12 @@ def tokens_hash(config: Any, variables: Variables) -> str:
 def hash_of_0_1(config: Any, variables: Variables) -> str | None:
     """Computes the hash that version 0.1 gave to a model; None for a model that it could not have had."""
     text = identity.covered_by_0_1(config, model_type(config))
-    return None if text is None else _digest(text, variables, counters=True)
+    return None if text is None else _digest(text, variables)
 
 
-def _digest(text: str, variables: Variables, counters: bool = False) -> str:
+def _digest(text: str, variables: Variables) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=8)
     for name, leaf in sorted(flatten(variables).items()):
-        if name.endswith(COUNTER) and not counters:
-            continue
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
     return digest.hexdigest()

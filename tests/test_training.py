@@ -551,6 +551,7 @@ def test_exported_model_and_its_discriminators_go_to_pytorch_and_back(exported, 
         command_line("convert.from_torch", "--checkpoint", tensors, "--config", file, "--out", back, *options)
         command_line("convert.to_torch", "--model", back, "--out", again)
         assert model_directory.load(back)[0] == model_directory.load(part)[0]
+        assert len({model_directory.model_hash(*model_directory.load(each)) for each in (back, part)}) == 1
         assert again.read_bytes() == tensors.read_bytes()
         shutil.rmtree(back)
 

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import MeshConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError
-from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.models.quantize import CODEBOOKS, COUNTER
 from omnicodec_jax.semantic import read_encoder_of
 from omnicodec_jax.training import checkpoint
+from omnicodec_jax.training.packing import Tree
 from omnicodec_jax.training.start import state_template
 
 
@@ -57,5 +59,18 @@ def export_model(
         model_directory.remove(judges)  # those of another model
     if encoder is not None and encoder != own:
         model_directory.copy(encoder, own)
-    model_directory.save(out, config.codec, {"params": params, CODEBOOKS: state.codebooks}, number)
+    codebooks = state.codebooks
+    if "quantizer" not in config.train.freeze:  # whose tokens would get another hash
+        codebooks = with_new_counters(codebooks, config.codec.codebook.check_every)
+    model_directory.save(out, config.codec, {"params": params, CODEBOOKS: codebooks}, number)
     return step
+
+
+def with_new_counters(codebooks: Tree, check_every: int) -> Tree:
+    """Returns codebooks whose counters of steps, which only training reads, are those of new codebooks.
+
+    PyTorch's checkpoints have no counters. So a model has the same hash when it comes back from there.
+    """
+    leaves = model_directory.flatten(codebooks)
+    new = {name: np.full_like(leaf, check_every) for name, leaf in leaves.items() if name.endswith(COUNTER)}
+    return model_directory.unflatten(leaves | new)
