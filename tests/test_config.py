@@ -29,9 +29,8 @@ from omnicodec_jax.model_directory import compute_alike, from_json, to_json
 
 pytestmark = pytest.mark.quick
 
-RECIPES = sorted(
-    path for path in (Path(__file__).parents[1] / "configs").rglob("*.py") if "language_model" not in path.stem
-)
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.py") if "language_model" not in path.stem)
 MODELS = {path.stem: load(path).codec for path in RECIPES} | {
     "mimi": MimiConfig(),
     "no semantic branch": CodecConfig(semantic=None, wavlm_dim=None, input_peak=None),
@@ -48,8 +47,14 @@ ABLATED = {
 }
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_config_begins_with_the_first_line_of_its_recipe(path):
+    recipe = ROOT / "omnicodec_jax" / "recipes" / path.relative_to(ROOT / "configs")
+    assert path.read_text().splitlines()[0].rstrip('"') == recipe.read_text().splitlines()[0].rstrip('"')
+
+
 def test_ablations_change_what_they_say_and_nothing_else():
-    assert len(RECIPES) == 9 + len(ABLATED)
+    assert len(RECIPES) == 10 + len(ABLATED)
     configs = {path.stem: dataclasses.asdict(load(path)) for path in RECIPES}
     whole = configs["paper_12hz"]
     for name, fields in ABLATED.items():

@@ -30,6 +30,7 @@ from omnicodec_jax.language_model.model import LanguageModel
 from omnicodec_jax.language_model.perplexity import NOTE, Perplexity, measure
 from omnicodec_jax.language_model.training import Trainer
 from omnicodec_jax.language_model.windows import TokenCorpus, batches
+from omnicodec_jax.recipes import language_model_demo, small
 
 LAYOUTS = ("flat", "delayed", "parallel")
 TINY = PerplexityConfig(
@@ -249,6 +250,13 @@ def test_the_full_size_has_the_papers_parameters(layout, tied, total):
     if not tied:
         assert total == pytest.approx(100e6, rel=0.1)
         assert f"{total / 1e6:.1f} M parameters" in path.read_text()
+
+
+def test_the_model_of_the_demo_has_the_parameters_that_it_says():
+    config = language_model_demo.config
+    trainer = Trainer(config, Layout(config.layout, small.config.codec.codebook_sizes))
+    total = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(trainer.init, jax.random.key(0)).params))
+    assert f": {total / 1e6:.1f} M parameters." in language_model_demo.__doc__.splitlines()[0]
 
 
 def test_rounding_of_the_layers_changes_little():
