@@ -235,7 +235,7 @@ def test_a_session_begins_anew_while_the_others_go_on(source, rate):
 
 @pytest.mark.parametrize("marks", [[False, True], [0, 2], [-1]])
 def test_sessions_are_named_by_their_numbers(tokenizer, audio, marks):
-    """Of marks, False would be session 0."""
+    """A mark of False would be taken for session 0."""
     with pytest.raises(ModelError, match=r"named by their numbers|session (2|-1): there are 2, counted from 0"):
         StreamingEncoder(tokenizer, sessions=2)(audio[:, :, :1000], reset=marks)
 
