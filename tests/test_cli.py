@@ -403,6 +403,12 @@ def test_who_reads_only_the_first_lines_sees_no_errors(words, clips, tmp_path, d
         TokenFile.load(path)
 
 
+def test_a_closed_standard_output_costs_nothing():
+    shell = ["sh", "-c", '"$0" -m omnicodec_jax --version >&-', sys.executable]
+    ended = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
     from examples import demo

@@ -13,7 +13,7 @@ from omnicodec_jax.config import Config, LossConfig, MimiConfig
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.planning import programs
 from omnicodec_jax.training import frozen
-from omnicodec_jax.training.gan import FrozenVariables, Gan
+from omnicodec_jax.training.gan import FrozenVariables, Gan, TrainInputs
 
 __all__ = ["encoder", "stored"]  # fixtures
 
@@ -39,9 +39,11 @@ def test_its_gradient_brings_audio_nearer_to_what_the_encoder_hears_in_the_real_
     gan, variables = frozen.load(with_encoder(config, encoder))
     real, decoded = noise(1), noise(2)
 
-    def loss(audio):
-        return gan.semantic_perceptual(audio, real, variables)["semantic_perceptual"]
+    def loss(audio, are_stored=False):
+        inputs = gan.inputs({"audio": real}, variables)
+        return gan.semantic_perceptual(audio, inputs, are_stored, variables)["semantic_perceptual"]
 
+    assert loss(decoded) == pytest.approx(float(loss(decoded, are_stored=True)))  # which computes them anew
     assert loss(real) == 0
     before, gradient = jax.jit(jax.value_and_grad(loss))(decoded)
     step = 0.03 * gradient / jnp.sqrt(jnp.sum(gradient**2))
@@ -72,7 +74,8 @@ def one_device():
 
 
 def test_without_its_weight_there_is_no_such_term():
-    assert Gan(experiment()).semantic_perceptual(noise(2), noise(1), FrozenVariables()) == {}
+    inputs = TrainInputs(noise(1), None, None)
+    assert Gan(experiment()).semantic_perceptual(noise(2), inputs, False, FrozenVariables()) == {}
 
 
 @pytest.mark.parametrize("codec", [experiment(source="stored").codec, MimiConfig()])

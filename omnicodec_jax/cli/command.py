@@ -34,7 +34,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
     try:
         status = work()
-        sys.stdout.flush()
+        print(end="", flush=True)  # which does nothing where standard output is closed
     except (OmniCodecError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -52,8 +52,8 @@ def exit_at_once(work: Callable[[], int | None]) -> NoReturn:
     try:
         exit_with(work)
     except SystemExit as status:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        print(end="", flush=True)
+        print(end="", file=sys.stderr, flush=True)
         os._exit(status.code if isinstance(status.code, int) else 0)
 
 
@@ -64,6 +64,8 @@ def fail(error: BaseException | str) -> None:
 
 def _nobody_reads() -> bool:
     """Whether whoever read standard output, such as `head`, has had enough. Nothing more is written there then."""
+    if sys.stdout is None:
+        return False
     output = sys.stdout.fileno()
     asked = select.poll()
     asked.register(output, 0)  # errors are told, whatever is asked for

@@ -178,12 +178,16 @@ class Gan:
         term = losses.latent_cepstrum(latent, audio, codec.sample_rate, codec.hop_length)
         return {"latent_cepstrum": term if until is None else jnp.where(step < until, term, 0.0)}
 
-    def semantic_perceptual(self, decoded: Audio, audio: Audio, frozen: FrozenVariables) -> Terms:
+    def semantic_perceptual(
+        self, decoded: Audio, inputs: TrainInputs, are_stored: bool, frozen: FrozenVariables
+    ) -> Terms:
         """Computes the perceptual loss of the encoder. Stored features do not serve, since they know what is around."""
         if self.config.loss.semantic_perceptual == 0:
             return {}
-        of_decoded, of_real = (self.semantic_features(x, frozen) for x in (decoded, audio))
-        return {"semantic_perceptual": losses.semantic_perceptual(of_decoded, of_real)}
+        of_real = inputs.features
+        if of_real is None or are_stored:
+            of_real = self.semantic_features(inputs.audio, frozen)
+        return {"semantic_perceptual": losses.semantic_perceptual(self.semantic_features(decoded, frozen), of_real)}
 
     def codec_forward(
         self,
@@ -217,7 +221,7 @@ class Gan:
             last = None if inputs.wavlm_states is None else inputs.wavlm_states[-1]
             terms = losses.codec_losses(output, inputs.features, last, self.config.codec.frame_rate, self.config.loss)
             terms |= self.latent_cepstrum(output.latent, inputs.audio, step)
-            terms |= self.semantic_perceptual(output.audio, inputs.audio, frozen)
+            terms |= self.semantic_perceptual(output.audio, inputs, "features" in batch, frozen)
             metrics = {
                 "num_quantizers": num_quantizers.astype(jnp.float32),
                 "replaced_acoustic": output.acoustic.replaced,
