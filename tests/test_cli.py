@@ -403,8 +403,8 @@ def test_who_reads_only_the_first_lines_sees_no_errors(words, clips, tmp_path, d
         TokenFile.load(path)
 
 
-def test_a_closed_standard_output_costs_nothing():
-    shell = ["sh", "-c", '"$0" -m omnicodec_jax --version >&-', sys.executable]
+def test_a_closed_standard_output_costs_nothing(clips):
+    shell = ["sh", "-c", '"$0" -m omnicodec_jax inspect "$1" >&-', sys.executable, clips[0]]
     ended = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 
