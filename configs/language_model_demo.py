@@ -1,3 +1,3 @@
-"""A language model that learns a minute of tokens in half a minute on two CPU cores: 0.5 M parameters for 8 codebooks."""
+"""A language model that learns a minute of tokens in half a minute on two cores: 0.5 M parameters for 8 codebooks."""
 
 from omnicodec_jax.recipes.language_model_demo import config  # noqa: F401

@@ -1,4 +1,4 @@
-"""A language model that learns a minute of tokens in half a minute on two CPU cores: 0.5 M parameters for 8 codebooks.
+"""A language model that learns a minute of tokens in half a minute on two cores: 0.5 M parameters for 8 codebooks.
 
     omnicodec perplexity --config language_model_demo --tokens runs/demo/tokens
 
