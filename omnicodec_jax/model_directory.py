@@ -122,7 +122,8 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
             others get a float32 scale for each channel, their last axis.
 
     Raises:
-        ModelError: If a weight is too large for float16, or the directory holds a model of another kind.
+        ModelError: If a weight is NaN or infinite or too large for float16, or the directory holds a model of another
+            kind.
     """
     directory = as_path(directory)
     refuse_other_kind(directory, model_type(config))
@@ -172,6 +173,8 @@ def copy(source: Path, target: Path) -> None:
 
 def _stored(name: str, value: np.ndarray, number: Number) -> dict[str, np.ndarray]:
     """Returns what the weights file holds of an array."""
+    if not np.isfinite(value).all():
+        raise ModelError(f"{name}: holds weights that are NaN or infinite")
     if number == "int8" and value.ndim > 1:
         # Where layers are stacked, each has scales of its own. Of both ways, the one is taken that is closer: it gives
         # back weights that were int8 before, whichever way they were.
@@ -211,7 +214,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """Reads config and variables (numpy) of a model directory.
 
     Raises ConfigError for a config.json that cannot be read, ModelError for files that are missing or damaged, and for
-    weights that do not fit the config, with every tensor that is missing, unknown or misshapen.
+    weights that do not fit the config, with every tensor that is missing, unknown, misshapen or not finite.
     """
     directory = as_path(directory)
     _refuse_unconverted(directory)
@@ -238,6 +241,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    problems += [f"not finite: {name}" for name, value in tensors.items() if not np.isfinite(value).all()]
     if problems:
         raise ModelError(f"{directory}: weights do not fit the config:\n  " + "\n  ".join(sorted(problems)))
     return config, unflatten(tensors)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.errors import ModelError
@@ -58,3 +58,20 @@ def test_weights_that_float16_cannot_hold_are_refused_and_nothing_is_written(tmp
     with pytest.raises(ModelError, match=r"conv_1\.kernel: holds weights that are too large for float16"):
         model_directory.save(tmp_path / "model", CONFIG, variables, "float16")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("number", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, variables, number, value):
+    model_directory.save(tmp_path / "model", CONFIG, variables, number)
+    weights = tmp_path / "model/model.safetensors"
+    held = load_file(weights)
+    vector = next(name for name, array in held.items() if array.dtype != np.int8)
+    save_file({**held, vector: np.full_like(held[vector], value)}, weights)
+    with pytest.raises(ModelError, match=f"not finite: {vector.removesuffix(model_directory.SCALE)}"):
+        model_directory.load(tmp_path / "model")
+
+    variables["params"]["conv_1"]["kernel"][0, 0, 0] = value
+    with pytest.raises(ModelError, match=r"conv_1\.kernel: holds weights that are NaN or infinite"):
+        model_directory.save(tmp_path / "other", CONFIG, variables, number)
+    assert not (tmp_path / "other").exists()
