@@ -439,8 +439,8 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
         "continuation.wav",
     ):
         assert part in printed
-    assert len(demo.mel_distances(held_out=True)) == 3
-    assert all(len(of) >= 4 for of in demo.mel_distances(held_out=False))
+    assert len(demo.scores(held_out=True)) == 3
+    assert all(len(of) >= 4 for of in demo.scores(held_out=False))
     assert len(list((tmp_path / "tokens" / "shards").glob("*.parquet"))) == 3
     assert soundfile.info(tmp_path / "continuation.wav").duration == pytest.approx(4)
 
@@ -448,18 +448,22 @@ def test_the_demo_says_what_it_did(tmp_path, monkeypatch, capsys):
 def test_the_demo_fails_where_ears_would_order_the_codecs_otherwise():
     from examples.demo import as_ears_would_order_them
 
-    held_out = [{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.5}]
-    learnt = [
-        {"untrained": 7.0, "shipped": 3.0, "fine-tuned": 2.5},
-        {"untrained": 6.0, "shipped": 2.0, "fine-tuned": 2.1},
-    ]
+    def scores(distances: str, stoi: str = "0.2 0.8 0.8 0.9") -> dict[str, dict[str, float]]:
+        systems = ("untrained", "shipped", "fine-tuned", "Opus")
+        values = zip(map(float, distances.split()), map(float, stoi.split()), strict=True)
+        return {system: {"mel_distance": mel, "stoi": of} for system, (mel, of) in zip(systems, values, strict=True)}
+
+    held_out = [scores("7.0 3.0 3.5 4.0")]
+    learnt = [scores("7.0 3.0 2.5 4.0"), scores("6.0 2.0 2.1 4.0")]
     assert as_ears_would_order_them(held_out, learnt)
     assert not as_ears_would_order_them([], learnt)
     assert not as_ears_would_order_them(held_out, [])
     assert not as_ears_would_order_them(held_out, learnt[1:])
-    assert not as_ears_would_order_them([*held_out, {"untrained": 3.0, "shipped": 3.5, "fine-tuned": 2.0}], learnt)
-    assert not as_ears_would_order_them([{"untrained": 3.0, "shipped": 2.0, "fine-tuned": 3.5}], learnt)
-    assert not as_ears_would_order_them(held_out, [{"untrained": 7.0, "shipped": 3.0, "fine-tuned": 3.0}])
+    assert not as_ears_would_order_them(held_out, [scores("7.0 3.0 3.0 4.0")])
+    for wrong in ("3.0 3.5 2.0 2.5", "3.0 2.0 3.5 2.5", "3.0 2.0 2.0 3.5"):  # the untrained one beats another
+        assert not as_ears_would_order_them([*held_out, scores(wrong)], learnt)
+    for wrong in ("0.5 0.4 0.8 0.9", "0.5 0.8 0.4 0.9", "0.5 0.8 0.8 0.4", "0.5 nan 0.8 0.9"):
+        assert not as_ears_would_order_them([*held_out, scores("7.0 3.0 3.5 4.0", wrong)], learnt)
 
 
 def test_an_untrained_model_with_an_encoder_has_it_beside_it(tmp_path, clips, monkeypatch):
