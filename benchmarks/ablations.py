@@ -28,7 +28,7 @@ from omnicodec_jax.evaluation import run as evaluations
 from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 from omnicodec_jax.language_model import perplexity
 from omnicodec_jax.recipes import ablations
-from omnicodec_jax.semantic import ENCODERS
+from omnicodec_jax.semantic import ENCODERS, read_encoder_of
 from omnicodec_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +89,7 @@ def main(
     config: Path,
     work: Path = Path("runs/ablations"),
     steps: int | None = None,
+    encoder: str | None = None,
     data: str = ",".join(f"{domain}={HELD_OUT}/{domain}.jsonl" for domain in ("speech", "music")),
     corpus: str = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in DOMAINS),
     language_model: Path = Path("language_model_demo"),
@@ -100,17 +101,20 @@ def main(
         config: Recipe or config file to ablate; its data must be prepared.
         work: Directory of runs, models and tokens.
         steps: Steps of each training, if it is to be shorter than the config says.
+        encoder: Model directory of the frozen encoder of the semantic branch; by default, that of the config's run.
         data: Held-out clips to score, as `omnicodec evaluate` takes them.
         corpus: Audio whose tokens the language model learns, as `omnicodec tokenize` takes it.
         language_model: Recipe or config file of the language model.
         codebooks: Codebooks to decode from, the semantic one included.
     """
     base = config_files.load(config)
+    if encoder is not None:
+        base = dataclasses.replace(base, run=dataclasses.replace(base.run, encoder=encoder))
     semantic = base.codec.semantic
-    if (
-        semantic is not None and semantic.source in ENCODERS and base.run.encoder is None
-    ):  # told before hours of training
-        raise ConfigError(f"run.encoder = None: the models tokenize with the encoder of source={semantic.source!r}")
+    if semantic is not None and semantic.source in ENCODERS:  # told before hours of training
+        if base.run.encoder is None:
+            raise ConfigError(f"--encoder is missing: the models tokenize with that of source={semantic.source!r}")
+        read_encoder_of(Path(base.run.encoder), semantic)
     held_out = {domain: Path(path) for domain, path in named(data, "--data").items()}
     for domain, path in held_out.items():  # so that a wrong path is reported now, and not after hours of training
         datasets.clips(path, domain, None)

@@ -8,10 +8,11 @@ import pytest
 import soundfile
 
 from benchmarks import ablations as ablation_runs
-from omnicodec_jax import cli, shipped
-from omnicodec_jax.config import PerplexityConfig
+from omnicodec_jax import cli, model_directory, shipped
+from omnicodec_jax.cli.options import BUNDLED_CLIPS
+from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
-from omnicodec_jax.errors import ConfigError, DataError
+from omnicodec_jax.errors import ConfigError, DataError, ModelError, TrainingError
 from omnicodec_jax.evaluation import paper_tables, table_run
 from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.run import Evaluation
@@ -256,7 +257,22 @@ def test_models_of_ablations_bring_the_encoder_that_their_tokens_need(monkeypatc
         model = ablation_runs.train(run, tmp_path / name)
         needs = name not in ("without_semantic_branch", "log_mel_source")
         assert exported[model] == (Path("models/whisper") if needs else None), name
-    with pytest.raises(
-        ConfigError, match=r"run\.encoder = None: the models tokenize with the encoder of source='whisper'"
-    ):
+    with pytest.raises(ConfigError, match="--encoder is missing: the models tokenize with that of source='whisper'"):
         ablation_runs.main(Path("small"))
+    with pytest.raises(ModelError, match="nothing: no model here: config.json is missing"):
+        ablation_runs.main(Path("small"), encoder=str(tmp_path / "nothing"))
+
+
+def test_ablations_take_the_encoder_that_the_command_names(monkeypatch, tmp_path):
+    trained: list[Config] = []
+
+    def train(config: Config, folder: Path) -> Path:
+        trained.append(config)
+        raise TrainingError("far enough")
+
+    monkeypatch.setattr(ablation_runs, "train", train)
+    clips = f"speech={BUNDLED_CLIPS / 'speech.jsonl'}"
+    encoder = str(shipped.MODELS[shipped.DEFAULT] / model_directory.ENCODER)
+    with pytest.raises(TrainingError, match="far enough"):
+        ablation_runs.main(Path("small"), work=tmp_path, encoder=encoder, data=clips)
+    assert trained[0].run.encoder == encoder
