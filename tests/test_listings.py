@@ -23,8 +23,9 @@ from omnicodec_jax.data import audio, manifest, prepare, records, units
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
-from omnicodec_jax.errors import AudioError, DataError
+from omnicodec_jax.errors import AudioError, DataError, TokenError
 from omnicodec_jax.evaluation import datasets, probes
+from omnicodec_jax.token_file import TokenFile
 
 RATE = 24_000
 NAMES = ("b.flac", "a.wav", "deep/er.v1.ogg", "c d.wav")
@@ -465,3 +466,38 @@ def test_wav_scp_of_commands_alone_is_refused_in_one_line(tmp_path):
     (tmp_path / "wav.scp").write_text("piped sox x.wav -t wav - |\n")
     with pytest.raises(DataError, match=r"lists no audio; wav.scp:1: no clip: a command; only files are read: run it"):
         list(manifest.transcribed(tmp_path / "wav.scp"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "list.json", "wav.scp"])
+def test_lists_that_git_lfs_did_not_fetch_are_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(DataError, match=f"{name}: a pointer of Git LFS, not the file itself; run: git lfs pull"):
+        list(manifest.read(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_containers_that_git_lfs_did_not_fetch_are_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    (entry,) = manifest.read(tmp_path)
+    assert entry.problem.startswith("a pointer of Git LFS")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.m4a"])
+def test_audio_that_git_lfs_did_not_fetch_is_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(AudioError, match=f"{name}: a pointer of Git LFS"):
+        audio.load(tmp_path / name, RATE)
+
+
+def test_tokens_that_git_lfs_did_not_fetch_are_named_so(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(POINTER)
+    with pytest.raises(TokenError, match="a.safetensors: a pointer of Git LFS"):
+        TokenFile.load(tmp_path / "a.safetensors")
+    (tmp_path / "a.parquet").write_bytes(POINTER)
+    with pytest.raises(DataError, match="a.parquet: a pointer of Git LFS"):
+        shards.read_contract(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet: a pointer of Git LFS"), shards.opened(tmp_path / "a.parquet"):
+        pass

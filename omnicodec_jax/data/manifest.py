@@ -20,6 +20,7 @@ from omnicodec_jax.data import discovery
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, readable, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import LFS, LFS_POINTER
 
 LOG = logging.getLogger(__name__)
 
@@ -310,6 +311,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             for number, line in enumerate(lines):
                 if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{path}: written as UTF-16; save it as UTF-8")
+                if number == 0 and line.startswith(LFS):
+                    raise DataError(f"{path}: {LFS_POINTER}")
                 if number == 0 and line.startswith(GZIP):
                     raise DataError(f"{path}: compressed with gzip; its name must end in .gz")
                 yield line

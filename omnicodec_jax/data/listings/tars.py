@@ -12,6 +12,7 @@ from omnicodec_jax import buckets
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import Member, MemberPlace
+from omnicodec_jax.files import LFS, LFS_POINTER
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -39,8 +40,11 @@ def members(path: Path) -> Iterator[TarMember]:
     files: dict[str, TarMember] = {}
     links: list[tarfile.TarInfo] = []
     with path.open("rb") as file:
-        head, size = file.read(8), file.seek(0, 2)
+        head, size = file.read(len(LFS)), file.seek(0, 2)
         file.seek(0)
+        if head == LFS:
+            yield TarMember(path.name, (0, size), LFS_POINTER, False)
+            return
         if kind := next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), None):
             yield TarMember(
                 path.name, (0, size), f"compressed with {kind}: members can be read in plain tars alone", False
