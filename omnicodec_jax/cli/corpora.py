@@ -61,7 +61,7 @@ def prepare(
             f"prepare: {done.files - done.rejected} of {done.files} files{rejected}, {done.seconds / 3600:.2f} h in "
             f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
         )
-    elif done.clips or not done.listed:
+    else:
         earlier = f"; what was refused is in {rejects}" if rejects.is_file() and rejects.stat().st_size else ""
         print(f"prepare: nothing left to do{earlier}")
     return command.fail_if_none(done.clips, done.listed, rejects)
