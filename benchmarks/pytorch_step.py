@@ -124,7 +124,7 @@ def ours(work: Work) -> Callable[[], Step]:
 # -- PyTorch's
 
 
-def pytorch(work: Work, compiled: bool = False) -> Callable[[], Step]:
+def pytorch(work: Work) -> Callable[[], Step]:
     """Returns the same step of the modules of the port. The learning rate is that of the warm-up."""
     from omnicodec_jax.converters.pytorch_model import build
 
@@ -142,7 +142,6 @@ def pytorch(work: Work, compiled: bool = False) -> Callable[[], Step]:
     adamw = torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, eps=options.epsilon, fused=True)
     parameters = list(named.values())
     averages = [parameter.detach().clone() for parameter in parameters]
-    loss_of = torch.compile(total_loss) if compiled else total_loss
     done = 0
 
     def step() -> Step:
@@ -150,7 +149,7 @@ def pytorch(work: Work, compiled: bool = False) -> Callable[[], Step]:
         for group in adamw.param_groups:
             group["lr"] = options.learning_rate * min(1.0, done / max(1, options.warmup_steps))
         adamw.zero_grad()
-        loss, assigned = loss_of(model, work.config, audio, features)
+        loss, assigned = total_loss(model, work.config, audio, features)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_value_(parameters, options.clip_value)
@@ -275,7 +274,6 @@ SYSTEMS: dict[str, tuple[Callable[[Work], Callable[[], Step]], bool]] = {
     "ours": (ours, True),
     "PyTorch": (pytorch, False),
     "PyTorch, freed memory kept": (pytorch, True),
-    "PyTorch, compiled": (functools.partial(pytorch, compiled=True), False),
 }
 """For each system: what makes its step, and whether its process keeps freed memory."""
 
@@ -304,14 +302,7 @@ def check_same(first: dict[str, list[Step]]) -> None:
             raise OmniCodecError(f"{system}: {told}, ours {np.array(first['ours']).tolist()}: not the same work")
 
 
-def main(
-    config: str = "small",
-    clips: int = 8,
-    seconds: float = 1.28,
-    repeats: int = 15,
-    threads: int = 2,
-    compiled: bool = False,
-) -> None:
+def main(config: str = "small", clips: int = 8, seconds: float = 1.28, repeats: int = 15, threads: int = 2) -> None:
     """Measure a step of the codec, without discriminators, in turns with PyTorch.
 
     Args:
@@ -320,17 +311,15 @@ def main(
         seconds: Length of each clip.
         repeats: Turns.
         threads: Cores that each system may use.
-        compiled: Measure PyTorch's step under torch.compile, too.
     """
     context, connections = multiprocessing.get_context("spawn"), {}
     first: dict[str, list[Step]] = {}
     for system in SYSTEMS:
-        if compiled or system != "PyTorch, compiled":
-            connections[system], other = context.Pipe()
-            options = (config, clips, seconds)
-            context.Process(target=serve, args=(other, system, options, threads), daemon=True).start()
-            other.close()
-            first[system] = connections[system].recv()
+        connections[system], other = context.Pipe()
+        options = (config, clips, seconds)
+        context.Process(target=serve, args=(other, system, options, threads), daemon=True).start()
+        other.close()
+        first[system] = connections[system].recv()
     check_same(first)
     print("first losses: " + ", ".join(f"{system} {steps[0].loss:.6g}" for system, steps in first.items()), flush=True)
     taken: dict[str, list[tuple[float, float]]] = {system: [] for system in first}
@@ -338,8 +327,10 @@ def main(
         for system in sorted(first, reverse=bool(turn % 2)):
             connections[system].send(True)
             taken[system].append(connections[system].recv())
+    for connection in connections.values():
+        connection.send(False)
     medians = {system: [statistics.median(x) for x in zip(*taken[system][1:], strict=True)] for system in first}
-    print(f"| {config}, {clips} clips of {seconds} s | s a step | clips/s | of ours | processor s | of ours |")
+    print(f"| {config}, {clips} clips of {seconds} s | s a step | clips/s | × ours | processor s | × ours |")
     print("| --- | --- | --- | --- | --- | --- |")
     for system, (wall, busy) in medians.items():
         parts = wall / medians["ours"][0], busy / medians["ours"][1]
