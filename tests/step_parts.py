@@ -43,7 +43,7 @@ OVER_STATES = DiscriminatorConfig(
     stft=None, waveform=None, wavlm=WavLMDiscriminatorConfig(hidden_states=2, hidden_size=16, channels=8)
 )
 SAMPLES = 7 * 960
-"""Seven frames: no kernel has a side of seven, so that what comes of clips is not as large as what does not."""
+"""Seven frames of the codec in miniature."""
 
 
 class Part(NamedTuple):
