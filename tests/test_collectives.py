@@ -30,6 +30,8 @@ pytestmark = pytest.mark.minutes(1)
 
 EVERY_DISCRIMINATOR = dataclasses.replace(TINY.discriminators, waveform=WAVEFORM, wavlm=OVER_STATES.wavlm)
 OVER_ALL_AXES = {"data": 2, "fsdp": 2, "tensor": 2}
+WINDOW_AND_TAIL = SAMPLES + WHISPER.window_seconds * TINY.codec.sample_rate
+"""A clip of which Whisper has a whole window and a tail, which are rows of one batch."""
 
 
 def exchanged_in_a_step(
@@ -43,7 +45,7 @@ def exchanged_in_a_step(
         config,
         codec={"wavlm_dim": wavlm and wavlm.dimension, "semantic": semantic},
         loss={"semantic_perceptual": 1.0, "latent_cepstrum": 1.0},
-        data={"batch_size": rows, "segment_samples": SAMPLES},
+        data={"batch_size": rows, "segment_samples": WINDOW_AND_TAIL},
     )
 
     def frozen(network: Any) -> Any:
@@ -52,7 +54,8 @@ def exchanged_in_a_step(
 
     variables = FrozenVariables(frozen(wavlm), frozen(encoder))
     state, gan = state_template(config, mesh), Gan(config, wavlm, encoder)
-    batch = {"audio": jax.ShapeDtypeStruct((rows, 1, SAMPLES), np.float32, sharding=sharding.batch_sharding(mesh))}
+    audio = jax.ShapeDtypeStruct((rows, 1, WINDOW_AND_TAIL), np.float32, sharding=sharding.batch_sharding(mesh))
+    batch = {"audio": audio}
     text = jit_step(gan, mesh, state, variables).lower(state, batch, variables).compile().as_text() or ""
     assert listed(text)
     return carrying_clips(mesh, text)
