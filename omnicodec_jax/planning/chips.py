@@ -1,9 +1,12 @@
 """Chips that are not there, with the network between them, by names such as v5e:4x4 and h100:4x8."""
 
+import contextlib
 import importlib.util
+import logging
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -75,9 +78,8 @@ def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
     hosts, gpus = [1, *sizes][-2:]
     # Both are needed: without either, the plugin would look for a GPU and CUDA here.
     devices = _devices(name, "", "cuda", topology=f"1x{hosts}x{gpus}", target_config=chip.target)
-    taken = float(
-        os.environ.get("XLA_CLIENT_MEM_FRACTION", os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
-    )
+    fraction = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    taken = float(fraction or JAX_TAKES)  # a number, or else the plugin had refused it
     return Topology(chip._replace(memory=chip.memory / JAX_TAKES * taken), devices, gpus)
 
 
@@ -90,10 +92,38 @@ def _require(*modules: str) -> None:
 
 
 def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
-    """Returns the devices that a compiler describes. Raises ConfigError where it does not know them by that name."""
+    """Returns the devices that a compiler describes.
+
+    Raises:
+        ConfigError: Where the compiler does not know them by that name, or JAX could not set it up.
+    """
     from jax.experimental import topologies
 
+    with _failures_of_plugins() as failures:
+        try:
+            return list(topologies.get_topology_desc(known, platform, **options).devices)
+        except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+            reason = "; ".join([str(error), *map(str, failures)])
+            raise ConfigError(f"--topology {name}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _failures_of_plugins() -> Iterator[list[BaseException]]:
+    """Collects the errors that JAX's plugins stop with when it sets them up.
+
+    JAX logs them with their tracebacks, and goes on without the plugin: then it knows no chip that it is for.
+    """
+    failures: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.exc_info is None or record.exc_info[1] is None:
+            return True
+        failures.append(record.exc_info[1])
+        return False
+
+    logger = logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(collect)
     try:
-        return list(topologies.get_topology_desc(known, platform, **options).devices)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ConfigError(f"--topology {name}: {error}") from None
+        yield failures
+    finally:
+        logger.removeFilter(collect)
