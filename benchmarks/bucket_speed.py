@@ -21,9 +21,10 @@ from omnicodec_jax.buckets import requests
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
-from omnicodec_jax.data import audio, pipeline, prepare, records, units
+from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
 
 SECONDS, BATCH, STEPS, UNCOUNTED = 10, 24, 60, 10
+WIDTH = 1280
 URL = "s3://benchmark"
 
 
@@ -55,10 +56,30 @@ def prepare_audio(directory: Path) -> None:
         prepare.run({"sound": clips}, directory / "prepared", config, 1, units.Share())
 
 
-def wait_share(prepared: str, step: float) -> float:
+def store_features(directory: Path) -> None:
+    """Stores features of each crop of the prepared audio, of the width of Qwen3-Omni's, all of them zero."""
+    length, (prepared, out) = SECONDS * records.SAMPLE_RATE, (directory / "prepared", directory / "features")
+    stored = features.FeatureFormat(
+        encoder="benchmark",
+        compute="float32",
+        feature_dim=WIDTH,
+        source="qwen3_aut",
+        crop_samples=length,
+        stride_samples=length,
+    )
+    (out / records.SHARDS).mkdir(parents=True)
+    features.save_format(out, stored)
+    seconds = records.read_settings(prepared)["segment_seconds"]
+    for shard in records.read_index(prepared):
+        lengths = (length for clip in shard.clips for _, length in records.segments(clip, seconds))
+        made = (stored.encode(np.zeros((stored.num_vectors(length), WIDTH), np.float32)) for length in lengths)
+        records.write_shard(features.shard_path(out, shard), made)
+
+
+def wait_share(prepared: str, step: float, stored: str | None = None) -> float:
     """Returns the share of the time that steps of so many seconds wait for their batches."""
-    config = DataConfig(prepared=prepared, domains=(DomainConfig(name="sound"),), batch_size=BATCH)
-    samples = pipeline.Samples.open(config, seed=0)
+    config = DataConfig(prepared=prepared, features=stored, domains=(DomainConfig(name="sound"),), batch_size=BATCH)
+    samples = pipeline.Samples.open(config, seed=0, stored_features=stored is not None)
     batches = iter(pipeline.host_batches(samples, BATCH, range(BATCH)))
     waited, start = 0.0, 0.0
     for number in range(UNCOUNTED + STEPS):
@@ -82,16 +103,20 @@ def main(*, step_seconds: float = 0.7, latency: float = 0.05) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         prepare_audio(directory)
+        store_features(directory)
         print(f"batches of {BATCH} crops of {SECONDS} s, steps of {step_seconds:g} s\n")
-        print("| where | batches read at a time | waiting for data |\n| --- | --- | --- |")
-        share = wait_share(str(directory / "prepared"), step_seconds)
-        print(f"| directory | {pipeline.BATCHES_AHEAD} | {100 * share:.1f} % |", flush=True)
+        print("| where | batches read at a time | waiting for audio | for audio and features |\n|" + " --- |" * 4)
+
+        def print_row(where: str, place: str, ahead: int) -> None:
+            shares = [wait_share(f"{place}/prepared", step_seconds, stored) for stored in (None, f"{place}/features")]
+            print(f"| {where} | {ahead} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |", flush=True)
+
+        print_row("directory", str(directory), pipeline.BATCHES_AHEAD)
         system: Any = Slow(directory, latency)
         requests.system_of = lambda scheme: system  # pyright: ignore[reportAttributeAccessIssue]
         for ahead in (pipeline.BATCHES_AHEAD, pipeline.AHEAD_IN_BUCKET):
             pipeline.AHEAD_IN_BUCKET = ahead
-            share = wait_share(f"{URL}/prepared", step_seconds)
-            print(f"| bucket, {1e3 * latency:g} ms a request | {ahead} | {100 * share:.1f} % |", flush=True)
+            print_row(f"bucket, {1e3 * latency:g} ms a request", URL, ahead)
         logging.disable()  # what is still read ahead is about to be gone
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import DataConfig, DomainConfig
 from omnicodec_jax.data import features, pipeline, records
 from omnicodec_jax.data.features import FeatureFormat
@@ -273,6 +274,17 @@ def test_samples_do_not_depend_on_hosts_or_restarts(directory, hosts, start):
         for step in range(start, start + 2):
             assert is_equal(next(batches), reference(samples, step, rows))
         batches.close()
+
+
+@pytest.mark.parametrize("audio", ["data/prepared", "s3://bucket/prepared"])
+@pytest.mark.parametrize("stored", [None, "data/features", "gs://bucket/features"])
+def test_more_is_read_at_a_time_where_audio_or_features_lie_in_a_bucket(directory, audio, stored):
+    samples = Samples.open(data_config(directory), 5, stored_features=True)
+    features = None if stored is None else as_path(stored)
+    samples = dataclasses.replace(samples, directory=as_path(audio), features=features)
+    in_bucket = "://" in audio + (stored or "")
+    expected = {0: 32, 1: 32, 4: 8, 100: 2} if in_bucket else dict.fromkeys((0, 1, 4, 100), 2)
+    assert {workers: pipeline.batches_ahead(samples, workers) for workers in expected} == expected
 
 
 def mesh(**axes):

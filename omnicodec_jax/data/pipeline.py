@@ -39,7 +39,7 @@ ENDLESS = sys.maxsize // 2
 """The length of a dataset that is never read to its end."""
 BATCHES_AHEAD = 2
 """How many batches are read before they are asked for."""
-AHEAD_IN_BUCKET = 16
+AHEAD_IN_BUCKET = 32
 """How many batches are read at a time from a bucket, whose answers take their time, by all worker processes."""
 
 Sample = dict[str, np.ndarray]
@@ -191,6 +191,8 @@ class Samples:
     """The clips of every domain, in the order of the config."""
     directory: Path
     """The directory of the prepared audio."""
+    features: Path | None
+    """The directory of the stored features that are read with it."""
     fingerprint: str
     """A hash of the list of shards. It tells a run that goes on whether the prepared data is still the same."""
 
@@ -239,7 +241,8 @@ class Samples:
         ]
         choices = grain.MapDataset.mix(numbers, [domain.weight for domain in config.domains])
         crops = choices.seed(seed).random_map(RandomCrop(directory, clips, store, config.segment_samples))
-        return cls(choices, crops, clips, directory, records.fingerprint(shards))
+        features = None if store is None else store.directory
+        return cls(choices, crops, clips, directory, features, records.fingerprint(shards))
 
     def __getitem__(self, index: int) -> Sample:
         return _element(self.crops, index)
@@ -287,6 +290,13 @@ def _element(dataset: grain.MapDataset, index: int) -> Any:
     return dataset[index]
 
 
+def batches_ahead(dataset: Dataset, num_workers: int) -> int:
+    """Returns how many batches a process reads at a time: more where audio or features lie in a bucket."""
+    places = (getattr(dataset, "directory", None), getattr(dataset, "features", None))
+    in_bucket = any(isinstance(place, BucketPath) for place in places)
+    return max(BATCHES_AHEAD, AHEAD_IN_BUCKET // max(1, num_workers)) if in_bucket else BATCHES_AHEAD
+
+
 def host_batches(
     dataset: Dataset, batch_size: int, rows: Sequence[int], step: int = 0, num_workers: int = 0
 ) -> grain.IterDataset:
@@ -302,9 +312,7 @@ def host_batches(
     positions = grain.MapDataset.range(step * len(rows), ENDLESS)
     batches = positions.map(_Rows(dataset, batch_size, tuple(rows))).batch(len(rows))
     # Grain's own buffer of 500 elements is meant for small ones; these are batches.
-    ahead = BATCHES_AHEAD
-    if isinstance(getattr(dataset, "directory", None), BucketPath):
-        ahead = max(ahead, AHEAD_IN_BUCKET // max(1, num_workers))
+    ahead = batches_ahead(dataset, num_workers)
     reading = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1)
     return batches.to_iter_dataset(reading).mp_prefetch(options)
