@@ -137,7 +137,7 @@ class TrainConfig:
     """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
     saves running them forward again."""
     discriminator_from: int = 0
-    """Step from which the discriminators judge and learn. Before it the codec learns from the other losses alone, and a
+    """Step from which the discriminators run and learn. Before it the codec learns from the other losses alone, and a
     step costs what it does without discriminators. Their learning rate warms up from there."""
     discriminator_learning_rate: float | None = None
     """Highest learning rate of the discriminators, which warms up and falls as the codec's does; None: the codec's

@@ -45,7 +45,7 @@ def export_model(
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:
         raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay); leave out --ema")
-    own, judges = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
+    own, discriminators = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
     if encoder is None and (own / model_directory.CONFIG).is_file():
         encoder = own
     if encoder is not None:
@@ -54,9 +54,9 @@ def export_model(
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
     if state.discriminators:
-        model_directory.save(judges, config.discriminators, {"params": state.discriminators})
+        model_directory.save(discriminators, config.discriminators, {"params": state.discriminators})
     else:
-        model_directory.remove(judges)  # those of another model
+        model_directory.remove(discriminators)  # those of another model
     if encoder is not None and encoder != own:
         model_directory.copy(encoder, own)
     codebooks = state.codebooks

@@ -171,7 +171,7 @@ def late_discriminators(config: Config) -> str | None:
     begin, end = config.train.discriminator_from, config.optimizer.total_steps
     if begin < end or not any(dataclasses.asdict(config.discriminators).values()):
         return None
-    return f"train.discriminator_from = {begin}: the run ends at step {end}, so that the discriminators never judge"
+    return f"train.discriminator_from = {begin}: the run ends at step {end}, so that the discriminators never begin"
 
 
 def save_first_state(setup: RunSetup, interruption: multihost.Interruption) -> None:
@@ -209,9 +209,9 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     if start == 0 and setup.validator is not None:
         with stage("held-out clips before the first step"), interruption.ending_the_process(clock.close):
             validate(setup, state, log, clock)
-    judged_from = config.train.discriminator_from
+    discriminator_from = config.train.discriminator_from
     validates_every = None if setup.validator is None else config.run.validate_every
-    unjudged, judged = (jit_step(setup.gan, mesh, state, setup.frozen, judges) for judges in (False, True))
+    codec_step, gan_step = (jit_step(setup.gan, mesh, state, setup.frozen, both) for both in (False, True))
 
     with (
         contextlib.closing(
@@ -241,8 +241,8 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             ):
                 batch = next(batches)
             waited = time.perf_counter() - began
-            step = judged if number >= judged_from else unjudged
-            compiles = first or number == judged_from
+            step = gan_step if number >= discriminator_from else codec_step
+            compiles = first or number == discriminator_from
             if compiles:
                 with clock.spending("saving"):
                     checkpoints.wait()  # since a signal may end the process while it compiles
@@ -257,7 +257,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             last = done == total_steps
             logs = last or done % config.run.log_every == 0
             validates = validates_every is not None and (last or done % validates_every == 0)
-            saves = last or validates or done == judged_from or done % config.run.save_every == 0
+            saves = last or validates or done == discriminator_from or done % config.run.save_every == 0
             if profile is not None and done == profile.stop:
                 jax.block_until_ready(state)
                 trace.close()
@@ -281,9 +281,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
 @contextlib.contextmanager
 def compiling(interruption: multihost.Interruption, number: int, first: bool, clock: RunClock) -> Iterator[None]:
     """A context for the first step of a program, which compiles for minutes, and which a signal ends at once."""
-    what = (
-        "the training step, and the first step" if first else f"the discriminators, which judge from step {number} on"
-    )
+    what = "the training step, and the first step" if first else f"the discriminators, which begin at step {number}"
     with stage(f"compiling {what}"), interruption.ending_the_process(clock.close), clock.spending("compilation"):
         yield
 

@@ -85,13 +85,13 @@ def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
         missing = [name for name in template.params if name not in params]
 
         def draw_missing(key: PRNGKeyArray) -> tuple[Tree, Tree]:
-            drawn, judges = state.random_weights(config, key)
-            return {name: drawn["params"][name] for name in missing}, judges if discriminators is None else {}
+            drawn, others = state.random_weights(config, key)
+            return {name: drawn["params"][name] for name in missing}, others if discriminators is None else {}
 
         if missing or (discriminators is None and template.discriminators):
             with stage("weights at random of what the model does not have"):
-                drawn, judges = on_cpu(draw_missing, key)
-            params, discriminators = {**params, **drawn}, discriminators or judges
+                drawn, others = on_cpu(draw_missing, key)
+            params, discriminators = {**params, **drawn}, discriminators or others
         variables = {**variables, "params": params}
     start = jax.jit(
         partial(state.start_state, config), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template)
@@ -153,9 +153,9 @@ def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     codec, variables = model_directory.load(directory)
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
-    judged = any(dataclasses.asdict(config.discriminators).values())
+    wanted = any(dataclasses.asdict(config.discriminators).values())
     beside = directory / model_directory.DISCRIMINATORS
-    if not (judged and (beside / model_directory.CONFIG).is_file()):
+    if not (wanted and (beside / model_directory.CONFIG).is_file()):
         return variables, None
     discriminators, weights = model_directory.load(beside)
     if discriminators != config.discriminators:

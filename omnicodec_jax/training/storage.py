@@ -29,7 +29,7 @@ def directory(path: Path) -> epath.Path:
         if path.scheme == "hf":
             raise CheckpointError(f"{path}: hf:// is only read; train into gs://, s3:// or a directory")
         if path.scheme == "s3":
-            _teach_s3()
+            _register_s3()
     return epath.Path(str(path))
 
 
@@ -70,7 +70,7 @@ def _s3(url: str) -> dict[str, str]:
 
 
 @functools.cache
-def _teach_s3() -> None:
+def _register_s3() -> None:
     """Makes Orbax give the URLs of S3 to TensorStore, which knows them.
 
     Orbax 0.12.8 knows gs:// alone, takes s3:// for a relative path, and has no public way to give it a store. Raises
