@@ -19,8 +19,8 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, map_present, replicate
+from omnicodec_jax.memory_budget import MemoryBudget, budget_of_lanes
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.room import Room, room_in_lanes
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder
 
 
@@ -82,18 +82,18 @@ class CodecLanes:
 
     def encode(self, clips: Iterable[KeyedClip]) -> Iterator[tuple[Any, np.ndarray]]:
         """Encodes clips: `OmniCodecTokenizer.encode_each`."""
-        room = room_in_lanes()
+        budget = budget_of_lanes()
         if self.semantic_batcher is None:
-            entered = room.entering(clips, _size)
+            entered = budget.entering(clips, _size)
             hidden = map_present(lambda key, clip: ((key, clip.samples), None), entered)
         else:
-            hidden = self._semantic_hidden(self._semantic_features(clips, room))
-        return room.leaving(self.encode_frames(hidden))
+            hidden = self._semantic_hidden(self._semantic_features(clips, budget))
+        return budget.leaving(self.encode_frames(hidden))
 
-    def _semantic_features(self, clips: Iterable[KeyedClip], room: Room) -> Iterator[InLane | None]:
+    def _semantic_features(self, clips: Iterable[KeyedClip], budget: MemoryBudget) -> Iterator[InLane | None]:
         """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
         for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
-            entered = room.entering(group, _size)
+            entered = budget.entering(group, _size)
             if is_given:
                 yield from map_present(lambda key, clip: ((key, clip.samples), clip.features), entered)
             else:
@@ -117,11 +117,11 @@ class CodecLanes:
 
     def decode(self, tokens: Iterable[tuple[Key, Array]]) -> Iterator[tuple[Key, np.ndarray]]:
         """Decodes codes: `OmniCodecTokenizer.decode_each`."""
-        room, hop = room_in_lanes(), self._hop_length
+        budget, hop = budget_of_lanes(), self._hop_length
         for _, group in itertools.groupby(tokens, lambda keyed: len(keyed[1])):
-            entered = room.entering(group, lambda codes: hop * codes.shape[1])
+            entered = budget.entering(group, lambda codes: hop * codes.shape[1])
             blocks = map_present(lambda key, codes: (key, CodeBlocks(np.asarray(codes, np.int32), hop)), entered)
-            yield from room.leaving(self.decoder_batcher.run(blocks))
+            yield from budget.leaving(self.decoder_batcher.run(blocks))
 
     def forget(self) -> None:
         """Begins to count `use` anew."""
