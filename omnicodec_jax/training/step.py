@@ -4,9 +4,9 @@
               │                     └─ updated discriminators; mel loss ─ gradient of the reconstruction ─┐
               └──── update of the codec ── gradient of its parameters ────────────────────────────────────┘
 
-The gradients are in gan.py. With discriminator_update="simultaneous" the codec's adversarial losses come from the
-discriminators before their update, so that these run forward only once. Before the step discriminator_from there is no
-discriminator in it: that is another program, on the same state.
+The gradients are computed in gan.py. With discriminator_update="simultaneous", the codec's adversarial losses come from
+the discriminators before their update, so that these run forward only once. Steps before `discriminator_from` run
+another program, without discriminators, on the same state.
 """
 
 from collections.abc import Callable
@@ -42,9 +42,9 @@ from omnicodec_jax.training.state import (
 )
 
 LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""Compiler options for `train.remat` on a CPU.
+"""Compiler options for `train.remat` on a CPU, which order the operations for the least memory.
 
-There XLA does not compute anything twice, and by default it starts every operation as early as it can."""
+On a CPU, XLA does not compute activations again, and by default it starts every operation as early as it can."""
 
 
 def jit_step(
@@ -135,7 +135,7 @@ def _train_step(
 
 
 class StepGradients(NamedTuple):
-    """The gradients of both sides, and what a step has updated on the way to them."""
+    """The gradients of both sides, with the updated codebooks, discriminators and discriminator optimizer."""
 
     discriminator: LossGradient
     generator: LossGradient
@@ -154,9 +154,9 @@ def gradients_and_discriminator_update(
     key: PRNGKeyArray,
     with_discriminators: bool,
 ) -> StepGradients:
-    """Computes the gradients of both sides of the GAN; the discriminators and the codebooks are updated on the way.
+    """Computes the gradients of both sides of the GAN, and updates the discriminators and the codebooks.
 
-    `old` is `state.packed()`.
+    `old` must be `state.packed()`.
     """
     config, count = gan.config, gan.config.optimizer.accumulation
     codec_params, discriminator_params = sharding.gather(mesh, (state.params, state.discriminators))
@@ -206,8 +206,8 @@ def gradients_and_discriminator_update(
         discriminators, d_optimizer = update_discriminators(d_gradient)
         codebooks, g_gradient = forward.codebooks, generator_gradient(forward, discriminators)
     else:
-        # The discriminators are updated once all micro-batches have run. Then the codec runs a second time on each of
-        # them, since to keep all of their forwards in memory is what accumulation avoids.
+        # The discriminators are updated once all micro-batches have run. Then the codec runs a second time on each
+        # micro-batch, since accumulation must not keep the forward passes of all of them in memory.
         _, d_gradient = mean_over(micro_batches, run_codec, discriminator_gradient, state.codebooks)
         discriminators, d_optimizer = update_discriminators(d_gradient)
         against_updated = partial(generator_gradient, discriminators=discriminators)
