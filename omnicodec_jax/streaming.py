@@ -312,7 +312,7 @@ class StreamingEncoder:
             self._sessions[row].windowed += self._window
 
     def _marks(self, rows: list[int], begins: Callable[[Session], bool]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns masks [B] of the sessions that begin and of those that are held while the sessions `rows` take a step.
+        """Returns masks [B] of the sessions that begin and of those that are held while `rows` take a step.
 
         Neither is None, even if it marks no session. A compiler may round differently with a mask and without one,
         and the codes of a session must not depend on what the others do.

@@ -1,4 +1,4 @@
-"""Chips that are not there, with the network between them, by names such as v5e:4x4 and h100:4x8."""
+"""Describes chips that are not there, and the network between them, by names such as v5e:4x4 and h100:4x8."""
 
 import importlib.util
 import math
@@ -22,17 +22,18 @@ class Topology(NamedTuple):
     devices: list[Any]
     """The devices, none of which has to exist."""
     per_host: int
-    """How many chips reach each other without the network between hosts of GPUs, or between slices of TPUs."""
+    """The number of chips that reach each other without the network between hosts of GPUs or slices of TPUs."""
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
         """Returns the topology of a name.
 
-        It is v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host), or h100:4x8 (hosts x GPUs).
+        Names are such as v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host) and h100:4x8
+        (hosts x GPUs).
 
         Raises:
-            ConfigError: For an unknown name, for a number in which the chips do not come, and if the compiler for the
-            chips is not installed.
+            ConfigError: For an unknown name, for a number of chips that does not exist, and if the compiler for the
+                chips is not installed.
         """
         found = re.fullmatch(r"(?:(?P<slices>[1-9]\d*)x)?(?P<kind>[^:]+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", name)
         if found is None or found["kind"] not in (TPUS if found["slices"] else TPUS | GPUS):
@@ -47,7 +48,7 @@ class Topology(NamedTuple):
 
 
 def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
-    """Returns slices of TPUs, as libtpu knows them."""
+    """Returns slices of TPUs, as libtpu describes them."""
     _require("libtpu")
     if slices > 1 and chip.network is None:
         raise ConfigError(f"--topology {slices}x{name}: nothing is published on the network between slices of these")
@@ -58,7 +59,7 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
-    # libtpu takes four chips for the smallest host, unless told that there is one chip alone.
+    # By default, the smallest host of libtpu has four chips. It must be told that there is one chip alone.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
     several = {"num_slices": slices} if slices > 1 else {}
     devices = _devices(name, name, "tpu", **alone, **several)
@@ -73,7 +74,7 @@ def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
         )
     _require("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
     hosts, gpus = [1, *sizes][-2:]
-    # Both are needed: without either, the plugin would look for a GPU and CUDA here.
+    # Without both options, the plugin would look for a GPU and CUDA on this machine.
     devices = _devices(name, "", "cuda", topology=f"1x{hosts}x{gpus}", target_config=chip.target)
     taken = float(
         os.environ.get("XLA_CLIENT_MEM_FRACTION", os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
@@ -82,7 +83,7 @@ def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
 
 
 def _require(*modules: str) -> None:
-    """Raises ConfigError where a module that the compiler consists of is not installed."""
+    """Raises ConfigError if a module that the compiler consists of is not installed."""
     for module in modules:
         root = module.partition(".")[0]
         if importlib.util.find_spec(root) is None or importlib.util.find_spec(module) is None:
@@ -90,7 +91,7 @@ def _require(*modules: str) -> None:
 
 
 def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
-    """Returns the devices that a compiler describes. Raises ConfigError where it does not know them by that name."""
+    """Returns the devices that a compiler describes. Raises ConfigError if it does not know the name."""
     from jax.experimental import topologies
 
     try:
