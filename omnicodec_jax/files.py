@@ -17,6 +17,9 @@ from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.names import NAME_BYTES
 
 LFS = b"version https://git-lfs.github.com/spec/"
+"""What a pointer of Git LFS begins with."""
+LFS_POINTER = "a pointer of Git LFS, not the file itself; run: git lfs pull"
+"""What is wrong with a file that is one."""
 ADVICE = {
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room within your quota, or choose another place",
@@ -249,3 +252,9 @@ def is_lfs_pointer(path: Path) -> bool:
     """Returns whether a file is a pointer, which Git LFS leaves in the place of a large file that was not fetched."""
     with path.open("rb") as file:
         return file.read(len(LFS)) == LFS
+
+
+def refuse_lfs_pointer(path: Path, error: type[OmniCodecError]) -> None:
+    """Raises an error of a type if a file is there and is a pointer of Git LFS."""
+    if path.is_file() and is_lfs_pointer(path):
+        raise error(f"{path}: {LFS_POINTER}")

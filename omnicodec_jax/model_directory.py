@@ -21,7 +21,7 @@ from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig, i
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.files import is_lfs_pointer, rewriting
+from omnicodec_jax.files import refuse_lfs_pointer, rewriting
 from omnicodec_jax.models.backbone import PARTS
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
@@ -221,8 +221,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise ModelError(f"{directory}: no model here: {name} is missing")
-    if is_lfs_pointer(directory / WEIGHTS):
-        raise ModelError(f"{directory / WEIGHTS}: a pointer of Git LFS, not the file itself; run: git lfs pull")
+    refuse_lfs_pointer(directory / WEIGHTS, ModelError)
     try:
         text = (directory / CONFIG).read_text()
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.errors import TokenError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import refuse_lfs_pointer, replacing
 from omnicodec_jax.origin import Origin
 
 SUFFIX = ".safetensors"
@@ -144,6 +144,7 @@ class TokenFile:
         path = as_path(path)
         if not path.is_file():
             raise TokenError(f"{path}: no such file")
+        refuse_lfs_pointer(path, TokenError)
         try:
             with on_disk(path) as here, safe_open(here, "np") as file:
                 fields = _read_fields(file)

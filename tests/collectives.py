@@ -2,10 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,6 +11,8 @@ KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|coll
 INSTRUCTION = re.compile(rf"%\S+ = (?P<type>\(.*?\)|\S+) (?P<kind>{KINDS})(?:-start)?\(.*?\), (?P<rest>.*)")
 ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 ARRAY = re.compile(r"\w+\[([\d,]*)\]")
+CLIPS = 13
+"""How many clips a device has: a prime number that divides no side of what has no clips for an axis."""
 
 
 class Collective(NamedTuple):
@@ -70,38 +70,22 @@ def between_clips(mesh: Mesh, found: Collective) -> bool:
     return any(len({clips[device] for device in group}) > 1 for group in found.groups)
 
 
-def sizes_of_state(mesh: Mesh, *trees: Any) -> set[int]:
-    """How many elements arrays have that do not grow with the batch: of the state, whole and sharded, and scalars.
-
-    A strided convolution is computed with as many taps as its stride divides, and so is the gradient of its kernel.
-    """
-
-    def sizes() -> Iterator[int]:
-        for leaf in jax.tree.leaves(trees):
-            yield math.prod(leaf.shape)
-            for axis in range(max(0, leaf.ndim - 2)):
-                yield from (math.prod(leaf.shape) // leaf.shape[axis] * (leaf.shape[axis] + more) for more in (1, 2, 3))
-            if leaf.ndim == 3:  # one of stacked codebooks
-                yield math.prod(leaf.shape[1:])
-            if leaf.ndim == 2:
-                yield leaf.shape[1]
-
-    parts = {math.prod(chosen) for chosen in ((1,), (mesh.shape["fsdp"],), (mesh.shape["tensor"],), (mesh.size,))}
-    parts.add(mesh.shape["fsdp"] * mesh.shape["tensor"])
-    return {1} | {size // part for size in sizes() for part in parts if size % part == 0}
+def batch_size(mesh: Mesh, accumulation: int = 1) -> int:
+    """A batch of which every device has CLIPS clips, and so has every micro-batch."""
+    return CLIPS * mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
 
 
-def carrying_clips(mesh: Mesh, text: str, *state: Any) -> list[str]:
+def carrying_clips(mesh: Mesh, text: str) -> list[str]:
     """The collectives that bring something of one clip to a device that has other clips, as lines to read.
 
-    What is left out are kernels, gradients, statistics of codebooks and scalars; and what devices exchange that share
-    the same clips and compute parts of them (the axis `tensor`).
+    The program is one of a batch of `batch_size`. What has clips for an axis, however that is folded into others, has a
+    multiple of CLIPS elements: on a device, and gathered. Nothing else has: no kernel, gradient, statistic or scalar.
+    Devices that share the same clips and compute parts of them (the axis `tensor`) may exchange these.
     """
-    known = sizes_of_state(mesh, *state)
     return [
         f"{found.kind} of {shape} by {found.name}"
         for found in listed(text)
         if between_clips(mesh, found)
         for shape in found.shapes
-        if math.prod(shape) not in known
+        if math.prod(shape) % CLIPS == 0
     ]

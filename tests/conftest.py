@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing import forkserver
 
-# Most of a test's time is compilation: without optimisation, and as one piece of code, it takes least.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+from quick_compilation import QUICKLY
+
 # Eight devices to shard over.
 FLAGS = f"--xla_force_host_platform_device_count=8 {QUICKLY}"
 # Workers inherit them; given twice, programs that others have compiled would not be found.

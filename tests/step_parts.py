@@ -21,6 +21,7 @@ from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.transformer import Transformer
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
+from omnicodec_jax.pretrained.whisper import WhisperConfig
 from omnicodec_jax.semantic import semantic_features
 
 WAVLM = WavLMConfig(
@@ -35,13 +36,14 @@ WAVLM = WavLMConfig(
     max_bucket_distance=16,
 )
 ENCODER = Qwen3AuTConfig(d_model=16, num_layers=1, num_heads=2, dim_feedforward=32, conv_channels=4, output_dim=12)
+WHISPER = WhisperConfig(d_model=12, num_heads=2, num_layers=1, dim_feedforward=24, window_seconds=2)
 WAVEFORM = WaveformDiscriminatorConfig(periods=(3,), rates=(2,), windows=(334,), channels=64)
 OVER_AUDIO = DiscriminatorConfig(stft=None, waveform=WAVEFORM, wavlm=None)
 OVER_STATES = DiscriminatorConfig(
     stft=None, waveform=None, wavlm=WavLMDiscriminatorConfig(hidden_states=2, hidden_size=16, channels=8)
 )
 SAMPLES = 7 * 960
-"""Seven frames: no kernel has a side of seven, so that what comes of clips is not as large as what does not."""
+"""Seven frames of the codec in miniature."""
 
 
 class Part(NamedTuple):

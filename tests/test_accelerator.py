@@ -1,5 +1,6 @@
 """The table of what an accelerator makes of this package runs through on any machine, and rows fail by themselves."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ from benchmarks.accelerator import __main__ as accelerator
 from benchmarks.accelerator import sameness, speed
 from benchmarks.accelerator.sameness import Row
 from benchmarks.accelerator.settings import SMALL, Settings, write_model
+from omnicodec_jax.planning.chips import Topology
 
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra `plan`")
 ROOT = Path(__file__).parents[1]
 
 
@@ -110,6 +113,39 @@ def test_a_row_that_hangs_is_given_up(monkeypatch):
 
 def test_there_is_no_plan_for_a_cpu():
     assert speed.said_by(speed.start_plan(SMALL, 2)) == "no plan"
+
+
+@pytest.mark.parametrize(
+    ("kind", "topology"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100:1"),
+        ("NVIDIA H200", "h200:1"),
+        ("NVIDIA A100-SXM4-80GB", "a100:1"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb:1"),
+        ("TPU v4", "v4:1x1x1"),
+        ("TPU v5 lite", "v5e:1x1"),
+        ("TPU v5", "v5p:1x1x1"),
+        ("TPU v5p", "v5p:1x1x1"),
+        ("TPU v6 lite", "v6e:1x1"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 PCIe", None),
+        ("TPU v4 lite", None),
+        ("TPU7x", None),
+    ],
+)
+def test_plan_is_for_the_kind_of_device_that_is_here(monkeypatch, kind, topology):
+    monkeypatch.setattr(speed.jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(speed.subprocess, "Popen", lambda command, **_: command)
+    plan = speed.start_plan(Settings(), 6)
+    assert (plan and plan.topology) == topology
+    if plan is not None:
+        assert plan.process[plan.process.index("--topology") + 1] == topology
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", sorted({name for name in speed.TOPOLOGIES.values() if name.startswith("v")}))
+def test_kinds_of_tpus_are_those_that_libtpu_gives_the_chips_of_a_plan(topology):
+    assert speed.TOPOLOGIES[Topology.parse(topology).devices[0].device_kind] == topology
 
 
 def test_plan_is_read_from_what_the_command_says(monkeypatch):

@@ -1,6 +1,7 @@
 """Devices of a training step exchange kernels, gradients, statistics of codebooks and scalars, and never clips."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,48 +9,72 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import Collective, carrying_clips, groups, listed
-from step_parts import ENCODER, OVER_STATES, PARTS, SAMPLES, WAVEFORM, WAVLM
+from collectives import Collective, batch_size, carrying_clips, groups, listed
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from step_parts import ENCODER, OVER_STATES, PARTS, SAMPLES, WAVEFORM, WAVLM, WHISPER
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
+from omnicodec_jax import model_directory
 from omnicodec_jax.config import Config, MeshConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.models.initialize import init_variables
-from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT
-from omnicodec_jax.pretrained.wavlm import WavLM
+from omnicodec_jax.pretrained.wavlm import WavLMConfig
+from omnicodec_jax.semantic import EncoderConfig
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.start import state_template
 from omnicodec_jax.training.step import jit_step
 
+pytestmark = pytest.mark.minutes(1)
 
-def whole(accumulation: int = 1) -> Config:
-    """A run with every part: all kinds of sub-discriminators, WavLM, and the audio encoder in the step."""
-    semantic = dataclasses.replace(TINY.codec.semantic, source="qwen3_aut", feature_dim=ENCODER.output_dim)
-    return replaced(
-        TINY,
-        codec={"wavlm_dim": WAVLM.dimension, "semantic": semantic},
-        discriminators={"waveform": WAVEFORM, "wavlm": OVER_STATES.wavlm},
-        optimizer={"accumulation": accumulation},
-        data={"batch_size": 16, "segment_samples": SAMPLES},
+EVERY_DISCRIMINATOR = dataclasses.replace(TINY.discriminators, waveform=WAVEFORM, wavlm=OVER_STATES.wavlm)
+OVER_ALL_AXES = {"data": 2, "fsdp": 2, "tensor": 2}
+WINDOW_AND_TAIL = SAMPLES + WHISPER.window_seconds * TINY.codec.sample_rate
+"""A clip of which Whisper has a whole window and a tail, which are rows of one batch."""
+
+
+def exchanged_in_a_step(
+    config: Config, axes: dict[str, int], encoder: EncoderConfig, wavlm: WavLMConfig | None = None
+) -> list[str]:
+    """What devices exchange of clips in a step with the encoder, its perceptual loss and that of the cepstrum."""
+    mesh, source = sharding.make_mesh(MeshConfig(**axes)), model_directory.model_type(encoder)
+    semantic = dataclasses.replace(config.codec.semantic, source=source, feature_dim=encoder.output_dim)
+    rows = batch_size(mesh, config.optimizer.accumulation)
+    config = replaced(
+        config,
+        codec={"wavlm_dim": wavlm and wavlm.dimension, "semantic": semantic},
+        loss={"semantic_perceptual": 1.0, "latent_cepstrum": 1.0},
+        data={"batch_size": rows, "segment_samples": WINDOW_AND_TAIL},
     )
 
+    def frozen(network: Any) -> Any:
+        module = network and model_directory.build(network)
+        return module and sharding.template(mesh, partial(init_variables, module, jax.random.key(0)))
 
-@pytest.mark.slow  # test_train_step.py has the step without frozen networks, and below are the parts that it lacks
-@pytest.mark.parametrize(
-    ("axes", "accumulation"), [({"data": 8}, 1), ({"fsdp": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)]
-)
-def test_no_device_of_a_step_gets_clips_of_another(axes, accumulation):
-    config, mesh = whole(accumulation), sharding.make_mesh(MeshConfig(**axes))
-    networks = [partial(init_variables, module, jax.random.key(0)) for module in (WavLM(WAVLM), Qwen3AuT(ENCODER))]
-    frozen = FrozenVariables(*(sharding.template(mesh, variables) for variables in networks))
-    state, gan = state_template(config, mesh), Gan(config, WAVLM, ENCODER)
-    batch = {"audio": jax.ShapeDtypeStruct((16, 1, SAMPLES), np.float32, sharding=sharding.batch_sharding(mesh))}
-    lowered = jit_step(gan, mesh, state, frozen).lower(state, batch, frozen)
-    text = lowered.compile().as_text() or ""
+    variables = FrozenVariables(frozen(wavlm), frozen(encoder))
+    state, gan = state_template(config, mesh), Gan(config, wavlm, encoder)
+    audio = jax.ShapeDtypeStruct((rows, 1, WINDOW_AND_TAIL), np.float32, sharding=sharding.batch_sharding(mesh))
+    batch = {"audio": audio}
+    text = jit_step(gan, mesh, state, variables).lower(state, batch, variables).compile().as_text() or ""
     assert listed(text)
-    packed = jax.eval_shape(lambda state: state.packed(), state)
-    assert carrying_clips(mesh, text, state, packed, frozen) == []
+    return carrying_clips(mesh, text)
+
+
+def test_no_device_of_a_step_gets_clips_of_another():
+    assert exchanged_in_a_step(TINY, OVER_ALL_AXES, WHISPER) == []
+
+
+@pytest.mark.slow  # above is the step without WavLM, and below are the parts that it lacks
+@pytest.mark.parametrize(
+    ("axes", "accumulation", "encoder"),
+    [({"data": 8}, 1, ENCODER), ({"fsdp": 8}, 1, WHISPER), (OVER_ALL_AXES, 2, ENCODER)],
+)
+def test_no_device_of_a_step_with_every_part_gets_clips_of_another(axes, accumulation, encoder):
+    """Every part: all kinds of sub-discriminators, WavLM, and the audio encoder."""
+    every = dataclasses.replace(TINY, discriminators=EVERY_DISCRIMINATOR)
+    config = replaced(every, optimizer={"accumulation": accumulation})
+    assert exchanged_in_a_step(config, axes, encoder, WAVLM) == []
 
 
 # -- Parts of a step by themselves
@@ -66,21 +91,56 @@ def test_no_device_gets_clips_of_another_for(part):
         return sharding.shard(mesh, of_variables), of_audio
 
     held = (sharding.shardings(mesh, variables), sharding.batch_sharding(mesh))
-    audio = jax.ShapeDtypeStruct((16, 1, SAMPLES), np.float32)
+    audio = jax.ShapeDtypeStruct((batch_size(mesh), 1, SAMPLES), np.float32)
     text = jax.jit(gradients, in_shardings=held, out_shardings=held).lower(variables, audio).compile().as_text() or ""
     assert listed(text)  # gradients of the variables
-    assert carrying_clips(mesh, text, variables) == []
+    assert carrying_clips(mesh, text) == []
 
 
 # -- The list itself
 
 
-def test_what_the_partitioner_gathers_by_itself_is_found():
+def exchanged(function: Callable[[jax.Array], Any], *shape: int, out: Any = None) -> list[str]:
+    """What eight devices exchange of clips where they compute a function of their rows."""
     mesh = sharding.make_mesh(MeshConfig(data=8))
     rows = sharding.batch_sharding(mesh)
-    text = jax.jit(jnp.fft.rfft, in_shardings=rows, out_shardings=rows).lower(np.zeros((16, 14), np.float32)).compile()
-    (line,) = carrying_clips(mesh, text.as_text() or "")
-    assert line.startswith("all-gather of (16, 14) by ")  # the FFT, or as JAX 0.11 says, the argument
+    held = rows if out is None else NamedSharding(mesh, out)
+    x = jax.ShapeDtypeStruct((batch_size(mesh), *shape), np.float32)
+    return carrying_clips(mesh, jax.jit(function, in_shardings=rows, out_shardings=held).lower(x).compile().as_text())
+
+
+def test_what_the_partitioner_gathers_by_itself_is_found():
+    (line,) = exchanged(jnp.fft.rfft, 14)
+    assert line.startswith("all-gather of (104, 14) by ")  # the FFT, or as JAX 0.11 says, the argument
+
+
+GATHERED = {
+    "clips": lambda x: x,
+    "clips, as large as a kernel": lambda x: x[:, :64],
+    "one number of each clip": lambda x: x.mean(axis=1),
+    "frames of all clips in one axis": lambda x: x.reshape(-1, 16),
+    "maps with the clips as last axis": lambda x: x.T,
+}
+
+
+@pytest.mark.parametrize("what", GATHERED)
+def test_what_is_gathered_of_clips_is_found(what):
+    assert exchanged(GATHERED[what], 128, out=P())
+
+
+def test_what_devices_sum_of_each_clip_is_found():
+    """As where each computes a share of the channels of all clips."""
+    mesh = sharding.make_mesh(MeshConfig(data=8))
+    held = NamedSharding(mesh, P(None, "data")), NamedSharding(mesh, P("data"))
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((104, 16), (16, 8))]
+    product = jax.jit(jnp.matmul, in_shardings=held, out_shardings=NamedSharding(mesh, P())).lower(*shapes)
+    (line,) = carrying_clips(mesh, product.compile().as_text() or "")
+    assert line.startswith("all-reduce of (104, 8) by ")
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 512, 2048])
+def test_statistic_over_all_clips_is_not_reported(size):
+    assert exchanged(lambda x: x.mean(axis=0), size, out=P()) == []
 
 
 @pytest.mark.parametrize(

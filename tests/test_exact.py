@@ -15,7 +15,7 @@ import pytest
 import tiny
 from jax import export
 from jax.sharding import Mesh
-from step_parts import ENCODER
+from step_parts import ENCODER, WHISPER
 from tiny_experiment import config as TINY
 
 from omnicodec_jax import blocks, codec_lanes, exact, lanes, model_directory, semantic, stablehlo, streaming, tokenizer
@@ -26,7 +26,7 @@ from omnicodec_jax.errors import DataError
 from omnicodec_jax.models import conv
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
-from omnicodec_jax.semantic import FeatureExtractor
+from omnicodec_jax.semantic import EncoderConfig, FeatureExtractor
 from omnicodec_jax.streaming import session_step
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import validation
@@ -110,12 +110,13 @@ def log_mel() -> list[str]:
     return lowered(FeatureExtractor(None, jax.devices()[:1])._log10_mel, shaped(16_000))
 
 
-def encoder() -> list[str]:
-    model = model_directory.build(ENCODER)
+def encoder(config: EncoderConfig, frames: int, *carried: jax.ShapeDtypeStruct) -> list[str]:
+    """A frozen encoder, as whole clips are given to it: log-mel, its lengths, and what else it takes."""
+    model = model_directory.build(config)
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
     step = lanes.batch_step(model, type(model).__call__, one_device()).on_all_devices
-    rows = shaped(ROWS, dtype=jnp.bool_)
-    return lowered(step, shapes, {}, rows, rows, shaped(ROWS, 800, 128), shaped(ROWS, dtype=jnp.int32), rows)
+    rows, mel = shaped(ROWS, dtype=jnp.bool_), shaped(ROWS, frames, config.num_mel_bins)
+    return lowered(step, shapes, {}, rows, rows, mel, shaped(ROWS, dtype=jnp.int32), *carried)
 
 
 PROGRAMS: dict[str, Callable[[], list[str]]] = {
@@ -124,7 +125,8 @@ PROGRAMS: dict[str, Callable[[], list[str]]] = {
     **{f"exported {what}": partial(exported, "omnicodec", what) for what in ("decoder", "decoder-step", "encoder")},
     **{f"Mimi {what}": partial(batched, "mimi", what) for what in ("encode", "decode")},
     "log-mel": log_mel,
-    "encoder of semantic features": encoder,
+    "Qwen3-Omni's encoder": partial(encoder, ENCODER, 800, shaped(ROWS, dtype=jnp.bool_)),
+    "Whisper's encoder": partial(encoder, WHISPER, 200),
 }
 
 

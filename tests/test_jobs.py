@@ -189,6 +189,9 @@ def test_audio_made_with_other_options_is_not_taken_for_what_is_asked(tokens, tm
     codec = OmniCodecTokenizer.from_pretrained(tokens.model)
     with pytest.raises(DataError, match=r"made otherwise \(model = 'another'.*num_quantizers = 9, now 4"):
         next(detokenize(tokens.out, audio, codec, 4, ".flac", Share()))
+    (audio / "detokenized.json").write_text(f'{{"model": "{codec.model_hash}", "num_quantizers": 9}}')
+    with pytest.raises(DataError, match=r"made otherwise \(num_quantizers = 9, now 4\)"):
+        next(detokenize(tokens.out, audio, codec, 4, ".flac", Share()))
 
 
 def test_audio_replaced_under_the_same_name_is_done_again(job, disk):

@@ -19,12 +19,13 @@ from test_jobs import Quick
 from omnicodec_jax.cli import corpora
 from omnicodec_jax.corpus import read_tokens, runners, shards, tokenize
 from omnicodec_jax.corpus.tokenize import Job
-from omnicodec_jax.data import audio, manifest, prepare, records, units
+from omnicodec_jax.data import audio, braces, manifest, prepare, records, units
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
-from omnicodec_jax.errors import AudioError, DataError
+from omnicodec_jax.errors import AudioError, DataError, TokenError
 from omnicodec_jax.evaluation import datasets, probes
+from omnicodec_jax.token_file import TokenFile
 
 RATE = 24_000
 NAMES = ("b.flac", "a.wav", "deep/er.v1.ogg", "c d.wav")
@@ -169,6 +170,31 @@ def test_tars_with_braces_are_read_one_after_the_other(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{{0..1},5}", "0 1 5"),
+        ("{a,{b,c}d}e", "ae bde cde"),
+        ("{0..4..2}", "0 2 4"),
+        ("{2..0}", "2 1 0"),
+        ("{008..10}", "008 009 010"),
+        ("{8..10}", "8 9 10"),
+        ("{a..c}", "a b c"),
+        ("{-1..1}", "-1 0 1"),
+        ("x__OP_0..1_CL_", "x_0 x_1"),
+        ("{0..1}{a,b}", "0a 0b 1a 1b"),
+        ("{a}", "{a}"),
+        ("{a..1}", "{a..1}"),
+        ("{a,b", "{a,b"),
+        ("{a{0..1}", "{a0 {a1"),
+        ("{x}{0..1}", "{x}0 {x}1"),
+        ("{,a}b", "b ab"),
+    ],
+)
+def test_braces_are_expanded_as_bash_does(text, names):
+    assert braces.expand(text) == names.split()
+
+
 def test_lists_in_several_folders_with_braces_name_files_beside_themselves(tmp_path):
     for number, name in enumerate(("dev", "train")):
         folder = tmp_path / name
@@ -179,8 +205,8 @@ def test_lists_in_several_folders_with_braces_name_files_beside_themselves(tmp_p
         (folder / "m.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         (folder / "wav.scp").write_text("r a.wav\n")
         (folder / "segments").write_text(f"{name} r 0.1 0.2\n")
-    for braces, first in (("{dev,train}", 0), ("{train,dev}", 1)):
-        path = tmp_path / braces / "m.json"
+    for folders, first in (("{dev,train}", 0), ("{train,dev}", 1)):
+        path = tmp_path / folders / "m.json"
         listed_once = manifest.Manifest(path)
         heard = [audio.load(entry.file(listed_once.folder), RATE).samples for entry in listed_once]
         assert len(heard) == 6
@@ -251,6 +277,25 @@ def test_tars_that_were_joined_are_read_to_the_end(tmp_path):
     first, second = (tar_of(tmp_path / f"{n}.tar", {f"{n}.wav": sound(n)}).read_bytes() for n in range(2))
     (tmp_path / "both.tar").write_bytes(first + second)
     assert {id: entry.problem for id, entry in listed(tmp_path / "both.tar").items()} == {"0.wav": None, "1.wav": None}
+
+
+def test_of_a_member_that_was_appended_again_the_last_one_counts(tmp_path, corpus):
+    tar = tmp_path / "all.tar"
+    with tarfile.open(tar, "a") as appended:
+        for name in ("a.wav", "./a.wav"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data := sound(sum(map(ord, name))))
+            appended.addfile(info, io.BytesIO(data))
+    (tmp_path / "folder/a.wav").write_bytes(data)
+    assert prepared(tar, tmp_path / "b") == prepared(tmp_path / "folder", tmp_path / "a")
+
+
+def test_tars_that_were_joined_keep_their_clips_of_one_name(tmp_path):
+    both = [tar_of(tmp_path / f"{n}.tar", {"0.wav": sound(n), "1.wav": sound(n + 2)}).read_bytes() for n in range(2)]
+    (tmp_path / "both.tar").write_bytes(b"".join(both))
+    entries = list(manifest.read(tmp_path / "both.tar"))
+    assert [entry.id for entry in entries] == ["0.wav", "0.wav", "1.wav", "1.wav"]
+    assert len({samples(tmp_path / "both.tar", entry).tobytes() for entry in entries}) == 4
 
 
 @pytest.mark.parametrize(
@@ -465,3 +510,38 @@ def test_wav_scp_of_commands_alone_is_refused_in_one_line(tmp_path):
     (tmp_path / "wav.scp").write_text("piped sox x.wav -t wav - |\n")
     with pytest.raises(DataError, match=r"lists no audio; wav.scp:1: no clip: a command; only files are read: run it"):
         list(manifest.transcribed(tmp_path / "wav.scp"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "list.json", "wav.scp"])
+def test_lists_that_git_lfs_did_not_fetch_are_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(DataError, match=f"{name}: a pointer of Git LFS, not the file itself; run: git lfs pull"):
+        list(manifest.read(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_containers_that_git_lfs_did_not_fetch_are_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    (entry,) = manifest.read(tmp_path)
+    assert entry.problem.startswith("a pointer of Git LFS")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.m4a"])
+def test_audio_that_git_lfs_did_not_fetch_is_named_so(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(AudioError, match=f"{name}: a pointer of Git LFS"):
+        audio.load(tmp_path / name, RATE)
+
+
+def test_tokens_that_git_lfs_did_not_fetch_are_named_so(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(POINTER)
+    with pytest.raises(TokenError, match="a.safetensors: a pointer of Git LFS"):
+        TokenFile.load(tmp_path / "a.safetensors")
+    (tmp_path / "a.parquet").write_bytes(POINTER)
+    with pytest.raises(DataError, match="a.parquet: a pointer of Git LFS"):
+        shards.read_contract(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet: a pointer of Git LFS"), shards.opened(tmp_path / "a.parquet"):
+        pass

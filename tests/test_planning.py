@@ -186,6 +186,25 @@ def test_memory_of_a_gpu_is_what_jax_takes_of_it(monkeypatch):
     assert Topology.parse("a100:1").chip.memory == 0.75 * 85100068864
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
     assert Topology.parse("a100:1").chip.memory == pytest.approx(0.9 * 85100068864)
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")  # as for JAX, which asks for the other variable then
+    assert Topology.parse("a100:1").chip.memory == 0.75 * 85100068864
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    assert Topology.parse("a100:1").chip.memory == 0.5 * 85100068864
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("XLA_CLIENT_MEM_FRACTION", "abc", "could not convert string to float: 'abc'"),
+        ("XLA_PYTHON_CLIENT_ALLOCATOR", "abc", 'XLA_PYTHON_CLIENT_ALLOCATOR env var must be .*, got "abc"'),
+    ],
+)
+def test_what_the_plugin_says_that_cannot_plan_is_one_line(variable, value, words):
+    done = ended("--config", "demo", "--topology", "a100:1", **{variable: value})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(rf"error: --topology a100:1: topology not implemented for cuda; {words}\n", done.stderr)
 
 
 @pytest.mark.parametrize(("name", "missing"), [("v5e:2x2", "libtpu"), ("a100:4", "jax_cuda13_plugin")])
@@ -369,9 +388,13 @@ def test_tokens_of_a_language_model_are_not_planned():
         plan(config="language_model", topology="a100:1", what="tokenizing", settings=PerplexityConfig())
 
 
-def command(*options: str) -> str:
+def ended(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "omnicodec_jax", "plan", *options]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def command(*options: str) -> str:
+    done = ended(*options)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -394,7 +394,7 @@ def test_the_command_says_what_it_did(folder, tmp_path, capfd):
     rejects = tmp_path / "out" / "rejects.jsonl"
     assert first.startswith(f"prepare: 1 of 14 files, 13 refused (see {rejects}), 0.00 h in 1 shards, ")
     assert first.endswith(" x real time; below 16000 Hz, and refused: 0.00 h in all (--min-sample-rate)")
-    assert second == "prepare: nothing left to do"
+    assert second == f"prepare: nothing left to do; what was refused is in {rejects}"
     assert messages(printed.err) == []  # decoders have remarks on bad files
 
 

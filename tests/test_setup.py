@@ -136,3 +136,12 @@ def test_process_that_computes_on_the_cpu_touches_no_new_memory_in_its_second_st
     """
     first, second = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
     assert int(second) < int(first) / 100
+
+
+def test_tests_of_both_folders_can_be_collected_together():
+    """`make check` and `make test-slow` collect them together: of two modules of one name, one would be imported."""
+    files = [*(ROOT / "tests").glob("*.py"), *(ROOT / "tests/parity").glob("*.py")]
+    names = [file.stem for file in files if file.stem != "conftest"]
+    assert len(names) == len(set(names))
+    for file in files:
+        assert not re.search(r"^\s*(from|import) conftest\b", file.read_text(), re.MULTILINE), file

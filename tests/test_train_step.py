@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import carrying_clips
-from jax.sharding import Mesh
 from tiny import normal
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced
@@ -401,21 +399,9 @@ def test_rematerialisation_takes_less_memory_on_a_cpu_too():
 # -- Sharding
 
 
-@cache
-def eight_devices() -> tuple[Mesh, jax.stages.Compiled]:
-    """A mesh of several groups, and the step on it, compiled."""
+def test_first_steps_on_eight_devices_are_those_on_one():
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     step = jit_step(Gan(TINY), mesh, first_state(), FrozenVariables())
-    return mesh, step.lower(first_state(), batch(), FrozenVariables()).compile()
-
-
-def test_no_device_gets_clips_of_another():
-    mesh, step = eight_devices()
-    assert carrying_clips(mesh, step.as_text() or "", first_state(), jax.eval_shape(first_state().packed)) == []
-
-
-def test_first_steps_on_eight_devices_are_those_on_one():
-    mesh, step = eight_devices()
     now = jax.device_put(first_state(), sharding.shardings(mesh, first_state()))
     for number, expected in enumerate(alone()[1]):
         now, metrics = step(now, jax.device_put(batch(number), sharding.batch_sharding(mesh)), FrozenVariables())

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from conftest import QUICKLY
 from fake_hub import put_on_hub
+from quick_compilation import QUICKLY
 from tensorboardX.proto.event_pb2 import Event
 from tiny_experiment import config as TINY
 from tiny_experiment import replaced

@@ -25,15 +25,21 @@ from omnicodec_jax.training.loop import Profile
 from omnicodec_jax.training.start import VECTORS_PER_ENTRY
 
 TOPOLOGIES = {
-    "A100": "a100:1",
-    "H100": "h100:1",
-    "v4": "v4:1x1x1",
-    "v5 lite": "v5e:1x1",
-    "v5e": "v5e:1x1",
-    "v5p": "v5p:1x1x1",
-    "v6": "v6e:1x1",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb:1",
+    "NVIDIA A100-SXM4-80GB": "a100:1",
+    "NVIDIA H100 80GB HBM3": "h100:1",
+    "NVIDIA H200": "h200:1",
+    "TPU v4": "v4:1x1x1",
+    "TPU v5 lite": "v5e:1x1",
+    "TPU v5e": "v5e:1x1",
+    "TPU v5": "v5p:1x1x1",
+    "TPU v5p": "v5p:1x1x1",
+    "TPU v6 lite": "v6e:1x1",
+    "TPU v6e": "v6e:1x1",
 }
-"""What `omnicodec plan` calls one such device, by a part of the name that the device has."""
+"""What `omnicodec plan` calls one such device, by the kind that JAX says it is. JAX knows a v5e, v5p or v6e by two.
+
+Others have no plan: a GPU without NVLink of the same name has fewer cores or slower memory, and a GH200 is no H200."""
 SLOWEST = 12
 """Number of operations that are listed."""
 KERNEL = 50
@@ -73,8 +79,7 @@ class Plan(NamedTuple):
 
 def start_plan(settings: Settings, clips: int) -> Plan | None:
     """Starts `omnicodec plan` for such a step on such a device. Returns None where there is none, or none is wanted."""
-    kind = jax.devices()[0].device_kind
-    topology = next((name for part, name in TOPOLOGIES.items() if part in kind), None)
+    topology = TOPOLOGIES.get(jax.devices()[0].device_kind)
     if topology is None or not settings.plan:
         return None
     command = [sys.executable, "-m", "omnicodec_jax", "plan", "--config", settings.config, "--topology", topology]

@@ -81,15 +81,15 @@ async function loadProgram(part, name, data) {
     const what = { encoder: "encoder-from-audio", decoder: "decoder" }[part];
     throw new Error(`${name} takes ${session.inputNames.slice(0, 3).join(", ")}: export it as --what ${what}`);
   }
-  const others = Object.entries(state.sessions).filter(([name]) => name !== part);
-  if (others.some(([, other]) => other.about.model !== about.model)) {
-    throw new Error("encoder and decoder are of different models");
-  }
+  const other = part === "encoder" ? "decoder" : "encoder";
+  const replaced = state.sessions[other] && state.sessions[other].about.model !== about.model;
+  if (replaced) delete state.sessions[other];
   state.sessions[part] = { session, about };
   state.about = about;
   const slider = element("codebooks");
   slider.max = slider.value = about.num_quantizers;
   slider.disabled = false;
+  if (replaced) return say(`Now choose the ${other}, too: the one before is of another model.`);
   await encode();
 }
 

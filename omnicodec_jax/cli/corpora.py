@@ -62,7 +62,8 @@ def prepare(
             f"{done.units} shards, {done.seconds / max(done.elapsed, 1e-9):.0f} x real time{low_rate}"
         )
     else:
-        print("prepare: nothing left to do")
+        earlier = f"; what was refused is in {rejects}" if rejects.is_file() and rejects.stat().st_size else ""
+        print(f"prepare: nothing left to do{earlier}")
     return command.fail_if_none(done.clips, done.listed, rejects)
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import OmniCodecError
-from omnicodec_jax.files import is_lfs_pointer
+from omnicodec_jax.files import refuse_lfs_pointer
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
 from omnicodec_jax.models.quantize import COUNTER
 
@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path}: a directory; give the checkpoint in it")
     if not path.is_file():
         raise ConversionError(f"{path}: no such checkpoint")
-    refuse_pointer(path)
+    refuse_lfs_pointer(path, ConversionError)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -67,12 +67,6 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(loaded, Mapping) or not tensors:
         raise ConversionError(f"{path}: no state dict, nor a dict that holds one")
     return {key: value.detach().float().numpy() for key, value in tensors.items()}
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises ConversionError if a file is a pointer that Git LFS has left in the place of the real file."""
-    if is_lfs_pointer(path):
-        raise ConversionError(f"{path}: a pointer of Git LFS, not the file itself; run: git lfs pull")
 
 
 def import_torch() -> ModuleType:

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
-from omnicodec_jax.converters.tensors import ConversionError, refuse_pointer
+from omnicodec_jax.converters.tensors import ConversionError
+from omnicodec_jax.files import refuse_lfs_pointer
 from omnicodec_jax.model_directory import CONFIG, CONVERTERS, WEIGHTS
 
 INDEX = WEIGHTS + ".index.json"
@@ -35,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file. Raises ConversionError if it cannot be read."""
     if not path.is_file():
         raise ConversionError(f"{path}: no such file; give a directory that transformers has saved")
-    refuse_pointer(path)
+    refuse_lfs_pointer(path, ConversionError)
     try:
         mapping = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -86,7 +87,7 @@ def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, n
     state_dict: dict[str, np.ndarray] = {}
     for shard in shards:
         if (directory / shard).is_file():
-            refuse_pointer(directory / shard)
+            refuse_lfs_pointer(directory / shard, ConversionError)
         try:
             with on_disk(directory / shard) as here, safe_open(here, framework="numpy") as file:
                 keys = list(file.keys())

@@ -15,8 +15,9 @@ from omnicodec_jax.buckets import as_path
 from omnicodec_jax.converters import ctranslate2
 from omnicodec_jax.converters.qwen3_aut import LAYER_DENSE, LAYER_NORMS, norm
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, refuse_pointer
+from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
 from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
+from omnicodec_jax.files import refuse_lfs_pointer
 from omnicodec_jax.model_directory import CONFIG, Number
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
@@ -159,7 +160,7 @@ def main(checkpoint: str, out: Path, number: Number = "float32") -> None:
     directory = path.parent if path.is_file() else locate(checkpoint, CONFIG, CTRANSLATE2)
     file = path if path.is_file() else directory / CTRANSLATE2
     if file.is_file():
-        refuse_pointer(file)
+        refuse_lfs_pointer(file, ConversionError)
         config, state_dict = read_ctranslate2(file)
     else:
         config = config_from_transformers(read_json(directory / CONFIG))

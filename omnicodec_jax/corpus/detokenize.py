@@ -70,7 +70,9 @@ def detokenize(
         "num_quantizers": num_quantizers or tokenizer.num_quantizers,
     }
     if kept not in ({}, made):
-        changed = "; ".join(f"{name} = {kept.get(name)!r}, now {made[name]!r}" for name in made)
+        changed = "; ".join(
+            f"{name} = {kept.get(name)!r}, now {value!r}" for name, value in made.items() if value != kept.get(name)
+        )
         raise DataError(f"{out}: holds audio that was made otherwise ({changed}); use another OUT")
     mine = dict(list(targets(tokens, suffix).items())[share.index :: share.count])
     origin = partial(_origin, relative(tokens.resolve(), out))

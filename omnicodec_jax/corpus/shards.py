@@ -28,7 +28,7 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import units
 from omnicodec_jax.data.listings.parquet import METADATA
 from omnicodec_jax.errors import DataError
-from omnicodec_jax.files import replacing
+from omnicodec_jax.files import refuse_lfs_pointer, replacing
 
 SHARDS, STATE = "shards", "__omnicodec__"
 UNITS, INDEX, REJECTS, SETTINGS = f"{STATE}/units", f"{STATE}/index.jsonl", f"{STATE}/rejects.jsonl", "tokens.json"
@@ -187,6 +187,7 @@ def read_contract(shard: Path) -> dict[str, Any]:
         with on_disk(shard) as file:
             return _contract_of(pq.read_schema(file), shard)
     except (OSError, pa.ArrowException) as error:
+        refuse_lfs_pointer(shard, DataError)
         raise DataError(f"{shard}: not a shard of omnicodec tokenize ({error})") from None
 
 
@@ -208,6 +209,7 @@ def opened(shard: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's; pyarrow's own have no number
             raise
+        refuse_lfs_pointer(shard, DataError)
         raise DataError(f"{shard}: damaged: {str(error).splitlines()[0]}; remove it, and tokenize again") from None
 
 

@@ -12,7 +12,7 @@ from omnicodec_jax.data import ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.members import Member, on_disk
 from omnicodec_jax.errors import AudioError
-from omnicodec_jax.files import NO_FILE
+from omnicodec_jax.files import LFS_POINTER, NO_FILE, is_lfs_pointer
 
 SAMPLE_RATES = range(1000, 3_000_001)
 """Sample rates that a file may have. A header with any other rate is wrong."""
@@ -59,6 +59,8 @@ def _file(path: Path | Member, stack: contextlib.ExitStack) -> Path:
         raise AudioError(NO_FILE)
     if here.stat().st_size == 0:
         raise AudioError("empty file")
+    if is_lfs_pointer(here):
+        raise AudioError(LFS_POINTER)
     return here
 
 

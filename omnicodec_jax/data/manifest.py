@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import pickle
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,10 +15,11 @@ from typing import Any
 
 from omnicodec_jax import names
 from omnicodec_jax.buckets import BucketPath, as_path, joined
-from omnicodec_jax.data import discovery
+from omnicodec_jax.data import braces, discovery
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, readable, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
+from omnicodec_jax.files import LFS, LFS_POINTER
 
 LOG = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ ARCHIVES = {".tar": tars.entries, ".parquet": parquet.entries}
 """Readers of files that hold the audio themselves, by their suffix."""
 GZIP = b"\x1f\x8b"
 """Bytes that a file compressed with gzip begins with."""
-BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<listed>[^{}]*,[^{}]*))\}")
-"""The part of a path that stands for several files: {000..012}, {train,dev}."""
 
 
 def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
@@ -71,23 +69,12 @@ def files(path: Path) -> list[Path]:
         >>> [file.name for file in files(Path("shards/{08..10}.tar"))]
         ['08.tar', '09.tar', '10.tar']
     """
-    found = BRACES.search(str(path))
-    if found is None or path.exists():
-        return [path]
-    if found["listed"] is not None:
-        names_of = found["listed"].split(",")
-    else:
-        first, last, width = int(found["first"]), int(found["last"]), len(found["first"])
-        names_of = [f"{value:0{width}d}" for value in range(first, last + 1)]
-    whole = str(path)
-    made = (as_path(whole[: found.start()] + name + whole[found.end() :]) for name in names_of)
-    return [file for each in made for file in files(each)]
+    return [path] if path.exists() else [as_path(name) for name in braces.expand(str(path))]
 
 
 def missing(path: Path) -> Path | None:
     """Returns the first file or directory of a path, which may have braces, that is not there; None: all are."""
-    named = files(path)
-    return next((file for file in named if not file.exists()), None) if named else path  # {9..0} names none
+    return next((file for file in files(path) if not file.exists()), None)
 
 
 class Manifest:
@@ -148,7 +135,7 @@ def folder(path: Path) -> Path:
     if path.is_dir():
         return path
     parents = {file.parent for file in files(path)}
-    return parents.pop() if len(parents) == 1 else next(up for up in path.parents if not BRACES.search(str(up)))
+    return parents.pop() if len(parents) == 1 else next(up for up in path.parents if not braces.stand_in(str(up)))
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -310,6 +297,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             for number, line in enumerate(lines):
                 if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{path}: written as UTF-16; save it as UTF-8")
+                if number == 0 and line.startswith(LFS):
+                    raise DataError(f"{path}: {LFS_POINTER}")
                 if number == 0 and line.startswith(GZIP):
                     raise DataError(f"{path}: compressed with gzip; its name must end in .gz")
                 yield line

@@ -1,9 +1,12 @@
 """Describes chips that are not there, and the network between them, by names such as v5e:4x4 and h100:4x8."""
 
+import contextlib
 import importlib.util
+import logging
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -76,9 +79,8 @@ def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
     hosts, gpus = [1, *sizes][-2:]
     # Without both options, the plugin would look for a GPU and CUDA on this machine.
     devices = _devices(name, "", "cuda", topology=f"1x{hosts}x{gpus}", target_config=chip.target)
-    taken = float(
-        os.environ.get("XLA_CLIENT_MEM_FRACTION", os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
-    )
+    fraction = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    taken = float(fraction or JAX_TAKES)  # it is a number, since the plugin refuses anything else
     return Topology(chip._replace(memory=chip.memory / JAX_TAKES * taken), devices, gpus)
 
 
@@ -91,10 +93,38 @@ def _require(*modules: str) -> None:
 
 
 def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
-    """Returns the devices that a compiler describes. Raises ConfigError if it does not know the name."""
+    """Returns the devices that a compiler describes.
+
+    Raises:
+        ConfigError: If the compiler does not know the name, or JAX could not set the compiler up.
+    """
     from jax.experimental import topologies
 
+    with _failures_of_plugins() as failures:
+        try:
+            return list(topologies.get_topology_desc(known, platform, **options).devices)
+        except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+            reason = "; ".join([str(error), *map(str, failures)])
+            raise ConfigError(f"--topology {name}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _failures_of_plugins() -> Iterator[list[BaseException]]:
+    """A context that collects the errors with which JAX's plugins stop while JAX sets them up.
+
+    JAX would log these errors with their tracebacks, and go on without the plugin and its chips.
+    """
+    failures: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.exc_info is None or record.exc_info[1] is None:
+            return True
+        failures.append(record.exc_info[1])
+        return False
+
+    logger = logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(collect)
     try:
-        return list(topologies.get_topology_desc(known, platform, **options).devices)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ConfigError(f"--topology {name}: {error}") from None
+        yield failures
+    finally:
+        logger.removeFilter(collect)

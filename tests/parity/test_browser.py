@@ -171,7 +171,11 @@ def test_what_does_not_fit_is_said_in_words(tab, programs, tmp_path):
     tab.locator("#encoder").set_input_files(programs / "encoder-from-audio.onnx")
     status(tab, "Now choose the decoder")
     tab.locator("#decoder").set_input_files(programs / "other" / "decoder.onnx")
-    status(tab, "encoder and decoder are of different models")
+    status(tab, "Now choose the encoder, too: the one before is of another model")
+    tab.locator("#decoder").set_input_files(programs / "decoder.onnx")
+    status(tab, "Now choose the encoder.")
+    tab.locator("#encoder").set_input_files(programs / "encoder-from-audio.onnx")
+    status(tab, "Now choose or record a clip")
 
 
 def test_the_codec_beside_the_page_is_one_click_away(open_page, site, programs, tmp_path):

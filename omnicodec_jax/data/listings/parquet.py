@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from omnicodec_jax import buckets
 from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import audio_column
+from omnicodec_jax.files import LFS_POINTER, is_lfs_pointer
 
 METADATA = b"omnicodec"
 """Key of the contract in the schema metadata of a shard of tokens, which is no list of audio."""
@@ -30,6 +31,7 @@ def entries(files: list[Path], folder: Path) -> Iterator[Listed]:
             yield from _of_file(file, contained(file, folder))
         except (pa.ArrowException, ValueError) as error:
             why = f"damaged, or no Parquet: {str(error).splitlines()[0]}"
+            why = LFS_POINTER if is_lfs_pointer(file) else why
             yield Entry(file.name, contained(file, folder), problem=why), None
 
 

@@ -12,6 +12,7 @@ from omnicodec_jax import buckets
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, contained, number, text
 from omnicodec_jax.data.members import Member, MemberPlace
+from omnicodec_jax.files import LFS, LFS_POINTER
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -34,13 +35,26 @@ class TarMember(NamedTuple):
 def members(path: Path) -> Iterator[TarMember]:
     """Yields the files of a tar in their order, by their headers alone, and then the links to them. Raises OSError.
 
-    After a damaged header, the next header is looked for.
+    Of files with one name the last one counts, as it does in the folder that tar makes of them: `tar -r` appends what
+    has changed. Tars that were joined by `cat` have zeros between them, and each has its own files. After a damaged
+    header, the next header is looked for.
     """
     files: dict[str, TarMember] = {}
     links: list[tarfile.TarInfo] = []
+    archive: dict[str, TarMember] = {}
+
+    def of_archive() -> Iterator[TarMember]:
+        yield from archive.values()
+        yield from _links(links, files)
+        archive.clear()
+        links.clear()
+
     with path.open("rb") as file:
-        head, size = file.read(8), file.seek(0, 2)
+        head, size = file.read(len(LFS)), file.seek(0, 2)
         file.seek(0)
+        if head == LFS:
+            yield TarMember(path.name, (0, size), LFS_POINTER, False)
+            return
         if kind := next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), None):
             yield TarMember(
                 path.name, (0, size), f"compressed with {kind}: members can be read in plain tars alone", False
@@ -52,21 +66,25 @@ def members(path: Path) -> Iterator[TarMember]:
                 held: Any = tar
                 while (info := tar.next()) is not None:
                     held.members.clear()  # they would be all that a large tar has
-                    yield from _gap(path, file, end, info.offset)
+                    if end < info.offset:
+                        yield from of_archive()
+                        yield from _gap(path, file, end, info.offset)
                     whole = info.size if info.isreg() else 0
                     end = info.offset_data + whole + -whole % BLOCK
                     if info.isreg():
-                        files[posixpath.normpath(info.name)] = member = _member(info, size)
-                        yield member
+                        name = posixpath.normpath(info.name)
+                        archive.pop(name, None)
+                        archive[name] = files[name] = _member(info, size)
                     elif info.islnk() or info.issym():
                         links.append(info)
+            yield from of_archive()
             yield from _gap(path, file, end, size)
         except tarfile.TarError:  # of what follows, nothing can be told
+            yield from of_archive()
             if end < size:
                 yield TarMember(
                     f"{path.name}:{end}", (end, size - end), "damaged or cut off: no member from here on", False
                 )
-    yield from _links(links, files)
 
 
 def _links(links: list[tarfile.TarInfo], files: dict[str, TarMember]) -> Iterator[TarMember]:
