@@ -37,7 +37,7 @@ from omnicodec_jax.training.packing import Tree, pack
 T = TypeVar("T")
 
 Metrics = dict[str, Array]
-"""float32 scalars by name. The metrics whose names begin with "replaced" are vectors, one value for each codebook."""
+"""Metrics by name: float32 scalars. Those whose names begin with "replaced" are vectors, a value for each codebook."""
 
 
 class FrozenVariables(NamedTuple):
