@@ -83,7 +83,10 @@ async function loadProgram(part, name, data) {
   }
   const other = part === "encoder" ? "decoder" : "encoder";
   const replaced = state.sessions[other] && state.sessions[other].about.model !== about.model;
-  if (replaced) delete state.sessions[other];
+  if (replaced) {
+    delete state.sessions[other];
+    element(other).value = ""; // so that the same file can be chosen again
+  }
   state.sessions[part] = { session, about };
   state.about = about;
   const slider = element("codebooks");
