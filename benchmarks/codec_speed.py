@@ -5,7 +5,7 @@ does not change the arithmetic. The model under test is released_12hz. It has fo
 has one, and 33 codebooks where Mimi has 32.
 
 `python -m benchmarks.codec_speed onnx` compares with ONNX Runtime, which runs the same model as exported programs;
-`python -m benchmarks.codec_speed onnx small` does so with the codec that comes along, whose encoder takes audio alone.
+`python -m benchmarks.codec_speed onnx small` does so with the bundled codec, whose encoder takes audio alone.
 """
 
 import os
@@ -28,7 +28,7 @@ Cases = dict[str, Callable[[], object]]
 
 
 def codec(name: str) -> Any:
-    """Returns the tokenizer of the model under test: one that comes along, or a recipe's with random weights."""
+    """Returns the tokenizer of the model under test: a bundled one, or a recipe's with random weights."""
     import jax
 
     from omnicodec_jax import model_directory, shipped

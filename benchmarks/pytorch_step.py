@@ -110,7 +110,7 @@ def ours(work: Work) -> Callable[[], Step]:
     if work.features is not None:
         batch["features"] = jnp.asarray(work.features)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    run = jit_step(Gan(work.config), mesh, state, FrozenVariables(), judged=False)
+    run = jit_step(Gan(work.config), mesh, state, FrozenVariables(), with_discriminators=False)
     compiled = run.lower(state, batch, FrozenVariables()).compile()
 
     def step() -> Step:

@@ -1,3 +1,3 @@
-"""The decoder of the codec that comes along learns from audio of yours for a minute on two CPU cores."""
+"""The decoder of the bundled codec learns from audio of yours for a minute on two CPU cores."""
 
 from omnicodec_jax.recipes.small_fine_tune import config  # noqa: F401

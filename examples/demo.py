@@ -1,4 +1,4 @@
-"""`make demo`: tokenizes the bundled clips with the codec that comes along, fine-tunes it, continues tokens, compares.
+"""`make demo`: tokenizes the bundled clips with the bundled codec, fine-tunes it, continues tokens, compares.
 
 The decoder of the shipped codec learns for a minute from some of the clips; the page has the others, from an untrained
 codec of the same architecture, the shipped one, the fine-tuned one and Opus. Training from nothing is

@@ -20,25 +20,25 @@ class FeatureBlocks(InputSequence):
     """Gives the semantic features of a clip to `OmniCodec.semantic_hidden`, block by block."""
 
     features: np.ndarray
-    """float32 [S, F]."""
+    """The semantic features: float32 [S, F]."""
 
     @property
     def num_frames(self) -> int:
-        """Number of feature vectors, S."""
+        """The number S of feature vectors."""
         return len(self.features)
 
     @property
     def num_outputs(self) -> int:
-        """Number of vectors of the semantic branch, S."""
+        """The number S of vectors of the semantic branch."""
         return len(self.features)
 
     @property
     def num_valid(self) -> float:
-        """Number of feature vectors that are no padding, S."""
+        """The number S of feature vectors that are no padding."""
         return float(len(self.features))
 
     def block(self, start: int, size: int) -> BlockInputs:
-        """Cuts out `size` feature vectors from `start` on."""
+        """Returns `size` feature vectors from number `start` on, padded beyond the end."""
         return (padded_slice(self.features, 0, start, size),)
 
 
@@ -47,29 +47,29 @@ class AudioBlocks(InputSequence):
     """Gives the audio of a clip and its semantic branch to `encode_block`, block by block."""
 
     samples: np.ndarray
-    """float32 [T] at the model's rate."""
+    """The audio: float32 [T] at the model's rate."""
     semantic_hidden: np.ndarray | None
-    """Semantic branch before its quantizer, float32 [S, D]; None for models that have no such branch."""
+    """The output of the semantic branch before its quantizer, float32 [S, D]; None for models without that branch."""
     hop_length: int
     """Number of samples in a frame."""
 
     @property
     def num_frames(self) -> int:
-        """Number of frames, the last of which may be filled up: N = ceil(T / hop)."""
+        """The number N = ceil(T / hop) of frames, the last of which may be padded."""
         return -(-self.samples.size // self.hop_length)
 
     @property
     def num_outputs(self) -> int:
-        """Number of frames that have codes, N."""
+        """The number N of frames that have codes."""
         return self.num_frames
 
     @property
     def num_valid(self) -> float:
-        """Length of the audio in frames, T / hop."""
+        """The length of the audio in frames: T / hop."""
         return self.samples.size / self.hop_length
 
     def block(self, start: int, size: int) -> BlockInputs:
-        """Cuts out audio [1, size·hop], its number of valid samples, and the semantic branch [size, D] if there is one.
+        """Returns audio [1, size·hop], its number of valid samples, and the semantic branch [size, D] if there is one.
 
         The semantic branch is interpolated at the frames' places in the whole clip, wherever a block begins.
         """
@@ -88,7 +88,7 @@ class CodeBlocks(InputSequence):
     """Gives the codes of a clip to a model's `decode`, block by block."""
 
     codes: np.ndarray
-    """int32 [k, N] of the first k codebooks."""
+    """The codes of the first k codebooks: int32 [k, N]."""
     hop_length: int
     """Number of samples in a frame."""
 

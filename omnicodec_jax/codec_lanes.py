@@ -1,4 +1,4 @@
-"""A codec on devices: clips of any length and any number, through one compiled program for each of its models.
+"""Runs a codec on devices: any number of clips of any length, through one compiled program for each of its models.
 
 Encoding goes through these stages; `CodecLanes.encode` calls them one after the other:
 
@@ -19,26 +19,26 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
 from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, map_present, replicate
+from omnicodec_jax.memory_budget import MemoryBudget, budget_of_lanes
 from omnicodec_jax.models.codec import OmniCodec
-from omnicodec_jax.room import Room, room_in_lanes
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder
 
 
 class PreparedClip(NamedTuple):
-    """A checked clip, with what can be computed of it by itself and in any thread; `prepare` makes it."""
+    """A clip that `OmniCodecTokenizer.prepare` has checked, with its semantic features or the log-mel for them."""
 
     samples: np.ndarray
-    """Audio float32 [T] at the model's rate."""
+    """The audio, float32 [T] at the model's rate."""
     features: np.ndarray | None = None
-    """Semantic features float32 [S, F], if they were given."""
+    """The semantic features, float32 [S, F], if they were given."""
     log_mel: np.ndarray | None = None
-    """Log-mel float32 [M, 128], if semantic features are to be computed from it."""
+    """The log-mel, float32 [M, bins], if the semantic features are computed from it."""
 
 
 KeyedClip = tuple[Any, PreparedClip]
-"""A clip under the caller's key."""
+"""A clip with the caller's key."""
 InLane = tuple[tuple[Any, np.ndarray], np.ndarray | None]
-"""A clip on its way through the stages: its key, its samples, and the result of the stage before."""
+"""A clip on its way through the stages: its key, its samples, and the result of the previous stage."""
 
 
 class CodecLanes:
@@ -56,10 +56,10 @@ class CodecLanes:
 
         Args:
             model: The codec as a Flax module.
-            config: Its config.
-            variables: Its parameters and codebooks.
-            encoder: Frozen audio encoder in the number format that it computes in, for semantic features that
-                would have to be given otherwise.
+            config: The codec's config.
+            variables: The codec's parameters and codebooks.
+            encoder: Frozen audio encoder in the number format that it computes in. Without one, semantic features must
+                be given.
             devices: Devices of this process, all of one kind. Default: one.
         """
         self._hop_length, self._clock = config.hop_length, Clock()
@@ -68,9 +68,9 @@ class CodecLanes:
         self.encoder_batcher = ContinuousBatcher(model, encode_block, weights, 1, devices, self._clock)
         self.decoder_batcher = ContinuousBatcher(model, type(model).decode, weights, 1, devices, self._clock)
         self.semantic_batcher: ContinuousBatcher | None = None
-        """Runs the semantic branch; None for models that have no such branch."""
+        """The batcher of the semantic branch; None for models without one."""
         self.extract: FeatureExtractor | None = None
-        """Computes semantic features; None if the model needs none, or if they must be given."""
+        """The extractor of semantic features; None if the model needs none, or if they must be given."""
         semantic = getattr(config, "semantic", None)
         if semantic is not None:
             blocks = None if devices[0].platform == "cpu" else ACCELERATOR_VECTORS
@@ -81,19 +81,19 @@ class CodecLanes:
                 self.extract = FeatureExtractor(encoder, devices, self._clock)
 
     def encode(self, clips: Iterable[KeyedClip]) -> Iterator[tuple[Any, np.ndarray]]:
-        """Encodes clips: `OmniCodecTokenizer.encode_each`."""
-        room = room_in_lanes()
+        """Encodes any number of clips; see `OmniCodecTokenizer.encode_each`."""
+        budget = budget_of_lanes()
         if self.semantic_batcher is None:
-            entered = room.entering(clips, _size)
+            entered = budget.entering(clips, _size)
             hidden = map_present(lambda key, clip: ((key, clip.samples), None), entered)
         else:
-            hidden = self._semantic_hidden(self._semantic_features(clips, room))
-        return room.leaving(self.encode_frames(hidden))
+            hidden = self._semantic_hidden(self._semantic_features(clips, budget))
+        return budget.leaving(self.encode_frames(hidden))
 
-    def _semantic_features(self, clips: Iterable[KeyedClip], room: Room) -> Iterator[InLane | None]:
+    def _semantic_features(self, clips: Iterable[KeyedClip], budget: MemoryBudget) -> Iterator[InLane | None]:
         """Yields each clip with its semantic features [S, F]: those that were given, or those of its log-mel."""
         for is_given, group in itertools.groupby(clips, lambda keyed: keyed[1].features is not None):
-            entered = room.entering(group, _size)
+            entered = budget.entering(group, _size)
             if is_given:
                 yield from map_present(lambda key, clip: ((key, clip.samples), clip.features), entered)
             else:
@@ -102,12 +102,12 @@ class CodecLanes:
                 yield from self.extract.features(mels)
 
     def _semantic_hidden(self, clips: Iterable[InLane | None]) -> Iterator[InLane | None]:
-        """Yields each clip with its semantic branch before the quantizer, [S, D], at the rate of the features."""
+        """Yields each clip with its semantic hidden [S, D]: the output of the semantic branch before its quantizer."""
         assert self.semantic_batcher is not None
         return self.semantic_batcher.run(map_present(lambda keyed, features: (keyed, FeatureBlocks(features)), clips))
 
     def encode_frames(self, clips: Iterable[InLane | None]) -> Iterator[Any]:
-        """Yields the key of each clip with its codes [K, N], computed from its audio and its semantic branch."""
+        """Yields the key of each clip with its codes [K, N], computed from its audio and its semantic hidden."""
         hop = self._hop_length
 
         def blocks(keyed: tuple[Any, np.ndarray], hidden: np.ndarray | None) -> tuple[Any, AudioBlocks]:
@@ -116,22 +116,22 @@ class CodecLanes:
         return self.encoder_batcher.run(map_present(blocks, clips))
 
     def decode(self, tokens: Iterable[tuple[Key, Array]]) -> Iterator[tuple[Key, np.ndarray]]:
-        """Decodes codes: `OmniCodecTokenizer.decode_each`."""
-        room, hop = room_in_lanes(), self._hop_length
+        """Decodes any number of clips; see `OmniCodecTokenizer.decode_each`."""
+        budget, hop = budget_of_lanes(), self._hop_length
         for _, group in itertools.groupby(tokens, lambda keyed: len(keyed[1])):
-            entered = room.entering(group, lambda codes: hop * codes.shape[1])
+            entered = budget.entering(group, lambda codes: hop * codes.shape[1])
             blocks = map_present(lambda key, codes: (key, CodeBlocks(np.asarray(codes, np.int32), hop)), entered)
-            yield from room.leaving(self.decoder_batcher.run(blocks))
+            yield from budget.leaving(self.decoder_batcher.run(blocks))
 
     def forget(self) -> None:
-        """Begins to count `use` anew."""
+        """Sets the counts of `use` back to zero."""
         for batcher in (self.encoder_batcher, self.decoder_batcher):
             batcher.forget()
         self._clock.forget()
 
     @property
     def use(self) -> Use:
-        """Counts what `encode` and `decode` have made the devices do so far."""
+        """The counts of what the devices have done for `encode` and `decode` so far."""
         encoder, decoder = self.encoder_batcher, self.decoder_batcher
         return Use(encoder.frames + decoder.frames, encoder.valid + decoder.valid, *self._clock.times)
 

@@ -7,8 +7,8 @@ model, block after block, and takes the next sequence when that one ends:
     row 1   ├─ clip b ─┼─ clip c ─┼─ clip c ─┼ clip c ┼─ …
 
 Where a sequence is cut depends on its length alone: into long blocks first, and the rest into shorter ones, so that
-little is padded. What a row gives depends on its own sequence alone. A compiler may round differently for every shape.
-Therefore every device runs the same few shapes, and more devices run more copies of them.
+little is padded. The result of a row depends on its own sequence alone. Since a compiler may round differently for
+every shape, every device runs the same few shapes, and more devices run more copies of them.
 """
 
 import abc
@@ -31,23 +31,23 @@ from omnicodec_jax.model_directory import Variables
 from omnicodec_jax.models.conv import STREAM
 
 ACCELERATOR_ROWS = 64
-"""Number of lanes on each GPU or TPU. A CPU has one lane: one fills the cores, and more would only spill the caches."""
+"""The number of lanes on each GPU or TPU. A CPU has one lane, which fills all cores; more would spill its caches."""
 CPU_BLOCKS = (120, 30, 6)
-"""Frames of a block on a CPU. A step reads all weights, which costs a CPU as much as computing twelve frames."""
+"""The lengths in frames of blocks on a CPU. A step reads all weights, which takes a CPU as long as twelve frames."""
 ACCELERATOR_BLOCKS = (16,)
-"""Frames of a block on a GPU or TPU, where many rows share the cost of reading the weights."""
+"""The length in frames of blocks on a GPU or TPU, where many rows share the cost of reading the weights."""
 ACCELERATOR_VECTORS = (32,)
-"""Feature vectors of a block of the semantic branch on a GPU or TPU. A step of it reads and writes the attention's keys
-and values of 250 vectors, which takes as long for 16 vectors as for 32."""
+"""The length in feature vectors of blocks of the semantic branch on a GPU or TPU. A step of the branch reads and writes
+the attention's keys and values of 250 vectors, which takes as long for 16 new vectors as for 32."""
 STEPS_AHEAD = 2
-"""Number of steps that are handed to the devices before the result of the first of them is fetched."""
+"""The number of steps that are handed to the devices before the result of the first of them is fetched."""
 
 END: Any = object()
-"""What `next` returns after the last sequence."""
+"""The value that `next` returns after the last sequence."""
 StreamState = dict[str, Any]
-"""State that a batch of streams carries from block to block: the collection `STREAM` of a model."""
+"""The state that a batch of streams carries from block to block: the collection `STREAM` of a model."""
 BlockInputs = tuple[np.ndarray | np.generic, ...]
-"""Inputs of a method for one row, or for all rows of the batch."""
+"""The inputs of a method for one row, or for all rows of the batch."""
 Key = TypeVar("Key")
 
 
@@ -57,39 +57,39 @@ class InputSequence(abc.ABC):
     @property
     @abc.abstractmethod
     def num_frames(self) -> int:
-        """Length of the sequence, in the frames that blocks are measured in."""
+        """The length of the sequence, in the frames that blocks are measured in."""
 
     @property
     @abc.abstractmethod
     def num_outputs(self) -> int:
-        """Length of the result along its time axis; what the model gives beyond that comes from padding."""
+        """The length of the result along its time axis. Outputs of the model beyond it come from padding."""
 
     @property
     @abc.abstractmethod
     def num_valid(self) -> float:
-        """Number of frames that hold input rather than padding; the last one may count in part."""
+        """The number of frames that hold input rather than padding; the last one may count in part."""
 
     @abc.abstractmethod
     def block(self, start: int, size: int) -> BlockInputs:
-        """Cuts out the inputs of one row for `size` frames from frame `start` on, padded beyond the end."""
+        """Returns the inputs of one row for `size` frames from frame `start` on, padded beyond the end."""
 
 
 class Lane(NamedTuple):
-    """A row of the batch, and the block of its sequence that comes next."""
+    """A row of the batch, with its sequence and the block of it that comes next."""
 
     key: Any
-    """The caller's name of the sequence."""
+    """The caller's key of the sequence."""
     sequence: InputSequence
     start: int
-    """First frame of the block."""
+    """The first frame of the block."""
     size: int
-    """Number of frames of the block."""
+    """The number of frames of the block."""
     outputs: list[np.ndarray]
-    """Results of the blocks before this one."""
+    """The results of the blocks before this one."""
 
     @property
     def num_valid(self) -> float:
-        """Number of frames of the block that hold input rather than padding."""
+        """The number of frames of the block that hold input rather than padding."""
         return float(min(max(self.sequence.num_valid - self.start, 0.0), self.size))
 
 
@@ -108,11 +108,11 @@ def stream_step(
         model: A causal model.
         method: The method of the model to apply.
         variables: Parameters and codebooks of the model.
-        state: What the streams carry from block to block, one row each; empty for streams that begin.
+        state: The state that the streams carry from block to block, one row each; empty if all streams begin.
         fresh: Booleans [B] that mark rows whose stream begins with this block; None if there are none.
-        held: Booleans [B] that mark rows whose state is to stay as it is and whose output is not used; None if there
-            are none. To look at `fresh` and `held` takes time, so None is faster than an array without a mark.
-        inputs: BlockInputs of the method, [B, …] each.
+        held: Booleans [B] that mark rows whose state stays as it is and whose output is not used; None if there are
+            none. None is faster than an array without a mark.
+        inputs: Inputs of the method, [B, …] each.
 
     Returns:
         The output of the method, [B, …], and the state for the next block.
@@ -130,28 +130,28 @@ def stream_step(
 
 
 def mesh_of(devices: Sequence[Any]) -> Mesh:
-    """Returns the mesh of devices that share out rows among them."""
+    """Returns a mesh of devices with one axis, over which the rows of a batch are spread."""
     return Mesh(np.array(devices), ("rows",))
 
 
 def replicate(variables: Variables, devices: Sequence[Any]) -> Variables:
-    """Puts weights on every device. Weights that are there already are not copied, so that batchers can share them."""
+    """Puts weights on every device. Weights that are there already are not copied, so that batchers share them."""
     return jax.device_put(variables, NamedSharding(mesh_of(devices), PartitionSpec()))
 
 
 class BatchStep(NamedTuple):
-    """The step of one method of a model, which all batchers over the same devices share: it is compiled once."""
+    """The step of one method of a model. All batchers over the same devices share it, so that it is compiled once."""
 
     on_one_device: Callable[..., tuple[jax.Array, StreamState]]
-    """`stream_step` over the rows of one device, not jitted."""
+    """The function `stream_step` over the rows of one device, not jitted."""
     on_all_devices: Callable[..., tuple[jax.Array, StreamState]]
-    """`stream_step` over the rows of all devices, jitted: (variables, state, fresh, held, *inputs) → (output, state).
-    The state that goes in is donated."""
+    """The function `stream_step` over the rows of all devices, jitted; the state that is passed in is donated:
+    (variables, state, fresh, held, *inputs) → (output, state)."""
 
 
 @lru_cache(maxsize=32)
 def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
-    """Makes the step of a model's method over a mesh of one axis, `rows`. Its first call compiles it."""
+    """Makes the step of a model's method over a mesh of one axis, `rows`. The first call of the step compiles it."""
     everywhere, rows = PartitionSpec(), PartitionSpec("rows")
     on_one_device = partial(stream_step, model, method)
 
@@ -166,7 +166,7 @@ def batch_step(model: nn.Module, method: Any, mesh: Mesh) -> BatchStep:
 
 
 def map_present(function: Callable[..., Any], items: Iterable[tuple[Any, ...] | None]) -> Iterator[Any]:
-    """Yields what a function makes of each item, and None for None, which stands for an item that must wait."""
+    """Yields the result of a function for each item, and None for None, which stands for an item that must wait."""
     return (None if item is None else function(*item) for item in items)
 
 
@@ -204,15 +204,15 @@ class ContinuousBatcher:
         self._sharding = NamedSharding(mesh, PartitionSpec("rows"))
         self._step_on_one_device, self.step = batch_step(model, method, mesh)
         self._state_shapes: Any = None
-        """Shapes of a state. To trace the model for them takes longer than a short clip, so it is done once."""
+        """The shapes of a state. They are kept, since tracing the model for them takes longer than a short clip."""
         self.forget()
 
     def forget(self) -> None:
         """Sets the counts of frames back to zero."""
         self.frames = 0
-        """Number of frames that were computed, those of idle rows included."""
+        """The number of frames that were computed, those of idle rows included."""
         self.valid = 0.0
-        """Number of those frames that held input rather than padding."""
+        """The number of computed frames that held input rather than padding."""
 
     @overload
     def run(self, sequences: Iterable[tuple[Key, InputSequence]]) -> Iterator[tuple[Key, np.ndarray]]: ...
@@ -226,8 +226,8 @@ class ContinuousBatcher:
                 None stands for a sequence that must wait: rows stay idle until the next step.
 
         Yields:
-            Each key with the output of its sequence, as sequences end: not in the order in which they came. None if
-            all sequences have ended that were there, and the next one must wait.
+            Each key with the output of its sequence, in the order in which the sequences end. None if no sequence is
+            running, and the next one must wait.
         """
         source = iter(sequences)
         lanes: list[Lane | None] = [None] * self.rows
@@ -260,24 +260,24 @@ class ContinuousBatcher:
                     yield None
 
     def _begin(self, key: Any, sequence: InputSequence) -> Lane:
-        """Puts a sequence at its first block."""
+        """Returns a lane at the first block of a sequence."""
         return Lane(key, sequence, start=0, size=self._block_size(sequence.num_frames), outputs=[])
 
     def _go_on(self, lane: Lane) -> Lane | None:
-        """Moves a lane to the next block of its sequence; None if that has ended."""
+        """Returns a lane at the next block of its sequence; None if the sequence has ended."""
         start = lane.start + lane.size
         left = lane.sequence.num_frames - start
         return lane._replace(start=start, size=self._block_size(left)) if left > 0 else None
 
     def _block_size(self, left: int) -> int:
-        """Chooses the longest block that pads the frames that are left no more than the shortest block would."""
+        """Returns the longest block that pads the remaining frames no more than the shortest block would."""
         padded = -(-left // self._blocks[-1]) * self._blocks[-1]
         return next(size for size in self._blocks if size <= padded)
 
     def _step(
         self, state: StreamState | None, lanes: Sequence[Lane | None], size: int
     ) -> tuple[jax.Array, StreamState]:
-        """Hands one block of `size` frames of each lane to the devices. Rows without a lane are held."""
+        """Starts the computation of one block of `size` frames of each lane. Rows without a lane keep their state."""
         inputs = self._inputs(lanes)
         fresh = np.array([lane is None or lane.start == 0 for lane in lanes])
         held = np.array([lane is None for lane in lanes])
@@ -314,16 +314,16 @@ class ContinuousBatcher:
 
 
 class Use(NamedTuple):
-    """Counts what the devices computed, and how long they had nothing to do."""
+    """The counts of what devices have computed, and of how long they had nothing to do."""
 
     frames: int = 0
-    """Number of frames that were computed, those of idle rows included."""
+    """The number of frames that were computed, those of idle rows included."""
     valid: float = 0.0
-    """Number of those frames that held input rather than padding."""
+    """The number of computed frames that held input rather than padding."""
     idle: float = 0.0
-    """Seconds during which the devices had nothing to do."""
+    """The seconds during which the devices had nothing to do."""
     seconds: float = 0.0
-    """Seconds from the start of the first step to the end of the last step."""
+    """The seconds from the start of the first step to the end of the last step."""
 
     def __add__(self, other: "Use") -> "Use":
         return Use(
@@ -342,12 +342,12 @@ class Clock:
     """Measures how long devices have nothing to do between the first step and the last step that has ended."""
 
     def __init__(self):
-        # Python waits for the threads of an executor before it ends: a thread that lets go of arrays later would abort.
+        # Python waits for an executor's threads before it ends. Another thread that freed arrays later would abort.
         self._thread = ThreadPoolExecutor(1, "clock")
         self.forget()
 
     def forget(self) -> None:
-        """Sets the times back to zero; steps that are under way do not count any more."""
+        """Sets the times back to zero. Steps that are still running do not count any more."""
         self._times = _Times()
 
     def started(self, output: jax.Array) -> None:
@@ -356,19 +356,19 @@ class Clock:
 
     @property
     def times(self) -> tuple[float, float]:
-        """Seconds without anything to do, and seconds from the start of the first step to the end of the last."""
+        """The idle seconds, and the seconds from the start of the first step to the end of the last step."""
         return self._times.seen
 
 
 def _wait(start: float, output: jax.Array, times: "_Times") -> None:
-    """Counts a step when it has ended."""
+    """Waits until a step has ended, and adds it to the times."""
     with contextlib.suppress(Exception):  # a step that fails raises where its output is fetched
         jax.block_until_ready(output)
     times.add(start, time.perf_counter())
 
 
 class _Times:
-    """Adds up the times of steps. `seen` is replaced as a whole, since another thread reads it."""
+    """The sums of the times of steps. `seen` is replaced as a whole, since another thread reads it."""
 
     def __init__(self):
         self._first: float | None = None
@@ -376,7 +376,7 @@ class _Times:
         self.seen = (0.0, 0.0)
 
     def add(self, start: float, end: float) -> None:
-        """Counts a step that has ended, together with the idle time before it."""
+        """Adds a step that has ended, together with the idle time before it."""
         if self._first is None:
             self._first = self._last = start
         idle = self.seen[0] + max(0.0, start - self._last)

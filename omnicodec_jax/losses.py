@@ -27,25 +27,25 @@ Scalar = Float[Array, ""]
 Terms = dict[str, Scalar]
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
-"""Window length and number of mel bands of each scale of the mel loss."""
+"""The window length and the number of mel bands of each scale of the mel loss."""
 WAVLM_FRAME_RATE = 50
-"""Hidden states of WavLM a second."""
+"""The number of WavLM's hidden states a second."""
 CEPSTRUM_SLICES, CEPSTRUM_MELS = 8, 80
-"""Number of time slices of a codec frame, and of mel bands of each, that a frame's cepstrum is computed of."""
+"""The number of time slices of a codec frame, and of mel bands of a slice, that a frame's cepstrum is computed from."""
 CEPSTRUM_SIZE = 64
-"""Number of its coefficients."""
+"""The number of coefficients of a frame's cepstrum."""
 CEPSTRUM_SCALE = 0.215
-"""Factor that gives the coefficients a mean variance of 1 on speech, music and sound."""
+"""The factor that gives the cepstrum's coefficients a mean variance of 1 on speech, music and sound."""
 
 
 # -- Losses of what the codec computes beside the audio
 
 
 def self_guidance(output: CodecOutput, norm: Literal["l1", "l2"]) -> Scalar:
-    """Self-guidance (paper §2.3, Eq. 2): the distance of the decoder's hidden states on codes from those on the latent.
+    """Computes self-guidance (paper §2.3, Eq. 2): the distance of the decoder's hidden states on codes and on latents.
 
-    The hidden states on the latent before quantization are the target and take no gradient. Both are computed in
-    `OmniCodec.__call__`.
+    The hidden states on latents before quantization are the target and have no gradient. `OmniCodec.__call__` computes
+    both.
     """
     if output.hidden_guide is None:
         raise ValueError("this codec has no self-guidance")
@@ -54,7 +54,7 @@ def self_guidance(output: CodecOutput, norm: Literal["l1", "l2"]) -> Scalar:
 
 
 def semantic_reconstruction(output: CodecOutput, features: Float[Array, "B S F"]) -> Scalar:
-    """Semantic reconstruction loss: mean absolute error of the reconstructed semantic features (spec §3.1)."""
+    """Computes the semantic loss: the mean absolute error of the reconstructed semantic features (spec §3.1)."""
     if output.semantic_features is None:
         raise ValueError("this config has no semantic branch to reconstruct features with")
     return jnp.mean(jnp.abs(output.semantic_features - features))
@@ -62,9 +62,10 @@ def semantic_reconstruction(output: CodecOutput, features: Float[Array, "B S F"]
 
 @jax.named_scope("semantic_perceptual")
 def semantic_perceptual(of_decoded: Float[Array, "B S F"], of_real: Float[Array, "B S F"]) -> Scalar:
-    """Mean absolute error of the decoded audio's semantic features, as part of the mean size of the real audio's.
+    """Computes the perceptual loss: the mean absolute error of the decoded audio's semantic features.
 
-    A perceptual loss: what an encoder of speech cannot tell apart any more, a listener mistakes less often.
+    It is divided by the mean absolute value of the real audio's features. Decoded speech that an encoder of speech
+    takes for the real one is easier to understand.
     """
     target = stop_gradient(of_real)
     return jnp.mean(jnp.abs(of_decoded - target)) / jnp.maximum(jnp.mean(jnp.abs(target)), 1e-5)
@@ -73,9 +74,9 @@ def semantic_perceptual(of_decoded: Float[Array, "B S F"], of_real: Float[Array,
 def pool_to_frames(hidden: Float[Array, "B S W"], frame_rate: float) -> Float[Array, "B N W"]:
     """Averages WavLM's 50 hidden states a second over windows that are as long as two frames of the codec.
 
-    The zeros that pad the ends count in the average. At 12.5 Hz a window has 8 states and windows are 4 apart, as in
-    the reference. At 6.25 Hz it is 16 and 8, where the reference keeps its windows of 12.5 Hz and so compares a frame
-    with hidden states of another time.
+    The zeros that pad the ends count in the average. At 12.5 Hz, a window has 8 states and windows are 4 states apart,
+    as in the reference. At 6.25 Hz, these numbers are 16 and 8. There, the reference keeps the windows of 12.5 Hz, and
+    so compares a frame with hidden states of another time.
     """
     stride = round(WAVLM_FRAME_RATE / frame_rate)
     window, edges = (1, 2 * stride, 1), ((0, 0), (stride - 1, stride - 1), (0, 0))
@@ -88,7 +89,7 @@ def wavlm_distillation(
     frame_rate: float,
     kind: Literal["speechtokenizer", "mimi"] = "speechtokenizer",
 ) -> Scalar:
-    """WavLM distillation loss: how far the projection is from WavLM's hidden states, by the cosine between them.
+    """Computes the WavLM distillation loss, from the cosine between the projection and WavLM's hidden states.
 
     `speechtokenizer`: -log σ(cosine) between the same channels of both, over time ("D-axis" distillation, arXiv
     2308.16692 §3.3). `mimi`: 1 - cosine between the same frames of both, over channels (arXiv 2410.00037 §3.3). The
@@ -108,10 +109,11 @@ def wavlm_distillation(
 
 @lru_cache
 def cepstral_basis() -> Float[np.ndarray, "S M C"]:
-    """The coefficients of a two-dimensional cosine transform over time slices and mel bands, the lowest first.
+    """Returns the basis of a two-dimensional cosine transform over time slices and mel bands, the lowest orders first.
 
-    In audio, coefficient (t, m) deviates by about 1 / ((1 + m)·(1 + t)²) of what coefficient (0, 0) does. Each is
-    divided by the square root of that, so that the lower ones still deviate more, but no longer outweigh all others.
+    In audio, the standard deviation of coefficient (t, m) is about 1 / ((1 + m)·(1 + t)²) times that of coefficient
+    (0, 0). Each coefficient is divided by the square root of this factor. Low coefficients then still vary more than
+    the others, but no longer outweigh them.
     """
 
     def cosines(size: int) -> np.ndarray:
@@ -128,10 +130,10 @@ def cepstral_basis() -> Float[np.ndarray, "S M C"]:
 
 @jax.named_scope("latent_cepstrum")
 def latent_cepstrum(latent: Latent, audio: Audio, sample_rate: int, hop_length: int) -> Scalar:
-    """Mean squared distance of the first channels of the latent before quantization from the cepstrum of the frame.
+    """Computes the mean squared distance of the first channels of the unquantized latent from the frames' cepstrum.
 
-    A new encoder says hardly more than the loudness, and a decoder can make nothing of further codebooks. With this
-    term it says the shape of the spectrum within hundreds of steps (docs/training.md).
+    The latent of a new encoder tells hardly more than the loudness, so that further codebooks do not help the decoder.
+    With this term, it tells the shape of the spectrum within hundreds of steps (docs/training.md).
     """
     frames, size = latent.shape[1], min(CEPSTRUM_SIZE, latent.shape[2])
     hop = hop_length // CEPSTRUM_SLICES
@@ -150,10 +152,10 @@ def codec_losses(
     frame_rate: float,
     config: LossConfig,
 ) -> Terms:
-    """The generator's terms that need neither the reconstructed audio nor a discriminator.
+    """Computes the generator's terms that need neither the reconstructed audio nor a discriminator.
 
-    `wavlm_state` is WavLM's last hidden state on the real audio. A term is left out for a codec without the part that
-    it is of: self-guidance, a semantic codebook, a branch for semantic features, a WavLM head.
+    `wavlm_state` is WavLM's last hidden state on the real audio. A term is left out if the codec lacks the part for it:
+    self-guidance, a semantic codebook, a branch for semantic features, or a WavLM head.
     """
     terms = {"commitment_acoustic": output.acoustic.commitment}
     if output.hidden_guide is not None:
@@ -173,7 +175,10 @@ def codec_losses(
 
 @jax.named_scope("mel_loss")
 def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Scalar:
-    """Multi-scale mel loss: mean absolute difference of log10-mel magnitudes, summed over seven scales (spec §3.1)."""
+    """Computes the multi-scale mel loss: mean absolute differences of log10-mel magnitudes, summed over seven scales.
+
+    See spec §3.1.
+    """
 
     def log_mel(audio: Audio, window: int, n_mels: int) -> Float[Array, "B 1 N M"]:
         mel = mel_spectrogram(audio, sample_rate, window, window // 4, n_mels)
@@ -186,12 +191,12 @@ def multi_scale_mel(reconstruction: Audio, audio: Audio, sample_rate: int) -> Sc
 
 
 def reconstruction_losses(reconstruction: Audio, audio: Audio, sample_rate: int) -> Terms:
-    """The generator's terms that compare the reconstructed audio with the real audio."""
+    """Computes the generator's terms that compare the reconstructed audio with the real audio."""
     return {"mel": multi_scale_mel(reconstruction, audio, sample_rate)}
 
 
 def adversarial(fake: tuple[DiscriminatorOutput, ...]) -> Scalar:
-    """Adversarial loss of least squares: mean (1 - logits)² on fake audio, summed over the sub-discriminators."""
+    """Computes the least-squares adversarial loss: mean (1 - logits)² on fake audio, summed over sub-discriminators."""
     return sum((jnp.mean((1 - output.logits) ** 2) for output in fake), start=jnp.zeros(()))
 
 
@@ -199,10 +204,10 @@ def adversarial(fake: tuple[DiscriminatorOutput, ...]) -> Scalar:
 def feature_matching(
     real: tuple[DiscriminatorOutput, ...], fake: tuple[DiscriminatorOutput, ...], reduction: Literal["sum", "mean"]
 ) -> Scalar:
-    """Feature matching loss: mean absolute difference of the feature maps on real and on fake audio.
+    """Computes the feature matching loss: mean absolute differences of the feature maps on real and on fake audio.
 
     The differences of one sub-discriminator's feature maps are added up or averaged, as `reduction` says, and the
-    results are added up over the sub-discriminators. The feature maps on real audio take no gradient.
+    results are added up over the sub-discriminators. The feature maps on real audio have no gradient.
     """
     total = jnp.zeros(())
     for real_output, fake_output in zip(real, fake, strict=True):
@@ -215,11 +220,11 @@ def feature_matching(
 
 
 FEATURE_MATCHING_REDUCTION: Mapping[str, Literal["sum", "mean"]] = {"stft": "sum", "waveform": "mean", "wavlm": "sum"}
-"""How `feature_matching` reduces the feature maps of each family, as the authors' code does (spec §3.1)."""
+"""The way in which `feature_matching` reduces the feature maps of each family, as in the authors' code (spec §3.1)."""
 
 
 def adversarial_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> Terms:
-    """The generator's terms of each family of discriminators: adversarial loss and feature matching loss.
+    """Computes the generator's terms for each family of discriminators: adversarial and feature matching loss.
 
     Each term is a sum over the sub-discriminators in `real` and `fake`, so that the terms of single sub-discriminators
     can be added up.
@@ -236,9 +241,9 @@ def adversarial_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -
 
 
 def discriminator_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> Terms:
-    """The discriminators' loss of least squares: mean (1 - logits)² on real audio plus mean logits² on fake audio.
+    """Computes the discriminators' least-squares loss: mean (1 - logits)² on real plus mean logits² on fake audio.
 
-    Each family's term is a sum over its sub-discriminators.
+    The term of each family is a sum over its sub-discriminators.
     """
     return {
         f"discriminator_{family}": sum(
@@ -253,6 +258,6 @@ def discriminator_losses(real: DiscriminatorOutputs, fake: DiscriminatorOutputs)
 
 
 def weighted_sum(terms: Terms, config: LossConfig) -> Scalar:
-    """The sum of the generator's terms times their weights (paper Eq. 1; spec §3.2)."""
+    """Returns the sum of the generator's terms times their weights (paper Eq. 1; spec §3.2)."""
     weights = {name: config.adversarial if name.startswith("adversarial") else getattr(config, name) for name in terms}
     return sum((weights[name] * term for name, term in terms.items()), start=jnp.zeros(()))

@@ -101,7 +101,7 @@ def flatten(variables: Variables) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Makes a nested dict of arrays under dotted names: the inverse of `flatten`."""
     return unflatten_dict(dict(leaves), sep=".")
 
 
@@ -321,15 +321,15 @@ def model_hash(config: Any, variables: Variables, known: str | None = None, know
 
 
 def compute_alike(one: Any, other: Any) -> bool:
-    """Whether two configs describe models that compute the same of the same weights."""
+    """Returns whether models of two configs compute the same with equal weights."""
     return identity.covered(one, model_type(one)) == identity.covered(other, model_type(other))
 
 
 def tokens_hash(config: Any, variables: Variables) -> str:
-    """Computes the hash of what makes a codec's tokens: equal for models that differ in their decoders alone.
+    """Computes the hash of the parts of a codec that make tokens; models that differ in their decoders alone share it.
 
-    It covers the same of the config as `model_hash`, the encoder, the quantizers and the codebooks. Returns 16 hex
-    digits.
+    It covers the options that `model_hash` covers, and the weights of the encoder, the quantizers and the codebooks.
+    Returns 16 hex digits.
     """
     makers = {*PARTS["encoder"], *PARTS["quantizer"]}
     params = {name: tree for name, tree in variables["params"].items() if name in makers}

@@ -1,8 +1,8 @@
-"""Computes something of each device's own rows of a batch, where XLA by itself would bring all rows to every device.
+"""Applies a function to a batch whose rows are spread over devices, on each device to its own rows.
 
-XLA's partitioner knows no way to split an FFT, nor a grouped convolution, whose rows are spread over devices. It
-gathers the rows of all devices on each of them, and each computes all (jax issue 15680, xla issue 24). But both treat
-rows one by one, so nothing has to be gathered.
+XLA's partitioner cannot split an FFT or a grouped convolution over the rows of a batch. It gathers all rows on every
+device, and each device computes all of them (jax issue 15680, xla issue 24). But both operations treat rows one by one,
+so that nothing has to be gathered.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ BATCH_AXES = ("data", "fsdp")
 def on_own_rows(function: Callable[..., Array], rows: Array, *whole: Array, checked: bool = True) -> Array:
     """Applies a function that treats rows one by one, on every device to the rows that it holds.
 
-    The devices are those of the mesh that is in force where this is traced (`distributed.sharding.in_force`). Without
-    one, or where it does not divide the rows, the function is simply applied.
+    The devices are those of the mesh that is in force while this is traced (`distributed.sharding.in_force`). Without a
+    mesh, or with one that does not divide the number of rows, the function is simply called.
 
     Args:
         function: Maps rows and whole arrays to rows.
         rows: An array whose first axis is that of the batch.
-        whole: Further arguments, which every device has whole, such as kernels.
-        checked: Whether JAX follows which arrays are the same on several devices. A Pallas kernel does not say it.
+        whole: Further arguments, of which every device has all, such as kernels.
+        checked: Whether JAX checks which arrays are equal on all devices. It cannot do so for a Pallas kernel.
 
     Examples:
         >>> import jax.numpy as jnp

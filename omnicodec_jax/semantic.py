@@ -1,4 +1,4 @@
-"""Semantic features of audio: of a batch of crops inside a jitted training step, and of clips of any length."""
+"""Computes semantic features of audio: of crops inside a jitted training step, and of clips of any length."""
 
 import dataclasses
 import os
@@ -28,42 +28,43 @@ from omnicodec_jax.pretrained.whisper import (
 
 EncoderConfig = Qwen3AuTConfig | WhisperConfig
 ENCODERS = ("qwen3_aut", "whisper")
-"""Kinds of model that are frozen encoders of a semantic branch; each is a semantic source of the same name."""
+"""The kinds of frozen encoders of a semantic branch. Each is also the name of a semantic source."""
 FrozenEncoder = tuple[EncoderConfig, Any]
-"""Config and variables of the frozen encoder. It computes in the dtype of its parameters."""
+"""The config and the variables of a frozen encoder, which computes in the dtype of its parameters."""
 
 SEMANTIC_RATE = 12.75
-"""Feature vectors per second that a clip is expected to have: between 12.5 (log-mel, Whisper) and 13 (Qwen3-Omni)."""
+"""The number of feature vectors a second that is expected: between 12.5 (log-mel, Whisper) and 13 (Qwen3-Omni)."""
 MEL_BLOCK = 1000
-"""Number of log-mel frames that are computed at once: ten seconds."""
+"""The number of log-mel frames that are computed at once: ten seconds."""
 FEATURE_SAMPLES = FRAMES_PER_FEATURE * dsp.MEL_HOP
-"""Number of samples at 16 kHz of a feature of Whisper."""
+"""The number of samples at 16 kHz from which Whisper computes one feature vector."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureWindows:
-    """The windows that a source of semantic features computes by themselves."""
+    """The windows of audio that a source of semantic features encodes each by itself."""
 
     mel_bins: int
-    """Number of bins of its log-mel."""
+    """The number of bins of the log-mel."""
     live_seconds: int
-    """Seconds of a live stream that are encoded at once."""
+    """The length in seconds of the windows of a live stream."""
     live_vectors: int
-    """Number of feature vectors of these."""
+    """The number of feature vectors of a window of a live stream."""
     clip_seconds: int | None = None
-    """Seconds that are encoded as a clip of their own; None: the log-mel is normalised over the whole clip."""
+    """The length in seconds of windows that are encoded as clips of their own; None: the log-mel is normalised over the
+    whole clip."""
 
     @property
     def mel_block(self) -> int:
-        """Number of log-mel frames that are computed at once: ten seconds, or a window that is a clip of its own."""
+        """The number of log-mel frames that are computed at once: ten seconds, or a window that counts as a clip."""
         return MEL_BLOCK if self.clip_seconds is None else self.clip_seconds * FRAMES_PER_SECOND
 
     @classmethod
     def of(cls, config: EncoderConfig | None) -> "FeatureWindows":
-        """Returns the windows of an encoder; None: those of stacked log-mel frames."""
+        """Returns the windows of an encoder, or with None those of stacked log-mel frames."""
         match config:
             case None:
-                return cls(dsp.MEL_BINS, 2, 25)  # whole seconds with whole vectors: these are 80 ms apart
+                return cls(dsp.MEL_BINS, 2, 25)  # vectors are 80 ms apart, so that 2 s hold a whole number of them
             case Qwen3AuTConfig():
                 return cls(config.num_mel_bins, 1, TOKENS_PER_CHUNK)
             case WhisperConfig(window_seconds=seconds):
@@ -74,9 +75,9 @@ def num_vectors(source: str, samples: int, sample_rate: int) -> int:
     """Counts the feature vectors of a clip.
 
     Args:
-        source: Semantic source that they are of; those of `stored` are counted as those of Qwen3-Omni.
-        samples: Length of the clip.
-        sample_rate: Its sample rate, Hz.
+        source: Semantic source of the features. Those of `stored` are counted as those of Qwen3-Omni.
+        samples: Length of the clip in samples.
+        sample_rate: Sample rate of the clip, Hz.
     """
     if source == "whisper":
         return -(-samples * dsp.MEL_SAMPLE_RATE // (sample_rate * FEATURE_SAMPLES))
@@ -121,7 +122,7 @@ def _features_of_windows(
     low = [_fill_up(_low_rate(part, sample_rate), part.shape[1], sample_rate) for part in parts if part.size]
     mels = [dsp.log_mel(samples, bins) for samples in low]
     lengths = [mel.shape[1] for mel in mels for _ in range(len(mel) // batch)]
-    # The crops stay the first axis, since they are what devices share out.
+    # The crops stay the first axis, over which they are spread over devices.
     rows = jnp.concatenate(
         [
             jnp.pad(mel, ((0, 0), (0, max(lengths) - mel.shape[1]), (0, 0))).reshape(batch, -1, max(lengths), bins)
@@ -137,7 +138,7 @@ def _features_of_windows(
 
 
 def _fill_up(samples: Any, length: int, sample_rate: int) -> Any:
-    """Fills samples at 16 kHz, numpy or jax, up with silence to whole features of the `length` samples they are of."""
+    """Fills samples at 16 kHz up with silence, to as many whole features as `length` samples at `sample_rate` have."""
     size = num_vectors("whisper", length, sample_rate) * FEATURE_SAMPLES
     numpy: Any = np if isinstance(samples, np.ndarray) else jnp
     samples = samples[..., :size]
@@ -190,7 +191,7 @@ def load_encoder(directory: str | os.PathLike[str], semantic: SemanticConfig | N
 
 
 def in_precision(encoder: FrozenEncoder, precision: Precision) -> FrozenEncoder:
-    """Returns an encoder that computes in another precision. Its weights are numpy arrays, as `read_encoder` reads."""
+    """Returns an encoder that computes in another precision, with weights as numpy arrays."""
     config, variables = encoder
     return config, jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(precision)), variables)
 
@@ -200,8 +201,8 @@ def check_features(features: np.ndarray, semantic: SemanticConfig | None, second
 
     Args:
         features: float32 [S, F].
-        semantic: Semantic branch that is to take them; None: the codec has none.
-        seconds: Length of the clip.
+        semantic: Semantic branch that takes the features; None: the codec has none.
+        seconds: Length of the clip in seconds.
 
     Raises:
         AudioError: If the shape is another, values are not finite, there are too many or too few vectors, or there is
@@ -223,35 +224,38 @@ class MelWindows(InputSequence):
     """Gives the log-mel of a clip to an encoder, one attention window after the other."""
 
     mel: np.ndarray
-    """float32 [M, mel bins]."""
+    """The log-mel, float32 [M, mel bins]."""
     config: EncoderConfig
-    """Config of the encoder."""
+    """The config of the encoder."""
 
     @property
     def size(self) -> int:
-        """Number of log-mel frames in a window."""
+        """The number of log-mel frames in a window."""
         if isinstance(self.config, Qwen3AuTConfig):
             return self.config.window_chunks * CHUNK_FRAMES
         return self.config.window_seconds * FRAMES_PER_SECOND
 
     @property
     def num_frames(self) -> int:
-        """Number of windows, the last of which may be filled up."""
+        """The number of windows, the last of which may be padded."""
         return -(-len(self.mel) // self.size)
 
     @property
     def num_outputs(self) -> int:
-        """Number of feature vectors."""
+        """The number of feature vectors of the clip."""
         count = num_tokens if isinstance(self.config, Qwen3AuTConfig) else num_features
         return count(len(self.mel))
 
     @property
     def num_valid(self) -> float:
-        """Length of the log-mel in windows."""
+        """The length of the log-mel in windows, which may have a fraction."""
         return len(self.mel) / self.size
 
     def block(self, start: int, size: int) -> BlockInputs:
-        """Cuts out window number `start`, its number of valid frames, and whether it continues a clip. size is 1."""
+        """Returns window number `start`, its number of valid frames, and for Qwen3-Omni whether it continues a clip.
+
+        `size` is 1, as blocks are single windows.
+        """
         part = self.mel[start * self.size :][: self.size]
         padded = np.pad(part, ((0, self.size - len(part)), (0, 0)))
         if isinstance(self.config, WhisperConfig):
@@ -260,7 +264,7 @@ class MelWindows(InputSequence):
 
 
 def host() -> Any:
-    """Returns the CPU as a device; where JAX_PLATFORMS leaves it out, the default device."""
+    """Returns the CPU as a device of JAX, or the default device where JAX_PLATFORMS leaves the CPU out."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -270,14 +274,14 @@ def host() -> Any:
 class FeatureExtractor:
     """Computes semantic features of whole clips, with device memory that does not grow with their length.
 
-    The log-mel is computed on the host, in 2 ms for ten seconds. On an accelerator it would wait in the queue behind
-    the steps of all lanes, each of which takes as long as dozens of short clips. It is normalised over the clip, or
-    over each window where these are clips of their own. The encoder's attention sees windows, and each window is a row
-    of its own. So the features are those of the clip in one piece.
+    The log-mel is computed on the host, in 2 ms for ten seconds of audio. On an accelerator, it would wait in the queue
+    behind the steps of all lanes, each of which takes as long as dozens of short clips. The log-mel is normalised over
+    the clip, or over each window where windows are clips of their own. The encoder's attention does not reach beyond a
+    window, so each window is a row of its own, and the features are those of the clip in one piece.
     """
 
     def __init__(self, encoder: FrozenEncoder | None, devices: Sequence[Any], clock: Clock | None = None):
-        """Takes the encoder, or None for stacked log-mel frames, and the devices that it runs on."""
+        """Takes the encoder, or None for stacked log-mel frames, and the devices that the encoder runs on."""
         self._config, self._batcher = None, None
         if encoder is not None:
             self._config, variables = encoder
@@ -286,7 +290,7 @@ class FeatureExtractor:
                 model, type(model).__call__, variables, axis=0, devices=devices, clock=clock, blocks=(1,)
             )
         self.windows = FeatureWindows.of(self._config)
-        """The windows of audio that are computed by themselves."""
+        """The windows of audio that are encoded each by itself."""
         self._host = host()
         self._log10_mel = exact.jit(partial(dsp.log10_mel, bins=self.windows.mel_bins), self._host.platform)
 
@@ -317,7 +321,7 @@ class FeatureExtractor:
         return np.concatenate([dsp.normalize_log_mel(self._log10_mel_of(part, sample_rate)) for part in parts])
 
     def live_log_mel(self, samples: np.ndarray, sample_rate: int, loudest: float) -> tuple[np.ndarray, float]:
-        """Computes the log-mel of the next samples of a live stream, of a window or of what is left at the end.
+        """Computes the log-mel of the next samples of a live stream: of a window, or of the rest at the end.
 
         Args:
             samples: float32 [T], at most `windows.live_seconds` of audio.
@@ -335,7 +339,7 @@ class FeatureExtractor:
         return dsp.normalize_log_mel(mel, np.float32(loudest)), loudest
 
     def _log10_mel_of(self, part: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Computes the log-mel of a clip, or of a window that is one, before it is normalised, block by block."""
+        """Computes block by block the log-mel, not normalised, of a clip or of a window that is a clip of its own."""
         samples = audio_files.resample(part, sample_rate, dsp.MEL_SAMPLE_RATE)
         if self.windows.clip_seconds is not None:
             samples = _fill_up(samples, part.size, sample_rate)
@@ -356,11 +360,11 @@ class FeatureExtractor:
         """Computes the features of any number of clips.
 
         Args:
-            mels: Keys of the caller's choice and log-mels float32 [M, bins]; None for one that must wait, as
+            mels: Keys of the caller's choice and log-mels float32 [M, bins]; None for a clip that must wait, as
                 `ContinuousBatcher.run` takes it.
 
         Yields:
-            Keys and features float32 [S, F]; if an encoder computes them, not in the order of the clips.
+            Keys and features float32 [S, F], which an encoder may compute in another order than that of the clips.
         """
         config = self._config
         if self._batcher is None or config is None:

@@ -33,15 +33,15 @@ from omnicodec_jax.semantic import num_vectors
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 What = Literal["decoder-step", "decoder", "encoder"]
-"""Which part of a codec a program computes."""
+"""The part of a codec that a program computes."""
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""Platforms that every program runs on."""
+"""The platforms that every program runs on."""
 SUFFIX = ".stablehlo"
 MODEL = "model"
-"""Key of the model's hash in the metadata of the weights."""
+"""The key of the model's hash in the metadata of the weights."""
 
 Flat = dict[str, Any]
-"""Arrays under dotted names."""
+"""A tree of arrays as one dict, whose keys are the names on the path to each array, joined by dots."""
 
 
 def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, out: Path) -> str:
@@ -54,7 +54,7 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
         out: File to write the program to; it must end in .stablehlo.
 
     Returns:
-        The signature of the program, to be read by people.
+        The signature of the program, as text for people.
 
     Raises:
         ModelError: If `out` does not end in .stablehlo, or the weights would replace another file.
@@ -83,7 +83,7 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
 
 
 def _is_export(path: Path) -> bool:
-    """Says whether a file holds weights that `export_stablehlo` has written."""
+    """Returns whether a file holds weights that `export_stablehlo` has written."""
     try:
         with on_disk(path) as here, safe_open(here, "np") as file:
             return (file.metadata() or {}).keys() == {MODEL}
@@ -92,7 +92,7 @@ def _is_export(path: Path) -> bool:
 
 
 def program(tokenizer: OmniCodecTokenizer, what: What, seconds: float) -> tuple[Any, tuple[Any, ...]]:
-    """Makes the jitted function that is exported, and the shapes of its arguments after the first, the weights."""
+    """Returns the jitted function that is exported, and the shapes of its arguments after the weights."""
     function, arguments = _function(tokenizer, what, seconds)
     return jax.jit(full_float32(function)), arguments
 

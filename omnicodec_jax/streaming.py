@@ -1,8 +1,8 @@
 """Live streams: audio comes out a frame at a time, and codes as soon as the audio that they depend on is there.
 
-Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer blocks;
-audio and acoustic codes are the same up to rounding. So are Whisper's features, which are always computed in windows.
-Other semantic features differ: offline they are normalised over the whole clip, and here over windows.
+Many sessions run side by side as rows of one batch. `OmniCodecTokenizer` runs the same models offline in longer blocks.
+Audio and acoustic codes are the same up to rounding, and so are Whisper's features, which are always computed in
+windows. Other semantic features differ: offline they are normalised over the whole clip, and here over windows.
 
 A session may go on for ever: its memory, and the time that a chunk takes, do not grow.
 """
@@ -28,7 +28,7 @@ from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 NOT_YET = -1
-"""The value in the place of codes that a session does not have yet, where another session has more."""
+"""The value that fills a session's row of codes where another session has more codes."""
 
 
 @lru_cache
@@ -50,11 +50,11 @@ class Stream:
 
         Args:
             fresh: Booleans [B] that mark the sessions that begin with this block; None if there are none.
-            held: Booleans [B] that mark the sessions that stay as they are; None if there are none.
+            held: Booleans [B] that mark the sessions whose state stays as it is; None if there are none.
             inputs: Inputs of the method, [B, …] each.
 
         Returns:
-            Output of the method, [B, …]; that of held sessions is not to be used.
+            Output of the method, [B, …]. Do not use the rows of held sessions.
         """
         if self._state is None:
             rows = np.zeros(len(inputs[0]), np.bool_)
@@ -65,7 +65,7 @@ class Stream:
 
 
 def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
-    """Sorts numbers of sessions, each once. Raises ModelError for what is no number of one of `count` sessions."""
+    """Returns numbers of sessions sorted, each once. Raises ModelError for one that is not from 0 to `count` - 1."""
     given = list(sessions)
     if any(isinstance(number, bool | np.bool_) for number in given):
         raise ModelError("sessions are named by their numbers, not marked: np.flatnonzero(marks) gives the numbers")
@@ -124,31 +124,31 @@ class StreamingDecoder:
 
 @dataclasses.dataclass
 class Session:
-    """Holds what later codes of one stream may depend on, and how far the stream has come."""
+    """The part of a stream that later codes may depend on, and how far the stream has come."""
 
     audio: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
-    """Samples of the stream from sample number `start` on."""
+    """The samples of the stream from sample number `start` on."""
     start: int = 0
-    """Number of the first sample that is held."""
+    """The number of the first sample that is held."""
     windowed: int = 0
-    """Number of samples whose semantic features have been computed, window by window."""
+    """The number of samples in windows whose semantic features have been computed."""
     hidden: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """Vectors [n, D] of the semantic branch, from vector number `first` on."""
+    """The vectors [n, D] of the semantic branch from vector number `first` on."""
     first: int = 0
-    """Number of the first vector that is held."""
+    """The number of the first vector that is held."""
     loudest: float = -math.inf
-    """log10 of the loudest bin of the log-mel so far."""
+    """The log10 of the loudest bin of the log-mel so far."""
     frames: int = 0
-    """Number of frames whose codes have been given out."""
+    """The number of frames whose codes have been returned."""
 
     @property
     def end(self) -> int:
-        """Number of samples that the stream has had so far."""
+        """The number of samples that the stream has had so far."""
         return self.start + self.audio.size
 
     @property
     def vectors(self) -> int:
-        """Number of vectors of the semantic branch that have been computed so far."""
+        """The number of vectors of the semantic branch that have been computed so far."""
         return self.first + len(self.hidden)
 
     def add(self, hidden: np.ndarray) -> None:
@@ -156,7 +156,10 @@ class Session:
         self.hidden = np.concatenate([self.hidden.reshape(-1, hidden.shape[1]), hidden])
 
     def forget(self, sample: int, vector: int) -> None:
-        """Drops what comes before a sample and a vector. The rest is copied, since a view would keep all in memory."""
+        """Drops the audio before a sample and the vectors before a vector.
+
+        The rest is copied, since a view of it would keep all of it in memory.
+        """
         dropped = min(max(0, sample - self.start), self.audio.size)
         self.audio, self.start = self.audio[dropped:].copy(), self.start + dropped
         dropped = min(
@@ -169,9 +172,9 @@ class StreamingEncoder:
     """Encodes live streams: codes come out as soon as the audio that they depend on is there.
 
     The codes of a frame come out at most `look_ahead` seconds after the end of the frame. Semantic features are
-    computed in windows. Each window is computed as a clip of its own. Its log-mel is normalised by the loudest bin of
-    the stream so far, or, for Whisper, by its own loudest bin. Without a semantic branch there are no windows and no
-    look-ahead.
+    computed in windows, each as a clip of its own. The log-mel of a window is normalised by the loudest bin of the
+    stream so far, or, for Whisper, by the window's own loudest bin. Without a semantic branch, there are no windows and
+    no look-ahead.
 
     Examples:
         >>> import numpy as np
@@ -192,11 +195,11 @@ class StreamingEncoder:
         """Begins one stream for each session.
 
         Args:
-            tokenizer: The codec. If its model needs semantic features, it must be one that computes them.
+            tokenizer: The codec. If its model needs semantic features, the tokenizer must have the encoder for them.
             sessions: Number of streams side by side; they are rows of one batch.
 
         Raises:
-            ModelError: If semantic features would have to be given.
+            ModelError: If the tokenizer cannot compute the semantic features that its model needs.
         """
         if not tokenizer.computes_features:
             raise ModelError("this model needs semantic features: load it with the encoder that computes them")
@@ -209,7 +212,7 @@ class StreamingEncoder:
 
     @property
     def look_ahead(self) -> float:
-        """Seconds after the end of a frame that its codes may depend on: the rest of a window, and the next vector."""
+        """The seconds after a frame's end that its codes may depend on: the rest of a window, and the next vector."""
         if not self._window:
             return 0.0
         seconds = self._window / self._tokenizer.sample_rate
@@ -246,10 +249,10 @@ class StreamingEncoder:
         return self._encode_frames([self._certain_frames(session) for session in self._sessions])
 
     def flush(self, sessions: Iterable[int] | None = None) -> np.ndarray:
-        """Encodes what is left of sessions that end, the last frame filled up with silence. New streams may follow.
+        """Encodes the rest of sessions that end, with the last frame filled up with silence. New streams may follow.
 
-        A session that has had any sample gets a frame, also where it is under 25 ms, which `OmniCodecTokenizer.encode`
-        refuses as too short for semantic features: one session must not end the flush of the others with an error.
+        A session gets a frame even if it is shorter than 25 ms, which `OmniCodecTokenizer.encode` refuses as too short
+        for semantic features. So one session cannot end the flush of the others with an error.
 
         Args:
             sessions: Numbers of the sessions that end; None: all.
@@ -275,21 +278,21 @@ class StreamingEncoder:
         return codes
 
     def _has_window(self, session: Session) -> bool:
-        """Says whether all samples of the next window are there."""
+        """Returns whether a session has all samples of its next window."""
         return session.windowed + self._window <= session.end
 
     def _certain_frames(self, session: Session) -> int:
-        """Number of frames whose samples, and the vectors of the semantic branch around them, are there."""
+        """Returns the number of frames of a session for which all samples and all semantic vectors are there."""
         hop = self._tokenizer.hop_length
         whole = session.end // hop
         if not self._window:
             return whole
-        # Frame n lies at (n + 0.5)·hop, vector i at (i + 0.5)·window / vectors: no frame may lie behind the last one.
+        # Frame n lies at (n + 0.5)·hop, vector i at (i + 0.5)·window / vectors. No frame may lie after the last vector.
         reach = (2 * session.vectors - 1) * self._window - hop * self._vectors
         return min(whole, max(0, reach // (2 * hop * self._vectors) + 1))
 
     def _compute_hidden(self, rows: list[int]) -> None:
-        """Computes the semantic branch of the next window of some sessions, or of what is left of them."""
+        """Computes the semantic branch for the next window of some sessions, or for the rest of their audio."""
         extract, rate = self._tokenizer.extract, self._tokenizer.sample_rate
         assert extract is not None
         assert self._semantic_stream is not None
@@ -299,7 +302,7 @@ class StreamingEncoder:
             mel, session.loudest = extract.live_log_mel(window, rate, session.loudest)
             mels.append(mel)
         features = dict(extract.features(zip(rows, mels, strict=True)))
-        # The branch is causal, so that padding after the vectors of a session does not change them.
+        # The branch is causal, so that padding after a session's vectors does not change its results.
         inputs = np.zeros((len(self._sessions), self._vectors, features[rows[0]].shape[1]), np.float32)
         for row in rows:
             inputs[row, : len(features[row])] = features[row]
@@ -309,9 +312,9 @@ class StreamingEncoder:
             self._sessions[row].windowed += self._window
 
     def _marks(self, rows: list[int], begins: Callable[[Session], bool]) -> tuple[np.ndarray, np.ndarray]:
-        """Marks the sessions that begin and those that are held, [B] each, when some sessions take a step.
+        """Returns masks [B] of the sessions that begin and of those that are held while `rows` take a step.
 
-        Both arrays are given even where they mark no row. A compiler may round differently with them and without them,
+        Neither is None, even if it marks no session. A compiler may round differently with a mask and without one,
         and the codes of a session must not depend on what the others do.
         """
         fresh, held = np.zeros((2, len(self._sessions)), np.bool_)
@@ -321,7 +324,7 @@ class StreamingEncoder:
         return fresh, held
 
     def _encode_frames(self, wanted: list[int]) -> np.ndarray:
-        """Computes the codes of each session up to the wanted number of frames, and drops what no later code needs."""
+        """Computes the codes of each session up to a number of frames, and drops inputs that no later code needs."""
         hop, count = self._tokenizer.hop_length, len(self._sessions)
         missing = [max(0, frames - session.frames) for frames, session in zip(wanted, self._sessions, strict=True)]
         codes = np.full((count, self._tokenizer.num_quantizers, max(missing)), NOT_YET, np.int32)
@@ -351,7 +354,7 @@ class StreamingEncoder:
 
     @property
     def _ratio(self) -> tuple[int, int]:
-        """Ratio of the rate of the semantic branch's vectors to that of frames, as two integers."""
+        """The rate of the semantic branch's vectors divided by that of frames, as numerator and denominator."""
         return self._tokenizer.hop_length * self._vectors, self._window
 
     def _hidden_at_next_frame(self, session: Session) -> np.ndarray:

@@ -21,7 +21,7 @@ def choose(
     if not input.exists():
         raise OmniCodecError(f"{input}: no such file or directory")
     if not input.is_dir():
-        # The original must not be replaced.
+        # Without an output, a decoded file gets another name than its original, which must not be replaced.
         name = names.fit(input.stem, (folder_suffix if output is None and suffix != SUFFIX else "") + suffix)
         file = input.with_name(name) if output is None else output / name if output.is_dir() else output
         if suffix == SUFFIX and file.suffix != SUFFIX:
@@ -38,7 +38,7 @@ def choose(
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises OmniCodecError, before any work, if something that is no directory stands in the place of a directory."""
+    """Raises OmniCodecError, before any work, if a folder or one of its parents exists and is no directory."""
     if isinstance(folder, BucketPath):
         return
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None)
@@ -47,9 +47,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def outside(folder: Path, suffix: str) -> Path:
-    """Returns the directory beside another one that is named after it.
+    """Returns the path of a directory beside `folder`, whose name is that of `folder` with a suffix.
 
-    Raises OmniCodecError for the root of a disk, and for a bucket, beside which are those of others.
+    Raises OmniCodecError for the root of a disk, and for a whole bucket, since buckets beside it may belong to others.
     """
     named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
     if not named.name or (isinstance(folder, BucketPath) and folder.parent == folder):
@@ -58,15 +58,17 @@ def outside(folder: Path, suffix: str) -> Path:
 
 
 def mirrored_names(root: Path, files: list[Path], extensions: frozenset[str], suffix: str) -> dict[Path, str]:
-    """Returns the names that files of a tree have in a tree that mirrors it."""
+    """Returns the names that the files of a tree get in a mirror of the tree."""
     inside = [file.relative_to(root).as_posix() for file in files]
     return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
 
 
 def check_replaced(targets: Sequence[tuple[Path, Path]], origin_of: Callable[[Path], Origin | None]) -> None:
-    """Raises OmniCodecError, before any work, if files would be replaced that were made of something else.
+    """Raises OmniCodecError, before any work, if files would be replaced that were not made of the same sources.
 
-    origin_of: what a file says that it was made of; None if it does not say.
+    Args:
+        targets: Pairs of a source and the file that is made of it.
+        origin_of: Returns the origin that a file names; None if it names none.
     """
     lost = [why for source, target in targets if target.is_file() and (why := _why(source, target, origin_of(target)))]
     if lost:

@@ -18,30 +18,30 @@ SUFFIX = ".safetensors"
 _KEY = "omnicodec"
 _DAMAGED = SafetensorError, KeyError, TypeError, ValueError, OSError
 _ADDED = {"precision": "float32", "encoder_precision": "float32", "tokens_hash": None}
-"""Fields that version 0.1 did not know, and what was the case then."""
+"""Fields that files of version 0.1 do not have, and the values that held for them then."""
 
 
 SMALLEST = 1e-12
-"""Smallest number, and inverse of the largest, that the metadata may hold: beyond it, float32 loses the audio."""
+"""The smallest number that the metadata may hold, and the inverse of the largest: beyond these, float32 loses the
+audio."""
 
 
 class Maker(NamedTuple):
-    """What has made the codes of a file: others may have made others."""
+    """The model and the number formats that have made the codes of a file."""
 
     model: str
-    """Hash of the model. Of it and of `tokens_hash`, `OmniCodecTokenizer.model_hash_as` says whether they are a given
-    model's."""
+    """The hash of the model. `OmniCodecTokenizer.model_hash_as` tells whether the codes are of a given model."""
     precision: str
-    """What the model's convolutions and matrix products were computed in."""
+    """The number format of the model's convolutions and matrix products."""
     encoder_precision: str
-    """The same of the encoder of semantic features, if there was one."""
+    """The number format of the encoder of semantic features, if there was one."""
     tokens_hash: str | None
-    """Hash of the part of the model that makes codes; None: the file is of an earlier version."""
+    """The hash of the part of the model that makes codes; None: the file is of an earlier version."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenFile:
-    """Holds the codes of one clip, and what decoding needs to give the clip back.
+    """The codes of one clip, and what else is needed to decode the clip.
 
     Examples:
         >>> import numpy as np
@@ -55,25 +55,25 @@ class TokenFile:
     """
 
     codes: np.ndarray
-    """Codes uint16 [K, N], of which k = 0 is the semantic codebook."""
+    """The codes, uint16 [K, N], of which k = 0 is the semantic codebook."""
     model: str
-    """Hash of the model that made the codes; docs/tokens.md says what it covers."""
+    """The hash of the model that made the codes; docs/tokens.md says what it covers."""
     frame_rate: float
-    """Number of frames per second."""
+    """The number of frames per second."""
     sample_rate: int
-    """Sample rate of the original, Hz."""
+    """The sample rate of the original, Hz."""
     num_samples: int
-    """Number of samples of the original, at its own rate."""
+    """The number of samples of the original, at its own rate."""
     gain: float
-    """Factor that the original was multiplied by before encoding."""
+    """The factor that the original was multiplied by before encoding."""
     source: Origin | None = None
     """The original file; None if it is not known."""
     precision: str = "float32"
-    """What the model's convolutions and matrix products were computed in."""
+    """The number format of the model's convolutions and matrix products."""
     encoder_precision: str = "float32"
-    """The same of the encoder of semantic features, if there was one."""
+    """The number format of the encoder of semantic features, if there was one."""
     tokens_hash: str | None = None
-    """Hash of the part of the model that makes codes, which models with other decoders share; None: not known."""
+    """The hash of the part of the model that makes codes, which models with other decoders share; None: not known."""
 
     def num_frames(self, model_rate: int, hop_length: int) -> int:
         """Counts the frames that the original has for a model.
@@ -88,7 +88,7 @@ class TokenFile:
         return _frames_of(self.num_samples, self.sample_rate, model_rate, hop_length)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all.
+        """Writes the codes and the metadata to a file, whole or not at all.
 
         Args:
             path: File to write to; it should end in .safetensors.
@@ -109,13 +109,13 @@ class TokenFile:
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:
-        """Reads the model that has made a file and the source of the file, without the codes.
+        """Reads what has made the codes of a file, and their source, without the codes.
 
         Args:
             path: A token file.
 
         Returns:
-            What made the codes, and the source, if it is known.
+            The maker of the codes, and the source, if it is known.
 
         Raises:
             TokenError: If it is no token file.
@@ -136,7 +136,7 @@ class TokenFile:
             path: A file that `omnicodec encode` or `save` has written.
 
         Returns:
-            The codes, and what the metadata says.
+            The codes and the metadata.
 
         Raises:
             TokenError: If it is no token file, is damaged, or has metadata of a later version.

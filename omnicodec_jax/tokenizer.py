@@ -1,7 +1,7 @@
 """The class that turns audio into tokens and tokens into audio.
 
-Audio of any length runs through one compiled program, in blocks, with the state of the stream carried from block to
-block (lanes.py). So the model's memory does not grow with the length, and no new length is compiled. There is no seam
+Audio of any length runs through one compiled program in blocks, and the state of the stream is carried from block to
+block (lanes.py). So memory does not grow with the length, and nothing is compiled for a new length. There is no seam
 between blocks, since a causal model computes the same for blocks as for the whole.
 
 `prepare` checks a clip and makes it ready on the host; codec_lanes.py has the stages that follow.
@@ -29,7 +29,7 @@ from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_featur
 
 
 class OmniCodecTokenizer:
-    """Turns audio into tokens and back: a codec with its weights.
+    """A codec with its weights, which turns audio into tokens and back.
 
     `encode` and `decode` take batches. `encode_each` and `decode_each` take any number of clips as they come, and keep
     an accelerator busy with many of them at once.
@@ -57,11 +57,11 @@ class OmniCodecTokenizer:
 
         Args:
             config: The codec's config.
-            variables: Its parameters and codebooks, as `model_directory.load` gives them.
-            encoder: Frozen encoder of the semantic features; None: models that need them must be given features.
-            devices: Devices of this process, all of one kind. Default: one; all of them to tokenize a corpus.
-            precision: What convolutions and matrix products of the codec compute in; see `from_pretrained`.
-            encoder_precision: The same of the encoder.
+            variables: The codec's parameters and codebooks, as `model_directory.load` returns them.
+            encoder: Frozen encoder of the semantic features; None: models that need features must be given them.
+            devices: Devices of this process, all of one kind. Default: one; pass all of them to tokenize a corpus.
+            precision: Number format of the codec's convolutions and matrix products; see `from_pretrained`.
+            encoder_precision: Number format of the encoder's convolutions and matrix products.
         """
         check_precision(precision=precision, encoder_precision=encoder_precision)
         self.config, self.precision = config, precision
@@ -70,7 +70,7 @@ class OmniCodecTokenizer:
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self._encoder = encoder
         self.encoder_precision: Precision | None = None if encoder is None else encoder_precision
-        """What the encoder computes in; None if there is no encoder."""
+        """The number format that the encoder computes in; None if there is no encoder."""
         computing = None if encoder is None else in_precision(encoder, encoder_precision)
         self._lanes = CodecLanes(self.model, config, self.variables, computing, devices)
 
@@ -90,19 +90,19 @@ class OmniCodecTokenizer:
             name: Model directory, hub id such as `you/your-codec`, or `small`, the codec that comes with the package.
             revision: Branch, tag or commit of a hub model.
             encoder: Directory of the encoder that computes semantic features (`omnicodec convert whisper` or
-                `omnicodec convert qwen3-aut`). Default: the folder `encoder` in that of the model; without one, models
-                that need them have to be given features.
+                `omnicodec convert qwen3-aut`). Default: the folder `encoder` in that of the model. Without an encoder,
+                models that need semantic features must be given them.
             devices: Devices of this process, all of one kind. Default: one.
-            precision: What convolutions and matrix products of the codec compute in. In bfloat16 it is faster on GPUs
-                and TPUs, and many codes are others (docs/tokens.md).
-            encoder_precision: The same of the encoder.
+            precision: Number format of the codec's convolutions and matrix products. bfloat16 is faster on GPUs and
+                TPUs, and many codes are others (docs/tokens.md).
+            encoder_precision: Number format of the encoder's convolutions and matrix products.
 
         Returns:
             The codec, ready to encode and decode.
 
         Raises:
             ModelError: If there is no such model, it is incomplete, or it is no codec.
-            ConfigError: If its config.json is not one, or a precision is no `Precision`.
+            ConfigError: If its config.json cannot be read as a config, or a precision is no `Precision`.
         """
         config, variables = load_codec(name, revision)
         found = find_encoder(name, revision, encoder)
@@ -119,13 +119,13 @@ class OmniCodecTokenizer:
 
     @cached_property
     def model_hash(self) -> str:
-        """16 hex digits that identify config and weights; token files carry them."""
+        """The hash of config and weights: 16 hex digits, which token files carry."""
         return model_directory.model_hash(self.config, self.variables)
 
     @cached_property
     def tokens_hash(self) -> str:
-        """16 hex digits that identify the parts that make tokens; models that differ only in their decoders have the
-        same."""
+        """The hash of the parts that make tokens: 16 hex digits, which are equal for models that differ only in their
+        decoders."""
         return model_directory.tokens_hash(self.config, self.variables)
 
     @cached_property
@@ -133,15 +133,15 @@ class OmniCodecTokenizer:
         return model_directory.hash_of_0_1(self.config, self.variables)
 
     def model_hash_as(self, known: str | None, tokens_hash: str | None = None) -> str:
-        """Returns the hash by which tokens of an earlier version, or of another decoder, may call this model.
+        """Returns the hash that tokens of this model carry, which may be that of an earlier version or another decoder.
 
         Args:
-            known: The hash that tokens carry, if there are any.
-            tokens_hash: The `tokens_hash` that they carry beside it; tokens of earlier versions have none.
+            known: The hash that some tokens carry; None: there are no tokens.
+            tokens_hash: The `tokens_hash` that these tokens carry; tokens of earlier versions have none.
 
         Returns:
-            `known`, if version 0.1 gave it to this model, or if it is the hash of a model with the same tokens;
-            `model_hash` otherwise. So tokens are of this model if the result is the hash that they carry.
+            `known`, if version 0.1 gave it to this model, or if it is the hash of a model that makes the same tokens;
+            otherwise `model_hash`. So tokens are of this model if the result is the hash that they carry.
         """
         if known is None or known == self.model_hash:
             return self.model_hash
@@ -151,66 +151,66 @@ class OmniCodecTokenizer:
 
     @property
     def sample_rate(self) -> int:
-        """Sample rate of the audio that goes in and comes out, Hz."""
+        """The sample rate of the model's audio, Hz."""
         return self.config.sample_rate
 
     @property
     def hop_length(self) -> int:
-        """Number of samples in a frame."""
+        """The number of samples in a frame."""
         return self.config.hop_length
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second."""
+        """The number of frames per second."""
         return self.config.frame_rate
 
     @property
     def num_quantizers(self) -> int:
-        """Number of codebooks, K, the semantic one included."""
+        """The number of codebooks, K, the semantic one included."""
         return len(self.config.codebook_sizes)
 
     @property
     def codebook_size(self) -> int:
-        """Number of entries of the largest codebook."""
+        """The number of entries of the largest codebook."""
         return max(self.config.codebook_sizes)
 
     @property
     def bitrate(self) -> float:
-        """Bits per second of all K codebooks."""
+        """The bit rate of all K codebooks, in bits per second."""
         return self.frame_rate * sum(float(np.log2(size)) for size in self.config.codebook_sizes)
 
     @property
     def semantic(self) -> SemanticConfig | None:
-        """Config of the semantic branch; None if the model takes audio alone."""
+        """The config of the semantic branch; None if the model takes audio alone."""
         return getattr(self.config, "semantic", None)
 
     @property
     def feature_source(self) -> str | None:
-        """Kind of the encoder that computes semantic features, or else the source that the config names."""
+        """The kind of the encoder that computes semantic features; without one, the source that the config names."""
         if self._encoder is not None:
             return model_directory.model_type(self._encoder[0])
         return None if self.semantic is None else self.semantic.source
 
     @property
     def extract(self) -> FeatureExtractor | None:
-        """Computes semantic features; None if the model needs none, or if they must be given."""
+        """The extractor of semantic features; None if the model needs none, or if they must be given."""
         return self._lanes.extract
 
     @property
     def computes_features(self) -> bool:
-        """True if `encode` needs nothing but audio."""
+        """Whether `encode` needs nothing but audio."""
         return self.semantic is None or self.extract is not None
 
     @cached_property
     def encoder_hash(self) -> str | None:
-        """16 hex digits that identify the encoder of semantic features; None if there is none."""
+        """The hash of the encoder of semantic features: 16 hex digits; None if there is no encoder."""
         return self.encoder_hash_as(None)
 
     def encoder_hash_as(self, known: str | None) -> str | None:
-        """Returns the hash by which tokens of an earlier version may call the encoder; see `model_hash_as`.
+        """Returns the encoder's hash that tokens carry, which may be that of an earlier version; see `model_hash_as`.
 
         Args:
-            known: The hash of the encoder that tokens carry, if there are any.
+            known: The hash of an encoder that some tokens carry; None: there are no tokens.
 
         Returns:
             `known`, if it is the hash that version 0.1 gave to this encoder; `encoder_hash` otherwise.
@@ -221,7 +221,7 @@ class OmniCodecTokenizer:
         """Counts the frames of a clip.
 
         Args:
-            num_samples: Length of the clip at the model's rate.
+            num_samples: Length of the clip in samples at the model's rate.
 
         Returns:
             ceil(num_samples / hop_length), by integer arithmetic.
@@ -318,7 +318,7 @@ class OmniCodecTokenizer:
                 only when a lane is free, and when the clips in the lanes do not fill a quarter of the memory.
 
         Yields:
-            Keys and codes int32 [K, N], as they get ready: not in the order of the clips.
+            Keys and codes int32 [K, N], in the order in which they are ready, which is not that of the clips.
 
         Examples:
             >>> import numpy as np
@@ -339,7 +339,7 @@ class OmniCodecTokenizer:
                 next, the clips before it are finished first, and another program is compiled.
 
         Yields:
-            Keys and audio float32 [1, N · hop], as they get ready: not in the order of the clips.
+            Keys and audio float32 [1, N · hop], in the order in which they are ready, which is not that of the clips.
 
         Raises:
             TokenError: If codes cannot be of this model.
@@ -352,7 +352,7 @@ class OmniCodecTokenizer:
         return self._lanes.decode(checked(*clip) for clip in tokens)
 
     def warm_up(self) -> None:
-        """Compiles what `encode_each` needs, and begins to count `use` after that."""
+        """Compiles the programs of `encode_each`, and sets the counts of `use` back to zero."""
         second = np.sin(np.arange(self.sample_rate, dtype=np.float32))
         for _ in self.encode_each([(None, self.prepare(second))]):
             pass
@@ -360,7 +360,7 @@ class OmniCodecTokenizer:
 
     @property
     def use(self) -> Use:
-        """Counts what `encode_each` and `decode_each` have made the devices do so far."""
+        """The counts of what the devices have done for `encode_each` and `decode_each` so far."""
         return self._lanes.use
 
     # -- Checks
@@ -380,7 +380,7 @@ class OmniCodecTokenizer:
         """Refuses a number of codebooks that this model cannot decode from.
 
         Args:
-            count: Number of codebooks to decode from, the first ones; None: all.
+            count: Number of first codebooks to decode from; None: all.
 
         Raises:
             TokenError: If the number is below 1, or above K.

@@ -174,7 +174,7 @@ def test_orbax_has_the_private_functions_by_which_checkpoints_are_written_to_s3(
 
 def test_orbax_without_one_of_them_is_told_with_its_name_and_what_to_do(monkeypatch):
     monkeypatch.setitem(storage.REPLACED, "_normalize_path", "orbax.checkpoint._src.gone")
-    storage._teach_s3.cache_clear()
+    storage._register_s3.cache_clear()
     with pytest.raises(CheckpointError, match=r"orbax.checkpoint._src.gone._normalize_path.* or train into gs://"):
         storage.directory(as_path("s3://bucket/run"))
     storage.directory(as_path("gs://bucket/run"))

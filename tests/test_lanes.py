@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from omnicodec_jax import room
+from omnicodec_jax import memory_budget
 from omnicodec_jax.blocks import AudioBlocks, encode_block
 from omnicodec_jax.corpus import readers
 from omnicodec_jax.corpus.readers import Read, Readers, Request
@@ -159,7 +159,9 @@ def lanes(monkeypatch) -> OmniCodecTokenizer:
 @pytest.mark.parametrize(("hours", "least", "most"), [(3.5, 4, 4), (100, 8, 40)])
 def test_clips_of_an_hour_fill_no_more_of_the_memory_than_they_may(lanes, hours, least, most, monkeypatch):
     hour, held = 3600, []  # samples here: what counts is how many hours are held
-    monkeypatch.setattr(room, "memory", lambda: round(hours * hour / room.SHARE) * room.BYTES_PER_SAMPLE)
+    monkeypatch.setattr(
+        memory_budget, "memory", lambda: round(hours * hour / memory_budget.SHARE) * memory_budget.BYTES_PER_SAMPLE
+    )
     under_way = set()
 
     def clips():
@@ -182,8 +184,8 @@ def test_audio_that_is_decoded_fills_no_more_of_the_memory_than_it_may(lanes, mo
         ContinuousBatcher, "_step", lambda self, state, running, size: (jnp.zeros((self.rows, 1, size * tiny.HOP)), {})
     )
     frames, under_way, held = 45, set(), []
-    limit = 3 * frames * tiny.HOP * room.BYTES_PER_SAMPLE
-    monkeypatch.setattr(room, "memory", lambda: round(limit / room.SHARE))
+    limit = 3 * frames * tiny.HOP * memory_budget.BYTES_PER_SAMPLE
+    monkeypatch.setattr(memory_budget, "memory", lambda: round(limit / memory_budget.SHARE))
 
     def tokens():
         for number in range(20):
@@ -232,10 +234,10 @@ def test_files_read_ahead_fill_no_more_of_the_memory_than_they_may(monkeypatch):
 
 
 def test_a_container_has_the_memory_that_it_was_given(tmp_path, monkeypatch):
-    whole = room.memory()
+    whole = memory_budget.memory()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "limit").write_text("1048576\n")
-    monkeypatch.setattr(room, "LIMITS", (tmp_path / "memory.max", tmp_path / "gone"))
-    assert room.memory() >= whole
-    monkeypatch.setattr(room, "LIMITS", (tmp_path / "memory.max", tmp_path / "limit"))
-    assert room.memory() == 1 << 20
+    monkeypatch.setattr(memory_budget, "LIMITS", (tmp_path / "memory.max", tmp_path / "gone"))
+    assert memory_budget.memory() >= whole
+    monkeypatch.setattr(memory_budget, "LIMITS", (tmp_path / "memory.max", tmp_path / "limit"))
+    assert memory_budget.memory() == 1 << 20

@@ -221,15 +221,17 @@ def test_before_discriminators_begin_a_step_costs_what_it_does_without_them(accu
     config = replaced(TINY, optimizer={"accumulation": accumulation})
     none = dataclasses.replace(config, discriminators=DiscriminatorConfig(stft=None, waveform=None, wavlm=None))
     without = state_template(none, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
-    unjudged = traced_flops(config, first_state(), judged=False)
-    assert unjudged <= 1.001 * traced_flops(none, without)
-    assert unjudged < 0.8 * traced_flops(config, first_state())
+    codec_alone = traced_flops(config, first_state(), with_discriminators=False)
+    assert codec_alone <= 1.001 * traced_flops(none, without)
+    assert codec_alone < 0.8 * traced_flops(config, first_state())
 
 
 def test_before_discriminators_begin_they_stay_as_they_are_and_the_codec_learns():
     mesh, before = sharding.make_mesh(MeshConfig(), jax.devices()[:1]), alone()[0]
     after, metrics = jax.device_get(
-        jit_step(Gan(TINY), mesh, before, FrozenVariables(), judged=False)(before, batch(), FrozenVariables())
+        jit_step(Gan(TINY), mesh, before, FrozenVariables(), with_discriminators=False)(
+            before, batch(), FrozenVariables()
+        )
     )
     for part in ("discriminators", "discriminator_optimizer"):
         assert not any(changed(getattr(before, part), getattr(after, part))), part

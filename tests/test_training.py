@@ -128,9 +128,10 @@ def traced_once(one_device):
             programs[key] = trace()
         return programs[key]
 
-    def jit_step(gan: Gan, mesh: jax.sharding.Mesh, state: Any, networks: Any, judged: bool):
+    def jit_step(gan: Gan, mesh: jax.sharding.Mesh, state: Any, networks: Any, with_discriminators: bool):
         any_start = Gan(replaced(gan.config, train={"discriminator_from": 0}), gan.wavlm, gan.encoder)
-        return shared(f"step {judged}", any_start, mesh, lambda: real_step(gan, mesh, state, networks, judged))
+        name = f"step {with_discriminators}"
+        return shared(name, any_start, mesh, lambda: real_step(gan, mesh, state, networks, with_discriminators))
 
     def validator(self: Validator, gan: Gan, mesh: jax.sharding.Mesh, samples: Samples):
         real_validator(self, gan, mesh, samples)
@@ -363,8 +364,8 @@ def test_discriminators_begin_at_a_step_and_a_run_that_is_stopped_before_it_is_t
     assert loop.run(late, tmp_path / "whole") == 0
     assert steps(tmp_path / "whole") == [0, MIDDLE, begun, late.optimizer.total_steps]
     seen = scalars(tmp_path / "whole", LOSSES)
-    judged = ("loss/adversarial_stft", "loss/discriminator_waveform", "gradient_norm/stft")
-    assert {step for step, tag in seen if tag in judged} == set(range(begun + 1, late.optimizer.total_steps + 1))
+    adversarial = ("loss/adversarial_stft", "loss/discriminator_waveform", "gradient_norm/stft")
+    assert {step for step, tag in seen if tag in adversarial} == set(range(begun + 1, late.optimizer.total_steps + 1))
     assert {step for step, tag in seen if tag == "loss/mel"} == set(range(1, late.optimizer.total_steps + 1))
     for step in (MIDDLE, begun):
         half = tmp_path / f"from {step}"
@@ -396,7 +397,7 @@ def test_options_that_come_too_late_in_a_run_are_named(whole, config, tmp_path, 
     assert not (tmp_path / "profile").exists()
     late = replaced(config, train={"discriminator_from": end})
     assert loop.late_discriminators(late) == (
-        f"train.discriminator_from = {end}: the run ends at step {end}, so that the discriminators never judge"
+        f"train.discriminator_from = {end}: the run ends at step {end}, so that the discriminators never begin"
     )
     assert loop.late_discriminators(replaced(config, train={"discriminator_from": end - 1})) is None
     none = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)

@@ -19,7 +19,24 @@ EXAMPLES = "Examples:\n"
 """The heading of the last part of a docstring, whose lines are code."""
 ARGUMENT = re.compile("[a-z_]+: ")
 """The beginning of a docstring that explains an argument before it says what the function does."""
-FRAGMENTS = ("Of ", "From ", "That ", "After ", "By ", "To ", "Those ", "With ", "As ", "Else ", "Here, ")
+FRAGMENTS = (
+    "Of ",
+    "From ",
+    "That ",
+    "After ",
+    "By ",
+    "To ",
+    "Those ",
+    "With ",
+    "As ",
+    "Else ",
+    "Here, ",
+    "The same of ",
+)
+BARE = re.compile(r"[a-z`\[]|(None|True|False|[0-9.]+):")
+"""The beginning of a field's docstring that says a type, a shape or a value before it says what the field is."""
+NOUNS = ("The ", "A ", "An ", "Whether ", "How ", "What ")
+"""Beginnings of the docstrings of fields and contexts. That of a function begins with its verb."""
 
 
 def types(tree: ast.Module) -> Iterator[str]:
@@ -39,6 +56,28 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
                 value = child.value if isinstance(child, ast.Expr) else None
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
                     yield value.value.strip()
+
+
+def fields(tree: ast.Module) -> Iterator[str]:
+    """The strings that stand below a field or a constant, and the docstrings of properties."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            is_property = isinstance(node, ast.FunctionDef) and "property" in decorators(node)
+            for child in node.body[0 if is_property else 1 :]:
+                value = child.value if isinstance(child, ast.Expr) else None
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield value.value.strip()
+
+
+def functions(tree: ast.Module) -> Iterator[str]:
+    """The docstrings of functions, other than properties and contexts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not re.search("property|contextmanager", decorators(node)):
+            yield ast.get_docstring(node) or ""
+
+
+def decorators(node: ast.FunctionDef) -> str:
+    return " ".join(map(ast.unparse, node.decorator_list))
 
 
 def parts(text: str) -> Iterator[str]:
@@ -76,3 +115,10 @@ def test_a_docstring_names_its_subject_and_ends_its_sentence(modules, room):
     assert [part for text in said for part in parts(text) if part.startswith(FRAGMENTS)] == []
     assert [part for text in said for part in parts(text) if not ends_its_sentence(part)] == []
     assert [text for text in said if not ends_its_sentence(text.partition(EXAMPLES)[0].rstrip())] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_field_says_what_it_is_and_a_function_what_it_does(modules, room):
+    trees = [tree for path, tree in modules.items() if path.parts[0] == room]
+    assert [text for tree in trees for text in fields(tree) if BARE.match(text)] == []
+    assert [text for tree in trees for text in functions(tree) if text.startswith(NOUNS)] == []

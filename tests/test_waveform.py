@@ -1,4 +1,4 @@
-"""What the waveform family does to audio before it judges."""
+"""What the waveform family of discriminators does to audio before its networks."""
 
 import jax
 import numpy as np

@@ -96,7 +96,7 @@ async function loadProgram(part, name, data) {
   await encode();
 }
 
-/** Loads the two programs that lie beside the page, those of the codec that comes along. */
+/** Loads the two programs that lie beside the page, those of the bundled codec. */
 async function loadBeside() {
   state.sessions = {};
   for (const [part, name] of Object.entries(BESIDE)) {

@@ -1,18 +1,18 @@
 """Paths in buckets (gs://, s3://, and hf:// to read), with the methods of `pathlib.Path` that this package calls.
 
-`as_path` makes a path of what a user has typed: a `BucketPath` of a URL, a plain `Path` of anything else, for which all
-stays as fast as it is. fsspec does the work, with gcsfs and s3fs (the extras `gcs` and `s3`), as it does for Orbax's
-paths (etils.epath) and for datasets.
+`as_path` makes a path of what a user has typed: a `BucketPath` of a URL, and a plain `Path` of anything else, so that
+local files are read as fast as without this module. fsspec reads and writes the buckets, with gcsfs and s3fs (the
+extras `gcs` and `s3`), as it does for Orbax's paths (etils.epath) and for datasets.
 
-The laws of files hold in a bucket:
+In a bucket, these rules hold:
 
 - An object is whole or not there. It is written to a file of this machine, which is put into the bucket when it is
-  complete (`files.replacing`). No object grows, and nothing is renamed, neither objects nor folders.
-- A folder is the beginning of names. It is there while an object in it is, and need not be made.
-- What is asked of a server is asked again, later and later, when the server does not answer. What fails for good is an
-  OSError that names the object.
-- Whatever has not been taught about buckets refuses them: a `BucketPath` cannot be taken for a file of this machine, as
-  `os.fspath` raises an error of one line. So no folder called "gs:" comes about.
+  complete (`files.replacing`). No object grows, and neither objects nor folders are renamed.
+- A folder is a prefix of names. It exists while an object in it exists, and need not be made.
+- A request that a server does not answer is repeated after growing pauses. If it fails for good, an OSError names the
+  object.
+- Code that cannot use a bucket refuses it: `os.fspath` of a `BucketPath` raises an error of one line. So a URL is never
+  taken for a file of this machine, and no folder called "gs:" is made.
 """
 
 from omnicodec_jax.buckets.copies import copies, state_in, state_of

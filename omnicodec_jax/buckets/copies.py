@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from omnicodec_jax.buckets.requests import ask, missing
 
 CACHE = "omnicodec-buckets-"
-"""Beginning of the name of the folder in which a process keeps its copies."""
+"""Prefix of the name of the folder in which a process keeps its copies."""
 
 
 class _Copy(NamedTuple):
@@ -27,9 +27,9 @@ class _Copy(NamedTuple):
 
 
 _copies: dict[str, _Copy] = {}
-"""The copy that is kept."""
+"""The copy that was made last, by its URL."""
 _users: dict[Path, int] = {}
-"""How many at present read a copy."""
+"""The number of readers that each copy has now."""
 _guard = threading.Lock()
 
 
@@ -91,7 +91,7 @@ def state_of(url: str) -> tuple[int, int]:
 
 
 def state_in(info: dict[str, Any]) -> tuple[int, int]:
-    """Returns what `state_of` does, of what the server says of an object."""
+    """Returns the state of an object, as `state_of` does, from the server's description of the object."""
     mark = next((info[name] for name in ("etag", "ETag", "blob_id") if info.get(name)), None)
     number = int(seconds(info) * 1e9)
     if mark is not None:
@@ -109,9 +109,9 @@ def seconds(info: dict[str, Any]) -> float:
 
 @functools.lru_cache(maxsize=1)
 def copies() -> Path:
-    """Returns the folder of this process for copies. It goes when the process ends; that of a killed one, a later time.
+    """Returns the folder in which this process keeps copies; the variable TMPDIR says on which disk it lies.
 
-    TMPDIR says on which disk it lies.
+    It is deleted when the process ends. The folder of a killed process is deleted by a later process.
     """
     _remove_leftovers()
     folder = _locked(Path(tempfile.mkdtemp(prefix=CACHE)))

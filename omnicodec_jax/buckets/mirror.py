@@ -12,19 +12,20 @@ from omnicodec_jax.errors import told
 LOG = logging.getLogger(__name__)
 
 SYNCED_EVERY = 30.0
-"""Seconds between two times that what has changed is put into the bucket."""
+"""Seconds between two uploads of the files that have changed."""
 
 
 @contextlib.contextmanager
 def mirrored(directory: Path, journal: str) -> Iterator[Path]:
-    """Gives a directory of this machine that stands for `directory`: itself, or copies of what is in the bucket.
+    """Gives a directory of this machine that stands for `directory`: itself, or copies of the objects in the bucket.
 
-    What changes in the copies is put into the bucket now and then, and at the end. Who is killed finds there what was
-    put last: the journal never tells of files that are not there. Hidden files stay here. Raises OSError.
+    Changed copies are put into the bucket every `SYNCED_EVERY` seconds, and at the end. If the process is killed, what
+    was put last stays there, and the journal in the bucket names no file that is missing there. Hidden files are not
+    put there. Raises OSError.
 
     Args:
         directory: The directory.
-        journal: Name of the file in it that only grows, by lines that tell what was written before them.
+        journal: Name of the file in it that only grows. Its lines name files that were written before them.
     """
     if not isinstance(directory, BucketPath):
         yield directory
@@ -42,14 +43,14 @@ def mirrored(directory: Path, journal: str) -> Iterator[Path]:
 
 
 class _Mirror:
-    """Knows which state of each file the bucket has."""
+    """A directory of this machine, and the state of each of its files that the bucket has."""
 
     def __init__(self, here: Path, there: BucketPath, journal: str):
         self._here, self._there, self._journal = here, there, here / journal
         self._known = self._states()
 
     def keep_up(self, ended: threading.Event) -> None:
-        """Puts into the bucket what has changed, until the event happens."""
+        """Puts changed files into the bucket again and again, until the event is set."""
         while not ended.wait(SYNCED_EVERY):
             try:
                 self.sync()
@@ -57,8 +58,8 @@ class _Mirror:
                 LOG.warning("%s; what has changed is put into the bucket later", told(error))
 
     def sync(self) -> None:
-        """Puts into the bucket what has changed, and removes there what is no longer here. Raises OSError."""
-        # As it is before the others are looked at, so that it tells of these alone.
+        """Puts changed files into the bucket, and removes those from it that are no longer here. Raises OSError."""
+        # The journal is read before the other files are listed, so that it names no file which is not listed.
         lines = self._journal.read_bytes() if self._journal.is_file() else None
         now = self._states()
         changed = [name for name, state in now.items() if self._known.get(name) != state]
@@ -72,11 +73,11 @@ class _Mirror:
         self._known = now
 
     def _put(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it has been removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the file has been removed meanwhile
             (self._there / name).put(self._here / name)
 
     def _states(self) -> dict[str, tuple[int, int]]:
-        """Returns size and time of all files but the journal and hidden ones, by their names in the directory."""
+        """Returns size and time of all files by their names in the directory, without the journal and hidden files."""
         found = {}
         for path in self._here.rglob("*"):
             with contextlib.suppress(FileNotFoundError):

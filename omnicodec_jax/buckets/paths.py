@@ -24,10 +24,10 @@ T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 
 THREADS = 16
-"""Number of requests that are under way at a time where many objects are asked for."""
+"""Number of requests that run at a time where many objects are read or written."""
 
 KINDS_OF_REPOSITORIES = ("datasets", "spaces", "kernels", "buckets")
-"""What stands before the name of a repository of the hub that is not a model's."""
+"""Prefixes that the URL of a repository of the hub has, unless it holds a model."""
 
 
 class BucketPath(type(Path())):
@@ -51,7 +51,7 @@ class BucketPath(type(Path())):
 
     @property
     def parent(self) -> "BucketPath":  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The folder that the object or folder lies in; of a bucket, and of a repository of the hub, itself."""
+        """The folder that the object or folder lies in. A bucket, or a repository of the hub, is its own parent."""
         return super().parent if len(self.parts) - 1 > _root(self.scheme, self.parts[1:]) else self
 
     def absolute(self) -> "BucketPath":
@@ -102,11 +102,11 @@ class BucketPath(type(Path())):
         return False
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """Yields what lies in a folder, which is read at once; nothing for a folder that is not there."""
+        """Yields the objects and folders in a folder, which is listed at once; none if the folder does not exist."""
         return (path for path, _ in self._listed())
 
     def glob(self, pattern: str, **options: Any) -> Iterator["BucketPath"]:
-        """Yields what lies in a folder under names that fit a pattern; the pattern must not hold "**"."""
+        """Yields the objects and folders in a folder whose names fit a pattern, which must not hold "**"."""
         name, _, rest = pattern.partition("/")
         if not rest and not _is_pattern(name):
             yield from [path for path in [self / name] if path.exists()]
@@ -125,9 +125,9 @@ class BucketPath(type(Path())):
         return (path for path in sorted(self.find()) if fnmatch.fnmatchcase(path.name, pattern))
 
     def find(self) -> dict["BucketPath", dict[str, Any]]:
-        """Returns all objects below a folder, with what the server says of each. Raises OSError.
+        """Returns all objects below a folder, with the server's description of each. Raises OSError.
 
-        What stands for an empty folder, an object whose name ends in a slash, is none of them.
+        Objects whose names end in a slash, which stand for empty folders, are left out.
         """
         found = ask(str(self), lambda system: system.find(str(self), detail=True))
         paths = self._named({name: row for name, row in found.items() if row.get("type") == "file"})
@@ -142,7 +142,7 @@ class BucketPath(type(Path())):
         return sorted(((path, row) for path, row in paths if path != self), key=lambda listed: listed[0])
 
     def _named(self, found: dict[str, Any]) -> list[tuple["BucketPath", Any]]:
-        """Returns the paths of names that the server has given, without those that no path can say."""
+        """Returns the paths of names that the server has given, without names that a path would change."""
         paths = {name: type(self)(f"{self.scheme}://{name}") for name in found if not name.endswith("/")}
         unsaid = [name for name in paths if posixpath.normpath(name) != name]
         if unsaid:
@@ -157,9 +157,9 @@ class BucketPath(type(Path())):
     def open(
         self, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None, newline: Any = None
     ) -> Any:
-        """Opens an object to be read: all of it is fetched into a file of this machine. Raises OSError.
+        """Opens an object for reading, after all of it was fetched into a file of this machine. Raises OSError.
 
-        To write, see `files.replacing`.
+        Objects are written by `files.replacing`.
         """
         if set(mode) - set("rbt"):
             raise BucketError(f"{self}: an object in a bucket is written as a whole, not opened as {mode!r}")
@@ -167,7 +167,7 @@ class BucketPath(type(Path())):
             return open(copy, mode, buffering, encoding, errors, newline)
 
     def read_bytes(self) -> bytes:
-        """Returns what an object holds. Raises OSError."""
+        """Returns the bytes of an object. Raises OSError."""
         return ask(str(self), lambda system: system.cat_file(str(self)))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
@@ -176,7 +176,7 @@ class BucketPath(type(Path())):
             return text.read()
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Returns the bytes of an object from `start` up to but without `end`. Raises OSError."""
+        """Returns the bytes of an object from byte `start` on, up to but without byte `end`. Raises OSError."""
         part = ask(str(self), lambda system: system.cat_file(str(self), start=start, end=end))
         if len(part) != end - start:
             raise OSError(errno.EIO, f"ends before byte {end}", str(self))
@@ -185,18 +185,18 @@ class BucketPath(type(Path())):
     # -- Written
 
     def put(self, file: Path) -> None:
-        """Puts a file of this machine into the place of the object. Raises OSError."""
+        """Uploads a file of this machine as the object. Raises OSError."""
         self.check_writable()
         ask(str(self), lambda system: system.put_file(str(file), str(self)))
 
     def write_bytes(self, data: Any) -> int:
-        """Writes an object, which is there at once. Raises OSError."""
+        """Writes bytes as the object, and returns when it is in the bucket. Raises OSError."""
         self.check_writable()
         ask(str(self), lambda system: system.pipe_file(str(self), bytes(data)))
         return len(data)
 
     def write_text(self, data: str, encoding: Any = None, errors: Any = None, newline: Any = None) -> int:
-        """Writes an object, which is there at once. Raises OSError."""
+        """Writes a text as the object, and returns when it is in the bucket. Raises OSError."""
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -211,7 +211,8 @@ class BucketPath(type(Path())):
     def remove_all(self) -> None:
         """Removes all objects below a folder. Raises OSError.
 
-        One by one: the libraries would take some signs of a name for a pattern, and remove an empty bucket, too.
+        They are removed one by one, since the libraries' removal of folders would take some characters of a name for a
+        pattern, and would remove an empty bucket, too.
         """
         self.check_writable()
         with contextlib.suppress(FileNotFoundError):
@@ -219,7 +220,7 @@ class BucketPath(type(Path())):
                 pass
 
     def check_writable(self) -> None:
-        """Raises BucketError for a URL that is only read here, those of the hub."""
+        """Raises BucketError for a URL of the hub, which this package only reads."""
         if self.scheme == "hf":
             raise BucketError(f"{self}: hf:// is only read here; write to gs://, s3:// or a directory")
 
@@ -266,14 +267,14 @@ def as_path(text: str | os.PathLike[str]) -> Path:
 
 
 def _root(scheme: str, names: Sequence[str]) -> int:
-    """Returns how many of the first names of a URL are those of the bucket, or of the hub's repository."""
+    """Returns how many of the first parts of a URL name the bucket, or the repository of the hub."""
     if scheme != "hf":
         return 1
     return 3 if names[:1] and names[0] in KINDS_OF_REPOSITORIES else 2
 
 
 def joined(folder: Any, name: str) -> Any:
-    """Returns the path that a list in a folder means by a name: a URL, an absolute path, or one from the folder on."""
+    """Returns the path of a name in a list that lies in a folder: a URL, an absolute path, or a path in the folder."""
     if "://" in name and isinstance(path := as_path(name), BucketPath):
         return path
     if not isinstance(folder, BucketPath):
@@ -283,7 +284,7 @@ def joined(folder: Any, name: str) -> Any:
 
 @functools.lru_cache
 def _warn_once(text: str) -> None:
-    """Warns, but not of the same in each listing of a folder."""
+    """Logs a warning once, however often a folder is listed."""
     LOG.warning("%s", text)
 
 
@@ -296,10 +297,10 @@ def _is_pattern(name: str) -> bool:
 
 @contextlib.contextmanager
 def on_disk(path: Path) -> Iterator[Path]:
-    """Gives a file of this machine that holds what `path` does: the file itself, or a copy of an object.
+    """Gives a file of this machine with the content of `path`: the file itself, or a copy of the object.
 
-    The copy has the suffix of the object. The last one that a process has made is kept until it makes another, so that
-    segments of one recording fetch it once. Raises OSError.
+    The copy has the suffix of the object. A process keeps its last copy until it makes another, so that a recording is
+    fetched once for all of its segments. Raises OSError.
     """
     if not isinstance(path, BucketPath):
         yield path
@@ -310,7 +311,7 @@ def on_disk(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def directory_on_disk(path: Path) -> Iterator[Path]:
-    """Gives a directory of this machine that holds what `path` does: the directory itself, or copies of all objects.
+    """Gives a directory of this machine with the content of `path`: the directory itself, or copies of all objects.
 
     Raises OSError.
     """
@@ -325,7 +326,7 @@ def directory_on_disk(path: Path) -> Iterator[Path]:
 
 
 def fetch_all(files: dict[BucketPath, Path]) -> None:
-    """Fetches objects into files of this machine, many at a time. Raises OSError."""
+    """Fetches many objects at a time into files of this machine. Raises OSError."""
     for file in files.values():
         file.parent.mkdir(parents=True, exist_ok=True)
     for _ in in_threads(fetch, ((str(path), file) for path, file in files.items())):
@@ -333,9 +334,9 @@ def fetch_all(files: dict[BucketPath, Path]) -> None:
 
 
 def in_threads(function: Callable[..., T], arguments: Iterable[Any]) -> Iterator[T]:
-    """Calls a function with each of some tuples of arguments in threads, and yields the results in their order.
+    """Calls a function with each tuple of arguments, in threads, and yields the results in the order of the tuples.
 
-    It hides the time that servers take to answer.
+    Requests to a server then wait for its answers at the same time.
     """
     with ThreadPoolExecutor(THREADS, "bucket") as threads:
         yield from threads.map(lambda each: function(*each), arguments)

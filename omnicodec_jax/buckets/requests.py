@@ -1,4 +1,4 @@
-"""Requests to the servers of buckets: made again when a server does not answer, with errors in one line."""
+"""Requests to the servers of buckets, which are repeated when a server does not answer, and fail with one line."""
 
 import errno
 import functools
@@ -26,15 +26,17 @@ CREDENTIALS = {
 }
 """What a user can do when a server asks for credentials."""
 MISSING = {"hf": f"no such file or repository, or a private one ({CREDENTIALS['hf']})"}
-"""What is said where there is nothing, if not that there is no such object or bucket."""
+"""The text of the error for a missing object, by scheme. Other schemes have the text that `missing` gives."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of this machine's disk."""
+"""The numbers of the errors that a disk of this machine raises when nothing more can be written to it."""
 SILENCE = 60.0
 """Seconds without an answer after which a request is given up."""
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds to wait before a request is repeated. A random time of up to a half is added to each."""
 ASKED_AGAIN = {"gs": 0, "hf": 2}
-"""How many of the pauses there are where the library itself has asked again for half a minute (hf: for files alone)."""
+"""The number of `PAUSES` that are used for schemes whose libraries repeat requests themselves, for half a minute.
+
+huggingface_hub (hf) does so for files alone."""
 
 
 class BucketError(OmniCodecError):
@@ -42,13 +44,13 @@ class BucketError(OmniCodecError):
 
 
 def ask(url: str, request: Callable[[Any], T]) -> T:
-    """Makes a request, and makes it again when the server does not answer. Raises OSError that names the URL."""
+    """Makes a request, and repeats it when the server does not answer. Raises an OSError that names the URL."""
     scheme = url.partition("://")[0]
     system = system_of(scheme)
     for pause in (*PAUSES[: ASKED_AGAIN.get(scheme)], None):
         try:
             return request(system)
-        except Exception as error:  # of any type: whatever the libraries raise
+        except Exception as error:  # the libraries raise errors of any type
             trouble, is_final = _trouble(url, error)
             if is_final or pause is None:
                 raise trouble from error
@@ -71,7 +73,7 @@ def system_of(scheme: str) -> Any:
         logging.getLogger(library).setLevel(logging.CRITICAL)  # these libraries also raise what they log
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme == "hf":
-        options["block_size"] = 1  # bytes that are read beyond a range
+        options["block_size"] = 1  # the number of bytes that are read ahead beyond a range
     if scheme == "s3":  # `ask` repeats requests
         options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
     if scheme == "gs":
@@ -79,7 +81,7 @@ def system_of(scheme: str) -> Any:
 
         options["requests_timeout"] = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
     system = fsspec.filesystem(scheme, **options)
-    logging.getLogger(LIBRARIES[scheme]).setLevel(logging.CRITICAL)  # which huggingface_hub has just set
+    logging.getLogger(LIBRARIES[scheme]).setLevel(logging.CRITICAL)  # huggingface_hub sets its level when imported
     if scheme == "s3":
         system.retries = 1
     return system
@@ -93,13 +95,13 @@ def missing(url: str) -> FileNotFoundError:
 
 
 def _trouble(url: str, error: Exception) -> tuple[Exception, bool]:
-    """Returns an error in the words of this package, and whether there is no use in asking again."""
+    """Returns an error in the words of this package, and whether it is final, so that a repetition would not help."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     code = str(getattr(error, "code", "") or getattr(getattr(error, "response", None), "status_code", ""))
     advice = CREDENTIALS[url.partition("://")[0]]
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OmniCodecError) or (isinstance(error, OSError) and str(error.filename).startswith("/")):
-        return error, True  # the second of a file of this machine
+        return error, True  # an OSError with an absolute path is about a file of this machine
     if isinstance(error, OSError) and error.errno in FULL:
         place = f"copies of objects go to {tempfile.gettempdir()}: make room there, or set TMPDIR"
         return OSError(error.errno, f"{os.strerror(error.errno)}; {place}", url), True

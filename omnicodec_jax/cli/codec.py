@@ -44,7 +44,7 @@ def encode(
     Args:
         input: An audio file, or a directory whose tree is mirrored. Default: the bundled clips.
         output: Token file or directory. Default: beside the input, named after it.
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory of such files
             in the same tree as the audio.
@@ -115,7 +115,7 @@ def decode(
     Args:
         input: A token file, or a directory whose tree is mirrored.
         output: Audio file (.wav, .flac) or directory. Default: beside the input, with "_decoded" added to its name.
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
         overwrite: Replace also audio that was not decoded from the same tokens.
@@ -160,7 +160,7 @@ def stream_decode(
     Args:
         input: A token file.
         output: File to write to. Default: standard output.
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
         overwrite: Replace a file that is there.

@@ -34,7 +34,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
     try:
         status = work()
-        print(end="", flush=True)  # which does nothing where standard output is closed
+        print(end="", flush=True)  # flushed here, so that its errors are caught; nothing happens if stdout is closed
     except (OmniCodecError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -63,20 +63,20 @@ def fail(error: BaseException | str) -> None:
 
 
 def _nobody_reads() -> bool:
-    """Whether whoever read standard output, such as `head`, has had enough. Nothing more is written there then."""
+    """Returns whether the reader of standard output, such as `head`, has closed it. If so, nothing more is written."""
     if sys.stdout is None:
         return False
     output = sys.stdout.fileno()
     asked = select.poll()
-    asked.register(output, 0)  # errors are told, whatever is asked for
+    asked.register(output, 0)  # poll reports errors in any case
     if not asked.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python writes once more at the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes standard output once more when it ends
     return True
 
 
 def fail_if_none(done: int, listed: int, rejects: Path) -> int:
-    """Returns the exit code of a job over many files: 1, with one line, if none of the listed files could be used."""
+    """Returns the exit code of a job over many files: 1 if none of the listed files could be used, which it prints."""
     if done or not listed:
         return 0
     fail(f"none of {listed} files could be used: see {rejects}; --retry-rejected tries them once more")
@@ -85,20 +85,20 @@ def fail_if_none(done: int, listed: int, rejects: Path) -> int:
 
 def log_progress() -> None:
     """Prints the log of this package and warnings of other packages on standard error."""
-    # `force` replaces what a library may have set up when it was imported.
+    # `force` replaces handlers that a library may have set up when it was imported.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and asyncio those of writers that Orbax has given up on
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs tracebacks of writers that Orbax has cancelled
     sys.unraisablehook = print_unless_a_writer_was_given_up
 
 
 def print_unless_a_writer_was_given_up(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Prints an error that nothing can catch, other than those of writers that Orbax has given up on.
+    """Prints an error that nothing can catch, unless it comes from a writer that Orbax has cancelled.
 
-    Orbax closes asyncio's loop at the first array that it cannot write, on a full disk for example. TensorStore calls
-    the closed loop for each array that was still being written: hundreds of lines around the one that says what
-    happened.
+    Orbax closes asyncio's loop at the first array that it cannot write, on a full disk for example. TensorStore then
+    calls the closed loop for each array that was still being written. These errors would be hundreds of lines around
+    the one that says what happened.
     """
     closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     if not (closed and unraisable.object is None):

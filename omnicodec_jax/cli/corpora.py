@@ -99,7 +99,7 @@ def tokenize(
     Args:
         manifest: A .jsonl(.gz) manifest, a Kaldi .scp file, or a directory; or one for each domain, DOMAIN=PATH,….
         out: Directory of the token shards.
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
             whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
@@ -166,7 +166,7 @@ def detokenize(
     Args:
         tokens: Directory of token shards.
         out: Directory of the audio.
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         num_quantizers: Decode from the first n codebooks only, the semantic one included.
         suffix: Format of the files.

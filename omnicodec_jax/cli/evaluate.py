@@ -42,7 +42,7 @@ def evaluate(
 
     Args:
         model: Model directory or hub id of this package; or several, NAME=DIR,NAME=DIR. Default: $OMNICODEC_MODEL, or
-            the codec that comes along; none if another system is given.
+            the bundled codec; none if another system is given.
         data: The clips of each domain, DOMAIN=PATH,…: LibriSpeech, GTZAN or AudioSet as they lie on disk, a manifest,
             or any folder of audio. Default: the bundled clips.
         out: Folder of the report.

@@ -18,7 +18,7 @@ def inspect(path: Positional[Path], /) -> int:
     """Say what a file or a directory holds: what one of these commands has written, or audio.
 
     Args:
-        path: A model (a directory, or small, the codec that comes along), prepared audio, semantic features, a training
+        path: A model (a directory, or small, the bundled codec), prepared audio, semantic features, a training
             run, tokens, or the report of an evaluation; or a token file, an audio file, or a directory of such files.
     """
     from omnicodec_jax.cli import contents

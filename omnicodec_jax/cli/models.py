@@ -133,7 +133,7 @@ def export(
             whose source is log_mel, or whisper where the encoder lies with the model.
         out: File to write. Its name ends in .stablehlo (the weights go into a second file beside it) or in .onnx (the
             weights are in it).
-        model: Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.
+        model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         format: What the program is written in.
         seconds: Length of the clips that a StableHLO program takes. An ONNX program takes any.
     """

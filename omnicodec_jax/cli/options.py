@@ -16,9 +16,7 @@ BUNDLED_CLIPS = Path(__file__).parents[1] / "clips"
 
 ModelOption = Annotated[
     Path | str | None,
-    tyro.conf.arg(
-        help="Model directory or hub id; default $OMNICODEC_MODEL, or the codec that comes along.", metavar="DIR"
-    ),
+    tyro.conf.arg(help="Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.", metavar="DIR"),
 ]
 
 

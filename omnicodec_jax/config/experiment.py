@@ -18,24 +18,25 @@ class LossConfig:
     mel: float = 15.0
     semantic: float = 1.0
     semantic_perceptual: float = 0.0
-    """Draws the semantic features of the decoded audio to those of the real audio, as the encoder of
-    `codec.semantic.source` computes them from either; for it the encoder runs in the step, stored features or not."""
+    """Weight of the perceptual loss, which draws the semantic features of the decoded audio to those of the real audio.
+    The encoder of `codec.semantic.source` then runs in the step, even if features are stored."""
     commitment_semantic: float = 1.0
     commitment_acoustic: float = 1.0
     self_guidance: float = 0.1
-    """0: the paper's ablation without self-guidance (Table 2)."""
+    """Weight of self-guidance; 0: the paper's ablation without it (Table 2)."""
     self_guidance_norm: Literal["l1", "l2"] = "l2"
-    """`l2` is the mean squared difference, `l1` the mean absolute one."""
+    """Distance of self-guidance: `l2` is the mean squared difference, `l1` the mean absolute one."""
     adversarial: float = 1.0
     feature_matching_stft: float = 1.0
     feature_matching_waveform: float = 1.0
     feature_matching_wavlm: float = 1.0
     latent_cepstrum: float = 0.0
-    """Draws the first channels of the encoder's latent to the cepstrum of the frame, until
+    """Weight of the term that draws the first channels of the encoder's latent to the cepstrum of the frame, until
     `train.latent_cepstrum_until`."""
     wavlm_distillation: float = 0.0
     wavlm_distillation_kind: Literal["speechtokenizer", "mimi"] = "speechtokenizer"
-    """`speechtokenizer`: -log σ(cosine) of each channel over time; `mimi`: 1 - cosine of each frame over channels."""
+    """Form of the distillation loss: `speechtokenizer`: -log σ(cosine) of each channel over time; `mimi`: 1 - cosine of
+    each frame over channels."""
 
     def __post_init__(self):
         require(self.self_guidance_norm in ("l1", "l2"), self, "self_guidance_norm", "'l1' or 'l2'")
@@ -50,26 +51,26 @@ class LossConfig:
 # Source: spec §4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, its schedule, and what happens to a gradient before it."""
+    """Options of AdamW, of its schedule, and of what happens to gradients before it."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.5, 0.9)
     epsilon: float = 1e-8
     weight_decay: float = 0.05
     weight_decay_modules: tuple[str, ...] = ()
-    """Top-level modules whose parameters decay; no others do."""
+    """Top-level modules whose parameters decay. No other parameters do."""
     clip_value: float = 1.0
-    """Gradients are clipped elementwise to ± this."""
+    """Bound ± to which gradients are clipped elementwise."""
     warmup_steps: int = 2500
     total_steps: int = 500_000
     cosine_cycles: float = 0.5
-    """0.5: down to 0 at total_steps; 1: down and up again."""
+    """Cycles of the cosine after the warm-up. 0.5: down to 0 at total_steps; 1: down and up again."""
     accumulation: int = 1
     """Micro-batches per update of the networks. Codebooks learn from each of them in turn, as PyTorch's do in every
     forward: their decay and the steps between looks for dead codes are counted in micro-batches."""
     ema_decay: float | None = None
-    """Decay of the moving average of the codec's parameters; None: none is kept. At first it is less, so that it
-    spans a tenth of the steps that there were."""
+    """Decay of the moving average of the codec's parameters; None: none is kept. At first the decay is lower, so that
+    the average spans a tenth of the steps so far."""
 
     def __post_init__(self):
         require_positive(self, "learning_rate", "epsilon", "clip_value", "total_steps", "cosine_cycles")
@@ -100,7 +101,7 @@ class DataConfig:
     prepared: str = "data/prepared"
     """Directory that `omnicodec prepare` has written."""
     features: str | None = None
-    """Directory that `omnicodec convert semantic-features` has written; for semantic.source='stored', and in place of
+    """Directory that `omnicodec convert semantic-features` has written, for semantic.source='stored', or instead of
     run.encoder."""
     domains: tuple[DomainConfig, ...] = (
         DomainConfig(name="speech", weight=6.0),
@@ -108,7 +109,7 @@ class DataConfig:
         DomainConfig(name="sound"),
     )
     sample_by: Literal["clips", "hours"] = "clips"
-    """Within a domain: every clip is as likely (the reference's way), or every second of audio."""
+    """Probability of clips within a domain: every clip is as likely (as in the reference), or every second of audio."""
     batch_size: int = 24
     """Clips per update over all devices."""
     segment_samples: int = 240_000
@@ -129,15 +130,16 @@ class TrainConfig:
     """How a step is computed."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of convolutions and matrix products; parameters, spectra, codebooks and losses stay float32."""
+    """Number format of convolutions and matrix products. Parameters, spectra, codebooks and losses stay float32."""
     remat: bool = True
-    """Activations of the codec and of WavLM are computed again for the backward pass instead of being kept. (Those of a
-    sub-discriminator are used at once.) XLA does not do so on a CPU, where a step's order is chosen for its memory."""
+    """Whether activations of the codec and of WavLM are computed again for the backward pass instead of being kept.
+    (Those of a sub-discriminator are used at once.) XLA does not do so on a CPU; there, operations are ordered for the
+    least memory."""
     discriminator_update: Literal["alternating", "simultaneous"] = "alternating"
-    """The codec learns against the updated discriminators, as in the reference, or against the same as they do, which
-    saves running them forward again."""
+    """Discriminators that the codec learns against. `alternating`: the updated ones, as in the reference;
+    `simultaneous`: those before the update, which saves running them forward again."""
     discriminator_from: int = 0
-    """Step from which the discriminators judge and learn. Before it the codec learns from the other losses alone, and a
+    """Step from which the discriminators run and learn. Before it the codec learns from the other losses alone, and a
     step costs what it does without discriminators. Their learning rate warms up from there."""
     discriminator_learning_rate: float | None = None
     """Highest learning rate of the discriminators, which warms up and falls as the codec's does; None: the codec's
@@ -153,14 +155,14 @@ class TrainConfig:
     latent_cepstrum_until: int | None = None
     """Step at which the term `loss.latent_cepstrum` ends; None: never."""
     quantizer_bypass: float = 0.0
-    """Share of the clips of each batch whose vectors reach the decoder as they are before quantization (the acoustic
-    ones of OmniCodec, all of Mimi); the codebooks learn from them all the same."""
+    """Share of the clips of each batch whose vectors reach the decoder without quantization (the acoustic ones of
+    OmniCodec, all of Mimi). The codebooks learn from these vectors, too."""
     initialization: Literal["pytorch", "variance_preserving"] = "pytorch"
     """Distribution of the codec's random kernels: U(±1/√fan_in), or U(±√3/√fan_in), which keeps the variance. With the
-    latter, the first convolution also brings audio, which is quiet beside what an ELU bends, to a variance of 1."""
+    latter, the first convolution also scales audio to a variance of about 1, so that the ELUs are not nearly linear."""
     freeze: tuple[FrozenPart, ...] = ()
-    """Parts of the codec that stay as they are in the model that `run.start_from` names, codebooks included. With
-    `encoder` and `quantizer` only the decoder learns, and tokens made before stay valid."""
+    """Parts of the codec that do not learn, codebooks included; `run.start_from` names the model they come from. With
+    `encoder` and `quantizer`, only the decoder learns, and existing tokens stay valid."""
 
     def __post_init__(self):
         require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
@@ -196,15 +198,16 @@ class MeshConfig:
     """How the devices share the work."""
 
     slices: int | None = None
-    """Parts of the cluster with a slower network between them: slices of TPUs, or hosts of GPUs. The groups of `data`
-    are spread over them, and those of `fsdp` and `tensor` stay within one. None: as many as the devices say; 1: the
-    slower network counts as any other."""
+    """Number of parts of the cluster with a slower network between them: slices of TPUs, or hosts of GPUs. The groups
+    of `data` are spread over them, and those of `fsdp` and `tensor` stay within one. None: as many as the devices say;
+    1: the slower network counts as any other."""
     data: int | None = None
-    """Groups of devices that see different clips and hold the same state; None: as many as there are devices for."""
+    """Number of groups of devices that see different clips and hold the same state; None: as many as there are devices
+    for."""
     fsdp: int = 1
-    """Devices in such a group that see different clips and share the state out among them."""
+    """Number of devices in a group of `data` that see different clips and hold a part of the state each."""
     tensor: int = 1
-    """Devices that see the same clips and share the transformers' channels."""
+    """Number of devices that see the same clips and compute a part of the transformers' channels each."""
 
     def __post_init__(self):
         require_positive(self, "fsdp", "tensor")
@@ -227,12 +230,12 @@ class RunConfig:
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int | None = 2000
-    """Steps between two validations on the held-out clips; None: there are none, before the first step neither."""
+    """Steps between two validations on the held-out clips; None: there are none, not even before the first step."""
     validation_batches: int = 4
-    """How many batches of batch_size held-out clips each validation takes."""
+    """Number of batches of held-out clips in each validation, of batch_size clips each."""
     save_every: int = 1000
     keep_last: int = 3
-    """Checkpoints that are kept, beside the best one by validation mel distance (of the weights' average, if kept)."""
+    """Number of checkpoints that are kept, beside the best by validation mel distance."""
 
     def __post_init__(self):
         require_positive(self, "log_every", "validation_batches", "save_every", "keep_last")

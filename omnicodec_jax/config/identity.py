@@ -12,16 +12,16 @@ Names = dict[str, Any]
 
 
 def covered(config: Any, model_type: str) -> str:
-    """JSON of what a model's hash covers of its config: values other than the defaults, but for training-only fields.
+    """Returns the part of a config that a model's hash covers, as JSON: values other than the defaults.
 
-    A new option with a default leaves it as it was. The default of an option that is there must never change, since
-    it stands for what files leave out.
+    Fields that only training reads are left out. A new option with a default does not change the result. The default of
+    an existing option must never change, since it stands for values that files leave out.
     """
     return json.dumps({"model_type": model_type, **_unusual(config)}, sort_keys=True)
 
 
 def _unusual(config: Any, usual: Any = None) -> dict[str, Any]:
-    """Fields of a config that are not as in `usual`, by default the config of its class with all defaults."""
+    """Returns the fields of a config that differ from `usual`, by default the config of its class with all defaults."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -54,7 +54,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def covered_by_0_1(config: Any, model_type: str) -> str | None:
-    """The text that the hashes of version 0.1 covered: all of its config.json.
+    """Returns the text that the hashes of version 0.1 covered: all of its config.json.
 
     Returns None for a model that version 0.1 could not have had: one of a later kind, or one in which a later option
     has another value than its default.

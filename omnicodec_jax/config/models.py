@@ -10,13 +10,13 @@ from omnicodec_jax.errors import ConfigError
 
 SemanticSource = Literal["log_mel", "qwen3_aut", "whisper", "stored"]
 Precision = Literal["float32", "bfloat16"]
-"""What convolutions and matrix products of a model compute in."""
+"""The number format in which a model's convolutions and matrix products are computed."""
 MAX_CODEBOOK_SIZE = 65_536
-"""Codes are stored as uint16."""
+"""The largest number of entries of a codebook, since codes are stored as uint16."""
 
 
 def check_precision(**named: str) -> None:
-    """Raises ConfigError for the first of some values, by the names of their options, that is no `Precision`."""
+    """Raises ConfigError for the first of the named options whose value is no `Precision`."""
     for name, value in named.items():
         if value not in get_args(Precision):
             raise ConfigError(f"{name} = {value!r}: must be one of {', '.join(get_args(Precision))}")
@@ -25,12 +25,12 @@ def check_precision(**named: str) -> None:
 # Source: spec §1.1–1.2.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEANetConfig:
-    """Convolutional encoder and decoder."""
+    """Options of the convolutional encoder and decoder."""
 
     n_filters: int = 64
-    """Channels at full rate; doubled at every stage down."""
+    """Channels at the full rate. Every stage of the encoder doubles them."""
     ratios: tuple[int, ...] = (8, 6, 5, 4)
-    """Strides in decoder order."""
+    """Strides of the stages, in the order of the decoder."""
     n_residual_layers: int = 4
     kernel_size: int = 7
     residual_kernel_size: int = 3
@@ -48,23 +48,23 @@ class SEANetConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples per encoder output step."""
+        """The number of samples per output step of the encoder."""
         return math.prod(self.ratios)
 
 
 # Source: spec §1.4.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Causal windowed transformer; its width is the codec's `dimension`."""
+    """Options of a causal transformer with windowed attention. Its width is the codec's `dimension`."""
 
     num_heads: int = 8
     num_layers: int = 8
     dim_feedforward: int = 2048
     context: int = 250
-    """A query sees itself and the `context - 1` steps before it."""
+    """Steps that a query attends to: itself and the `context - 1` steps before it."""
     max_period: float = 10000.0
     layer_scale: float = dataclasses.field(default=0.01, metadata=TRAINING_ONLY)
-    """Initial LayerScale."""
+    """Initial factors of LayerScale."""
 
     def __post_init__(self):
         require_positive(self, "num_heads", "num_layers", "dim_feedforward", "context", "max_period")
@@ -73,11 +73,11 @@ class TransformerConfig:
 # Source: spec §1.6–1.7.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticConfig:
-    """Semantic branch: frozen features, a transformer, one codebook."""
+    """Options of the semantic branch: frozen features, a transformer, one codebook."""
 
     source: SemanticSource = "stored"
-    """Where the features [S, feature_dim] come from. `stored`: they are given with the audio; `qwen3_aut`, `whisper`:
-    the frozen encoder of that name computes them; `log_mel`: they are stacked frames of the log-mel spectrogram."""
+    """Source of the features [S, feature_dim]. `stored`: they are given with the audio; `qwen3_aut`, `whisper`: the
+    frozen encoder of that name computes them; `log_mel`: they are stacked frames of the log-mel spectrogram."""
     feature_dim: int = 2048
     codebook_size: int = 2048
     codebook_dim: int = 1024
@@ -116,15 +116,15 @@ class AcousticConfig:
 # Source: spec §1.8.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """EMA codebook, shared by the semantic and the acoustic quantizers."""
+    """Options of the codebooks, which follow moving averages (EMA), for semantic and acoustic quantizers alike."""
 
     decay: float = dataclasses.field(default=0.99, metadata=TRAINING_ONLY)
     epsilon: float = 1e-5
     """Smallest usage that an embedding is divided by."""
     dead_threshold: float = dataclasses.field(default=0.1, metadata=TRAINING_ONLY)
-    """A code is dead when its usage is below this share of the mean usage; 0 switches replacement off."""
+    """Share of the mean usage below which an entry is dead, and is replaced; 0: none is replaced."""
     check_every: int = dataclasses.field(default=5, metadata=TRAINING_ONLY)
-    """Steps between looks for dead codes."""
+    """Number of steps between two replacements of dead entries."""
     kmeans_iterations: int = dataclasses.field(default=50, metadata=TRAINING_ONLY)
 
     def __post_init__(self):
@@ -135,7 +135,7 @@ class CodebookConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Options that OmniCodec and Mimi share: those of everything around the quantizers."""
+    """Options of everything around the quantizers, which OmniCodec and Mimi share."""
 
     sample_rate: int = 24000
     dimension: int = 512
@@ -144,7 +144,7 @@ class BackboneConfig:
     transformer: TransformerConfig = TransformerConfig()
     codebook: CodebookConfig = CodebookConfig()
     input_peak: float | None = None
-    """Files are scaled to this peak before they are encoded, and back after decoding; None: as they are."""
+    """Peak that files are scaled to before they are encoded; decoding scales back. None: files are not scaled."""
 
     def __post_init__(self):
         require_positive(self, "sample_rate", "dimension")
@@ -154,24 +154,24 @@ class BackboneConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples per frame: the SEANet's hop and the down-sampler's factor 2."""
+        """The number of samples per frame: the hop of SEANet times the down-sampler's factor 2."""
         return 2 * self.seanet.hop_length
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second."""
+        """The number of frames per second."""
         return self.sample_rate / self.hop_length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecConfig(BackboneConfig):
-    """OmniCodec: all that config.json of a model directory says of it."""
+    """Options of OmniCodec, as config.json of a model directory holds them."""
 
     semantic: SemanticConfig | None = SemanticConfig()
-    """None: the paper's ablation without the semantic branch (Table 2)."""
+    """Semantic branch; None: the paper's ablation without it (Table 2)."""
     acoustic: AcousticConfig = AcousticConfig()
     adapter_1: bool = True
-    """False: the paper's ablation that does not subtract the semantic vector before the acoustic RVQ (Table 2)."""
+    """Whether the semantic vector is subtracted before the acoustic RVQ; False: the paper's ablation (Table 2)."""
     wavlm_dim: int | None = dataclasses.field(default=768, metadata=TRAINING_ONLY)
     """Width of the WavLM distillation head; None: no head."""
     input_peak: float | None = 0.95
@@ -183,29 +183,29 @@ class CodecConfig(BackboneConfig):
 
     @property
     def num_semantic_quantizers(self) -> int:
-        """How many of the codebooks are semantic: 1, or 0 without the semantic branch."""
+        """The number of semantic codebooks: 1, or 0 without the semantic branch."""
         return int(self.semantic is not None)
 
     @property
     def num_quantizers(self) -> int:
-        """K: all codebooks, the semantic one included."""
+        """The number K of all codebooks, the semantic one included."""
         return self.num_semantic_quantizers + self.acoustic.num_quantizers
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Entries of each of the K codebooks."""
+        """The number of entries of each of the K codebooks."""
         semantic = () if self.semantic is None else (self.semantic.codebook_size,)
         return semantic + (self.acoustic.codebook_size,) * self.acoustic.num_quantizers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MimiConfig(BackboneConfig):
-    """Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with."""
+    """Options of Mimi (arXiv 2410.00037 §3.3), the peer that every table compares with."""
 
     seanet: SEANetConfig = SEANetConfig(n_residual_layers=1)
     num_semantic_quantizers: int = 1
     num_quantizers: int = 32
-    """All codebooks, the semantic ones included."""
+    """Number of all codebooks, the semantic ones included."""
     codebook_size: int = 2048
     codebook_dim: int = 256
     min_quantizers: int = dataclasses.field(default=1, metadata=TRAINING_ONLY)
@@ -229,7 +229,7 @@ class MimiConfig(BackboneConfig):
 
     @property
     def semantic(self) -> None:
-        """None: no features go in, since the semantic codebook quantizes the latent of the audio."""
+        """Always None: Mimi takes no features, since its semantic codebook quantizes the latent of the audio."""
         return None
 
     @property
@@ -244,5 +244,5 @@ class MimiConfig(BackboneConfig):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Entries of each of the K codebooks."""
+        """The number of entries of each of the K codebooks."""
         return (self.codebook_size,) * self.num_quantizers

@@ -42,12 +42,12 @@ def main(
         if config is not None or discriminators or part is not None:
             raise ConversionError(f"{checkpoint}: says itself what it is; leave out --config, --discriminators, --part")
         network, tensors, encoder = pytorch_model.load(checkpoint)
-        beside, judges = pytorch_model.load_discriminators(checkpoint), out / model_directory.DISCRIMINATORS
+        beside, discriminators_out = pytorch_model.load_discriminators(checkpoint), out / model_directory.DISCRIMINATORS
         model_directory.refuse_other_kind(out, "omnicodec")  # before anything is written
         if beside is not None:
-            _convert(checkpoint, *beside, reference_discriminators, judges)
+            _convert(checkpoint, *beside, reference_discriminators, discriminators_out)
         else:
-            model_directory.remove(judges)  # those of another model
+            model_directory.remove(discriminators_out)  # those of another model
         if encoder is not None:
             model_directory.save(out / model_directory.ENCODER, *encoder)
             print(f"{out / model_directory.ENCODER}: encoder {model_directory.model_hash(*encoder)}")

@@ -212,7 +212,7 @@ def pack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict
 
 
 def unpack_attention(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict[str, np.ndarray]:
-    """The inverse of `pack_attention`."""
+    """Splits the packed weights of attention again: the inverse of `pack_attention`."""
     unpacked: dict[str, np.ndarray] = {}
     for key, value in state_dict.items():
         if not key.endswith(PACKED):

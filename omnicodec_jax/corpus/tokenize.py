@@ -1,8 +1,8 @@
 """`omnicodec tokenize`: turns manifests into token shards, which are the same on one machine and on many.
 
-A work unit is a slice of a manifest and becomes one shard. What the shard holds depends on the manifest, the model and
-the kind of device, not on who computes it beside what else; so
-a run that goes on after another was killed writes the same bytes.
+A work unit is a slice of a manifest and becomes one shard. The content of a shard depends on the manifest, the model
+and the kind of device alone, and not on the machine or on other units. So a run that goes on after another was killed
+writes the same bytes.
 
     manifest ─ units ─┬─ reader process ─┐
                       ├─ reader process ─┼─ encode_each: rows of the device, each at its own clip ─ shard, JSON file
@@ -57,9 +57,9 @@ class Job:
     encoder: str | None = None
     """Directory of the encoder of semantic features; None for models that need none."""
     precision: Precision = "float32"
-    """What the codec's convolutions and matrix products compute in."""
+    """Number format of the codec's convolutions and matrix products."""
     encoder_precision: Precision = "float32"
-    """The same of the encoder."""
+    """Number format of the encoder's convolutions and matrix products."""
     shard_hours: float = 1.0
     """About how many hours of audio a shard holds."""
     skip_existing: bool = False

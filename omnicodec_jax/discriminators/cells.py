@@ -40,7 +40,7 @@ def from_cells(x: Cells, bins: int) -> Spectrum:
 
 
 class CellConv(Conv):
-    """`Conv` over two axes, of cells: the same parameters, and the same results."""
+    """A `Conv` over two axes for maps in cells, with the same parameters and the same results."""
 
     @nn.compact
     def __call__(self, x: Cells, bins: int) -> tuple[Cells, int]:

@@ -48,7 +48,7 @@ class Conv(nn.Module):
 def conv(
     x: Float[Array, "B ... C"], kernel: Float[Array, "... I O"], stride: int, dilation: int, groups: int
 ) -> Float[Array, "B ... O"]:
-    """A channels-last convolution that pads k // 2 zeros, times the dilation, on either side."""
+    """Convolves x, channels last, with k // 2 zeros, times the dilation, on either side."""
     if groups > 1:
         return grouped_conv(x, kernel, stride, groups)
     edges = [k // 2 for k in kernel.shape[:-2]]
@@ -72,7 +72,7 @@ def conv(
 def grouped_conv(
     x: Float[Array, "B T C"], kernel: Float[Array, "k I O"], stride: int, groups: int
 ) -> Float[Array, "B N O"]:
-    """A 1-D grouped convolution, computed as one batched matrix product.
+    """Computes a 1-D grouped convolution as one batched matrix product.
 
     On a CPU the gradient of XLA's own grouped convolution takes minutes, and the gradient of this one a second.
     """

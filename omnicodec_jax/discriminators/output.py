@@ -10,14 +10,14 @@ from omnicodec_jax.discriminators.cells import CELL, from_cells
 
 
 class DiscriminatorOutput(struct.PyTreeNode):
-    """Logits and feature maps of one sub-discriminator on one batch of audio. Its leaves may be shapes or gradients."""
+    """Logits and feature maps of one sub-discriminator on one batch of audio. The leaves may be shapes or gradients."""
 
     logits: Any
-    """float32 [B, ...]. The discriminator is trained towards 1 on real audio and towards 0 on fake audio."""
+    """The logits, float32 [B, ...]. The discriminator learns to give 1 for real audio and 0 for fake audio."""
     stored_maps: tuple[Any, ...]
-    """The feature maps [B, ...] as they are in memory: those of spectra in cells (cells.py), all others as they are."""
+    """The feature maps [B, ...] in the form that they have in memory: those of spectra are in cells (cells.py)."""
     bins: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
-    """Number of bins of each feature map; None if they are not those of a spectrum."""
+    """The number of bins of each feature map; None if they are not those of a spectrum."""
 
     @property
     def feature_maps(self) -> tuple[Float[Array, "B ..."], ...]:
@@ -28,7 +28,7 @@ class DiscriminatorOutput(struct.PyTreeNode):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of elements of each feature map; zeros that fill up cells do not count."""
+        """The number of elements of each feature map, without the zeros that pad cells."""
         if self.bins is None:
             return tuple(math.prod(x.shape) for x in self.stored_maps)
         shapes = [(*x.shape[:2], bins, x.shape[3] // CELL) for x, bins in zip(self.stored_maps, self.bins, strict=True)]

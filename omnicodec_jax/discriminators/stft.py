@@ -16,7 +16,7 @@ from omnicodec_jax.models.backbone import Audio
 
 
 def real_and_imaginary(spectrum: Complex[Array, "B N F"]) -> Float[Array, "B N F 2"]:
-    """Real and imaginary part of a complex spectrum, as two channels."""
+    """Returns the real and the imaginary part of a complex spectrum, as two channels."""
     return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
 
 

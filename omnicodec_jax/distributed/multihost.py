@@ -89,7 +89,7 @@ def of_all_processes(value: float) -> np.ndarray:
 
 
 def is_main() -> bool:
-    """Whether this is the main process, which writes the log and TensorBoard's events."""
+    """Returns whether this is the main process, which writes the log and TensorBoard's events."""
     return jax.process_index() == 0
 
 
@@ -135,7 +135,7 @@ class Interruption:
                 raise Interrupted
 
     def stops_before(self, step: int) -> bool:
-        """Whether to save and stop before this step. All processes call it before every step."""
+        """Returns whether to save and stop before a step. All processes call it before every step."""
         if self._has_service:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.signal = signal.SIGTERM
@@ -199,11 +199,11 @@ class Interruption:
 
 
 def _has_service() -> bool:
-    """Whether JAX's preemption service handles SIGTERM and finds the step at which all processes stop.
+    """Returns whether JAX's preemption service handles SIGTERM and finds the step at which all processes stop.
 
-    JAX begins it when a process joins a cluster, if `jax_enable_preemption_service` says so at that moment, and ends it
-    when the process leaves. To ask where it is off is an error of JAX's.
+    JAX starts the service when a process joins a cluster, if `jax_enable_preemption_service` is set at that moment, and
+    ends it when the process leaves. If the service is off, asking it for the step would raise an error.
     """
-    helpers: Any = multihost_utils  # of which JAX does not publish all
+    helpers: Any = multihost_utils  # JAX does not publish all of its names
     state = helpers.distributed.global_state
     return jax.process_count() > 1 and state.preemption_sync_manager is not None

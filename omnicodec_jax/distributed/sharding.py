@@ -97,12 +97,12 @@ def _over_slices(shape: tuple[int, int, int], sizes: Mapping[int, int], devices:
 
 
 def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A context in which `own_rows.on_own_rows` finds the mesh, for what a step traces. None: there is one device."""
+    """Returns a context in which `own_rows.on_own_rows` finds the mesh while a step is traced. None: one device."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def partition_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
-    """The partition of an array by its name, from RULES, without the mesh axes that do not divide its shape."""
+    """Returns the partition of an array by its name, from `RULES`, without mesh axes that do not divide its shape."""
     if np.prod(shape) < MIN_SHARDED_SIZE:
         return P()
     axes = next(row for pattern, row in RULES if re.search(pattern, name))
@@ -112,7 +112,7 @@ def partition_spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
 
 
 def shardings(mesh: Mesh, tree: T, gathered: bool = False) -> T:
-    """The sharding of each array in a tree of arrays or of shapes. gathered: the sharding that `gather` gives it."""
+    """Returns the sharding of each array in a tree of arrays or of shapes; if `gathered`, that after `gather`."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         axes = partition_spec(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
@@ -130,15 +130,16 @@ def gather(mesh: Mesh | None, tree: T) -> T:
 
 
 def shard(mesh: Mesh | None, tree: T) -> T:
-    """Shards what is whole, inside jit: the inverse of `gather`.
+    """Shards gathered arrays again, inside jit: the inverse of `gather`.
 
-    Gradients are first summed whole. Otherwise XLA would also shard the channels that they are computed from.
+    Gradients are summed before they are sharded. Otherwise XLA would also shard the channels that they are computed
+    from.
     """
     return tree if mesh is None else jax.lax.with_sharding_constraint(gather(mesh, tree), shardings(mesh, tree))
 
 
 def template(mesh: Mesh, make: Callable[[], T]) -> T:
-    """Shapes with shardings of what `make` would return. Nothing is computed."""
+    """Returns the shapes and shardings of the arrays that `make` would return. Nothing is computed."""
     shapes = jax.eval_shape(make)
 
     def with_sharding(leaf: Any, held: Any) -> jax.ShapeDtypeStruct:
@@ -157,7 +158,7 @@ def to_global(tree: T, mesh: Mesh) -> T:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its rows are spread over the axes data and fsdp."""
+    """Returns the sharding of a batch, whose rows are spread over the axes data and fsdp."""
     return NamedSharding(mesh, BATCH)
 
 
@@ -168,12 +169,12 @@ def require_whole_rows(mesh: Mesh, batch_size: int, name: str) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array of which every device holds all."""
+    """Returns the sharding of an array of which every device holds all."""
     return NamedSharding(mesh, P())
 
 
 def bytes_per_device(tree: Any) -> dict[Any, int]:
-    """How many bytes of a tree of arrays each device of this process holds."""
+    """Returns how many bytes of a tree of arrays each device of this process holds."""
     held: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:

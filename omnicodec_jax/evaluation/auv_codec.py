@@ -19,13 +19,13 @@ HOP = 320
 
 
 class AuvCodec:
-    """AUV, as `systems.Codec` wants it. It gets no hint of what the clip is, and so uses its whole codebook."""
+    """AUV as a `systems.Codec`. It is not told the domain of a clip, and so uses its whole codebook."""
 
     any_length = False
     sample_rate = 16_000
 
     def __init__(self, source: str):
-        """Loads the model, which holds no code that could run.
+        """Loads the model from a file that holds no code.
 
         Args:
             source: A checkpoint, a directory with `auv.pt`, or a hub id.
@@ -65,7 +65,7 @@ class AuvCodec:
         return self._encoded(samples)["tokens"].reshape(1, -1).cpu().numpy()
 
     def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
-        """Yields the reconstruction."""
+        """Yields the reconstruction of a clip."""
         import torch
 
         start = time.perf_counter()
@@ -78,7 +78,7 @@ class AuvCodec:
 
 
 def _checkpoint(source: str) -> Path:
-    """Returns the file of a checkpoint; that of a hub id is downloaded."""
+    """Returns the file of a checkpoint, which is downloaded if the source is a hub id."""
     path = Path(source)
     if path.exists():
         return path / FILE if path.is_dir() else path

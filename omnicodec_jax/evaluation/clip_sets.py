@@ -1,4 +1,4 @@
-"""Scores of all clips of a domain together, for metrics that no single clip has."""
+"""Scores all clips of a domain together, for metrics that no single clip has."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -22,7 +22,7 @@ def frechet_means(systems: Sequence[str], clips: Sequence[Original], out: Path, 
         systems: The names of the systems.
         clips: The clips of a domain.
         out: The folder of the report, in which the embeddings are kept.
-        journal: Where it is kept what the embeddings are of.
+        journal: The journal, which keeps for each embedding the hash of its clip and the name of the model.
     """
 
     @cache

@@ -1,4 +1,4 @@
-"""The sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and plain folders of audio."""
+"""Reads the sets to evaluate on: LibriSpeech, GTZAN and AudioSet as they unpack, manifests, and folders of audio."""
 
 import csv
 import logging
@@ -15,39 +15,39 @@ LOG = logging.getLogger(__name__)
 
 GTZAN_TRACK = re.compile(r"([a-z]+)\.\d{5}")
 GTZAN_DAMAGED = "jazz.00054"
-"""The track that cannot be decoded in the set as it is distributed."""
+"""The track of GTZAN whose file cannot be decoded."""
 AUDIOSET_SEGMENTS = "eval_segments.csv"
 AUDIOSET_FILE = re.compile(r"Y?(?P<id>[A-Za-z0-9_-]{11})(?P<span>_\d+(\.\d+)?_\d+(\.\d+)?)?")
 AUDIOSET_SLACK = 0.5
-"""Seconds by which the file of a segment may be longer than the segment, because encoders add some."""
+"""The seconds by which the file of a segment may be longer than the segment, because encoders add some."""
 WRITTEN = ".flac"
-"""Suffix of the files that are written for each clip (see reconstruct.py)."""
+"""The suffix of the files that are written for each clip (see reconstruct.py)."""
 
 
 class EvalClip(NamedTuple):
     """One clip of an evaluation."""
 
     id: str
-    """A relative path without extension, unique in its set and fit to be the name of a file."""
+    """A relative path without extension, which is unique in its set and can be the name of a file."""
     domain: str
     path: Path | Member
     transcript: str | None = None
     offset: float = 0.0
-    """Where the clip begins in its file, in seconds."""
+    """The second at which the clip begins in its file."""
     duration: float | None = None
-    """How long the clip is, in seconds; None: it reaches to the end of the file."""
+    """The length of the clip in seconds; None: it reaches to the end of the file."""
     problem: str | None = None
-    """Why a line of a manifest cannot be used; None: it can."""
+    """The reason why a line of a manifest cannot be used; None: it can."""
 
 
 def clips(folder: Path, domain: str, limit: int | None) -> list[EvalClip]:
     """Returns the clips of a set, in the order of the set.
 
     Args:
-        folder: What LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpack to, a manifest (see `manifest.read`;
-            `text` in .jsonl is the transcript), or any folder with audio in it.
+        folder: The folder that LibriSpeech's test-clean, GTZAN or AudioSet's eval set unpacks to, a manifest (see
+            `manifest.read`; `text` in .jsonl is the transcript), or any folder with audio in it.
         domain: The domain of the clips.
-        limit: How many clips are returned at most. They are spread evenly over the set, and always the same.
+        limit: The largest number of clips. They are spread evenly over the set, and always the same.
 
     Returns:
         The clips. Lines of a manifest that cannot be used come last, and do not count towards `limit`.
@@ -84,7 +84,7 @@ def _spread(found: list[EvalClip], limit: int) -> list[EvalClip]:
 
 
 def _read(path: Path, domain: str) -> list[EvalClip]:
-    """Returns the clips of a manifest or a folder, whatever its layout. Their ids keep the extensions of the files."""
+    """Returns the clips of a manifest or a folder of any layout. Their ids keep the extensions of the files."""
     if not path.is_dir():
         return _manifest(path, domain)
     for layout in (_audioset, _librispeech, _gtzan):
@@ -97,7 +97,7 @@ def _read(path: Path, domain: str) -> list[EvalClip]:
 
 
 def _manifest(path: Path, domain: str) -> list[EvalClip]:
-    """Returns the clips that a manifest lists. Clips of other domains are passed over."""
+    """Returns the clips of a domain that a manifest lists."""
     root = manifest.folder(path)
     return [
         EvalClip(entry.id, domain, entry.file(root), text, entry.offset, entry.duration, entry.problem)
@@ -108,7 +108,7 @@ def _manifest(path: Path, domain: str) -> list[EvalClip]:
 def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
     """Returns the clips of LibriSpeech; none, if the folder is not LibriSpeech.
 
-    They are SPEAKER/CHAPTER/*.flac with transcripts, in the folder itself or in its subfolder test-clean.
+    The clips are SPEAKER/CHAPTER/*.flac with transcripts, in the folder itself or in its subfolder test-clean.
     """
     root = folder / "test-clean" if (folder / "test-clean").is_dir() else folder
     found = []
@@ -125,8 +125,8 @@ def _librispeech(folder: Path, domain: str) -> list[EvalClip]:
 def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
     """Returns the tracks of GTZAN; none, if the folder is not GTZAN.
 
-    They are GENRE/GENRE.NUMBER.wav or .au, in the folder itself or in its subfolder of genres. Where there is a list of
-    tracks, only the listed ones are returned.
+    The tracks are GENRE/GENRE.NUMBER.wav or .au, in the folder itself or in its subfolder of genres. If there is a list
+    of tracks, only the listed tracks are returned.
     """
     for root in (folder, folder / "genres", folder / "genres_original"):
         files = sorted(path for kind in ("au", "wav") for path in root.glob(f"*/*.{kind}"))
@@ -152,7 +152,7 @@ def _gtzan(folder: Path, domain: str) -> list[EvalClip]:
 def _gtzan_list(root: Path) -> Path | None:
     """Returns the list of tracks, in the folder of the genres or in the one above; None, if there is no list.
 
-    test_filtered.txt is taken before others. Raises DataError for several lists without that one.
+    The list test_filtered.txt is preferred. Raises DataError if there are several other lists and not this one.
     """
     lists = [path for place in (root, root.parent) for path in sorted(place.glob("*.txt")) if _lists_tracks(path)]
     if tested := [path for path in lists if path.name == "test_filtered.txt"]:
@@ -163,7 +163,7 @@ def _gtzan_list(root: Path) -> Path | None:
 
 
 def _lists_tracks(path: Path) -> bool:
-    """Says whether a text file begins with the name of a track."""
+    """Returns whether a text file begins with the name of a track."""
     lines = path.read_text(errors="replace").split()
     return bool(lines) and GTZAN_TRACK.fullmatch(PurePosixPath(lines[0]).stem) is not None
 
@@ -171,8 +171,8 @@ def _lists_tracks(path: Path) -> bool:
 def _audioset(folder: Path, domain: str) -> list[EvalClip]:
     """Returns the segments of AudioSet's eval set for which there is audio; none, if the folder is not AudioSet.
 
-    The files are called YTID, YYTID or YTID_START_END and may be in any subfolder. Nobody has all of them, because
-    videos vanish from the web.
+    The files are called YTID, YYTID or YTID_START_END and may be in any subfolder. Some segments usually have no audio,
+    because videos vanish from the web.
     """
     listing = folder / AUDIOSET_SEGMENTS
     if not listing.is_file():

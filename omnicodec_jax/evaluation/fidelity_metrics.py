@@ -1,6 +1,6 @@
-"""Metrics of the waveform, the spectrum and the pitch, which the paper does not have and readers of others expect.
+"""Metrics of the waveform, the spectrum and the pitch, which the paper does not have, but others report.
 
-They are computed from the two signals alone, as those of signal_metrics.py.
+They are computed from the two signals alone, as the metrics of signal_metrics.py.
 """
 
 import fcntl
@@ -14,18 +14,18 @@ import numpy as np
 from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, SharedComputation, Unavailable, require_speech
 
 STFTS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-"""FFT, hop and window in samples of each resolution, as in Parallel WaveGAN (arXiv 1910.11480)."""
+"""The FFT, hop and window in samples of each resolution, as in Parallel WaveGAN (arXiv 1910.11480)."""
 SMALLEST_POWER = 1e-8
 PITCH_RATE = 16_000
 PITCH = {"fmin": 60.0, "fmax": 500.0, "frame_length": 1024, "hop_length": 160}
-"""The range of the voice in Hz, and frames of 64 ms every 10 ms."""
+"""The options of the pitch tracker: the range of the voice in Hz, and frames of 64 ms every 10 ms."""
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Returns the scale-invariant ratio of signal to distortion in dB (Le Roux et al., arXiv 1811.02508).
 
-    Both signals are taken without their means, and the ratio is kept within ±100 dB, where float32 ends. Raises
-    Unavailable if one is silent.
+    The means of both signals are subtracted, and the ratio is kept within ±100 dB, the limits of float32. Raises
+    Unavailable if a signal is silent.
     """
     signal, estimate = (samples - samples.mean(dtype=np.float64) for samples in (reference, degraded))
     if not signal.any() or not estimate.any():
@@ -46,7 +46,7 @@ def stft_distance() -> Scorer:
     def scorer(pair: Pair) -> float:
         if pair.reference.size <= max(size for size, _, _ in STFTS) // 2:
             raise Unavailable("STFT distance: the clip is too short")
-        if not pair.reference.any():  # by which the difference would be divided
+        if not pair.reference.any():  # the difference is divided by the reference
             raise Unavailable("STFT distance: the clip is silent")
         total = 0.0
         for shape in STFTS:
@@ -59,10 +59,10 @@ def stft_distance() -> Scorer:
 
 
 def _pitch() -> Callable[[Pair], dict[str, float]]:
-    """Loads the comparison of pitch, by the tracker pYIN (Mauch and Dixon, 2014) of librosa.
+    """Loads the comparison of pitch by librosa's tracker pYIN (Mauch and Dixon, 2014).
 
-    What numba compiles of it is kept on disk, for processes to come. Two that write it at the same time leave what
-    crashes all later ones, so the first call is under a lock.
+    numba keeps the machine code of pYIN on disk for later processes. If two processes write it at the same time, the
+    file crashes all later ones. So the first call is under a lock.
     """
     from librosa import pyin
 

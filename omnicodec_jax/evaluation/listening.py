@@ -1,4 +1,4 @@
-"""Ratings of the page's listening test: mean opinion scores of each system, from raters who can hear the difference.
+"""Reads ratings of the page's listening test: mean opinion scores of each system, from raters who hear differences.
 
     omnicodec listening RESULTS.csv… [--out FILE.csv]
 
@@ -27,7 +27,9 @@ ALL_DOMAINS = "all domains"
 PASSING_SCORE = 4
 """The lowest score that a hidden reference should get."""
 TOLERATED_SHARE = 0.15
-"""Share of the hidden references that may get less. Source: ITU-R BS.1534-3 §4.1.2, where the score is 90 of 100."""
+"""The share of the hidden references that may get a lower score than `PASSING_SCORE`.
+
+Source: ITU-R BS.1534-3 §4.1.2, where the score is 90 of 100."""
 
 
 class Rating(NamedTuple):
@@ -39,9 +41,9 @@ class Rating(NamedTuple):
     system: str
     scale: str
     score: int
-    """1 to 5."""
+    """The score, from 1 to 5."""
     seconds: float
-    """How long the rater took from the presentation to the score."""
+    """The seconds that the rater took from the presentation to the score."""
     presented_at: datetime
 
 
@@ -50,7 +52,7 @@ class Row(NamedTuple):
 
     scale: str
     domain: str
-    """The domain, or ALL_DOMAINS."""
+    """The domain, or `ALL_DOMAINS`."""
     system: str
     mean: float
     ci95: float | None
@@ -64,7 +66,7 @@ class Row(NamedTuple):
 
 def read(path: Path) -> list[Rating]:
     """Reads a file of ratings that the page has written. Raises DataError with file, line and reason."""
-    # Spreadsheet programs put a byte order mark there.
+    # Spreadsheet programs put a byte order mark at the beginning.
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         try:
@@ -125,7 +127,7 @@ def latest(ratings: Iterable[Rating]) -> list[Rating]:
 def unreliable(ratings: Iterable[Rating]) -> dict[str, str]:
     """Returns the raters whose ratings should not count, each with the reason.
 
-    They scored more than 15 % of the hidden references below 4, or have rated none.
+    They have scored more than 15 % of the hidden references below 4, or have rated no hidden reference.
     """
     scores: dict[str, list[int]] = defaultdict(list)
     for rating in ratings:
@@ -144,7 +146,7 @@ def unreliable(ratings: Iterable[Rating]) -> dict[str, str]:
 
 
 def summarise(ratings: Iterable[Rating]) -> list[Row]:
-    """Returns a row for each scale, domain and system. All domains together come first, and so does the best system."""
+    """Returns a row for each scale, domain and system, with all domains together first, and the best system first."""
     groups: dict[tuple[str, str, str], list[Rating]] = defaultdict(list)
     for rating in ratings:
         for domain in (ALL_DOMAINS, rating.domain):

@@ -1,4 +1,4 @@
-"""The interface of a metric: a function that scores one clip, after it has loaded what it needs."""
+"""The interface of metrics. A metric loads what it needs, and then scores clips one by one."""
 
 import os
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from omnicodec_jax.data.audio import resample
 
 
 class Unavailable(Exception):
-    """Says why a metric cannot score this clip, or cannot score at all. No number takes the place of such a score."""
+    """The error of a metric that cannot score a clip, or no clip at all. No number replaces such a score."""
 
 
 class Pair(NamedTuple):
-    """A clip and its reconstruction by a system, which have the same length."""
+    """A clip and its reconstruction by a system, both of the same length."""
 
     reference: np.ndarray
     """The original: float32 [T]."""
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     sample_rate: int
     domain: str
     transcript: str | None = None
-    """What is said in the clip; None: unknown."""
+    """The words that are said in the clip; None: not known."""
 
     def at(self, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns reference and degraded at a sample rate."""
@@ -47,19 +47,20 @@ class Metric(NamedTuple):
     about: str
     """One sentence that says what the metric is and which range it has."""
     load: Callable[[], Scorer]
-    """Loads what the metric needs and returns its scorer. It is called once a process, and may raise Unavailable."""
+    """The function that loads what the metric needs and returns its scorer. It is called once in a process, and may
+    raise Unavailable."""
     range: tuple[float | None, float | None] = (None, None)
-    """The lowest and the highest score there can be; None: there is no bound."""
+    """The lowest and the highest score that are possible; None: there is no bound."""
     setting: str | None = None
-    """The environment variable that names its weights; None: there is none. Scores by other weights do not compare."""
+    """The environment variable that names the weights; None: there is none. Scores by other weights differ."""
 
     def set_to(self) -> str | None:
-        """Returns what names the weights; None: nothing does, and the default ones are taken."""
+        """Returns the value of the variable `setting`; None: it is not set, and the default weights are used."""
         return os.environ.get(self.setting) if self.setting else None
 
 
 class SharedComputation:
-    """A computation that gives several scores at once. It is loaded once, and runs once for each pair."""
+    """A computation of several scores at once, which is loaded once, and runs once for each pair."""
 
     def __init__(self, load: Callable[[], Callable[[Pair], dict[str, float]]]):
         """Prepares a computation without loading it.
@@ -74,7 +75,7 @@ class SharedComputation:
     def _compute(self) -> Callable[[Pair], dict[str, float]] | Exception:
         try:
             return self._load()
-        except Exception as error:  # is kept, so that not every score waits for a hub that does not answer
+        except Exception as error:  # kept, so that not every score waits again for a hub that does not answer
             return error
 
     def scorer(self, key: str) -> Scorer:

@@ -18,12 +18,12 @@ The report has the form below. Any number may be null, and `why` then says why t
     left_out: {codec: why it could not be loaded}; none if the report has no such field
     studies: [the fields of study.Study, …]; none if the report has no such field
 
-Audio and spectrograms are paths relative to the page. Quoted systems have figures and no clips; the original, if it
-is among the systems, does not compete for the best of a column.
+Audio and spectrograms are paths relative to the page. Quoted systems have figures and no clips. If the original is
+among the systems, it does not count for the best of a column.
 
-The listening test is blind for whoever looks at the page: it plays copies of the audio under names that say nothing,
-and shows neither names of systems nor paths. It is not blind for somebody who reads the source of the page, since the
-page itself writes the names of the systems into the ratings.
+The listening test is blind for those who look at the page: it plays copies of the audio under names that say nothing,
+and shows neither names of systems nor paths. It is not blind for those who read the source of the page, since the page
+itself writes the names of the systems into the ratings.
 """
 
 import hashlib
@@ -55,7 +55,8 @@ ROWS, COLUMNS = WINDOW // 4, 900
 DECIBELS = -100.0, -20.0
 """The levels of the darkest and the brightest colour, in dB. A sine of amplitude 1 has 0 dB."""
 SHADES = 48
-"""The number of colours, about as many as one can tell apart. With four times as many, files are 1.5 times as large."""
+"""The number of colours, which is about as many as people can tell apart. Four times as many make files half as large
+again."""
 
 
 # -- The page
@@ -105,9 +106,9 @@ def _take(take: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_stimulus(audio: str, folder: Path) -> str:
-    """Links a file under a second name that says nothing, which depends on its path alone, and returns that name.
+    """Gives a file a second name that says nothing and depends on its path alone, and returns that name.
 
-    Where the file system has no hard links, the file is copied.
+    It is a hard link, or a copy where the file system has no hard links.
     """
     source = folder / audio
     if not source.is_file():
@@ -128,8 +129,8 @@ def _write_stimulus(audio: str, folder: Path) -> str:
 def spectrogram(samples: Float32[np.ndarray, "T"], sample_rate: int, path: Path) -> None:
     """Writes a PNG of the power spectrum over time, from 0 Hz at the bottom to half the sample rate at the top.
 
-    It is `ROWS` high and at most `COLUMNS` wide. Of a long clip, a column shows the mean power of several frames. The
-    scale of brightness is the same for all clips.
+    The image is `ROWS` high and at most `COLUMNS` wide. For a long clip, a column shows the mean power of several
+    frames. The scale of brightness is the same for all clips.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo

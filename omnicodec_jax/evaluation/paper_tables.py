@@ -1,4 +1,4 @@
-"""The tables of the paper: their rows with the quoted figures, and how the cell of each column is measured."""
+"""The tables of the paper: their rows with the quoted figures, and a function that measures the cell of each column."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,22 +19,22 @@ class PaperRow(NamedTuple):
     """A row of a table of the paper."""
 
     name: str
-    """What the paper calls it."""
+    """The name of the row in the paper."""
     system: str
-    """The name of the system that is measured for it."""
+    """The name of the system that is measured for the row."""
     quoted: tuple[str, ...]
-    """The paper's cells."""
+    """The paper's cells of the row."""
     source: str
-    """How the system is given."""
+    """The text that says how the system is given to the command."""
 
 
 class Measured(NamedTuple):
-    """What a table is made of."""
+    """The measurements that a table is made of."""
 
     report: dict[str, Any]
     """The report of the evaluation."""
     perplexities: dict[str, perplexity.Perplexity]
-    """Perplexities by the names of the systems that have them."""
+    """The perplexities by the names of the systems that have some."""
     clips: dict[str, int]
     """The number of clips of each domain."""
     models: dict[str, str]
@@ -46,7 +46,7 @@ Cell = Callable[[Measured, str], str]
 
 
 class PaperTable(NamedTuple):
-    """A table of the paper, and what has to be run for it."""
+    """A table of the paper, and the metrics and systems that have to be run for it."""
 
     title: str
     first: str
@@ -64,7 +64,7 @@ class PaperTable(NamedTuple):
 
 
 def _unmeasured(measured: Measured, system: str) -> str:
-    """Returns a dash: nobody is there to listen."""
+    """Returns a dash, as opinions of listeners cannot be measured."""
     return "–"
 
 
@@ -79,7 +79,7 @@ def _about(field: str, digits: int) -> Cell:
 
 
 def _means(metric: str, domains: Sequence[str]) -> Cell:
-    """Returns the cell of the means of a metric, domains between slashes."""
+    """Returns the cell of the means of a metric, with slashes between the domains."""
 
     def cell(measured: Measured, system: str) -> str:
         cells = measured.report["compared"][system]
@@ -100,7 +100,7 @@ def _perplexity(take: Callable[[perplexity.Perplexity], Sequence[float]], domain
 
 
 def _utilization(measured: Measured, system: str) -> str:
-    """Returns the share of the entries of the codebooks that the clips use."""
+    """Returns the cell of the share of the codebooks' entries that the clips use."""
     use = next(row["usage"] for row in measured.report["systems"] if row["name"] == system)
     return "–" if use is None else format_number(float(np.mean([np.mean(shares) for shares in use.values()])), 3)
 

@@ -1,7 +1,7 @@
 """Other codecs to compare with, from transformers. They need the extra `torch`.
 
-A codec that transformers gets is one more entry of `PEERS`. UniCodec is in no library and has no licence, so its
-row comes from a folder of its files.
+A new codec of transformers needs one more entry of `PEERS`. UniCodec is in no library and has no licence, so that it is
+measured from a folder of its reconstructions.
 """
 
 import math
@@ -31,13 +31,13 @@ class Peer(NamedTuple):
     hub: str
     """The hub id of its weights, the default source."""
     codebooks: Callable[[Any], tuple[int, int, float]]
-    """Returns from a config the number of codebooks, the entries of each, and the frame rate in Hz."""
+    """The function from a config to the number of codebooks, the entries of each, and the frame rate in Hz."""
     count: str | None = None
-    """The argument of `encode` that chooses the number of codebooks; None: it has none. `bandwidth` takes kbit/s."""
+    """The argument of `encode` that sets the number of codebooks; None: there is none. `bandwidth` takes kbit/s."""
     extracts: bool = False
-    """Whether it takes what the feature extractor of its directory makes, and not the samples alone."""
+    """Whether the codec takes the output of the feature extractor in its directory, and not the samples alone."""
     chunked: bool = False
-    """Whether its codes are [chunks, B, K, N], and `decode` takes the scale of each chunk."""
+    """Whether the codes are [chunks, B, K, N], and `decode` takes the scale of each chunk."""
 
 
 def _quantizers(config: Any) -> tuple[int, int, float]:
@@ -59,7 +59,7 @@ def _levels(config: Any) -> tuple[int, int, float]:
 
 
 def _sample_rates(config: Any) -> tuple[int, int]:
-    """Returns the sample rates in Hz of what goes in and of what comes out."""
+    """Returns the sample rates in Hz of a codec's input and output."""
     names = ("sampling_rate", "sample_rate", "input_sampling_rate")
     given = next(getattr(config, name) for name in names if getattr(config, name, None))
     return given, getattr(config, "output_sampling_rate", given)
@@ -90,11 +90,11 @@ PEERS = {
         "num_quantizers",
     ),
 }
-"""The codecs by the names that the command line has for them."""
+"""The codecs by their names on the command line."""
 
 
 class TransformersCodec:
-    """A codec of transformers at several numbers of codebooks, as `systems.Codec` wants it."""
+    """A codec of transformers as a `systems.Codec`, at several numbers of codebooks."""
 
     any_length = False
 
@@ -102,9 +102,9 @@ class TransformersCodec:
         """Loads the model.
 
         Args:
-            peer: Which codec.
+            peer: The codec.
             source: A local directory or a hub id.
-            counts: Numbers of codebooks. The largest that the codec offers and that is no larger is taken for each.
+            counts: Numbers of codebooks. If the codec does not offer one, the largest below it is taken.
 
         Raises:
             ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded.
@@ -126,7 +126,7 @@ class TransformersCodec:
         self._counts = sorted({min(count, whole) for count in counts})
         if peer.count is None:
             self._counts = [whole]
-        elif peer.count == "bandwidth":  # the largest that is not above the given number, or the smallest
+        elif peer.count == "bandwidth":  # the largest bandwidth that is not above the given number, or the smallest
             rates = map(float, model.config.target_bandwidths)
             self._bandwidths = {_num_codebooks(size, frame_rate, kbits): kbits for kbits in rates}
             offered = sorted(self._bandwidths)
@@ -193,12 +193,12 @@ def _model_class(peer: Peer) -> Any:
         return getattr(transformers, peer.model)
     except AttributeError:
         raise ModelError(f"{peer.title}: transformers {transformers.__version__} has no {peer.model}") from None
-    except (ImportError, OSError, RuntimeError) as error:  # some need torchaudio, of the same build as PyTorch
+    except (ImportError, OSError, RuntimeError) as error:  # some codecs need a torchaudio of the same build as PyTorch
         raise ModelError(f"{peer.title}: {str(error).strip().splitlines()[0]}") from None
 
 
 def _num_codebooks(size: int, frame_rate: float, kbits: float) -> int:
-    """Returns the number of codebooks that a bandwidth in kbit/s has room for."""
+    """Returns the number of codebooks that fit into a bandwidth in kbit/s."""
     return int(1000 * kbits / (frame_rate * np.log2(size)))
 
 
@@ -208,7 +208,7 @@ class PeerRequest(NamedTuple):
     name: str
     """One of `names()`."""
     source: str
-    """The directory or hub id of its weights, or bit rates such as 6000+12000; empty: the default."""
+    """The directory or hub id of the codec's weights, or bit rates such as 6000+12000; empty: the default."""
 
     @staticmethod
     def names() -> list[str]:

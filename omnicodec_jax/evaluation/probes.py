@@ -1,8 +1,8 @@
-"""Probes: what small classifiers can read from the frozen codes of a codec, on labelled clips that they have not seen.
+"""Probes: small classifiers that predict labels of clips from the frozen codes of a codec, on clips held out for it.
 
-The label of a clip is a field of its line in a manifest, such as `speaker`, `language` or `class`; `text` is what is
-said, and a probe spells it. A quarter of the clips is held out. Clips of a file, and for other labels than the speaker
-clips of a `speaker`, stay together, so that a probe cannot know the label by the voice alone.
+The label of a clip is a field of its line in a manifest, such as `speaker`, `language` or `class`. The label `text` is
+the transcript, which a probe spells. A quarter of the clips is held out. Clips of one file stay together, and so do
+clips of one `speaker` unless that is the label. So a probe cannot know the label by the voice alone.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from omnicodec_jax.data.members import Member
 from omnicodec_jax.errors import ConfigError, DataError
 
 TRANSCRIPT = "text"
-"""The label that is spelt and not chosen from a few."""
+"""The label that a probe spells, while it chooses other labels from a few."""
 SPEAKER = "speaker"
 HELD_OUT = 4
-"""One in so many groups of clips is held out."""
+"""The number of groups of clips of which one is held out."""
 SHUFFLES = 3
-"""How many times labels are put in another order to know what a probe makes of codes that say nothing."""
+"""The number of random orders of the labels over which the score by chance is averaged."""
 CHANCE, CLIPS = "chance", "clips"
 SHOWN = 5
-"""How many of the labels that are left out are named."""
+"""The largest number of left-out labels that are named."""
 
 GROUPS: dict[str, Callable[[int], range]] = {
     "first codebook": lambda count: range(1),
@@ -34,18 +34,18 @@ GROUPS: dict[str, Callable[[int], range]] = {
     "all but the first": lambda count: range(1, count),
     "all": lambda count: range(count),
 }
-"""Which of a number of codebooks a probe sees. Where the first is semantic, the others are acoustic."""
+"""Functions from the number of codebooks to those that a probe sees. If one is semantic, it is the first."""
 
 
 class LabelledClip(NamedTuple):
-    """A clip with what a probe has to find out."""
+    """A clip with the label that a probe has to predict."""
 
     path: Path | Member
     offset: float
     duration: float | None
     label: str
     group: str
-    """Clips of one group are all held out, or none of them is."""
+    """The name of the clip's group. All clips of a group are held out, or none of them is."""
 
 
 class HeldOut(NamedTuple):
@@ -62,7 +62,7 @@ def read(path: Path, label: str) -> list[LabelledClip]:
         file = entry.file(folder)
         speaker = fields.get(SPEAKER) if label != SPEAKER else None
         known = speaker is not None and str(speaker).strip()
-        # By its place beside the manifest, so that a corpus is split in the same way wherever it lies.
+        # A file's group is its path from the manifest, so that a corpus is split in the same way wherever it lies.
         group = f"speaker {speaker}" if known else f"file {str(file).removeprefix(f'{folder}/')}"
         found.append(LabelledClip(file, entry.offset, entry.duration, str(fields[label]).strip(), group))
     if len(found) < 2 * HELD_OUT:
@@ -111,18 +111,18 @@ def labels_told(clips: Sequence[LabelledClip], label: str) -> str:
 def measure(
     clips: Sequence[LabelledClip], codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, label: str
 ) -> dict[str, float]:
-    """Returns what probes make of each group of codebooks: accuracy, or the word error for transcripts.
+    """Returns the scores of probes of each group of codebooks: their accuracy, or the word error for transcripts.
 
     Args:
         clips: The clips.
-        codes: Their codes: [K, N] each.
+        codes: The codes of each clip: [K, N].
         sizes: The number of entries of each codebook.
-        frame_rate: Frames a second.
+        frame_rate: The number of frames a second.
         label: The name of the label.
 
     Returns:
-        A figure by the name of the group in `GROUPS`; `CHANCE`, that of a probe of all codebooks which learns from
-        labels in another order; and `CLIPS`, the number of clips that were tested.
+        The score of each group in `GROUPS`, by its name; under `CHANCE`, the score of a probe of all codebooks that has
+        learnt from labels in a random order; and under `CLIPS`, the number of clips that were tested.
 
     Raises:
         DataError: If there are too few clips of each label.
@@ -152,7 +152,7 @@ def measure(
 def _accuracy(
     codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, labels: Sequence[str], parts: HeldOut
 ) -> float:
-    """Returns the share of held-out clips whose label a logistic regression tells from how often each code occurs."""
+    """Returns the share of held-out clips whose label a logistic regression predicts from the frequencies of codes."""
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
 
@@ -163,7 +163,7 @@ def _accuracy(
 
 
 def _frequencies(codes: np.ndarray, sizes: Sequence[int]) -> Any:
-    """Returns the square roots of the shares of all entries as a sparse row of length 1: [1, sum of sizes]."""
+    """Returns the square roots of the shares of all entries, which have norm 1, as a sparse row: [1, sum of sizes]."""
     from scipy.sparse import csr_matrix
 
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -178,7 +178,7 @@ def _frequencies(codes: np.ndarray, sizes: Sequence[int]) -> Any:
 def _spelling(
     codes: Sequence[np.ndarray], sizes: Sequence[int], frame_rate: float, labels: Sequence[str], parts: HeldOut
 ) -> float:
-    """Returns the word error of what a small CTC network spells from the codes of held-out clips."""
+    """Returns the word error of the texts that a small CTC network spells from the codes of held-out clips."""
     from omnicodec_jax.evaluation import spelling
 
     try:

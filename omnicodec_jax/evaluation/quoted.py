@@ -1,7 +1,7 @@
 """Figures of the paper (Tables 1 and 3), which a report shows beside measured ones and marks as quoted.
 
-The paper's test sets are LibriSpeech test-clean, GTZAN and a part of AudioSet eval. It does not define its mel distance
-and its MCD, so these two compare only with the paper's own.
+The paper's test sets are LibriSpeech test-clean, GTZAN and a part of AudioSet eval. The paper does not define its mel
+distance and its MCD, so these two can be compared only with other figures of the paper.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SYSTEMS: dict[str, tuple[int, int, int | None]] = {  # codebook size, bit/s, to
     "OmniCodec-F-32L": (2048, 2200, None),
     "OmniCodec-F-16L": (2048, 1100, None),
 }
-# For each metric, a text for each of the systems above: its scores of speech, music and sound.
+# Each metric has a text for each of the systems above, with its scores of speech, music and sound.
 _TABLE_1 = {
     "pesq_wb": (
         "1.88 1.14 1.35",
@@ -85,7 +85,7 @@ _TABLE_1 = {
         "3.83 3.36 3.61",
     ),
 }
-# For each system and metric, its scores of music and sound.
+# Each system has, by metric, its scores of music and sound.
 _TABLE_3 = {
     "Mimi-16L": {
         "audiobox_ce": (6.85, 3.72),

@@ -1,4 +1,4 @@
-"""Reconstructs clips with codecs and writes them to files, so that what is scored is what can be listened to.
+"""Reconstructs clips with codecs and writes them to files, so that the scored audio can be listened to.
 
 Every file is 24 kHz mono FLAC with 16 bits at the level of the original: OUT/audio/SYSTEM/DOMAIN/CLIP.flac. Files are
 read as for training: mixed to mono, resampled by soxr. A codec of another sample rate gets the clip at that rate, and
@@ -40,7 +40,7 @@ class Original(NamedTuple):
     clip: EvalClip
     seconds: float
     digest: str
-    """A hash of its file in the folder of the report."""
+    """The hash of the clip's file in the folder of the report."""
 
 
 class Failure(NamedTuple):
@@ -81,7 +81,7 @@ def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterato
 
 
 def check_same_sources(clips: Sequence[EvalClip], out: Path, journal: Journal) -> None:
-    """Raises DataError if `out` holds another file's clip under a name: it would be lost, and its scores."""
+    """Raises DataError if `out` has a clip of the same name from another file, which would be lost with its scores."""
     for clip in clips:
         row = journal.get(ORIGINAL, clip.domain, clip.id)
         if (
@@ -94,8 +94,8 @@ def check_same_sources(clips: Sequence[EvalClip], out: Path, journal: Journal) -
 
 
 def _about(clip: EvalClip) -> list[Any]:
-    """Returns what tells whether a clip is still the same. Raises AudioError where its file is missing."""
-    if not clip.path.is_file():  # this is false, and no error, for names that no file can have
+    """Returns the values by which a clip is known to be unchanged. Raises AudioError if its file is missing."""
+    if not clip.path.is_file():  # it is False, and no error, for names that no file can have
         raise AudioError(f"{clip.path}: no such file")
     return [str(clip.path), *Seen.of(clip.path), clip.offset, clip.duration]
 
@@ -107,7 +107,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
         codec: The codec.
         clips: The clips.
         out: The folder of the report.
-        journal: Where bits and seconds of each reconstruction are kept.
+        journal: The journal, which keeps the bits and the seconds of each reconstruction.
     """
 
     def is_done(original: Original) -> bool:
@@ -119,7 +119,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     left = [original for original in clips if not is_done(original)]
     if not left:
         return
-    with contextlib.suppress(AudioError):  # which each clip that it cannot do will tell
+    with contextlib.suppress(AudioError):  # a codec that always fails is reported below, for each clip
         for _ in outputs(codec, np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
             pass  # this compiles the programs, so that their compilation does not count as time of a clip
     progress = Progress(codec.systems[0].name, len(left))
@@ -137,10 +137,10 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                 row = {"of": [codec.identity(), original.digest], "bits": output.bits, "seconds": output.seconds}
                 journal.add((system.name, clip.domain, clip.id), row)
             progress.add(original.seconds)
-        except OmniCodecError as error:  # the codec may be able to do the other clips
+        except OmniCodecError as error:  # the codec may still reconstruct the other clips
             LOG.warning("%s, %s: %s", system.name, clip.id, error)
             progress.add(0.0)
-            for system in codec.systems:  # a model of the same name may have left files
+            for system in codec.systems:  # files may be left of another model with the same name
                 audio_path(out, system.name, clip).unlink(missing_ok=True)
                 codes_path(out, system.name, clip).unlink(missing_ok=True)
                 yield Failure(system.name, clip, reason(clip.path, error))
@@ -153,7 +153,7 @@ def by_folder(folder: Folder, clips: Sequence[Original], out: Path, journal: Jou
         clip, target = original.clip, audio_path(out, folder.system.name, original.clip)
         target.unlink(missing_ok=True)
         codes_path(out, folder.system.name, clip).unlink(missing_ok=True)
-        if journal.get(*(key := (folder.system.name, clip.domain, clip.id))):  # of a codec that had this name before
+        if journal.get(*(key := (folder.system.name, clip.domain, clip.id))):  # a codec had this name before
             journal.add(key, {})
         try:
             if (source := folder.file(clip.id, clip.domain)) is None:

@@ -1,4 +1,4 @@
-"""An evaluation: clips → reconstructions → scores → a report. After an interruption, every stage goes on where it was.
+"""Runs an evaluation: clips → reconstructions → scores → a report. After an interruption, every stage is resumed.
 
 OUT holds audio/, codes/, spectrograms/, journal.jsonl (the work that is done), rejects.jsonl, and the report:
 index.html, tables.md, scores.csv, scores.jsonl, report.json.
@@ -39,9 +39,9 @@ from omnicodec_jax.files import digest, rewriting, sweep
 LOG = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
-"""Name of the list of the work that is done."""
+"""The name of the list of the work that is done."""
 Scored = dict[tuple[str, str, str], Scores]
-"""Scores by system, domain and clip."""
+"""The scores by system, domain and clip."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class Evaluation:
     """The options of an evaluation: which systems are compared, on which clips, by which metrics."""
 
     data: dict[str, Path]
-    """For each domain, a manifest or a folder that `datasets.clips` can read."""
+    """The manifest or folder of each domain, which `datasets.clips` can read."""
     out: Path
     """The folder of the report."""
     models: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Model directories or hub ids, by the names that the tables have for them."""
+    """Model directories or hub ids, by their names in the tables."""
     peers: tuple[PeerRequest, ...] = ()
-    """Other codecs."""
+    """Other codecs to compare with."""
     reconstructions: dict[str, Path] = dataclasses.field(default_factory=dict)
-    """Folders of what other systems have reconstructed, by the names of the systems."""
+    """Folders with reconstructions of other systems, by the names of the systems."""
     codebooks: tuple[int, ...] = (8, 16, 32)
     """The numbers of codebooks to decode from."""
     metrics: tuple[str, ...]
@@ -65,15 +65,15 @@ class Evaluation:
     encoder: Path | None = None
     """Model directory of the encoder of semantic features, for models that need one."""
     limit: int | None = None
-    """How many clips of a domain are evaluated at most; None: all."""
+    """The largest number of clips of a domain that are evaluated; None: all."""
     shown: int = 30
-    """How many clips of a domain the page has players for."""
+    """The number of clips of a domain that the page has players for."""
     quoted: bool = False
     """Whether the report shows the paper's figures, too."""
     num_workers: int = 1
-    """How many processes compute metrics."""
+    """The number of processes that compute metrics."""
     tokens: TokenStudies = dataclasses.field(default_factory=TokenStudies)
-    """What is measured of the tokens of the codecs."""
+    """The studies of the codecs' tokens."""
 
     def __post_init__(self):
         if not self.codebooks or min(self.codebooks) < 1:
@@ -90,11 +90,11 @@ class Evaluation:
 
     @property
     def metrics_of_clips(self) -> list[str]:
-        """The names of the metrics that each clip has for itself."""
+        """The names of the metrics that score single clips."""
         return [name for name in self.metrics if name != FRECHET.name]
 
     def codecs(self) -> Iterator[tuple[str, Callable[[], Codec]]]:
-        """Yields the name of each codec and a function that loads it, as memory may not hold all of them at once."""
+        """Yields the name of each codec with a function that loads it, since memory may not hold all codecs at once."""
         for name, source in self.models.items():
             yield name, partial(self._load_model, name, source)
         for peer in self.peers:
@@ -110,11 +110,11 @@ def run(evaluation: Evaluation, needs_codec: bool = True) -> int:
     """Runs an evaluation and writes its report.
 
     Args:
-        evaluation: What is evaluated.
-        needs_codec: Whether it is an error that no system could be loaded. Otherwise the clips alone are scored.
+        evaluation: The options of the evaluation.
+        needs_codec: Whether it is an error if no system could be loaded. Otherwise the clips alone are scored.
 
     Returns:
-        The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out, or a system has no
+        The exit code: 0, or 1 if a codec could not be loaded, which the report then leaves out, or if a system has no
         reconstruction of any clip.
 
     Raises:
@@ -217,8 +217,8 @@ def score(
 
 
 def _still_valid(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the scores of a row of the journal, without those by other weights than are named now."""
-    by = row.get("set_to", {})  # version 0.1 kept none
+    """Returns the scores in a row of the journal, without those of metrics whose weights have changed."""
+    by = row.get("set_to", {})  # version 0.1 did not keep the names of weights
     return {n: value for n, value in row["values"].items() if n in METRICS and by.get(n) == METRICS[n].set_to()}
 
 
@@ -274,7 +274,7 @@ def report(
 
 
 def _metric(name: str, why: Sequence[str | None]) -> dict[str, Any]:
-    """Returns the row of a metric. `why` has the reason of every score that is missing, and None for the others."""
+    """Returns the row of a metric. `why` has the reason for every score that is missing, and None for the others."""
     metric = METRICS[name]
     reason = None if None in why else summary.most_common([text for text in why if text])
     return {

@@ -20,7 +20,7 @@ from omnicodec_jax.evaluation.signal_metrics import SIGNAL_METRICS
 METRICS = SIGNAL_METRICS | FIDELITY_METRICS | LEARNED_METRICS | {FRECHET.name: FRECHET}
 """All metrics by name."""
 DEATH = "its process died: out of memory, or a fault of the package"
-"""Why a metric has no value whose process has died."""
+"""The reason that is given for a missing score if the metric's process has died."""
 
 
 class ScoreRequest(NamedTuple):
@@ -33,7 +33,7 @@ class ScoreRequest(NamedTuple):
     degraded: Path
     """The file of the reconstruction."""
     transcript: str | None
-    """What is said in the clip; None if that is not known."""
+    """The words that are said in the clip; None if they are not known."""
     metrics: tuple[str, ...]
     """The names of the metrics."""
 
@@ -42,15 +42,16 @@ class Scores(NamedTuple):
     """The scores of a clip by metric. Every metric is in one of the two dicts."""
 
     values: dict[str, float]
-    """The scores."""
+    """The scores by metric."""
     why: dict[str, str]
-    """Why the other metrics have no value."""
+    """The reasons why other metrics have no score, by metric."""
 
 
 def choose_metrics(names: str) -> list[str]:
-    """Returns the names of metrics in a comma-separated list, which may hold "core" and "all", too.
+    """Returns the names of metrics in a comma-separated list, which may also hold "core" and "all".
 
-    "core" stands for the paper's of Table 1, which have no weights. Raises ConfigError for a name that does not exist.
+    "core" stands for the metrics of the paper's Table 1, which need no weights. Raises ConfigError for a name that does
+    not exist.
     """
     chosen: dict[str, None] = {}
     for name in names.split(","):
@@ -61,10 +62,10 @@ def choose_metrics(names: str) -> list[str]:
 
 
 def score_all(requests: Iterable[ScoreRequest], num_workers: int) -> Iterator[tuple[ScoreRequest, Scores]]:
-    """Computes scores in child processes, and yields them as they get ready.
+    """Computes scores in child processes, and yields them in the order in which they are ready.
 
-    When a process dies, its clip is tried once more, metric by metric, to know which metric kills its process. Only the
-    score of that metric is lost.
+    If a process dies, its clip is scored again, metric by metric, so that only the score of the metric that kills its
+    process is lost.
     """
     apart: dict[tuple[str, str, str], tuple[ScoreRequest, Scores]] = {}
     with Children(Child(_score, "spawn", set_up=_one_thread, daemon=False) for _ in range(num_workers)) as children:
@@ -88,7 +89,7 @@ def score_all(requests: Iterable[ScoreRequest], num_workers: int) -> Iterator[tu
 
 
 def _one_thread() -> None:
-    """Keeps a process to one thread: processes run side by side, threads need not."""
+    """Limits a process to one thread, since several processes run side by side."""
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -111,7 +112,7 @@ def score(request: ScoreRequest) -> Scores:
             values[name] = value
         except Unavailable as error:
             why[name] = str(error)
-        except Exception as error:  # packages raise anything, and the other metrics must not be lost by it
+        except Exception as error:  # packages raise errors of any type, which must not cost the other metrics
             why[name] = f"{type(error).__name__}: {error}"
     return Scores(values, why)
 

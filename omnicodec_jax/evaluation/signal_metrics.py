@@ -1,6 +1,6 @@
 """Metrics that are computed from two signals alone: PESQ, STOI, mel distance, mel-cepstral distance (Table 1).
 
-All compare a clip with its reconstruction at the same time and of the same length; nothing is shifted or warped.
+All compare a clip with its reconstruction of the same length, sample by sample in time: nothing is shifted or warped.
 """
 
 # pyright: reportMissingImports=false
@@ -14,9 +14,9 @@ from omnicodec_jax.evaluation.metrics import Metric, Pair, Scorer, Unavailable
 from omnicodec_jax.losses import MEL_SCALES
 
 CEPSTRUM = (0.032, 0.008, 20, 16)
-"""Seconds of a window and of a hop, mel bands, cepstral coefficients: the defaults of mel-cepstral-distance."""
+"""The window and the hop in seconds, the mel bands and the cepstral coefficients: defaults of mel-cepstral-distance."""
 NOISE_POWER = 1e-7
-"""Power that is added to every mel band: about the noise of rounding to 16 bits, so that silence has a logarithm."""
+"""The power that is added to every mel band, so that silence has a logarithm: about that of rounding to 16 bits."""
 
 
 def pesq(mode: str, sample_rate: int) -> Scorer:
@@ -34,14 +34,14 @@ def pesq(mode: str, sample_rate: int) -> Scorer:
 
     def scorer(pair: Pair) -> float:
         for name, samples in (("the clip", pair.reference), ("what was made of it", pair.degraded)):
-            if not samples.any():  # of which PESQ only says that NaN is no integer
+            if not samples.any():  # PESQ would only say that NaN is no integer
                 raise Unavailable(f"PESQ: {name} is silent")
         try:
             return float(score(sample_rate, *pair.at(sample_rate), mode))
         except PesqError as error:
             reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
             raise Unavailable(f"PESQ: {reason}") from None
-        except ValueError as error:  # a clip without any sound, or too short
+        except ValueError as error:  # the clip has no sound, or is too short
             raise Unavailable(f"PESQ: {error}") from None
 
     return scorer
@@ -55,13 +55,13 @@ def stoi() -> Scorer:
         raise Unavailable("pystoi is not installed: pip install pystoi") from None
 
     def scorer(pair: Pair) -> float:
-        if not pair.reference.any():  # of which pystoi would give 0, for silence, too
+        if not pair.reference.any():  # pystoi would return 0, even if the reconstruction is silent, too
             raise Unavailable("STOI: the clip is silent")
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             try:
                 return float(score(*pair.at(16_000), 16_000))
-            except RuntimeWarning as warning:  # pystoi would give 1e-5
+            except RuntimeWarning as warning:  # pystoi would return 1e-5
                 raise Unavailable(f"STOI: {str(warning).split('.')[0]}") from None
             except np.exceptions.AxisError:  # there is not even one frame
                 raise Unavailable("STOI: the clip is shorter than a window") from None
@@ -70,13 +70,16 @@ def stoi() -> Scorer:
 
 
 def mel_distance() -> Scorer:
-    """Loads the mel distance that training reports, `losses.multi_scale_mel`, in numpy, as clips have many lengths."""
+    """Loads the mel distance that training reports, `losses.multi_scale_mel`.
+
+    It is computed in numpy, since JAX would compile a program for each length of a clip.
+    """
     from librosa.feature import melspectrogram
 
     def log_mel(samples: np.ndarray, sample_rate: int, window: int, bands: int) -> np.ndarray:
         shape = {"n_fft": window, "hop_length": window // 4, "n_mels": bands, "power": 1.0, "pad_mode": "reflect"}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # bands so narrow that they hold no bin
+            warnings.simplefilter("ignore", UserWarning)  # some bands are so narrow that they hold no bin
             return np.log10(np.maximum(melspectrogram(y=samples, sr=sample_rate, **shape), 1e-5))
 
     def scorer(pair: Pair) -> float:
@@ -87,10 +90,10 @@ def mel_distance() -> Scorer:
 
 
 def mel_cepstral_distance() -> Scorer:
-    """Loads the mel-cepstral distance (Kubichek, 1993), the mean over frames, in bels of power.
+    """Loads the mel-cepstral distance (Kubichek, 1993), averaged over frames, in bels of power.
 
-    The first coefficient is left out. The package mel-cepstral-distance computes the same when it neither aligns the
-    clips nor removes silence, with triangular filters on HTK's mel scale from 0 Hz to half the sample rate.
+    The first coefficient is left out. Mel filters are triangles on HTK's scale from 0 Hz to half the sample rate. The
+    package mel-cepstral-distance computes the same if it neither aligns the clips nor removes silence.
     """
 
     def scorer(pair: Pair) -> float:

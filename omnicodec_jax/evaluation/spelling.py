@@ -13,11 +13,11 @@ import numpy as np
 import optax
 
 WIDTH = 96
-"""Width of the embeddings of codes and of the hidden layer."""
+"""The width of the embeddings of codes and of the hidden layer."""
 CONTEXT = 0.4
-"""Seconds that the network sees around a frame, at every frame rate."""
+"""The seconds that the network sees around a frame, at every frame rate."""
 LETTERS_PER_SECOND = 50
-"""How many letters or blanks it can spell in a second, at every frame rate: more than anyone speaks."""
+"""The number of letters or blanks that the network can spell in a second, which is more than anyone speaks."""
 BATCH, STEPS, LEARNING_RATE, WEIGHT_DECAY = 16, 600, 1e-2, 1e-2
 
 Params = dict[str, jax.Array]
@@ -38,8 +38,8 @@ def learn(
     Args:
         examples: Codes [K, N] of clips, with what is said in them.
         sizes: The number of entries of each codebook.
-        frame_rate: Frames a second.
-        steps: Steps of training.
+        frame_rate: The number of frames a second.
+        steps: The number of training steps.
     """
     alphabet = sorted(set("".join(text for _, text in examples)))
     per_frame = math.ceil(LETTERS_PER_SECOND / frame_rate)
@@ -73,7 +73,7 @@ def learn(
     spell = jax.jit(partial(_logits, per_frame=per_frame))
 
     def spelling(codes: np.ndarray) -> str:
-        size = -(-codes.shape[1] // frames) * frames  # a few shapes are compiled, not one for each clip
+        size = -(-codes.shape[1] // frames) * frames  # so that a few shapes are compiled, and not one for each clip
         padded, _ = _padded([_entries(codes, sizes)], size)
         best = np.asarray(spell(params, padded))[0].argmax(-1)[: codes.shape[1] * per_frame]
         kept = best[np.flatnonzero(np.diff(best, prepend=0))]
@@ -83,7 +83,7 @@ def learn(
 
 
 def _initial(rng: np.random.Generator, sizes: Sequence[int], frame_rate: float, outputs: int) -> Params:
-    """Returns random parameters."""
+    """Returns random parameters of the network."""
     kernel = 2 * round(CONTEXT * frame_rate / 2) + 1
     shapes = {"embeddings": (sum(sizes), WIDTH), "kernel": (kernel, WIDTH, WIDTH), "out": (WIDTH, outputs)}
     scales = {"embeddings": len(sizes) ** -0.5, "kernel": (kernel * WIDTH) ** -0.5, "out": WIDTH**-0.5}
@@ -104,12 +104,12 @@ def _logits(params: Params, entries: jax.Array, per_frame: int) -> jax.Array:
 
 
 def _entries(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Returns codes [K, N] as rows of the one table that holds the embeddings of all codebooks: [N, K]."""
+    """Returns codes [K, N] as row numbers [N, K] of the table that holds the embeddings of all codebooks."""
     return (codes + np.cumsum([0, *sizes[:-1]])[:, None]).T.astype(np.int32)
 
 
 def _padded(rows: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns arrays as one, filled up with zeros: [B, size, …]; and 1 where it is filled up: float32 [B, size]."""
+    """Returns arrays as one [B, size, …], padded with zeros, and a mask float32 [B, size] that is 1 in the padding."""
     filled = np.zeros((len(rows), size, *rows[0].shape[1:]), rows[0].dtype)
     absent = np.ones((len(rows), size), np.float32)
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Measures how stable the ids of a codec are: the share of them that stays the same when the sound hardly changes."""
+"""Measures how stable the codes of a codec are: the share of codes that stay the same when the sound hardly changes."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,16 +10,16 @@ from omnicodec_jax.errors import AudioError
 from omnicodec_jax.evaluation.systems import Codec, System
 
 SHIFTS = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
-"""Parts of a frame by which a clip begins later."""
+"""The parts of a frame by which a clip begins later."""
 GENERATIONS = (1, 2, 5)
-"""How often a clip is encoded and decoded before its codes are looked at."""
+"""The numbers of times that a clip is encoded and decoded before its codes are compared."""
 RATES = (44_100, 16_000)
-"""Sample rates in Hz that a clip is brought to and back from."""
+"""The sample rates in Hz that a clip is resampled to and back from."""
 GAINS = (0.9, 0.5)
 NOISES = (60, 40)
-"""Levels of white noise, in dB below the clip."""
+"""The levels of white noise, in dB below the clip."""
 CHANCE = "chance"
-"""The title of the share of codes that are equal in two frames of a clip which were drawn at random."""
+"""The title of the share of codes that are equal by chance: in two frames of a clip that are drawn at random."""
 
 
 def titles() -> list[str]:
@@ -38,15 +38,15 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
     """Returns for each change the share of codes that stay the same, of each codebook.
 
     Args:
-        codec: A codec with codes. Its last system is looked at.
+        codec: A codec with codes. Its last system is measured.
         samples: The clip, float32 [T] at the codec's sample rate.
 
     Returns:
-        By the `titles` of the changes, a share for each codebook. A change that is none at this codec's sample rate is
-        left out, and so is one after which the clip is too short to be encoded.
+        The shares of all codebooks, by the `titles` of the changes. Left out are changes that do nothing at this
+        codec's sample rate, and those after which the clip is too short to be encoded.
 
     Raises:
-        AudioError: If the codec has no codes; and whatever the codec raises.
+        AudioError: If the codec has no codes, or cannot encode the clip.
     """
     system = codec.systems[-1]
     (output,) = codec.reconstruct(samples, [system])
@@ -57,7 +57,7 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
         if changed.size < audio.MIN_SECONDS * codec.sample_rate:
             continue
         codes = codec.encode(changed)
-        assert codes is not None  # since the clip had codes before it was changed
+        assert codes is not None  # the clip had codes before it was changed
         if min(output.codes.shape[1] - frames, codes.shape[1]) > 0:
             kept[title] = share_equal(output.codes, codes, frames)
     return kept
@@ -100,7 +100,7 @@ def share_equal(codes: np.ndarray, changed: np.ndarray, frames: int = 0) -> list
     Args:
         codes: Codes of the clip: [K, N].
         changed: Codes of the changed clip: [K, N'].
-        frames: How many frames later the changed clip begins.
+        frames: The number of frames by which the changed clip begins later.
     """
     codes = codes[:, frames:]
     count = min(codes.shape[1], changed.shape[1])
@@ -108,7 +108,7 @@ def share_equal(codes: np.ndarray, changed: np.ndarray, frames: int = 0) -> list
 
 
 def chance(codes: np.ndarray) -> list[float]:
-    """Returns the share of equal codes that two other frames of the clip have by chance, by codebook."""
+    """Returns for each codebook the probability that two random frames of the clip have the same code."""
     pairs = max(1, codes.shape[1] * (codes.shape[1] - 1))
     counts = [np.unique(row, return_counts=True)[1] for row in codes]
     return [float(np.sum(count * (count - 1)) / pairs) for count in counts]

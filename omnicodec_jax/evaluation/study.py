@@ -12,9 +12,9 @@ class StudyRow:
 
     name: str
     cells: list[float | None]
-    """A number for each column; None where there is no number."""
+    """The number of each column; None where there is no number."""
     why: str | None = None
-    """Why numbers are missing; None if no number is missing, or if the columns do not fit this system."""
+    """The reason why numbers are missing; None if none is missing, or if the columns do not fit this system."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,20 @@ class Study:
 
     title: str
     about: str
-    """What was done, and how the numbers are to be read."""
+    """The text that says what was done, and how to read the numbers."""
     domain: str | None
     """The domain of the clips; None: the clips are a set of their own."""
     columns: list[str]
     rows: list[StudyRow]
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What is to be said of single systems, such as how many clips were measured."""
+    """Remarks on single systems, such as how many clips were measured."""
     digits: int = 2
-    """How many decimal places the numbers are shown with."""
+    """The number of decimal places that are shown."""
     curves: Curves | None = None
 
 
 def markdown(studies: Sequence[Study]) -> str:
-    """Returns the studies as Markdown: a heading, a table and the reasons of missing numbers for each."""
+    """Returns the studies as Markdown: a heading, a table and the reasons for missing numbers of each study."""
     return "".join(f"\n{_markdown(study)}" for study in studies)
 
 

@@ -1,4 +1,4 @@
-"""Figures of systems from the scores of clips: means with intervals, use of codebooks, tables."""
+"""Computes figures of systems from the scores of clips: means with intervals, use of codebooks, tables."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FEWEST = 5
-"""The number of clips from which on a mean has an interval. That of three is so wide that it says nothing."""
+"""The least number of clips for which a mean has an interval. The interval of three is so wide that it says nothing."""
 
 
 class Mean(NamedTuple):
@@ -19,13 +19,13 @@ class Mean(NamedTuple):
     ci95: float | None
     """Half the 95 % confidence interval (Student's t); None: there are fewer than `FEWEST` clips."""
     count: int
-    """How many clips the mean is taken over."""
+    """The number of clips that the mean is taken over."""
     why: str | None = None
-    """Why there is no mean, or why some clips are left out; None: all clips count."""
+    """The reason why there is no mean, or why some clips are left out; None: all clips count."""
 
 
 def mean(values: Sequence[float], why: Sequence[str] = ()) -> Mean:
-    """Returns the mean of values with its interval. `why` says of the other clips why they have no value."""
+    """Returns the mean of values with its interval. `why` has the reasons why other clips have no value."""
     if not values:
         return Mean(None, None, 0, most_common(why) or "no clips")
     if len(values) < FEWEST:
@@ -42,18 +42,18 @@ class Column(NamedTuple):
     values: list[float | None]
     """The score of each clip; None: there is none."""
     why: list[str]
-    """For each clip without a score, why there is none."""
+    """The reason for each clip without a score."""
 
 
 def own_means(columns: dict[str, Column]) -> dict[str, Mean]:
-    """Returns for each system the mean over all clips of which this system has a score."""
+    """Returns for each system the mean over all clips for which this system has a score."""
     return {name: mean([v for v in column.values if v is not None], column.why) for name, column in columns.items()}
 
 
 def compared_means(columns: dict[str, Column]) -> dict[str, Mean]:
-    """Returns means that can be compared: over the clips of which all systems have a score.
+    """Returns means that can be compared, over the clips for which all systems have a score.
 
-    Systems without any score are left aside for that, and have no mean.
+    Systems without any score are not counted among them, and have no mean.
     """
     having = [column.values for column in columns.values() if any(value is not None for value in column.values)]
     shared = [number for number, clip in enumerate(zip(*having, strict=True)) if None not in clip]
@@ -80,7 +80,7 @@ class CodebookUse(NamedTuple):
     usage: list[float]
     """The share of the entries that occur. It is at most frames / entries, so only hours of audio can show full use."""
     perplexity: list[float]
-    """The exponential of the entropy of the entries. So many entries, used equally often, have the same entropy."""
+    """The exponential of the entropy of the entries: the number of equally frequent entries with the same entropy."""
 
 
 def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookUse:
@@ -95,9 +95,9 @@ def codebook_use(codes: Sequence[np.ndarray], sizes: Sequence[int]) -> CodebookU
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns a Markdown table in the shape of the paper's Table 1: a row per system, domains between slashes.
+    """Returns a Markdown table in the form of the paper's Table 1: a row per system, with slashes between domains.
 
-    Systems are compared on the clips that all of them have. Their number n stands with each metric, by domain.
+    Systems are compared on the clips that all of them have. The title of each metric has their number n by domain.
     """
     domains, metrics = report["domains"], report["metrics"]
     measured = [report["compared"][system["name"]] for system in report["systems"] if system["kind"] != "quoted"]

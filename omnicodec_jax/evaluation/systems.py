@@ -20,7 +20,7 @@ from omnicodec_jax.errors import AudioError, ModelError, OmniCodecError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 DESCRIPTION = ("about", "codebook_sizes", "frame_rate")
-"""The fields of `System` that a folder's system.json can have."""
+"""The fields of `System` that the system.json of a folder can have."""
 
 
 class System(NamedTuple):
@@ -28,10 +28,10 @@ class System(NamedTuple):
 
     name: str
     about: str
-    """A few words that say what it is."""
+    """A few words that say what the system is."""
     codebook_sizes: tuple[int, ...] = ()
     frame_rate: float | None = None
-    """Frame rate of its tokens in Hz; None: it has no tokens."""
+    """The frame rate of the tokens in Hz; None: the system has no tokens."""
 
     @property
     def bits_per_frame(self) -> float:
@@ -43,13 +43,13 @@ class Output(NamedTuple):
     """A system's reconstruction of a clip."""
 
     samples: np.ndarray
-    """float32 [T] at the codec's sample rate, at the level of the clip and without delay."""
+    """The reconstruction: float32 [T] at the codec's sample rate, at the level of the clip and without delay."""
     bits: float
-    """The size of what a decoder needs."""
+    """The number of bits that the decoder needs."""
     codes: np.ndarray | None
-    """[K, N]; None: the system has no codes."""
+    """The codes [K, N]; None: the system has none."""
     seconds: float
-    """The time that encoding and decoding took."""
+    """The seconds that encoding and decoding took."""
 
 
 @runtime_checkable
@@ -63,16 +63,16 @@ class Codec(Protocol):
     """The codec at each bit rate, the one with the most codebooks last."""
     sample_rate: int
     any_length: bool
-    """Whether memory is enough for a clip of any length."""
+    """Whether memory suffices for a clip of any length."""
 
     def identity(self, known: str | None = None) -> str:
-        """Returns a text that changes with the weights and with all else that the outputs depend on.
+        """Returns a text that changes if the weights change, or anything else that the outputs depend on.
 
         Clips that were reconstructed with another identity are reconstructed again.
 
         Args:
-            known: The identity that an earlier reconstruction was made with. It is returned if it is that of this very
-                codec, as an earlier version of this package may have written it.
+            known: The identity of an earlier reconstruction. It is returned if an earlier version of this package gave
+                it to this very codec.
         """
         ...
 
@@ -102,9 +102,9 @@ class Codec(Protocol):
 
 @contextlib.contextmanager
 def told_faults() -> Iterator[None]:
-    """Turns whatever a codec raises in the block into AudioError.
+    """A context in which any error of a codec becomes an AudioError.
 
-    Packages raise anything for a clip that they cannot do, and may be able to do the others.
+    Packages raise errors of any type for a clip that they cannot process, and may still process the others.
     """
     try:
         yield
@@ -115,7 +115,7 @@ def told_faults() -> Iterator[None]:
 
 
 def outputs(codec: Codec, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
-    """Yields what `codec.reconstruct` yields. Raises AudioError for whatever that raises."""
+    """Yields the outputs of `codec.reconstruct`. Any error of it becomes an AudioError."""
     with told_faults():
         yield from codec.reconstruct(samples, systems)
 
@@ -138,7 +138,7 @@ class TokenizerCodec:
         """Describes the systems of a model.
 
         Args:
-            name: The name of the model, from which the systems have their names.
+            name: The name of the model, with which the names of its systems begin.
             tokenizer: The model.
             counts: Numbers of codebooks, the semantic one included. For a larger number, all codebooks are taken.
 
@@ -157,8 +157,8 @@ class TokenizerCodec:
         self.sample_rate = tokenizer.sample_rate
 
     def identity(self, known: str | None = None) -> str:
-        """Returns the hashes of the model and of its encoder, as version 0.1 called them if `known` has them so."""
-        if known not in self._identities:  # a hash of the encoder takes as long as a clip of a second
+        """Returns the hashes of the model and of its encoder; those of version 0.1 if `known` has them."""
+        if known not in self._identities:  # hashing the encoder takes as long as a clip of a second
             model, _, encoder = (known or "").partition(" ")
             hashes = self._tokenizer.model_hash_as(model or None), self._tokenizer.encoder_hash_as(encoder or None)
             self._identities[known] = "{} {}".format(*hashes)
@@ -191,7 +191,7 @@ class TokenizerCodec:
 class Opus:
     """Opus, a classical codec to compare with: libopus through FFmpeg, 24 kHz mono, variable bit rate.
 
-    It uses at least about 4.3 kbit/s, even if the bit rate is lower. Reports have the bits that it has really used.
+    It uses at least about 4.3 kbit/s, even if a lower bit rate is set. Reports have the bits that it has really used.
     """
 
     sample_rate = 24_000
@@ -211,10 +211,10 @@ class Opus:
         return self._identity
 
     def encode(self, samples: np.ndarray) -> None:
-        """Returns None, as Opus has no codes."""
+        """Returns None, since Opus has no codes."""
 
     def reconstruct(self, samples: np.ndarray, systems: Sequence[System] | None = None) -> Iterator[Output]:
-        """Yields the reconstruction at each bit rate. The bits of the packets count, the container's do not."""
+        """Yields the reconstruction at each bit rate. The bits of packets count, those of the container do not."""
         for system, bit_rate in zip(self.systems, self._bit_rates, strict=True):
             if systems is not None and system not in systems:
                 continue
@@ -251,8 +251,8 @@ class Opus:
 class Folder:
     """A folder of reconstructions by some other system: files that are named like the clips, in any format.
 
-    FOLDER/system.json may say what its tokens cost: {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}. All of
-    its fields are optional.
+    FOLDER/system.json may describe the system's tokens: {"about": "…", "codebook_sizes": [4096], "frame_rate": 75}. All
+    of these fields are optional.
     """
 
     def __init__(self, name: str, folder: Path):
@@ -270,8 +270,8 @@ class Folder:
     def file(self, clip_id: str, domain: str) -> Path | None:
         """Returns the file of a clip, or None if there is none.
 
-        It is called ID or ID.*, alone or in the folder DOMAIN; or NAME or NAME.*, where the clip's id is FOLDER/NAME.
-        Raises AudioError where several files have this name.
+        The file is called ID or ID.*, alone or in the folder DOMAIN; or NAME or NAME.*, if the clip's id is
+        FOLDER/NAME. Raises AudioError if several files have this name.
         """
         for name in (f"{domain}/{clip_id}", clip_id, clip_id.rpartition("/")[2]):
             if found := self._files.get(name):

@@ -1,4 +1,4 @@
-"""Measures what can be measured of the rows of a table of the paper, and writes the table."""
+"""Measures the rows of a table of the paper that can be measured, and writes the table."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from omnicodec_jax.language_model import perplexity
 LOG = logging.getLogger(__name__)
 
 SHARD = "all-000000"
-"""Name of the token shard that holds the codes of all clips of a system."""
+"""The name of the token shard that holds the codes of all clips of a system."""
 
 
 def run_table(number: int, evaluation: Evaluation, language_model: PerplexityConfig) -> int:
@@ -32,16 +32,16 @@ def run_table(number: int, evaluation: Evaluation, language_model: PerplexityCon
 
     Args:
         number: The number of the table in the paper.
-        evaluation: The clips, models, folders and other codecs at hand. Which metrics and how many codebooks are
-            measured is the table's to say. Of the other codecs of the table, the default sources are tried.
-        language_model: The language model whose perplexities Tables 2 and 4 have.
+        evaluation: The clips, models, folders and other codecs at hand. The table sets the metrics and the numbers of
+            codebooks. For other codecs of the table, the default sources are tried.
+        language_model: The options of the language model that gives the perplexities of Tables 2 and 4.
 
     Returns:
         The exit code: 0, or 1 if a codec that was given could not be loaded, if a row that was run has no figure, or if
         no row was run.
 
     Raises:
-        ConfigError: For a number that no table has, for a domain that the paper does not have, and for data without any
+        ConfigError: If there is no table of that number, if the paper does not have a domain, and if the data has no
             domain of the table.
         DataError: If no clip can be used.
     """
@@ -80,8 +80,8 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> str:
 
     Args:
         table: The table.
-        measured: What was measured.
-        why: Why systems have no perplexities.
+        measured: The measurements.
+        why: The reasons why systems have no perplexities.
     """
     report = measured.report
     there = {system["name"] for system in report["systems"]}
@@ -113,7 +113,7 @@ def layout(table: PaperTable, measured: Measured, why: dict[str, str]) -> str:
 
 
 def _has_figures(measured: Measured, system: str) -> bool:
-    """Says whether a system has a mean by any metric, or a perplexity."""
+    """Returns whether a system has a mean by any metric, or a perplexity."""
     means = (cell["mean"] for cells in measured.report["compared"][system].values() for cell in cells.values())
     return system in measured.perplexities or any(mean is not None for mean in means)
 
@@ -138,7 +138,7 @@ def _clips(out: Path, system: str) -> list[EvalClip]:
 def _perplexities(
     evaluation: Evaluation, table: PaperTable, report: dict[str, Any], config: PerplexityConfig
 ) -> tuple[dict[str, perplexity.Perplexity], dict[str, str]]:
-    """Returns the perplexity of the codes of each system with a row in the table, and why others have none."""
+    """Returns the perplexity of each system with a row in the table, and the reasons why others have none."""
     found, why = {}, {}
     rows = {row.system for row in table.rows}
     for system in (system for system in report["systems"] if system["name"] in rows):
@@ -153,7 +153,7 @@ def _perplexities(
 
 
 def _shards(out: Path, system: dict[str, Any]) -> Path | None:
-    """Writes the codes that a system has of the clips of an evaluation as token shards; None if it has none."""
+    """Writes a system's codes of the clips as token shards, and returns their directory; None if there are no codes."""
     name = system["name"]
     paths = {clip: reconstruct.codes_path(out, name, clip) for clip in _clips(out, name)}
     codes = {clip: np.load(path).T for clip, path in paths.items() if path.is_file()}

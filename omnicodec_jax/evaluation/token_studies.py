@@ -1,7 +1,7 @@
-"""Studies the tokens of codecs: stability of their ids, drift over long clips, and probes of labels.
+"""Studies the tokens of codecs: stability of their codes, drift over long clips, and probes of labels.
 
-Each codec is measured while it is loaded, and what is measured goes into the journal, so that it is not done again. A
-codec with several systems is measured with the most codebooks.
+Each codec is measured while it is loaded, and the results are kept in the journal, so that they are not computed again.
+A codec with several systems is measured with the most codebooks.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ LOG = logging.getLogger(__name__)
 
 DRIFT_COLUMNS = ("SI-SDR of the first minute", "of the last", "lowest", "highest", "dB per hour")
 STABILITY, DRIFT, PROBE = "stability", "drift", "probe"
-"""First words of the keys of these rows of the journal."""
+"""The first words of the keys that rows of the journal have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenStudies:
-    """The options of what is measured of tokens."""
+    """The options of the studies of tokens."""
 
     stability: int = 0
-    """The number of clips of a domain whose ids are tried for stability; 0: stability is not measured."""
+    """The number of clips of a domain on which stability is measured; 0: it is not measured."""
     drift: int = 0
     """The length in minutes of the clip over which drift is measured; 0: drift is not measured."""
     probes: dict[str, Path] = dataclasses.field(default_factory=dict)
@@ -56,7 +56,7 @@ class TokenMeasurer:
         """Prepares the measurements.
 
         Args:
-            options: What is measured.
+            options: The options of the studies.
             clips: The clips of the evaluation.
             out: The folder of the report.
             journal: Where the results are kept.
@@ -70,7 +70,7 @@ class TokenMeasurer:
             self._domains.setdefault(clip.clip.domain, []).append(clip)
         self._labelled = {label: probes.read(path, label) for label, path in options.probes.items()}
         for label, labelled in self._labelled.items():
-            probes.split(labelled, label)  # so that clips that cannot be divided are reported before any work
+            probes.split(labelled, label)  # reports clips that cannot be divided before any work
         self._rows: dict[tuple[str, str], list[StudyRow]] = {}
         """The rows of each study by its kind and its domain or label."""
         self._notes: dict[tuple[str, str], list[str]] = {}
@@ -78,7 +78,7 @@ class TokenMeasurer:
         self._drifts: dict[str, dict[str, list[tuple[float, float]]]] = {}
 
     def measure(self, codec: Codec) -> None:
-        """Measures whatever is asked for of a codec."""
+        """Measures a codec by all studies that the options ask for."""
         name = codec.systems[-1].name
         for domain, clips in self._domains.items():
             if self._options.stability:
@@ -96,7 +96,7 @@ class TokenMeasurer:
         return [_filled(dataclasses.replace(study, notes=self._notes.get(key, []))) for key, study in made]
 
     def _note_clips(self, key: tuple[str, str], name: str, count: int, of: int, why: Sequence[str]) -> None:
-        """Notes below a study how many clips a codec was measured on, and why it was not measured on the others."""
+        """Adds a note to a study: how many clips a codec was measured on, and why it was not measured on the others."""
         others = f"; the others: {summary.most_common(why)}" if count < of else ""
         self._notes.setdefault(key, []).append(f"{name}: {count} of {of} clips{others}")
 
@@ -113,7 +113,7 @@ class TokenMeasurer:
 
     def _stability(self, codec: Codec, name: str, domain: str, clips: Sequence[Original]) -> None:
         if not codec.systems[-1].codebook_sizes:
-            return  # it has no codes
+            return  # the codec has no codes
         kept, why = [], []
         progress = Progress(f"{name} stability", len(clips))
         for clip in clips:
@@ -201,7 +201,7 @@ class TokenMeasurer:
     def _probe(self, codec: Codec, name: str, label: str) -> None:
         rows, system = self._rows.setdefault((PROBE, label), []), codec.systems[-1]
         if not system.codebook_sizes or system.frame_rate is None:
-            return  # it has no codes
+            return  # the codec has no codes
         clips, codes, why = [], [], []
         for clip, found in self._codes(codec, name, label, system.frame_rate):
             if isinstance(found, str):
@@ -228,7 +228,7 @@ class TokenMeasurer:
     def _codes(
         self, codec: Codec, name: str, label: str, frame_rate: float
     ) -> Iterator[tuple[probes.LabelledClip, np.ndarray | str]]:
-        """Yields the clips with a label, each with its codes [K, N] or with what says why it has none."""
+        """Yields the clips with a label, each with its codes [K, N] or with the reason why it has none."""
         labelled = self._labelled[label]
         progress = Progress(f"{name} {label}", len(labelled))
         for number, clip in enumerate(labelled):
@@ -283,16 +283,16 @@ def _digest(clips: Sequence[probes.LabelledClip], codes: Sequence[np.ndarray]) -
 
 
 def _filled(study: Study) -> Study:
-    """Returns a study whose rows have a cell for each column: cells are None where a row has fewer."""
+    """Returns a study whose rows have a cell for each column. Cells that a row does not have are None."""
     missing = [[None] * (len(study.columns) - len(row.cells)) for row in study.rows]
     rows = [dataclasses.replace(row, cells=[*row.cells, *none]) for row, none in zip(study.rows, missing, strict=True)]
     return dataclasses.replace(study, rows=rows)
 
 
 def _slope(decibels: Sequence[float]) -> list[float]:
-    """Returns how many dB an hour brings, by a straight line through the minutes.
+    """Returns the change in dB an hour, by a straight line through the minutes.
 
-    Of fewer than ten minutes nothing is returned, as what an hour brings would be a guess.
+    It returns no number for fewer than ten minutes, as the change in an hour would be a guess.
     """
     if len(decibels) < 10:
         return []

@@ -1,7 +1,7 @@
 """Continuation of tokens: a language model draws the codes of the frames that follow those of a clip.
 
-It draws the ids of a step of the `Layout` that it has learnt, and reads them in the next step. The whole window is
-computed anew for every step, which takes little time with a small model and a short window.
+The model draws the ids of one step of the `Layout` that it has learnt, and reads them in the next step. The whole
+window is computed anew for every step, which takes little time with a small model and a short window.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from omnicodec_jax.training.packing import Tree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a code is drawn from the probabilities of its codebook's entries."""
+    """The way in which a code is drawn from the probabilities of its codebook's entries."""
 
     temperature: float = 1.0
-    """The logits are divided by it. 0: the likeliest code is taken."""
+    """The number that the logits are divided by. 0: the likeliest code is taken."""
     top_k: int | None = None
-    """So many of the likeliest codes can be drawn; None: all."""
+    """The number of likeliest codes from which one is drawn; None: all can be drawn."""
 
     def __post_init__(self):
         require(0 <= self.temperature < float("inf"), self, "temperature", "0 or more, and finite")
         require(self.top_k is None or self.top_k >= 1, self, "top_k", "1 or more, or None")
 
     def __call__(self, key: PRNGKeyArray, logits: Float[Array, "C V"]) -> Int[Array, " C"]:
-        """Draws an id for each row of logits; those of ids that cannot be are minus infinity."""
+        """Draws an id for each row of logits. The logits of ids that must not be drawn are minus infinity."""
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         if self.top_k is not None:
@@ -46,14 +46,15 @@ class Sampling:
 def draw(learnt: Learnt, codes: np.ndarray, frames: int, seed: int = 0, sampling: Sampling | None = None) -> np.ndarray:
     """Draws the codes of the frames that follow some codes.
 
-    A window of the language model holds what it continues and what it draws. Of more codes than half a window,
-    only the last are read. More frames than half a window are drawn in pieces, each of which continues the one before.
+    A window of the language model holds the frames that it continues and those that it draws. If there are more codes
+    than half a window, only the last are read. More frames than half a window are drawn in pieces, each of which
+    continues the one before.
 
     Args:
         learnt: The language model.
-        codes: Integers [N, K'], at least as many codebooks as the model knows. N = 0: nothing is continued.
+        codes: Integers [N, K'], with at least as many codebooks as the model knows. N = 0: nothing is continued.
         frames: The number M of frames to draw.
-        seed: What is drawn depends on it and on the other arguments.
+        seed: The seed of the draws.
         sampling: How a code is drawn; by default from the probabilities as they are.
 
     Returns:
@@ -83,7 +84,7 @@ def draw(learnt: Learnt, codes: np.ndarray, frames: int, seed: int = 0, sampling
 
 
 def _checked(layout: Layout, codes: np.ndarray) -> np.ndarray:
-    """Returns the codes of a layout's codebooks, uint16 [N, K]. Raises DataError where they cannot be."""
+    """Returns the codes of a layout's codebooks, uint16 [N, K]. Raises DataError if the layout cannot have them."""
     width = len(layout.codebook_sizes)
     if codes.ndim != 2 or codes.shape[1] < width:
         raise DataError(f"codes of shape {list(codes.shape)}: must be [N, {width}], as the language model has learnt")
@@ -101,15 +102,15 @@ def _fill(
     lowest: Int[Array, "S C"],
     key: PRNGKeyArray,
 ) -> Int[Array, "S C"]:
-    """Returns a window in which every code that is not there yet is drawn, step by step.
+    """Returns a window whose missing codes were drawn, step by step.
 
     Args:
         trainer: The language model.
         sampling: How a code is drawn.
-        params: Its parameters.
+        params: The model's parameters.
         ids: The window, with blanks where codes are to be drawn.
-        lowest: The lowest id that each code of the window can have, and blanks where there is none.
-        key: Key of what is drawn.
+        lowest: The lowest id that each code of the window can have, and blanks where the window has no code.
+        key: The random key of the draws.
     """
     layout, numbers = trainer.layout, jnp.arange(trainer.layout.vocabulary)[None]
     ends = np.cumsum(layout.codebook_sizes)

@@ -1,4 +1,4 @@
-"""How codes become the ids that the language model reads: three layouts of frames of K codes."""
+"""Turns codes into the ids that the language model reads, by one of three layouts of frames of K codes."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ class Layout:
 
     @property
     def blank(self) -> int:
-        """The id of what is no code: the step before the first, gaps that a delay leaves, padding.
+        """The id that stands where there is no code: before the first step, in gaps that a delay leaves, in padding.
 
         The model never predicts it.
         """
@@ -51,11 +51,11 @@ class Layout:
         return np.concatenate([np.full_like(rows[:1], self.blank), rows])
 
     def blanks(self, frames: int) -> np.ndarray:
-        """Returns what `steps` returns for no codes at all: int32 [T + 1, C] of blanks."""
+        """Returns the blank ids that `steps` returns if there are no codes: int32 [T + 1, C]."""
         return self.steps(np.zeros((0, len(self.codebook_sizes)), np.uint16), frames)
 
     def codes(self, steps: np.ndarray, frames: int) -> np.ndarray:
-        """Returns the codes of the first frames of what `steps` returns: uint16 [frames, K]. None of them is blank."""
+        """Returns the codes of the first frames in the ids of `steps`: uint16 [frames, K]. No code may be blank."""
         width, rows = len(self.codebook_sizes), np.asarray(steps)[1:]
         if self.name == "delayed":
             rows = np.stack([rows[k : k + frames, k] for k in range(width)], axis=1)
@@ -65,7 +65,7 @@ class Layout:
     def cross_entropy(
         self, logits: Float[Array, "B T V"], targets: Int[Array, "B T C"]
     ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
-        """Returns how well logits predict codes, for each row and codebook.
+        """Returns the cross-entropy of codes by the logits that predict them, for each row and codebook.
 
         Returns:
             The cross-entropy in nats, summed over the codes, and the number of these codes. Blanks do not count.

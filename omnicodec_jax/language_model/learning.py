@@ -1,4 +1,4 @@
-"""A language model learns the tokens of a directory: once, whatever is asked of it afterwards."""
+"""Trains a language model on the tokens of a directory, before it is measured or continues tokens."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from omnicodec_jax.training.packing import Tree
 
 
 class Learnt(NamedTuple):
-    """A language model that has learnt tokens: `perplexity.evaluate` measures it, `continuation.draw` speaks on."""
+    """A trained language model. `perplexity.evaluate` measures it, and `continuation.draw` continues tokens with it."""
 
     trainer: Trainer
     params: Tree
     corpus: TokenCorpus
-    """What it has learnt, and the windows that were held out."""
+    """The windows that the model was trained on, and those that were held out."""
     mesh: Mesh
     """The devices that hold the parameters."""
 
@@ -30,7 +30,7 @@ def learn(tokens: Path, config: PerplexityConfig, workdir: Path | None = None) -
     Args:
         tokens: Directory that `omnicodec tokenize` has written.
         config: The model and its training.
-        workdir: Directory of checkpoints, from which an interrupted training goes on. None: nothing is saved.
+        workdir: Directory of checkpoints, from which an interrupted training is resumed. None: nothing is saved.
 
     Returns:
         The model after its last step.

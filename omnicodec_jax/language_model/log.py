@@ -13,7 +13,7 @@ LOSS = "cross-entropy"
 
 
 class LanguageModelLog:
-    """Writes the mean of the losses, and the speed, over the steps since the last line."""
+    """Writes lines with the mean loss and the speed over the steps since the last line."""
 
     def __init__(self, total_steps: int):
         self._total, self._window = total_steps, StepWindow()

@@ -18,7 +18,7 @@ from omnicodec_jax.models.conv import Activations, Dense
 from omnicodec_jax.models.transformer import rotary
 
 EMBEDDING_DEVIATION = 0.02
-"""Standard deviation of the embeddings before training: Qwen2's `initializer_range`."""
+"""The standard deviation of the embeddings before training: Qwen2's `initializer_range`."""
 
 
 class Attention(nn.Module):
@@ -75,11 +75,11 @@ class LanguageModel(nn.Module):
 
     config: LanguageModelConfig
     vocabulary: int
-    """V, the number of ids."""
+    """The number V of ids."""
     dtype: DTypeLike = jnp.float32
     """The number format of the layers' matrix products."""
     remat: bool = False
-    """Keep only the input of each layer for the backward pass, and compute the other activations again."""
+    """Whether only the input of each layer is kept for the backward pass, which computes other activations again."""
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T C"]) -> Float[Array, "B T V"]:

@@ -5,17 +5,17 @@
 A decoder of the Qwen2 kind is trained on token shards and evaluated on the clips that were held out. The perplexity of
 a codebook is exp(mean cross-entropy of its codes, in nats), where each code is predicted among the codes of its
 codebook. PPL0 is the perplexity of the first codebook, PPL mean the mean over the codebooks. The layout decides what
-the model knows when it predicts code k of a frame, and numbers of different layouts do not compare:
+the model knows when it predicts code k of a frame, and numbers of different layouts cannot be compared:
 
     flat       Earlier frames, and the codes of this frame before k. A step has one code; codebook follows codebook.
     delayed    Of each codebook j, the frames up to the (k - j - 1)-th after this one. A step has K codes; codebook k
                comes k steps later.
     parallel   Earlier frames. A step has K codes, and each is predicted without the others.
 
-"flat" is the default: it leaves out nothing that comes before, so its cross-entropies add up to that of the whole
-stream, and its model is Qwen2 as it is. The paper does not say which layout it has used. Perplexity also depends on the
-model, on its training and on the frame rate: to compare codecs, use the same config on tokens of the same audio. A
-model that has learnt few clips by heart predicts all others badly, and its perplexity can exceed the codebook's size.
+"flat" is the default. It leaves out nothing that comes before, so that its cross-entropies add up to that of the whole
+stream, and its model is Qwen2 without changes. The paper does not say which layout it has used. Perplexity also depends
+on the model, on its training and on the frame rate: to compare codecs, use the same config on tokens of the same audio.
+A model that has learnt few clips by heart predicts all others badly, and its perplexity can exceed the codebook's size.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ class Perplexity(NamedTuple):
     """The perplexity of held-out tokens, over all clips and for each domain."""
 
     layout: LayoutName
-    """The layout that the model has learnt. Perplexities of different layouts cannot be compared."""
+    """The layout of the model's ids. Perplexities of different layouts cannot be compared."""
     ppl: tuple[float, ...]
     """The perplexity of each codebook."""
     tokens: int
-    """How many codes were predicted, over all codebooks."""
+    """The number of codes that were predicted, over all codebooks."""
     domains: dict[str, "Perplexity"]
     """The perplexity of each domain; empty where the shards name no domains."""
 
@@ -66,7 +66,7 @@ class Perplexity(NamedTuple):
         Args:
             layout: The layout of the windows.
             nats: The cross-entropy of each window and codebook, summed over its codes: [W, K].
-            counts: How many codes these are: [W, K].
+            counts: The number of codes of each window and codebook: [W, K].
             domains: The domain of each window: str [W].
         """
         names = () if domains is None else np.unique(domains[domains != ""]).tolist()
@@ -100,5 +100,5 @@ def evaluate(learnt: Learnt) -> Perplexity:
 
 
 def measure(tokens: Path, config: PerplexityConfig, workdir: Path | None = None) -> Perplexity:
-    """Trains a language model on some clips and evaluates it on the others: `evaluate` of what `learn` returns."""
+    """Trains a language model on some clips with `learn`, and evaluates it on the others with `evaluate`."""
     return evaluate(learn(tokens, config, workdir))

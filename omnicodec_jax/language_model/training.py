@@ -1,4 +1,4 @@
-"""Training of the language model: its state, one step, and a run from the first step, or a checkpoint, to the last."""
+"""Training of the language model: its state, one step, and a run from the first step or a checkpoint to the last."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ from omnicodec_jax.training.state import apply_optimizer, check_decayed, optimiz
 LOG = logging.getLogger(__name__)
 
 PAPER_SIZES = (2048,) * 8
-"""Sizes of the eight codebooks that the paper evaluates."""
+"""The sizes of the eight codebooks that the paper evaluates."""
 
 
 class LanguageModelState(NamedTuple):
@@ -61,11 +61,11 @@ class Trainer:
         return self.config.batch_size, *self.layout.blanks(self.config.window_frames).shape
 
     def random_params(self, key: PRNGKeyArray) -> Tree:
-        """Draws the model's parameters. Call it by `on_cpu`."""
+        """Draws random parameters of the model. Call it inside `on_cpu`, which compiles it."""
         return self._model.init(key, jnp.zeros((1, 1, self.batch_shape[2]), jnp.int32))["params"]
 
     def start_state(self, params: Tree) -> LanguageModelState:
-        """Returns the state before the first step from given parameters. Jit it."""
+        """Returns the state before the first step from given parameters. It is to be jitted."""
         return LanguageModelState(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
     def init(self, key: PRNGKeyArray) -> LanguageModelState:
@@ -80,7 +80,7 @@ class Trainer:
     def evaluate(
         self, params: Tree, batch: dict[str, Int[Array, "B S C"]]
     ) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
-        """Returns `Layout.cross_entropy` of every step but the first, each predicted from the steps before it."""
+        """Returns the `Layout.cross_entropy` of all steps but the first, each predicted from the steps before it."""
         tokens = batch[TOKENS]
         return self.layout.cross_entropy(self.logits(params, tokens[:, :-1]), tokens[:, 1:])
 
@@ -124,7 +124,7 @@ def jit_step(trainer: Trainer, mesh: Mesh) -> Callable[..., tuple[LanguageModelS
 def lower_step(
     config: PerplexityConfig, mesh: Mesh, codebook_sizes: tuple[int, ...] = PAPER_SIZES
 ) -> jax.stages.Lowered:
-    """Returns the step that training runs, lowered from shapes alone. The devices of the mesh need not exist."""
+    """Returns the training step, lowered from shapes alone. The devices of the mesh need not exist."""
     trainer = Trainer(config, Layout(config.layout, codebook_sizes[: config.num_codebooks]))
     batch = jax.ShapeDtypeStruct(trainer.batch_shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
     step: Any = jit_step(trainer, mesh)
@@ -134,7 +134,7 @@ def lower_step(
 def first_state(trainer: Trainer, mesh: Mesh) -> LanguageModelState:
     """Returns the state before the first step, sharded over a mesh, with random weights of the config's seed.
 
-    Raises ConfigError for modules that are to decay and are not there.
+    Raises ConfigError if a module whose weights should decay does not exist.
     """
     template = trainer.template(mesh)
     check_decayed(trainer.config.optimizer, template.params)
@@ -154,10 +154,10 @@ def train(
 
     Args:
         trainer: The model.
-        corpus: What it learns from.
+        corpus: The windows that the model learns from.
         mesh: The devices.
         checkpoints: Where the state is saved every `save_every` steps and at the end. None: it is not saved.
-        interruption: Is asked before every step whether to end the training there, with a checkpoint.
+        interruption: Asked before every step whether the training ends there, with a checkpoint.
 
     Returns:
         The parameters after the last step.

@@ -1,4 +1,4 @@
-"""Token shards as windows of equal length: some of the clips to train on, the others held out."""
+"""Cuts token shards into windows of equal length: those of some clips to train on, those of the others held out."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class ClipTable(NamedTuple):
         )
         ids, frames = table["id"].to_pylist(), table["frames"].to_numpy().astype(np.int64)
         contract = shards.contract(tokens)
-        del contract["format"]  # which version 0.1 did not write, and so its runs have no part of
+        del contract["format"]  # version 0.1 did not write it, and its runs must keep their fingerprints
         digest = hashlib.blake2b(json.dumps(contract, sort_keys=True).encode(), digest_size=8)
         digest.update("\0".join(ids).encode())
         digest.update(frames.tobytes())
@@ -55,7 +55,7 @@ def _share(id: str) -> float:
 
 
 def _how_to_split(shares: np.ndarray) -> str:
-    """Returns what a user can do when either no clip or every clip is held out."""
+    """Returns advice for a user when either no clip or every clip is held out."""
     if len(shares) < 2:
         return "two clips or more are needed, one to train on and one to hold out"
     return f"--held-out {np.sort(shares)[:2].mean():.4g} would hold out one of them"
@@ -103,7 +103,7 @@ class TokenCorpus(NamedTuple):
     """The domain of each held-out window: str [W]."""
     layout: Layout
     fingerprint: str
-    """A hash that tells a run that goes on whether the tokens are still the same."""
+    """A hash by which a resumed run knows whether the tokens are still the same."""
 
     @classmethod
     def open(cls, tokens: Path, config: PerplexityConfig) -> "TokenCorpus":
@@ -132,5 +132,5 @@ class TokenCorpus(NamedTuple):
 
 
 def batches(windows: Dataset, config: PerplexityConfig, mesh: Mesh, step: int = 0) -> Batches:
-    """Returns batches of windows in their order, sharded over a mesh, from the batch of a step on."""
+    """Returns batches of windows in their order, sharded over a mesh; the first is that of step number `step`."""
     return Batches(windows, config.batch_size, config.num_workers, sharding.batch_sharding(mesh), step)

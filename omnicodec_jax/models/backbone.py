@@ -22,8 +22,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "quantizer": ("semantic_quantizer", "adapter_1", "acoustic_quantizer"),
     "decoder": ("adapter_2", "upsample", "decoder_transformer", "decoder"),
 }
-"""The top-level modules of each part of a codec. Encoder and quantizer alone decide what the tokens of audio are; the
-semantic part is in both. The modules that are in none are heads, which only training has a use for."""
+"""The top-level modules of each part of a codec. The parts `encoder` and `quantizer` alone decide which tokens a codec
+makes; the modules of `semantic` are in them, too. Modules that are in no part are heads, which only training uses."""
 
 
 class Backbone(nn.Module):
@@ -37,14 +37,14 @@ class Backbone(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     fixed: tuple[str, ...] = ()
-    """Modules that do not learn. The gradient is left to the caller; of a quantizer here, its codebooks stay."""
+    """The modules that do not learn. Here, this keeps the codebooks of a quantizer; the caller leaves out gradients."""
 
     def setup(self):
         config, dtype = self.config, self.dtype
         self.encoder = SEANetEncoder(config.seanet, config.dimension, dtype, self.remat)
         self.encoder_transformer = self._transformer()
         self.downsample = CausalConv1d(config.dimension, 4, stride=2, use_bias=False, replicate=True, dtype=dtype)
-        # It is depthwise and makes no matrix product, so it computes in float32.
+        # A depthwise convolution makes no matrix product, so it computes in float32.
         self.upsample = CausalConvTranspose1d(config.dimension, 2, use_bias=False, depthwise=True)
         self.decoder_transformer = self._transformer()
         self.decoder = SEANetDecoder(config.seanet, dtype, self.remat)

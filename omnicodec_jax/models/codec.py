@@ -16,38 +16,38 @@ from omnicodec_jax.models.quantize import Quantized, ResidualVectorQuantizer
 
 Features = Float[Array, "B S F"]
 Kept = Bool[Array, " B"]
-"""The clips whose semantic vectors semantic dropout leaves in."""
+"""A mask over the clips of a batch: True where dropout keeps a clip's semantic or acoustic vectors."""
 
 
 class CodecOutput(NamedTuple):
-    """The result of a training forward: everything that the losses are computed from.
+    """The result of a forward pass in training: everything that the losses are computed from.
 
-    Fields are None where the config has no such part.
+    A field is None if the config does not have the part that computes it.
     """
 
     audio: Audio
-    """Reconstruction of the audio."""
+    """The reconstruction of the audio."""
     latent: Latent
     """The encoder's latent, before the codebooks."""
     acoustic: Quantized
-    """Result of the acoustic codebooks."""
+    """The result of the acoustic codebooks."""
     semantic: Quantized | None
-    """Result of the semantic codebook."""
+    """The result of the semantic codebook."""
     semantic_image: Latent | None
-    """What adapter 2 makes of the quantized semantic vectors. The decoder takes its sum with `acoustic.output`."""
+    """The output of adapter 2 for the quantized semantic vectors. The decoder takes its sum with `acoustic.output`."""
     semantic_features: Float[Array, "B S F"] | None
-    """Reconstruction of the semantic features."""
+    """The reconstruction of the semantic features."""
     wavlm_projection: Float[Array, "B N W"] | None
-    """Projection of the quantized semantic vectors to the width of WavLM's hidden states."""
+    """The projection of the quantized semantic vectors to the width of WavLM's hidden states."""
     hidden_quantized: Float[Array, "B M D"]
-    """Output of the decoder transformer for the quantized latent, two steps a frame."""
+    """The output of the decoder transformer for the quantized latent, two steps a frame."""
     hidden_guide: Float[Array, "B M D"] | None
-    """Output of the decoder transformer for the latent before quantization: the target of self-guidance, without
+    """The output of the decoder transformer for the latent before quantization: the target of self-guidance, without
     gradient."""
 
     @property
     def codes(self) -> Codes:
-        """Codes of all codebooks, of which k = 0 is the semantic one."""
+        """The codes of all codebooks, of which k = 0 is the semantic one."""
         acoustic = self.acoustic.codes
         return acoustic if self.semantic is None else jnp.concatenate([self.semantic.codes, acoustic], axis=1)
 
@@ -99,18 +99,18 @@ class OmniCodec(Backbone):
         semantic = self.config.semantic
         return super().example_inputs() + (() if semantic is None else (jnp.zeros((1, 1, semantic.feature_dim)),))
 
-    # -- Semantic-acoustic decoupling (paper §2.2): what the semantic codes say is subtracted from the acoustic latent
-    # before its quantizer, and added again after it. `semantic` are the quantized semantic vectors. In training, both
-    # are left out for the clips that are not `kept`.
+    # -- Semantic-acoustic decoupling (paper §2.2): adapter 1's output for the quantized semantic vectors is subtracted
+    # from the acoustic latent before its quantizer, and adapter 2's output is added after it. In training, both outputs
+    # are left out for clips that are not `kept`.
 
     def decouple(self, latent: Latent, semantic: Latent | None, kept: Kept | None = None) -> Latent:
-        """Subtracts what the semantic codes say from the latent (adapter 1), for the acoustic codebooks."""
+        """Subtracts adapter 1's output for the quantized semantic vectors from the latent of the acoustic codebooks."""
         if semantic is None or not self.config.adapter_1:
             return latent
         return latent - of_kept(self.adapter_1(semantic).astype(jnp.float32), kept)
 
     def semantic_image(self, semantic: Latent | None, kept: Kept | None = None) -> Latent | None:
-        """Computes what the semantic codes say to the decoder (adapter 2)."""
+        """Computes adapter 2's output for the quantized semantic vectors; None without a semantic branch."""
         return None if semantic is None else of_kept(self.adapter_2(semantic).astype(jnp.float32), kept)
 
     def recombine(self, acoustic: Latent, image: Latent | None) -> Latent:
@@ -211,12 +211,12 @@ class OmniCodec(Backbone):
         image = self.semantic_image(vector, kept)
         upsampled = self.upsample(self.recombine(acoustic.output, image))
 
-        # -- Self-guidance (paper §2.3): the output of the decoder transformer for the quantized latent should be what
-        # it is for the latent before quantization. No gradient passes through that target, and nothing is kept for one.
+        # -- Self-guidance (paper §2.3): the output of the decoder transformer for the quantized latent should equal its
+        # output for the latent before quantization. This target has no gradient, so no activations are kept for one.
         hidden_quantized = self.decoder_transformer(upsampled)
         forward_only = nn.map_variables(lambda module, x: module(x), "params", stop_gradient)
         hidden_guide = forward_only(self.decoder_transformer, stop_gradient(interpolate(latent, 2 * frames)))
-        if acoustic_kept is not None:  # without acoustic codes, the output cannot be that of the latent
+        if acoustic_kept is not None:  # without acoustic codes, the decoder cannot reach the target
             hidden_guide = jnp.where(acoustic_kept[:, None, None], hidden_guide, stop_gradient(hidden_quantized))
 
         reconstructed = projection = None
@@ -239,7 +239,7 @@ class OmniCodec(Backbone):
     # -- Codebook initialisation
 
     def codebook_inputs(self, audio: Audio, semantic_features: Features | None = None) -> tuple[Latent, Latent | None]:
-        """Computes the latent that the acoustic codebooks are fitted to, and what the semantic one is."""
+        """Computes the latents that the acoustic codebooks and the semantic codebook are fitted to."""
         latent = self.acoustic_latent(audio)
         return latent, self.semantic_frames(semantic_features, latent.shape[1])
 

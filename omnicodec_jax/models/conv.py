@@ -22,9 +22,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 STREAM = "stream"
-"""Name of the collection that holds the state of a stream."""
+"""The name of the collection that holds the state of a stream."""
 SHORT = 32
-"""Number of steps up to which a block is short: to move the kernel would cost more than to move the block."""
+"""The largest number of steps of a block for which moving the kernel costs more than moving the block."""
 
 Activations = Float[Array, "B T C"]
 Past = Float[Array, "B P C"]
@@ -33,12 +33,12 @@ Lengths = Int[Array, " B"]
 
 
 def is_streaming(module: nn.Module) -> bool:
-    """Says whether a module is applied to the next chunk of a stream rather than to a whole sequence."""
+    """Returns whether a module is applied to the next chunk of a stream rather than to a whole sequence."""
     return module.is_mutable_collection(STREAM) and not module.is_initializing()
 
 
 def take_past(module: nn.Module, x: Activations, size: int) -> Past | None:
-    """Returns the `size` steps before x, or None for zeros, and stores those before the next chunk in the stream."""
+    """Returns the `size` steps before x in a stream, and stores those before the next chunk; None outside streams."""
     if size == 0 or not is_streaming(module):
         return None
     stored = module.variable(STREAM, "past", jnp.zeros, (x.shape[0], size, x.shape[2]), x.dtype)
@@ -55,13 +55,13 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
 
 
 def add_bias(module: nn.Module, y: Float[Array, "*B O"], init: nn.initializers.Initializer) -> Float[Array, "*B O"]:
-    """Adds the module's parameter "bias" to y, in float32, so that its gradient is no sum of bfloat16 numbers."""
+    """Adds the module's parameter "bias" to y in float32, so that the bias's gradient is not summed in bfloat16."""
     bias = module.param("bias", init, y.shape[-1:]).astype(jnp.float32)
     return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
 
 
 class Dense(nn.Module):
-    """Linear layer over the last axis with PyTorch's initial distribution; kernel [in, out]."""
+    """A linear layer over the last axis with PyTorch's initial distribution; its kernel is [in, out]."""
 
     features: int
     use_bias: bool = True
@@ -77,7 +77,9 @@ class Dense(nn.Module):
 
 
 class CausalConv1d(nn.Module):
-    """Convolution whose outputs depend on the past alone: [B, T, in] → [B, ceil(T / stride), out]; kernel [k, in, out].
+    """A convolution whose outputs depend on the past alone: [B, T, in] → [B, ceil(T / stride), out].
+
+    Its kernel is [k, in, out].
 
     The input is padded with (k - 1)·dilation + 1 - stride steps on the left. If T is no multiple of the stride, the
     last window is filled up on the right. Both are filled with zeros; with `replicate`, the left is filled with the
@@ -116,7 +118,7 @@ class CausalConv1d(nn.Module):
         if missing and is_streaming(self):
             raise ValueError("a stream's block must hold whole frames; give the end of the audio by `lengths`")
         if self.replicate:
-            # `jnp.pad` with mode="edge" would look at the edges of the batch, too, and its gradient exchange rows.
+            # `jnp.pad` with mode="edge" pads the batch axis, too, so that devices exchange rows for its gradient.
             x = jnp.concatenate([x, jnp.repeat(x[:, -1:], missing, axis=1)], axis=1)
         else:
             x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
@@ -138,7 +140,7 @@ class CausalConv1d(nn.Module):
 
 
 class CausalConvTranspose1d(nn.Module):
-    """Transposed convolution of kernel 2·stride whose outputs depend on the past alone.
+    """A transposed convolution of kernel 2·stride whose outputs depend on the past alone.
 
     It maps [B, T, in] to [B, T·stride, out]. The last `stride` steps of the full result, which would need the next
     input, are cut off. With `depthwise`, each channel is convolved by itself. The kernel is [2·stride, in, out], or
@@ -166,10 +168,10 @@ class CausalConvTranspose1d(nn.Module):
 
 @jax.custom_vjp
 def elu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Computes the ELU as exp(x) - 1, which is equal to expm1 to 1e-7 and takes half of the time.
+    """Computes the ELU with exp(x) - 1, which differs from expm1 by 1e-7 and takes half of the time.
 
-    Its time counts, since it is applied to 240 000 steps of 64 channels. Its gradient is computed from its result,
-    which the convolution after it keeps anyway, so that nothing else is kept.
+    That matters, since the ELU is applied to 240 000 steps of 64 channels. Its gradient is computed from its result,
+    which the next convolution keeps anyway, so that nothing else is kept.
     """
     y = x.astype(jnp.float32)  # in bfloat16, exp(x) - 1 of a small x would be zero
     return jnp.where(y > 0, y, jnp.exp(jnp.where(y > 0, 0, y)) - 1).astype(x.dtype)
@@ -190,11 +192,11 @@ elu.defvjp(_elu_forward, _elu_backward)
 def causal_conv1d(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, past: Past | None
 ) -> ConvOutput:
-    """Convolves x as what follows `past`, which holds (k - 1)·dilation + 1 - stride steps; None: zeros.
+    """Convolves x with the steps before it: `past` of (k - 1)·dilation + 1 - stride steps; None: zeros.
 
-    Past and block are joined into one row, so that a long row has the layout that suits the convolution. With a stride,
-    a long row would be copied once more, into cells of `stride` steps, if it were no whole number of tiles. A
-    convolution is linear. So what the past adds to the first outputs is computed by itself then.
+    Past and block are joined into one row, whose layout suits the convolution. But with a stride, a long joined row may
+    not be a whole number of tiles, and would be copied once more. Then what the past adds to the first outputs is
+    computed by itself, which gives the same since a convolution is linear.
     """
     reach = (kernel.shape[0] - 1) * dilation + 1
     if past is None:
@@ -204,7 +206,7 @@ def causal_conv1d(
     y = conv1d(x, kernel, stride, dilation, reach - stride)
     touched = -(-past.shape[1] // stride)
     added = conv1d(past, kernel, stride, dilation, 0, (touched - 1) * stride + reach - past.shape[1])[:, : y.shape[1]]
-    # This happens in place. `y.at[].add` would be a scatter, which makes the whole decoder a sixth slower on a CPU.
+    # The sum is written in place. `y.at[].add` would be a scatter, which makes the decoder a sixth slower on a CPU.
     return jax.lax.dynamic_update_slice_in_dim(y, y[:, : added.shape[1]] + added, 0, axis=1)
 
 
@@ -220,19 +222,22 @@ def conv1d(
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=jax.lax.Precision.HIGHEST if 1 in kernel.shape[1:] else None,  # the input or the output is audio
     )
-    if x.shape[2] == stride == dilation == 1:  # the input is audio: one channel would leave a matrix unit idle
+    if x.shape[2] == stride == dilation == 1:  # the input is audio, and one channel would leave a matrix unit idle
         return jax.lax.platform_dependent(
             x, kernel, cpu=convolve, default=partial(conv1d_as_shifts, left=left, right=right)
         )
     multiply = partial(conv1d_as_product, stride=stride, dilation=dilation, left=left, right=right)
     products = {"tpu": multiply} | ({"cuda": multiply} if stride > 1 and x.dtype == jnp.float32 else {})
-    # The gradient needs x and the kernel; without the checkpoint, intermediate arrays of both branches would be kept.
+    # The gradient needs x and the kernel alone. Without the checkpoint, arrays of all branches would be kept for it.
     run = jax.checkpoint(partial(jax.lax.platform_dependent, **products, default=convolve), prevent_cse=False)
     return run(x, kernel)
 
 
 def conv1d_as_shifts(x: Float[Array, "B T 1"], kernel: Float[Array, "k 1 O"], left: int, right: int) -> ConvOutput:
-    """Computes `conv1d` of one channel as a sum of shifted copies, in full float32. A CPU would write each of them."""
+    """Computes `conv1d` of one channel as a sum of shifted copies, in full float32.
+
+    A CPU does not use it, since it would write each copy to memory.
+    """
     x = jnp.pad(x, ((0, 0), (left, right), (0, 0)))
     taps, steps = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
     return sum((x[:, i : i + steps] * kernel[i][None] for i in range(1, taps)), x[:, :steps] * kernel[0][None])
@@ -241,22 +246,22 @@ def conv1d_as_shifts(x: Float[Array, "B T 1"], kernel: Float[Array, "k 1 O"], le
 def conv1d_as_product(
     x: Activations, kernel: Float[Array, "k C O"], stride: int, dilation: int, left: int, right: int
 ) -> ConvOutput:
-    """Computes `conv1d` as a matrix product of shifted copies side by side: on TPUs, and with a stride on GPUs.
+    """Computes `conv1d` as one matrix product with shifted copies of x side by side.
 
-    Kernel size, T and padding must be multiples of the stride. XLA cuts a convolution along a long time axis into
-    pieces, to have more rows. On a TPU that takes 2.5 times the memory traffic of this product, at 64 channels, and 30
-    times as long to compile. On a GPU, cuDNN may choose a slow algorithm for a convolution with a stride in full
-    float32. On an H100, one from 64 to 128 channels with stride 4 took 462 ms for 64 rows of 61 440 steps, and one
-    with as many operations, from 128 to 256 channels with stride 5, took 7.5 ms.
+    Kernel size, T and padding must be multiples of the stride. TPUs use it, since XLA cuts a convolution along a long
+    time axis into pieces: at 64 channels, that takes 2.5 times the memory traffic of this product, and 30 times as long
+    to compile. GPUs use it for convolutions with a stride in full float32, for which cuDNN may choose a slow algorithm:
+    on an H100, one from 64 to 128 channels with stride 4 took 462 ms for 64 rows of 61 440 steps, and another with as
+    many operations, from 128 to 256 channels with stride 5, took 7.5 ms.
     """
     batch, _, channels = x.shape
     cells, outputs = kernel.shape[0] // stride, kernel.shape[2]
-    # `stride` steps become one step of `stride` times as many channels, so that the convolution has stride 1.
+    # `stride` steps are joined into one step of `stride` times as many channels, so that the convolution has stride 1.
     x = x.reshape(batch, -1, stride * channels)
     x = jnp.pad(x, ((0, 0), (left // stride, right // stride), (0, 0)))
     kernel = kernel.reshape(cells, stride * channels, outputs)
     steps = x.shape[1] - (cells - 1) * dilation
-    if outputs == 1:  # the output is audio: shifted copies of products are narrower than products of shifted copies
+    if outputs == 1:  # the output is audio: it is cheaper to shift the narrow products than the wide input
         y = jnp.einsum("btc,kco->kbto", x, kernel, precision=jax.lax.Precision.HIGHEST)
         return sum((y[i, :, i * dilation :][:, :steps] for i in range(1, cells)), y[0, :, :steps])
     shifted = [x[:, i * dilation :][:, :steps] for i in range(cells)]
@@ -266,8 +271,8 @@ def conv1d_as_product(
 def conv_transpose1d(x: Activations, kernel: Float[Array, "S2 C O"], past: Past | None) -> ConvOutput:
     """Computes a transposed convolution, whose output step t·S + s is x[t]·kernel[s] + x[t-1]·kernel[S + s].
 
-    That is a convolution with two taps to S·O channels. A short x of a stream is multiplied by each tap by itself,
-    since to bring the kernel into the form of two taps would take most of the time.
+    That is a convolution with two taps to S·O channels. For a short x of a stream, x is multiplied by each tap by
+    itself, since bringing the kernel into the form of two taps would take most of the time.
     """
     taps, inputs, outputs = kernel.shape
     stride = taps // 2

@@ -21,13 +21,13 @@ from omnicodec_jax.models.quantize import CODEBOOKS, Codebook, fit_residual_code
 LOG = logging.getLogger(__name__)
 
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiler options for programs that run once: on a CPU hundreds of random draws compile in a third of the time."""
+"""Compiler options for programs that run once: hundreds of random draws compile in a third of the time on a CPU."""
 
 AUDIO_RMS = 0.08
-"""Root mean square of audio, about, over speech, music and sound that are not silent."""
+"""The typical root mean square of speech, music and sound that are not silent."""
 
 SECONDS_BETWEEN_LINES = 10
-"""Shortest time between two lines of the log about the fit."""
+"""The shortest time between two lines of the log about the fit."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ Batch = tuple[Float[ArrayLike, "B 1 T"], Float[ArrayLike, "B S F"] | None]
 def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
     """Draws the variables {"params", "codebooks"} of a module: PyTorch's initial distributions, and empty codebooks.
 
-    Call it by `on_cpu`: as single operations, the draws take minutes.
+    Call it inside `on_cpu`, which compiles it: without a compilation, the draws take minutes.
     """
     return dict(model.init(key, *model.example_inputs()))  # type: ignore[attr-defined]
 
@@ -46,9 +46,9 @@ def init_variables(model: nn.Module, key: PRNGKeyArray) -> dict[str, Any]:
 def on_cpu(draw: Callable[[PRNGKeyArray], T], key: PRNGKeyArray) -> T:
     """Calls a function that draws random weights, compiled for the CPU, and returns its arrays as numpy arrays.
 
-    For a GPU the same program takes minutes to compile, since each draw is a kernel of its own. And so the weights of a
-    seed are the same on all kinds of devices. Where JAX may not use the CPU (JAX_PLATFORMS=cuda), its default device
-    draws.
+    For a GPU, the same program takes minutes to compile, since each draw is a kernel of its own. Also, a seed gives the
+    same weights whatever the devices are. Where JAX may not use the CPU (JAX_PLATFORMS=cuda), its default device is
+    used.
     """
     try:
         device = jax.local_devices(backend="cpu")[0]
@@ -64,10 +64,10 @@ def on_cpu(draw: Callable[[PRNGKeyArray], T], key: PRNGKeyArray) -> T:
 
 
 def preserve_variance(params: Any) -> Any:
-    """Widens the distribution of random kernels by √3, to U(±√3/√fan_in): a layer keeps the variance of its input.
+    """Widens random kernels by √3, to U(±√3/√fan_in), so that a layer keeps the variance of its input.
 
-    The first kernel is widened by 1 / AUDIO_RMS more: an encoder is all but linear in audio as quiet as it is, and
-    takes long to find out anything about its spectrum.
+    The first kernel is also divided by `AUDIO_RMS`. Otherwise the values would be so small that the ELUs are nearly
+    linear for them, and the encoder would take long to learn anything about the spectrum.
     """
 
     def widened(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
@@ -82,11 +82,11 @@ def preserve_variance(params: Any) -> Any:
 def initialize_codebooks(
     model: OmniCodec | Mimi, variables: dict[str, Any], batches: Iterable[Batch], key: PRNGKeyArray
 ) -> dict[str, Any]:
-    """Fits the semantic codebook, and then one acoustic codebook after the other, each to what is left (spec §8.4).
+    """Fits the semantic codebook, and then each acoustic codebook to what those before it leave (spec §8.4).
 
     Args:
         model: The codec.
-        variables: Its parameters, and codebooks of the right shapes.
+        variables: The codec's parameters, and codebooks of the right shapes.
         batches: Audio and semantic features. Together they should hold ten times as many frames as a codebook has
             entries. They may be sharded: the fit is over all of them.
         key: Random key of k-means.
@@ -115,7 +115,7 @@ def initialize_codebooks(
         variables = {**variables, CODEBOOKS: held}
         codes = call("encode_semantic")(variables, hidden)
     fit("acoustic_quantizer", acoustic_key, call("acoustic_vectors")(variables, latent, codes))
-    # Counts and sums are scaled to those of one batch, which leaves the entries as they are. With the counts of many
+    # Counts and sums are scaled to those of one batch, which does not change the entries. With the counts of many
     # batches, the moving averages would hardly follow the encoder for hundreds of steps, and no entry would count as
     # dead.
     for statistics in held.values():
@@ -124,7 +124,7 @@ def initialize_codebooks(
 
 
 class FitProgress:
-    """Logs how many codebooks are fitted, and how long the others will take."""
+    """A log of how many codebooks are fitted, and how long the others will take."""
 
     def __init__(self, total: int):
         self._total, self._done = total, 0

@@ -1,7 +1,7 @@
 """Mimi (arXiv 2410.00037 §3.3), the codec to compare with, on the same backbone as OmniCodec.
 
-Its semantic codebook and its acoustic codebooks quantize the same latent side by side (split RVQ). In OmniCodec, what
-the semantic codes say is taken out of the acoustic latent.
+Its semantic codebook and its acoustic codebooks quantize the same latent side by side (split RVQ). OmniCodec instead
+subtracts a projection of the quantized semantic vectors from the acoustic latent.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from omnicodec_jax.models.quantize import ResidualVectorQuantizer
 
 
 class Mimi(Backbone):
-    """The Mimi model. It has the same methods as OmniCodec, to encode, to decode and to train."""
+    """The Mimi model, with the same methods as OmniCodec to encode, to decode and to train."""
 
     config: MimiConfig
 
@@ -73,10 +73,10 @@ class Mimi(Backbone):
 
         Args:
             audio: float32 [B, 1, T].
-            semantic_features: None: Mimi takes none.
+            semantic_features: Always None, since Mimi takes no features.
             num_quantizers: Number of acoustic codebooks that quantizer dropout leaves on; None: all.
             kept: Clips whose semantic vectors the decoder gets; None: all.
-            bypassed: Clips of which nothing is quantized (moshi paper §3.3); None: none.
+            bypassed: Clips whose vectors are not quantized at all (moshi paper §3.3); None: none.
             acoustic_kept: Clips whose acoustic vectors the decoder gets; None: all.
         """
         if is_streaming(self):
@@ -87,7 +87,7 @@ class Mimi(Backbone):
         acoustic = acoustic._replace(output=of_kept(acoustic.output, acoustic_kept))
         image = of_kept(semantic.output, kept)
         hidden = self.decoder_transformer(self.upsample(acoustic.output + image))
-        # The semantic vectors are taught by WavLM beside the path to the decoder, not on it.
+        # WavLM's head takes the semantic vectors before they are added to the acoustic ones.
         projection = None if self.config.wavlm_dim is None else self.wavlm_head(semantic.output).astype(jnp.float32)
         return CodecOutput(
             audio=self.synthesize(hidden)[:, :, : audio.shape[2]],
@@ -104,7 +104,7 @@ class Mimi(Backbone):
     # -- Codebook initialisation
 
     def codebook_inputs(self, audio: Audio, semantic_features: None = None) -> tuple[Latent, Latent]:
-        """Computes what the acoustic and the semantic codebooks are fitted to: the same latent."""
+        """Computes the latent that the acoustic and the semantic codebooks are fitted to, and returns it twice."""
         latent = self.acoustic_latent(audio)
         return latent, latent
 

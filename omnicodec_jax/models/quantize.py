@@ -1,7 +1,7 @@
 """Residual vector quantization (RVQ) with codebooks that follow moving averages (spec §1.8–1.9, §8.3–8.4).
 
-The codebooks are no parameters. They are kept in the mutable collection "codebooks", in float32, stacked over the
-layers. Applied with `mutable=["codebooks"]`, a quantizer learns from the batch; otherwise it only looks up entries.
+The codebooks are not parameters. They are in the mutable collection "codebooks", in float32, stacked over the layers.
+If a quantizer is applied with `mutable=["codebooks"]`, it learns from the batch; otherwise it only looks up entries.
 Under jit, sums over a sharded batch are sums over the global batch.
 """
 
@@ -20,27 +20,27 @@ from omnicodec_jax.config import AcousticConfig, CodebookConfig
 from omnicodec_jax.models.conv import Dense
 
 CODEBOOKS = "codebooks"
-"""Name of the collection that holds the codebooks."""
+"""The name of the collection that holds the codebooks."""
 COUNTER = "steps_until_check"
-"""Name of the statistic of a codebook that only training reads."""
+"""The name of the statistic of a codebook that only training reads."""
 ENOUGH = 0.01
-"""Share of the error by which an iteration of k-means must lower it for another one to follow. More would not help:
-training goes on moving the entries."""
+"""The share by which an iteration of k-means must lower the error for another one to follow. More iterations would not
+help, since training goes on moving the entries."""
 
 Vectors = Float[Array, "M D"]
 
 
 class Codebook(NamedTuple):
-    """Statistics of one codebook, or of Q stacked codebooks. An entry is embedding_sum / cluster_usage."""
+    """The statistics of one codebook, or of Q stacked codebooks. An entry is embedding_sum / cluster_usage."""
 
     embedding_sum: Float[Array, "*Q K D"]
-    """Moving average of the sum of the vectors that each entry was nearest to in a batch."""
+    """The moving average of the sum of the vectors in a batch that each entry is nearest to."""
     cluster_usage: Float[Array, "*Q K"]
-    """Moving average of the number of these vectors."""
+    """The moving average of the number of vectors in a batch that each entry is nearest to."""
     initialized: Float[Array, "*Q"]
-    """1 once the codebook has been fitted, 0 before that."""
+    """A number that is 1 once the codebook has been fitted, and 0 before that."""
     steps_until_check: Float[Array, "*Q"]
-    """Number of training steps until entries of little usage are replaced the next time."""
+    """The number of training steps until dead entries are replaced the next time."""
 
     def embedding(self, config: CodebookConfig) -> Float[Array, "*Q K D"]:
         """Computes the entries of the codebook."""
@@ -61,7 +61,7 @@ def cluster_sums(x: Vectors, codes: Int[Array, " M"], size: int) -> tuple[Float[
 
 def sample(key: PRNGKeyArray, x: Vectors, count: int) -> Float[Array, "K D"]:
     """Draws `count` of the vectors; none is drawn twice if there are enough."""
-    # Numbers are drawn rather than vectors: to shuffle the vectors, devices would have to exchange all of them.
+    # Indices are drawn rather than vectors. To shuffle the vectors, devices would have to exchange all of them.
     return x[jax.random.choice(key, x.shape[0], (count,), replace=x.shape[0] < count)]
 
 
@@ -105,23 +105,23 @@ def ema_update(
 def kmeans(
     key: PRNGKeyArray, x: Vectors, size: int, iterations: int, enough: float = 0.0
 ) -> tuple[Float[Array, "K D"], Float[Array, " K"]]:
-    """Clusters vectors by Lloyd's k-means, which starts from random vectors.
+    """Clusters vectors by Lloyd's k-means, which starts from random ones of the vectors.
 
-    A cluster that is left empty starts again from a random vector.
+    A cluster that becomes empty starts again from a random vector.
 
     Args:
         key: Random key.
         x: Vectors [M, D].
         size: Number of clusters, K.
         iterations: Largest number of iterations.
-        enough: Share of the error by which an iteration must lower it for another one to follow.
+        enough: Share by which an iteration must lower the error for another one to follow.
 
     Returns:
         Means [K, D], and the number of vectors in each cluster [K].
     """
 
     def scattered(x: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Computes `cluster_sums` a hundred times faster on a CPU. On a GPU its order of summation would vary."""
+        """Computes `cluster_sums` a hundred times faster on a CPU; on a GPU, the order of summation would vary."""
         return jax.ops.segment_sum(jnp.ones(x.shape[0]), codes, size), jax.ops.segment_sum(x, codes, size)
 
     def settle(means: jax.Array, key: PRNGKeyArray | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -151,12 +151,12 @@ def kmeans(
 def fit_residual_codebooks(
     key: PRNGKeyArray, x: Vectors, codebooks: Codebook, config: CodebookConfig, fitted: Callable[[], None] | None = None
 ) -> Codebook:
-    """Fits stacked codebooks by k-means, one after the other, each to what those before it leave of `x`.
+    """Fits stacked codebooks by k-means, one after the other, each to the residuals that those before it leave of `x`.
 
     Args:
         key: Random key.
-        x: Vectors [M, D]. M should be some ten times the number of entries: fewer vectors are memorised, and leave
-            nothing for the next codebook to learn from.
+        x: Vectors [M, D]. M should be about ten times the number of entries. Fewer vectors are memorised, and leave
+            no residuals for the next codebook to learn from.
         codebooks: Codebooks of the wanted shape.
         config: Options of the fit.
         fitted: Called after each codebook; an exception that it raises ends the work between two of them.
@@ -172,7 +172,7 @@ def fit_residual_codebooks(
 
 @partial(jax.jit, static_argnames=("size", "config"))
 def _fit_codebook(key: PRNGKeyArray, x: Vectors, size: int, config: CodebookConfig) -> tuple[Codebook, Vectors]:
-    """Fits one codebook, and computes what it leaves of the vectors."""
+    """Fits one codebook, and computes the residuals of the vectors."""
     means, counts = kmeans(key, x, size, config.kmeans_iterations, ENOUGH)
     usage = jnp.maximum(counts, 1)
     layer = Codebook(means * usage[:, None], usage, jnp.ones(()), jnp.full((), config.check_every, jnp.float32))
@@ -188,19 +188,19 @@ class Quantized(NamedTuple):
     """The result of a quantizer in training."""
 
     output: Float[Array, "B N D"]
-    """Quantized vectors, with straight-through gradients."""
+    """The quantized vectors, with straight-through gradients."""
     codes: Int[Array, "B Q N"]
-    """Codes of all codebooks; -1 for those that quantizer dropout left out."""
+    """The codes of all codebooks; -1 for those that quantizer dropout left out."""
     commitment: Float[Array, ""]
-    """Commitment loss: the mean, over the codebooks that are on, of the mean squared distance to the sum up to each."""
+    """The commitment loss: the mean over codebooks that are on of the mean squared distance to the sum up to each."""
     usage_entropy: Float[Array, " Q"]
-    """Entropy of the usage of each codebook, divided by that of uniform usage: 1 is uniform, 0 is collapse."""
+    """The entropy of each codebook's usage, divided by that of uniform usage: 1 is uniform usage, 0 is collapse."""
     replaced: Float[Array, " Q"]
-    """Share of each codebook's entries that were dead and replaced in this step."""
+    """The share of each codebook's entries that were dead and replaced in this step."""
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """Residual vector quantizer: Q codebooks between two projections, each of which quantizes what is left so far.
+    """A residual vector quantizer: Q codebooks between two projections, each of which quantizes the residual so far.
 
     With Q = 1 it is a plain vector quantizer. The projections compute in `dtype`, everything else in float32.
     """
@@ -265,7 +265,7 @@ class ResidualVectorQuantizer(nn.Module):
         Args:
             x: float32 [B, N, D].
             num_quantizers: Number of codebooks that are on (quantizer dropout), which may be traced; None: all.
-            bypassed: Rows whose output is made of what is before the codebooks; None: no rows.
+            bypassed: Rows whose output is made of the vectors before quantization; None: no rows.
         """
         active = self.num_quantizers if num_quantizers is None else num_quantizers
         if isinstance(active, int) and not 1 <= active <= self.num_quantizers:
@@ -276,8 +276,9 @@ class ResidualVectorQuantizer(nn.Module):
         codes, quantized, loss, mean_quantized, replaced = self._quantize(
             stop_gradient(x), active, self.make_rng(CODEBOOKS) if learning else None
         )
-        # The loss is mean_i mean((x - Q_i)²), where Q_i is the sum up to codebook i. Its gradient needs only the mean
-        # of the Q_i. So the loop above is never differentiated, and codebooks that are left out cost nothing.
+        # The loss is mean_i mean((x - Q_i)²), where Q_i is the sum of the entries up to codebook i. Its gradient needs
+        # only the mean of the Q_i. So the loop in `_quantize` is not differentiated, and codebooks that are left out
+        # cost nothing.
         gradient = 2 / x.size * (stop_gradient(x) - mean_quantized)
         commitment = loss + jnp.sum(gradient * (x - stop_gradient(x)))
 
@@ -292,7 +293,7 @@ class ResidualVectorQuantizer(nn.Module):
         """Runs the codebooks that are on, and lets them learn if a key is given.
 
         Returns:
-            Codes, quantized vectors, commitment loss, mean of the sums up to each codebook, share of entries replaced.
+            Codes, quantized vectors, commitment loss, mean of the sums up to each codebook, shares of entries replaced.
         """
         batch, frames, width = x.shape
         active = self.num_quantizers if active is None else active

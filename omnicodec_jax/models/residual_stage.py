@@ -1,14 +1,14 @@
 """The residual blocks of a stage of SEANet as one kernel for TPUs (Pallas), forward and backward.
 
-A stage at the full rate is 240 000 steps of 64 channels for a clip of 10 s, and its four blocks do little arithmetic
+A stage at the full rate has 240 000 steps of 64 channels for a clip of 10 s, and its four blocks do little arithmetic
 with them. XLA writes each intermediate result to memory, and reads it again. Here a piece of a clip goes through all
 blocks in the chip's own memory: the forward pass reads the input and writes the result, and the backward pass reads the
-input and the gradient, computes the rest again, and writes the gradient of the input and of the kernels.
+input and the gradient, computes the rest again, and writes the gradients of the input and of the kernels.
 
     cells     ├─ 4 steps · C ─┼─ 4 steps · C ─┼─ …     [B, N, 4·C]: where channels are fewer than a TPU's lanes
     a piece   ├─ halo ─┼────── PIECE cells ──────┼─ halo ─┤     as far as convolutions reach back, gradients forward
 
-Only TPUs run it. Elsewhere, and in streams, the blocks are what `seanet.residual_blocks` says.
+Only TPUs run the kernel. Elsewhere, and in streams, `seanet.residual_blocks` applies the blocks as layers.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from omnicodec_jax.models.conv import conv1d, elu
 from omnicodec_jax.own_rows import on_own_rows
 
 LANES = 128
-"""Lanes of a TPU's vector register: channels of which there are fewer would be filled up."""
+"""The number of lanes of a TPU's vector register. Fewer channels would leave lanes empty, so steps form cells."""
 TILE = 16
-"""Rows of a tile of bfloat16 numbers, and the smallest halo. Pieces are a number of halos."""
+"""The number of rows of a tile of bfloat16 numbers, and the smallest halo. Pieces are whole multiples of the halo."""
 PIECE = 256
-"""Cells of a clip that go through the blocks at once; a power of two."""
+"""The number of cells of a clip that go through the blocks at once; a power of two."""
 WIDEST = 256
-"""Channels up to which the kernel runs a stage. Stages of more channels have so few steps that they move little."""
+"""The largest number of channels of a stage that the kernel runs. Wider stages have few steps, and so move little."""
 MEMORY = 16 * 2**20
-"""Bytes of the chip's own memory that the kernel may take: all of a v4's."""
+"""The bytes of the chip's own memory that the kernel may take: all that a v4 has."""
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -47,12 +47,12 @@ class BlockParameters(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Number of channels of what goes in and comes out."""
+        """The number of channels of the block's input and output."""
         return self.bias_out.shape[0]
 
 
 AudioConv = tuple[Float[Array, "k _ _"], Float[Array, " _"]]
-"""Kernel and bias of a convolution from or to audio, whose other side has one channel."""
+"""The kernel and the bias of a convolution from audio or to audio, which has one channel on that side."""
 
 
 def residual_stage(
@@ -65,15 +65,15 @@ def residual_stage(
 ) -> Float[Array, "B T _"]:
     """Applies residual blocks one after the other, with dilated convolutions: x + conv(ELU(conv(ELU(x)))).
 
-    It is causal, with zeros before the clip. For the gradient all of it is computed again.
+    The convolutions are causal, with zeros before the clip. Everything is computed again for the gradient.
 
     Args:
-        x: Input of the first block; with `conv_in` audio [B, T, 1].
+        x: Input of the first block; with `conv_in`, audio [B, T, 1].
         blocks: Parameters of the blocks.
-        dilations: Dilation of the first convolution of each.
-        dtype: What is computed in.
+        dilations: Dilation of the first convolution of each block.
+        dtype: Number format of the blocks.
         conv_in: Convolution of audio that comes before the blocks; it is computed in float32.
-        conv_out: Convolution that makes audio [B, T, 1] of ELU(x) after them; it is computed in float32.
+        conv_out: Convolution after the blocks that makes audio [B, T, 1] of ELU(x); it is computed in float32.
     """
 
     def run(x: Float[Array, "B T _"], *arrays: Array) -> Float[Array, "B T _"]:
@@ -96,7 +96,7 @@ def one_by_one(
     dilations: Sequence[int],
     dtype: DTypeLike,
 ) -> Float[Array, "B T _"]:
-    """Computes `residual_stage` as XLA has it: each result goes to memory."""
+    """Computes `residual_stage` by operations of XLA, which writes each result to memory."""
 
     def convolve(x: Array, kernel: Array, bias: Array, dilation: int = 1) -> Array:
         y = conv1d(x, kernel.astype(x.dtype), 1, dilation, (kernel.shape[0] - 1) * dilation)
@@ -139,7 +139,7 @@ def in_one_kernel(
 def conv_of_audio_cells(
     cells: Float[Array, "B N f"], kernel: Float[Array, "k 1 C"], bias: Float[Array, " C"]
 ) -> Float[Array, "B N fC"]:
-    """Convolves audio, and gives the result in cells: as a matrix product, in full float32."""
+    """Convolves audio in cells by a matrix product in full float32, and returns the result in cells."""
     wide, shifts = of_cells(kernel, 1, cells.shape[2])
     before = jnp.pad(cells, ((0, 0), (shifts[0], 0), (0, 0)))
     around = [before[:, shifts[0] - shift :][:, : cells.shape[1]] for shift in shifts]
@@ -150,7 +150,7 @@ def conv_of_audio_cells(
 def conv_to_audio_cells(
     cells: Float[Array, "B N fC"], kernel: Float[Array, "k C 1"], bias: Float[Array, " 1"]
 ) -> Float[Array, "B N f"]:
-    """Makes audio in cells of a map in cells, in full float32. Shifted copies of the products are narrow."""
+    """Convolves a map in cells to audio in cells, in full float32. The products are shifted, as they are narrow."""
     wide, shifts = of_cells(kernel, 1, cells.shape[2] // kernel.shape[1])
     products = jnp.einsum("bnc,sco->sbno", cells.astype(jnp.float32), wide, precision=HIGHEST)
     steps = cells.shape[1]
@@ -161,9 +161,9 @@ def conv_to_audio_cells(
 def of_cells(
     kernel: Float[Array, "k C O"], dilation: int, fold: int
 ) -> tuple[Float[Array, "S fC fO"], tuple[int, ...]]:
-    """Returns the kernel over cells of `fold` steps, and how many cells before its result each of its taps lies."""
+    """Returns a convolution's kernel over cells of `fold` steps, and how many cells back each of its taps reads."""
     taps, channels, outputs = kernel.shape
-    times = np.arange(fold) - dilation * np.arange(taps - 1, -1, -1)[:, None]  # of tap i for step j of a cell
+    times = np.arange(fold) - dilation * np.arange(taps - 1, -1, -1)[:, None]  # the step that tap i of step j reads
     shifts = sorted({int(-(time // fold)) for time in times.ravel()}, reverse=True)
     place = np.zeros((len(shifts), fold, fold, taps), np.float32)
     for (tap, step), time in np.ndenumerate(times):
@@ -199,7 +199,7 @@ def _call(
     arrays: tuple[Array, ...],
     backward: bool = False,
 ) -> Sequence[Array]:
-    """Runs a kernel over all pieces of all clips. It gets the halos around a piece besides the piece."""
+    """Runs a kernel on each piece of all clips, and passes it the halos around the piece, too."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -218,7 +218,7 @@ def _call(
     def whole(array: Array) -> Any:
         return pl.BlockSpec(array.shape, lambda b, i: (0,) * array.ndim)
 
-    # Kernels are multiplied in what x is in; biases stay float32.
+    # Kernels are multiplied in the number format of x; biases stay float32.
     given = [array if array.shape[0] == 1 and array.ndim == 2 else array.astype(x.dtype) for array in arrays]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     shapes += [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in arrays] if backward else []
@@ -240,7 +240,10 @@ def _call(
 
 
 def _rows(cells: int, halo: int, parts: Sequence[Any]) -> tuple[Array, Array]:
-    """Joins a piece and its halos: float32 [R, L], zeros outside of the clip; and the places [R, 1] of its rows."""
+    """Joins a piece and its halos to float32 [R, L], with zeros outside of the clip.
+
+    Also returns the index in the clip of each row: [R, 1].
+    """
     from jax.experimental import pallas as pl
 
     x = jnp.concatenate([part[0].astype(jnp.float32) for part in parts], axis=0)
@@ -254,14 +257,14 @@ def _elu(x: Array) -> Array:
 
 
 def _dot(x: Array, y: Array, over: tuple[int, int] = (1, 0)) -> Array:
-    """Multiplies two matrices, of which axis `over` is summed; float32."""
+    """Multiplies two matrices, and sums over the axes `over` of the first and of the second, in float32."""
     axes = (((over[0],), (over[1],)), ((), ()))
     precision = HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _rolled(x: Array, steps: int) -> Array:
-    """Moves the rows of x down (up, if negative). What comes in again at the other end lies in the halo."""
+    """Moves the rows of x down (up, if `steps` is negative). Rows that wrap around to the other end are in the halo."""
     from jax.experimental.pallas import tpu as pltpu
 
     return x if steps == 0 else pltpu.roll(x, steps % x.shape[0], 0)
@@ -270,7 +273,7 @@ def _rolled(x: Array, steps: int) -> Array:
 def _blocks(
     shifts: Any, x: Array, inside: Array, arrays: Sequence[Any], dtype: Any
 ) -> tuple[Array, list[tuple[Array, Array]]]:
-    """Runs all blocks on the rows of a piece; returns the result, and ELU's results in each block, float32."""
+    """Runs all blocks on the rows of a piece. Returns the result, and both results of ELU in each block, float32."""
     kept = []
 
     def rounded(x: Array) -> Array:
@@ -310,7 +313,7 @@ def _backward_kernel(shifts: Any, cells: int, halo: int, *refs: Any) -> None:
     x, places = _rows(cells, halo, inputs)
     gradient: Any = _rows(cells, halo, gradients)[0]
     row = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], 1), 0)
-    own = (row >= halo) & (row < halo + piece)  # each row of a clip adds to the kernels' gradients in one piece
+    own = (row >= halo) & (row < halo + piece)  # other pieces add the rows in halos to the gradients
     _, kept = _blocks(shifts, x, places >= 0, arrays, dtype)
     for number in reversed(range(len(shifts))):
         kernel, _, kernel_out, _ = arrays[4 * number : 4 * number + 4]

@@ -1,4 +1,4 @@
-"""Layers of one shape as a loop over one program, which compiles faster and holds the memory of one layer at a time."""
+"""Applies layers of one shape as a loop, which compiles faster and holds the activations of one layer at a time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 def scan_layers(
     layer: nn.Module, params: Sequence[Any], x: Float[Array, "B T C"], *inputs: Array
 ) -> Float[Array, "L B T C"]:
-    """Applies a layer with one set of parameters after the other. For the gradient, only inputs of layers are kept.
+    """Applies a layer with one set of parameters after the other. Only the inputs of layers are kept for the gradient.
 
     Args:
         layer: The layer.
-        params: Its parameters, one set for each time that it is applied.
+        params: The layer's parameters, one set for each time that it is applied.
         x: Input of the first layer, [B, T, C].
         inputs: Further inputs, the same for all layers.
 
@@ -25,7 +25,7 @@ def scan_layers(
         The output of each layer, [L, B, T, C].
     """
 
-    @partial(jax.checkpoint, prevent_cse=False)  # a loop prevents it
+    @partial(jax.checkpoint, prevent_cse=False)  # a loop already keeps XLA from merging both computations
     def step(x: Float[Array, "B T C"], params: Any) -> tuple[Float[Array, "B T C"], Float[Array, "B T C"]]:
         out: Any = layer.apply({"params": params}, x, *inputs)
         return out, out

@@ -3,8 +3,8 @@
 Activations have the compute type `dtype`, the residual stream included, since most of the time goes into moving them.
 The convolutions from and to audio compute in float32.
 
-With `remat`, only what goes from stage to stage is kept for the gradient, and each stage is computed again. Stages are
-cut where tensors are narrow: those at the full rate begin or end with the audio, so that its 64 channels are not kept.
+With `remat`, only the inputs of stages are kept for the gradient, and each stage is computed again. Stages are cut
+where tensors are small: those at the full rate begin or end with the audio, so that its 64 channels are not kept.
 """
 
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from omnicodec_jax.models.residual_stage import BlockParameters, residual_stage
 
 
 class ResidualBlock(nn.Module):
-    """Residual block x + conv_1(ELU(conv_k(ELU(x)))); the inner, dilated convolution has 1/compress of the channels."""
+    """A residual block x + conv_1(ELU(conv_k(ELU(x)))), whose dilated conv_k gives 1/compress of the channels."""
 
     config: SEANetConfig
     channels: int
@@ -60,8 +60,8 @@ def residual_blocks(
 ) -> Float[Array, "B T _"]:
     """Applies the residual blocks of one stage, with dilations 1, 2, 4, …, inside a compact module.
 
-    A TPU runs them as one kernel where they are computed in bfloat16, and again for the gradient. `conv_in` is a
-    convolution of audio that comes before them, `conv_out` one of ELU's results that makes audio after them.
+    With `remat` and in bfloat16, a TPU runs them as one kernel. `conv_in` is a convolution of audio before the blocks,
+    and `conv_out` a convolution after them, which makes audio of ELU(x).
     """
     dilations = tuple(config.dilation_base**j for j in range(config.n_residual_layers))
     channels = x.shape[2] if conv_in is None else conv_in.features
@@ -79,7 +79,7 @@ def residual_blocks(
 
 
 class SEANetEncoder(nn.Module):
-    """Encoder from audio [B, T, 1] to a latent [B, ceil(T / hop), dimension]."""
+    """The encoder from audio [B, T, 1] to a latent [B, ceil(T / hop), dimension]."""
 
     config: SEANetConfig
     dimension: int
@@ -117,7 +117,7 @@ class SEANetEncoder(nn.Module):
 
 
 class SEANetDecoder(nn.Module):
-    """Decoder from a latent [B, N, dimension] to audio [B, N·hop, 1], float32, which is not bounded to ±1."""
+    """The decoder from a latent [B, N, dimension] to audio [B, N·hop, 1], float32, which is not bounded to ±1."""
 
     config: SEANetConfig
     dtype: DTypeLike = jnp.float32

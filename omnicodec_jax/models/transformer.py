@@ -1,4 +1,4 @@
-"""Causal transformer with windowed attention, interleaved RoPE and LayerScale (spec §1.4), for clips and streams.
+"""A causal transformer with windowed attention, interleaved RoPE and LayerScale (spec §1.4), for clips and streams.
 
 Matrix products compute in `dtype`; the residual stream, norms, rotations and softmax are float32.
 """
@@ -23,9 +23,9 @@ Positions = Int[Array, "B T"]
 def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
     """Rotates the channel pairs (2i, 2i + 1) by position · max_period^(-2i / D), in float32.
 
-    It is as precise in the second day of a stream as in its first second. Angles are integer multiples of 2^-32 turns,
-    and integers that overflow stay within one turn. Computed in float32, angles would be wrong by 0.1 after a day of
-    25 steps a second.
+    It is as precise on the second day of a stream as in its first second, since angles are integer multiples of 2^-32
+    turns: an integer that overflows has made whole turns. In float32, angles would be wrong by 0.1 after a day of 25
+    steps a second.
     """
     half = x.shape[-1] // 2
     turns = max_period ** (-np.arange(half) / half) / (2 * np.pi)
@@ -39,7 +39,7 @@ def rotary(x: Heads, positions: Positions, max_period: float) -> Heads:
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention of each step to the last `context` steps, itself included.
+    """Multi-head self-attention of each step to the last `context` steps, the step itself included.
 
     A stream carries the last `context` keys and values.
     """
@@ -49,7 +49,7 @@ class CausalAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Activations, positions: Positions) -> Activations:
-        """Applies attention to x [B, T, C], whose steps have these positions in their clips or streams."""
+        """Applies attention to x [B, T, C]. `positions` are those of the steps in their clips or streams."""
         batch, steps, width = x.shape
         config = self.config
         packed = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)
@@ -69,7 +69,7 @@ class CausalAttention(nn.Module):
     def _with_past(
         self, k: Heads, v: Heads, positions: Positions
     ) -> tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Int[Array, "B L"]]:
-        """Puts the keys and values that a stream carries before those of this block; also returns all positions."""
+        """Returns keys, values and positions of this block, after those of the past that a stream carries."""
         if not is_streaming(self):
             return k, v, positions
         batch, heads, steps, width = k.shape
@@ -93,7 +93,7 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learnt factor per channel (arXiv 2103.17239); the result is float32."""
+    """A layer of one learnt factor per channel (arXiv 2103.17239); its result is float32."""
 
     initial: float
 
@@ -105,7 +105,7 @@ class LayerScale(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm block: x += scale·attention(norm(x)); x += scale·feed_forward(norm(x))."""
+    """A pre-norm block: x += scale·attention(norm(x)); x += scale·feed_forward(norm(x))."""
 
     config: TransformerConfig
     dtype: DTypeLike
@@ -122,7 +122,7 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of layers without a final norm: [B, T, C] → [B, T, C] float32.
+    """A stack of layers without a final norm: [B, T, C] → [B, T, C] float32.
 
     A stream carries the number of steps that it has had. With `remat`, only the input of each layer is kept for the
     gradient, and the rest is computed again; streams cannot use it.

@@ -1,4 +1,4 @@
-"""Chips that are not there, with the network between them, by names such as v5e:4x4 and h100:4x8."""
+"""Describes chips that are not there, and the network between them, by names such as v5e:4x4 and h100:4x8."""
 
 import contextlib
 import importlib.util
@@ -25,17 +25,18 @@ class Topology(NamedTuple):
     devices: list[Any]
     """The devices, none of which has to exist."""
     per_host: int
-    """How many chips reach each other without the network between hosts of GPUs, or between slices of TPUs."""
+    """The number of chips that reach each other without the network between hosts of GPUs or slices of TPUs."""
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
         """Returns the topology of a name.
 
-        It is v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host), or h100:4x8 (hosts x GPUs).
+        Names are such as v5e:4x4 (a slice of TPUs), 2xv5e:16x16 (two slices), a100:8 (GPUs of a host) and h100:4x8
+        (hosts x GPUs).
 
         Raises:
-            ConfigError: For an unknown name, for a number in which the chips do not come, and if the compiler for the
-            chips is not installed.
+            ConfigError: For an unknown name, for a number of chips that does not exist, and if the compiler for the
+                chips is not installed.
         """
         found = re.fullmatch(r"(?:(?P<slices>[1-9]\d*)x)?(?P<kind>[^:]+):(?P<shape>[1-9]\d*(x[1-9]\d*)*)", name)
         if found is None or found["kind"] not in (TPUS if found["slices"] else TPUS | GPUS):
@@ -50,7 +51,7 @@ class Topology(NamedTuple):
 
 
 def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
-    """Returns slices of TPUs, as libtpu knows them."""
+    """Returns slices of TPUs, as libtpu describes them."""
     _require("libtpu")
     if slices > 1 and chip.network is None:
         raise ConfigError(f"--topology {slices}x{name}: nothing is published on the network between slices of these")
@@ -61,7 +62,7 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
-    # libtpu takes four chips for the smallest host, unless told that there is one chip alone.
+    # By default, the smallest host of libtpu has four chips. It must be told that there is one chip alone.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
     several = {"num_slices": slices} if slices > 1 else {}
     devices = _devices(name, name, "tpu", **alone, **several)
@@ -76,15 +77,15 @@ def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:
         )
     _require("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
     hosts, gpus = [1, *sizes][-2:]
-    # Both are needed: without either, the plugin would look for a GPU and CUDA here.
+    # Without both options, the plugin would look for a GPU and CUDA on this machine.
     devices = _devices(name, "", "cuda", topology=f"1x{hosts}x{gpus}", target_config=chip.target)
     fraction = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
-    taken = float(fraction or JAX_TAKES)  # a number, or else the plugin had refused it
+    taken = float(fraction or JAX_TAKES)  # it is a number, since the plugin refuses anything else
     return Topology(chip._replace(memory=chip.memory / JAX_TAKES * taken), devices, gpus)
 
 
 def _require(*modules: str) -> None:
-    """Raises ConfigError where a module that the compiler consists of is not installed."""
+    """Raises ConfigError if a module that the compiler consists of is not installed."""
     for module in modules:
         root = module.partition(".")[0]
         if importlib.util.find_spec(root) is None or importlib.util.find_spec(module) is None:
@@ -95,7 +96,7 @@ def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
     """Returns the devices that a compiler describes.
 
     Raises:
-        ConfigError: Where the compiler does not know them by that name, or JAX could not set it up.
+        ConfigError: If the compiler does not know the name, or JAX could not set the compiler up.
     """
     from jax.experimental import topologies
 
@@ -109,9 +110,9 @@ def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _failures_of_plugins() -> Iterator[list[BaseException]]:
-    """Collects the errors that JAX's plugins stop with when it sets them up.
+    """A context that collects the errors with which JAX's plugins stop while JAX sets them up.
 
-    JAX logs them with their tracebacks, and goes on without the plugin: then it knows no chip that it is for.
+    JAX would log these errors with their tracebacks, and go on without the plugin and its chips.
     """
     failures: list[BaseException] = []
 

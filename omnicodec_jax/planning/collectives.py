@@ -19,23 +19,23 @@ class Collective(NamedTuple):
 
     kind: str
     group: tuple[int, ...]
-    """The numbers of the chips of the first group: the other groups are as large, and exchange at the same time."""
+    """The numbers of the chips of the first group. Other groups are as large, and exchange at the same time."""
     channel: str
-    """What tells it from other exchanges of its kind."""
+    """The name that tells an exchange from others of its kind."""
     size: int
-    """Bytes of its operands or of its result, whichever are more."""
+    """The bytes of the operands or of the result, whichever are more."""
     slices: int = 1
-    """The number of slices of TPUs that exchange something over the network of the data centre; 1: it stays in one."""
+    """The number of slices of TPUs that take part, over the network of the data centre; 1: it stays in one slice."""
 
     def is_slow(self, per_host: int) -> bool:
-        """Whether it goes over the network between hosts of GPUs, or between slices of TPUs."""
+        """Returns whether the exchange goes over the network between hosts of GPUs, or between slices of TPUs."""
         return self.slices > 1 or len({member // per_host for member in self.group}) > 1
 
     def seconds(self, chip: Chip, per_host: int) -> float:
-        """Returns how long it takes at best, where every chip sends and receives all the time.
+        """Returns how long the exchange takes at best, if every chip sends and receives all the time.
 
-        In a ring, each of n chips sends (n - 1) / n of the array to its neighbour, twice to reduce it and gather the
-        result. Groups that reach beyond a host share the hosts' network.
+        In a ring, each of n chips sends (n - 1) / n of the array to its neighbour; for an all-reduce, it does so twice,
+        to reduce the array and to gather the result. Groups that reach beyond a host share the hosts' network.
         """
         members = self.slices if self.slices > 1 else max(1, len(self.group))
         sent = self.size if self.kind.startswith("collective") else self.size * (members - 1) / members
@@ -71,7 +71,7 @@ def collectives(computations: Computations, computation: Computation, instructio
 
 
 def _between_slices(attributes: str) -> str | None:
-    """Returns the kind of the exchange between slices that a transfer to the host is a part of; None: of no such."""
+    """Returns the kind of the exchange between slices that a transfer to the host belongs to; None: to none."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
     return kind[1].lower().replace("_", "-") if kind else None
 

@@ -1,7 +1,7 @@
-"""Compiling for chips that are not there, until the compiler has decided what the program needs.
+"""Compiles programs for chips that are not there, until the compiler has decided what a program needs.
 
 Nothing is allocated and no device is needed, only the compilers: pip install -e '.[plan]'. The compilation is left as
-soon as memory is assigned. Writing machine code would come next: it takes libtpu many times as long as everything
+soon as memory is assigned. Writing machine code would come next. It takes libtpu many times as long as everything
 before it, and it would change nothing in the plan.
 """
 
@@ -25,29 +25,29 @@ class CompiledProgram(NamedTuple):
     """A compiled program with its memory, as XLA has decided before it writes machine code."""
 
     arguments: int
-    """Bytes of the arguments on each chip."""
+    """The bytes of the arguments on each chip."""
     memory: int
-    """Bytes on each chip, arguments included."""
+    """The bytes that the program takes on each chip, arguments included."""
     text: str
-    """The scheduled HLO."""
+    """The scheduled HLO of the program."""
 
 
 READ = ("", "-buffer-assignment", "-memory-usage-report")
-"""How the names of the files end that are read: the scheduled HLO, where its arrays lie, and how much they take."""
+"""The suffixes of the names of dumped files that are read: the HLO, its buffer assignment, and its memory usage."""
 
 
 class Compiler(NamedTuple):
-    """How a compiler is called, and what it calls the files that it dumps."""
+    """The way in which a compiler is called, and the names of the files that it dumps."""
 
     options: dict[str, Any]
     dumped: str
-    """Pattern of the names of the files, which end in what a file holds."""
+    """The pattern of the names of dumped files, which `READ` completes."""
 
     def is_done(self, folder: Path) -> bool:
-        """Returns whether all that `read` reads is in a folder, whole.
+        """Returns whether all files that `read` reads are complete in a folder.
 
-        XLA of JAX 0.11 writes the files of a stage side by side: none of them says that the others are whole. But when
-        all of a stage are written, XLA writes its options again, in JAX 0.10 and in 0.11.
+        XLA of JAX 0.11 writes the files of a stage side by side, so that none of them shows that the others are
+        complete. But when all of them are written, XLA writes its options again, in JAX 0.10 and in 0.11.
         """
         found = self._files(folder)
         written = max((file.stat().st_mtime_ns for files in found for file in files), default=0)
@@ -57,7 +57,7 @@ class Compiler(NamedTuple):
         return [list(folder.glob(f"{self.dumped}{what}.txt")) for what in READ]
 
     def read(self, folder: Path) -> CompiledProgram:
-        """Reads what libtpu 0.0.42 or 0.0.48, or jax-cuda13-pjrt 0.10.2 or 0.11.2, has dumped into a folder."""
+        """Reads the files of libtpu 0.0.42 or 0.0.48, or of jax-cuda13-pjrt 0.10.2 or 0.11.2, from a folder."""
         (text,), (allocations,), (report,) = self._files(folder)
         total = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report.read_text())
         if total is None:
@@ -68,7 +68,7 @@ class Compiler(NamedTuple):
 
 OF_TPUS = Compiler({}, "*.after_optimizations")
 OF_GPUS = Compiler(
-    # Triton tries its products out on the device. Without a device, it cannot compile some of them.
+    # Triton times its products on the device. Without a device, it cannot compile some of them.
     {"xla_gpu_enable_triton_gemm": False},
     "*_gpu_after_optimizations",
 )
@@ -120,7 +120,7 @@ def does_not_fit(shortfall: float, chip: Chip) -> ConfigError:
 
 
 def missing_memory(message: str, chip: Chip) -> float | None:
-    """Returns by how many GiB a program is too large, as XLA's error says, or None where the error is another one."""
+    """Returns by how many GiB a program is too large, as XLA's error says; None if the error says something else."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}

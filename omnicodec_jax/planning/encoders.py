@@ -1,4 +1,4 @@
-"""The frozen encoder that a codec's semantic features are of, as it was released: what a plan computes with."""
+"""The released encoder of a codec's semantic features, with which a plan computes."""
 
 from omnicodec_jax.config import SemanticConfig
 from omnicodec_jax.errors import ConfigError
@@ -8,15 +8,16 @@ from omnicodec_jax.semantic import EncoderConfig
 
 
 def released_encoder(semantic: SemanticConfig) -> EncoderConfig | None:
-    """Returns the config of the encoder: Whisper's of the features' width, or Qwen3-Omni's, also of stored features.
+    """Returns the config of a semantic branch's encoder, or None if its features are stacked log-mel frames.
 
-    None: the features are stacked log-mel frames. Raises ConfigError for a width that no Whisper has.
+    It is the Whisper with features of that width, or Qwen3-Omni's encoder, which is also taken for stored features.
+    Raises ConfigError for a width that no Whisper has.
     """
     if semantic.source == "log_mel":
         return None
     if semantic.source != "whisper":
         return Qwen3AuTConfig()
-    widths = {config.output_dim: config for config in SIZES.values()}  # large-v3 in place of large
+    widths = {config.output_dim: config for config in SIZES.values()}  # large-v3 replaces large, which is as wide
     if semantic.feature_dim not in widths:
         known = ", ".join(map(str, widths))
         raise ConfigError(f"codec.semantic.feature_dim = {semantic.feature_dim}: must be one of Whisper's {known}")

@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: its computations, how often an instruction runs, and what arrays take up.
+"""Reads the text of a compiled program: its computations, how often instructions run, and the bytes of arrays.
 
 XLA's own analysis counts the body of a loop once, however often the loop runs, and a step loops over its micro-batches.
-Here the body counts as often as it runs. Where XLA cannot say how often that is, it counts once.
+Here the body counts as often as it runs, or once if XLA cannot say how often that is.
 """
 
 import functools
@@ -24,7 +24,7 @@ BYTES = {
     "s64": 8,
     "u64": 8,
 }
-"""Bytes of an element by its type. Elements of all other types have 4."""
+"""The bytes of an element by its type. Elements of all other types have 4 bytes."""
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?=, |$)(.*)")
@@ -33,7 +33,7 @@ _NAMES = re.compile(r"%([\w.#-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """An instruction of HLO, which is one line of a computation."""
 
     type: str
     op: str
@@ -47,7 +47,7 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """The names of the computations that it runs."""
+        """The names of the computations that the instruction runs."""
         lists = re.findall(r"(?:calls|body|condition|to_apply|\w*computations?)=(\{[^}]*\}|%\S+)", self.attributes)
         return _NAMES.findall(" ".join(lists))
 
@@ -59,7 +59,8 @@ Computations = dict[str, Computation]
 def parse(text: str) -> tuple[Computations, str]:
     """Returns the computations in `compiled.as_text()` by name, and the name of the one that runs first.
 
-    For GPUs, XLA of JAX 0.11 writes `%name#1` for element 1 of a tuple, without a line of its own. It gets one here.
+    For GPUs, XLA of JAX 0.11 writes `%name#1` for element 1 of a tuple, without an instruction of its own. Such an
+    instruction is added here.
     """
     computations: Computations = {}
     entry = name = ""
@@ -144,8 +145,8 @@ def sizes(type: str) -> list[int]:
 def num_bytes(type: str, on_chip: bool = True) -> int:
     """Returns the bytes that all arrays of a type take up, with or without the arrays in on-chip memory.
 
-    A TPU keeps arrays in tiles, such as 8 x 128 elements, of which the last along each axis is filled up. What fills
-    them up takes memory, and is read and written with the rest: it counts.
+    A TPU keeps arrays in tiles, such as 8 x 128 elements, of which the last along each axis is padded. The padding
+    counts, since it takes memory, and is read and written with the rest.
     """
     return sum(
         BYTES.get(dtype, 4) * _padded_elements(_numbers(axes), layout)
@@ -157,8 +158,8 @@ def num_bytes(type: str, on_chip: bool = True) -> int:
 def _padded_elements(axes: list[int], layout: str) -> int:
     """Returns the number of elements of an array with its padding; a layout is such as `2,1,0:T(8,128)(2,1)`.
 
-    Axes stand in it from the one whose neighbours lie side by side to the one whose neighbours lie farthest apart. The
-    first tile divides the last of them, each other tile divides the one before it.
+    A layout lists the axes from the minor one, whose elements are neighbours in memory, to the major one. The first
+    tile divides the minor axes, and each other tile divides the tile before it.
     """
     order, _, properties = layout.partition(":")
     shape = [axes[axis] for axis in reversed(_numbers(order))] if order else axes

@@ -1,7 +1,7 @@
 """Counts the operations of matrix products and convolutions, by the arithmetic that computes them.
 
-On a GPU both are calls of NVIDIA's libraries, which XLA describes in the attributes of a `custom-call`. A kernel that
-is written for a TPU (Pallas) is such a call, too.
+On a GPU, both are calls of NVIDIA's libraries, which XLA describes in the attributes of a `custom-call`. A kernel that
+is written for a TPU (Pallas) is a `custom-call`, too.
 """
 
 import math
@@ -14,19 +14,19 @@ from omnicodec_jax.planning.hlo import Computation, Computations, Instruction, d
 from omnicodec_jax.planning.speeds import Arithmetic
 
 HALF = {"bf16", "f16", "s8", "u8", "f8e4m3fn", "f8e5m2"}
-"""Types of elements that are multiplied as fast as bfloat16, or faster."""
+"""The types of elements that are multiplied as fast as bfloat16, or faster."""
 PARTS = {
     "__cudnn$convForward": ("input", "kernel", "output"),
     "__cudnn$convBiasActivationForward": ("input", "kernel", "output"),
     "__cudnn$convBackwardInput": ("output", "kernel", "input"),
     "__cudnn$convBackwardFilter": ("input", "output", "kernel"),
 }
-"""What the operands and the result of a convolution by cuDNN are in the convolution that its attributes describe. The
-names of other calls begin with one of these."""
+"""The roles of the two operands and of the result of a call of cuDNN in the convolution that its attributes describe.
+The names of other calls begin with one of these names."""
 
 
 def operations(computations: Computations, computation: Computation, instruction: Instruction) -> Counter[Arithmetic]:
-    """Returns the operations of an instruction and of the computations of a fusion. A product with its sum is two."""
+    """Returns the operations of an instruction, or of all that a fusion computes. A multiply-add counts as two."""
     if instruction.op in ("fusion", "async-start"):
         inside = (computations[name] for name in instruction.called)
         return sum((operations(computations, fused, inner) for fused in inside for inner in fused.values()), Counter())
@@ -45,7 +45,7 @@ def _count(types: list[str], instruction: Instruction) -> int:
     if target and target[1].startswith("__cublas$"):
         axes = r'"lhs_contracting_dimensions":\[([\d,"]*)\]'
         return _product(types[0], instruction.type, axes, instruction.attributes)
-    if target and target[1] == "tpu_custom_call":  # a kernel of ours says itself how much it computes
+    if target and target[1] == "tpu_custom_call":  # the kernels of this package say how much they compute
         said = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
         return int(said[1]) if said else 0
     for name, parts in PARTS.items():
@@ -56,7 +56,7 @@ def _count(types: list[str], instruction: Instruction) -> int:
 
 
 def _arithmetic(types: list[str], instruction: Instruction) -> Arithmetic:
-    """Returns how a product is computed: by the wider of its two operands, and by XLA's precision."""
+    """Returns the arithmetic of a product, which depends on the wider of its operands and on XLA's precision."""
     if all(dtype(operand) in HALF for operand in types[:2]):
         return "bfloat16"
     found = re.search(r'operand_precision(?:=\{|":\[)([\w,"]*)', instruction.attributes)
@@ -90,5 +90,5 @@ def _convolution(input: str, kernel: str, output: str, attributes: str) -> int:
 
 
 def _option(window: dict[str, str], name: str, axis: int, default: int) -> int:
-    """Returns the value of one axis of a window's option such as `pad=3_1x0_0`; of padding, that before the input."""
+    """Returns the value that a window's option such as `pad=3_1x0_0` has for an axis: the first number, here 3 or 0."""
     return int(window[name].split("x")[axis].split("_")[0]) if name in window else default

@@ -1,7 +1,7 @@
 """Breaks a compiled program down: what each part of the networks, and each operation, moves and computes.
 
-XLA keeps where an instruction comes from: `jit(train_step)/transpose(jvp(OmniCodec))/encoder/conv_in/dot_general` is a
-product in the backward pass of a convolution of the encoder. Names of modules and of `jax.named_scope` are the parts.
+XLA keeps the origin of an instruction: `jit(train_step)/transpose(jvp(OmniCodec))/encoder/conv_in/dot_general` is a
+product in the backward pass of a convolution of the encoder. Parts are modules and the scopes of `jax.named_scope`.
 """
 
 import re
@@ -13,34 +13,34 @@ from omnicodec_jax.planning.speeds import Chip
 from omnicodec_jax.planning.totals import Count, counts
 
 SMALL = 0.05
-"""Share of the bytes up to which a part is not divided into the parts that it consists of."""
+"""The share of the bytes up to which a part is not divided into its own parts."""
 REST = "(rest)"
-"""Name of what belongs to a part but to none of the parts within it."""
+"""The name for the instructions of a part that are in none of its own parts."""
 CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "remat", "custom_vjp_call"}
-"""Names that say how something is computed, not what."""
+"""Names in the origin of an instruction that stand for control flow and not for a part."""
 
 
 class Needs(NamedTuple):
-    """The share of a part, or of an operation, in a program."""
+    """The bytes, operations and seconds that a part, or an operation, needs in a program."""
 
     name: str
     bytes_accessed: int
     flops: int
     seconds: float
-    """The roofline of each instruction by itself, added up."""
+    """The sum of the instructions' rooflines."""
 
 
 class OpName(NamedTuple):
-    """Where an instruction comes from."""
+    """The origin of an instruction: the modules that it belongs to, and its operation."""
 
     path: tuple[str, ...]
-    """Names of the modules and scopes, the outermost first."""
+    """The names of the modules and scopes, the outermost first."""
     operation: str
     """JAX's name of the operation, and whether it belongs to a backward pass."""
 
     @classmethod
     def parse(cls, op_name: str) -> "OpName":
-        """Reads XLA's `op_name`. That of a fusion of several instructions is the name of one of them."""
+        """Reads XLA's `op_name`. A fusion of several instructions has the name of one of them."""
         *scopes, operation = op_name.split("/")
         path = dict.fromkeys(name for scope in scopes if (name := _scope(scope)))
         operation = "argument" if "[" in operation else operation
@@ -49,9 +49,10 @@ class OpName(NamedTuple):
 
 
 def _scope(text: str) -> str | None:
-    """Returns the name of a module or scope without the transformations around it; None where there is none.
+    """Returns the name of a module or scope without the transformations around it; None if it is no part.
 
-    A method is its module. Functions that are jitted by themselves and branches of control flow are no parts.
+    A method has the name of its module. Functions that are jitted by themselves, and branches of control flow, are no
+    parts.
     """
     while wrapped := re.fullmatch(r"(\w+)\((.*)\)", text):
         if wrapped[1] in ("jit", "pjit"):
@@ -63,9 +64,9 @@ def _scope(text: str) -> str | None:
 
 
 def by_part(found: Sequence[Count], chip: Chip) -> list[Needs]:
-    """Returns the parts of a program from its counts. The name of each has those of the parts around it before its own.
+    """Returns the parts of a program from its counts, the largest first. A name begins with those of the outer parts.
 
-    A part is divided as long as it is more than `SMALL` of all that is moved. The largest parts come first.
+    A part is divided as long as it moves more than the share `SMALL` of all bytes.
     """
     small = SMALL * sum(count.bytes_accessed for count in found)
     return _divided((), [(OpName.parse(count.origin).path, count) for count in found], chip, small)
@@ -102,14 +103,14 @@ def _row(name: str, own: Iterable[Count], chip: Chip) -> Needs:
 
 
 def breakdown(text: str, chip: Chip) -> str:
-    """Returns the tables of both for a program, from its `compiled.as_text()`."""
+    """Returns the tables of parts and of operations for a program, from its `compiled.as_text()`."""
     found = list(counts(*hlo.parse(text)))
     parts, operations = by_part(found, chip), by_operation(found, chip)
     return f"{_table('part', parts, operations)}\n\n{_table('operation', operations, operations)}"
 
 
 def _table(title: str, rows: list[Needs], operations: list[Needs]) -> str:
-    """Returns a table below its total, which the operations add up to. Rows below a thousandth of it are left out."""
+    """Returns a table below the total of the operations. Rows below a thousandth of the total are left out."""
     everything = Needs("all", *(sum(column) for column in zip(*(row[1:] for row in operations), strict=True)))
     shown = [everything, *(row for row in rows if row.seconds >= everything.seconds / 1000)]
     width = max(len(_indented(row.name)) for row in (*shown, Needs(title, 0, 0, 0.0)))
@@ -121,6 +122,6 @@ def _table(title: str, rows: list[Needs], operations: list[Needs]) -> str:
 
 
 def _indented(name: str) -> str:
-    """Returns the last of the names of a part, as far to the right as it has parts around it."""
+    """Returns the last name of a part, indented by the number of its outer parts."""
     *around, last = name.split("/")
     return "  " * len(around) + last

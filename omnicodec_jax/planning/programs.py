@@ -1,4 +1,4 @@
-"""The plans of training: a function for each step, which lowers it for chips that need not exist and plans it.
+"""Plans the training steps of the codec and of the language model, for chips that need not exist.
 
 omnicodec plan --config released_12hz --topology v5e:4x4 --clips-per-chip 6
 """
@@ -31,17 +31,17 @@ from omnicodec_jax.training.validation import reads_features, runs_encoder
 LOG = logging.getLogger(__name__)
 
 FRAME_RATE = 12.5
-"""Frame rate of the tokens that a language model is planned for, Hz."""
+"""The frame rate of the tokens that a language model is planned for, Hz."""
 
 
 # -- The training step of the codec
 
 
 def plan_training(config: Config, topology: str, clips_per_chip: int) -> StepPlan:
-    """Returns what the codec's training step needs.
+    """Returns the plan of the codec's training step.
 
     Args:
-        config: The run.
+        config: The config of the run.
         topology: The chips, such as v5e:4x4 or a100:8.
         clips_per_chip: The batch is this times the number of chips.
 
@@ -59,7 +59,7 @@ def plan_training(config: Config, topology: str, clips_per_chip: int) -> StepPla
 
 
 def lower_training_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """Returns the step that training runs, lowered from shapes alone. The devices of the mesh need not exist."""
+    """Returns the codec's training step, lowered from shapes alone. The devices of the mesh need not exist."""
     gan, frozen = networks(config, mesh)
     state = state_template(config, mesh)
     return jit_step(gan, mesh, state, frozen).lower(state, batch(config, mesh), frozen)
@@ -104,7 +104,7 @@ def batch(config: Config, mesh: Mesh) -> TrainBatch:
 
 
 def plan_language_model(config: PerplexityConfig, topology: str) -> StepPlan:
-    """Returns what the training step of a language model on tokens at 12.5 Hz needs.
+    """Returns the plan of a language model's training step, on tokens at 12.5 Hz.
 
     Raises ConfigError as `plan_training` does.
     """

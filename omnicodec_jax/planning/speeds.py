@@ -6,29 +6,29 @@ from typing import NamedTuple
 GIB = 2**30
 
 Arithmetic = str
-"""How products are computed: in "bfloat16", or in "float32" at XLA's precision "default", "high" or "highest", such as
+"""The arithmetic of products: "bfloat16", or "float32" with XLA's precision "default", "high" or "highest", such as
 "float32 highest"."""
 
 
 class Chip(NamedTuple):
-    """The speed and memory of one chip. Of a v4 chip it is one core, since its two cores are separate devices."""
+    """The speed and memory of one chip, or of one core of a v4 chip, whose two cores are separate devices."""
 
     speeds: Mapping[Arithmetic, float]
-    """Operations per second by the arithmetic of the products."""
+    """The operations per second by the arithmetic of the products."""
     bandwidth: float
-    """Bytes per second between the chip and its memory."""
+    """The bytes per second between the chip and its memory."""
     memory: float
-    """Bytes of its memory that a program can use."""
+    """The bytes of the chip's memory that a program can use."""
     links: float
-    """Bytes per second that it sends to the chips of its host, or on a TPU to those of its slice."""
+    """The bytes per second that the chip sends to other chips of its host, or on a TPU to those of its slice."""
     network: float | None = None
-    """Bytes per second that it sends to other hosts (of a TPU: to other slices); None where that is not known."""
+    """The bytes per second that the chip sends to other hosts, or on a TPU to other slices; None: not known."""
     target: str | None = None
     """XLA's description of a GPU (`GpuTargetConfigProto`, as text); None for a TPU."""
 
 
 def tpu(flops: float, bandwidth: float, memory: float, links: float, network: float | None = None) -> Chip:
-    """Returns a TPU that computes so many operations per second in bfloat16. Its memory is in GiB.
+    """Returns a TPU that computes `flops` operations per second in bfloat16. `memory` is in GiB.
 
     A product of float32 numbers is one product of bfloat16 numbers at default precision, three at high, six at highest.
     """
@@ -37,27 +37,27 @@ def tpu(flops: float, bandwidth: float, memory: float, links: float, network: fl
 
 
 class Gpu(NamedTuple):
-    """What XLA wants to know of a GPU."""
+    """The figures of a GPU that XLA needs to compile for it."""
 
     name: str
     capability: int
-    """Major number of the compute capability."""
+    """The major number of the compute capability."""
     cores: int
-    """Number of multiprocessors."""
+    """The number of multiprocessors."""
     fpus_per_core: int
     clock_ghz: float
     memory: int
-    """Bytes."""
+    """The memory of the GPU in bytes."""
     bandwidth: int
-    """Bytes per second."""
+    """The bytes per second between the GPU and its memory."""
     cache: int
-    """Bytes of the second-level cache."""
+    """The second-level cache in bytes."""
     shared_memory: int
-    """Bytes of shared memory of a multiprocessor. A block can have all of them but 1024."""
+    """The shared memory of a multiprocessor in bytes. A block can have all of it but 1024 bytes."""
 
     @property
     def target(self) -> str:
-        """XLA's description, a `GpuTargetConfigProto` as text."""
+        """XLA's description of the GPU: a `GpuTargetConfigProto` as text."""
         features = "ACCELERATED_FEATURES" if self.capability >= 9 else "NONE"
         return f"""
             platform_name: "CUDA"
@@ -93,7 +93,7 @@ JAX_TAKES = 0.75
 
 
 def gpu(facts: Gpu, flops: float, tf32: float, fp32: float, links: float, network: float) -> Chip:
-    """Returns a GPU that computes so many operations per second in bfloat16, in TF32 and in float32.
+    """Returns a GPU that computes `flops` operations per second in bfloat16, `tf32` in TF32 and `fp32` in float32.
 
     XLA lets NVIDIA's libraries compute a product of float32 numbers in TF32 at default and at high precision.
     """
@@ -115,7 +115,7 @@ TPUS = {
     "v5p": tpu(459e12, 2765e9, 95.74, links=600e9, network=6.25e9),
     "v6e": tpu(918e12, 1640e9, 31.25, links=400e9),
 }
-"""TPU chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; of the network between
+"""The TPU chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. In the network between
 slices, a chip has its share of the pod's 6.4 Tbit/s (v5e), or 50 Gbit/s (v5p). The memory is what libtpu 0.0.42 reports
 as available when a program does not fit."""
 GPUS = {
@@ -124,7 +124,7 @@ GPUS = {
     "h100": gpu(H100, **_H100),
     "h200": gpu(H200, **_H100),
 }
-"""GPUs by name, all with NVLink (SXM). Source of what XLA wants to know: the files a100_sxm_80, a100_sxm_40, h100_sxm
+"""The GPUs by name, all with NVLink (SXM). Source of XLA's figures: the files a100_sxm_80, a100_sxm_40, h100_sxm
 and h200 in xla/backends/gpu/target_config/specs of github.com/openxla/xla (Apache-2.0). Source of the speeds, without
 sparsity, and of the links: NVIDIA's data sheets of A100, H100 and H200. The network is that of NVIDIA's DGX A100 and
 DGX H100, which have an adapter of 200 and of 400 Gbit/s for each GPU."""

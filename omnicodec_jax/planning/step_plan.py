@@ -17,20 +17,20 @@ NVIDIA's libraries choose their algorithms on the device: memory that their conv
 
 
 class StepPlan(NamedTuple):
-    """The needs of one step on each chip, and the audio that it processes there."""
+    """The needs of one step on each chip, and the audio that the step processes there."""
 
     chip: Chip
     arguments: int
-    """Bytes of state, batch and frozen networks."""
+    """The bytes of state, batch and frozen networks."""
     temporaries: int
-    """Bytes of activations, and of results that do not take the place of an argument. Machine code does not count."""
+    """The bytes of activations, and of results that do not reuse an argument's memory. Machine code does not count."""
     totals: Totals
     seconds_of_audio: float
-    """Audio that a chip processes in a step."""
+    """The seconds of audio that a chip processes in a step."""
     per_host: int = 1
-    """How many chips reach each other without the network between hosts of GPUs, or between slices of TPUs."""
+    """The number of chips that reach each other without the network between hosts of GPUs or slices of TPUs."""
     breakdown: str = ""
-    """Tables of what each part and each operation needs (parts.py)."""
+    """The tables of what each part and each operation needs (parts.py)."""
 
     @classmethod
     def from_program(cls, program: CompiledProgram, topology: Topology, seconds_of_audio: float) -> "StepPlan":
@@ -41,7 +41,7 @@ class StepPlan(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes on a chip."""
+        """The bytes that the step takes on a chip."""
         return self.arguments + self.temporaries
 
     @property
@@ -68,7 +68,7 @@ class StepPlan(NamedTuple):
 
     @property
     def bound_by(self) -> str:
-        """What takes longest."""
+        """The name of what takes longest: compute, memory or exchanges."""
         times = {"compute": self.compute_seconds, "memory": self.memory_seconds, "exchanges": self.exchange_seconds}
         return max(times, key=lambda name: times[name])
 
@@ -97,9 +97,9 @@ time, {self.seconds_of_audio * 24 / bound:.0f} hours of audio a day and chip"""
 
 
 def table(plans: Mapping[str, StepPlan]) -> str:
-    """Returns a table of programs that a chip runs for the same audio, and how fast it is with all of them.
+    """Returns a table of programs that a chip runs one after the other for the same audio, and their speed together.
 
-    The audio of a step may differ from program to program: what counts is the time for a second of audio.
+    Steps of different programs may process different lengths of audio, so times for a second of audio are added up.
     """
     chip = next(iter(plans.values())).chip
     lines = [f"{'':24}{'GiB':>7}{'TFLOP':>9}{'GB':>9}{'ms':>9}  bound by{'x real time':>15}"]

@@ -28,23 +28,23 @@ from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 LOG = logging.getLogger(__name__)
 
 RATE = dsp.MEL_SAMPLE_RATE
-"""Sample rate of what log-mels are made of, Hz."""
+"""The sample rate of the audio that log-mels are computed from, Hz."""
 
 
 class Work(NamedTuple):
-    """What is to be planned: the shape of a step, and what it computes in."""
+    """The step that is planned: the codec, the shape of a batch, and the number formats."""
 
     codec: CodecConfig | MimiConfig
     rows: int
-    """Clips at once."""
+    """The number of clips that a chip processes at once."""
     block: int
-    """Frames of each."""
+    """The number of frames of each clip in a step."""
     precision: Precision = "float32"
     encoder_precision: Precision = "float32"
 
 
 class Program(NamedTuple):
-    """One program of a chip, and the audio that one run of it gets through."""
+    """One program of a chip, and the seconds of audio that one run of it processes."""
 
     lower: Callable[[], jax.stages.Lowered]
     seconds: float
@@ -58,17 +58,17 @@ def plan_tokenization(
     precision: Precision = "float32",
     encoder_precision: Precision = "float32",
 ) -> dict[str, StepPlan]:
-    """Returns what each program of the encoder needs on a chip, in the order in which a clip passes through them.
+    """Returns the plans of the programs that encode a clip, in the order in which a clip passes through them.
 
-    The log-mel is not among them: the host computes it.
+    The log-mel is not among them, since the host computes it.
 
     Args:
-        codec: The codec. Where it takes features of a frozen audio encoder, that is planned too.
+        codec: The codec. If it takes features of a frozen audio encoder, that encoder is planned, too.
         topology: The chips, such as v5e:1x1. Each works by itself.
-        rows: Clips at once; None: as many as the tokenizer takes.
-        block: Frames of a block; None: as many as the tokenizer takes.
-        precision: What the codec computes in.
-        encoder_precision: What the frozen audio encoder computes in.
+        rows: Number of clips at once; None: as many as the tokenizer takes.
+        block: Number of frames of a block; None: as many as the tokenizer takes.
+        precision: Number format of the codec.
+        encoder_precision: Number format of the frozen audio encoder.
 
     Raises:
         ConfigError: For a topology that does not exist, a step without clips, or a program that does not fit.
@@ -82,7 +82,7 @@ def plan_tokenization(
     LOG.info("%s, %d rows x %d frames", topology, *shape)
     plans = {}
     for name in programs(work, devices):
-        # Each in a process that ends with it, since the compiler itself cannot be stopped.
+        # Each program is planned in a process of its own, which then ends, since the compiler cannot be stopped.
         with Children([Child(partial(_plan, work, topology), "spawn", set_up=_set_up)]) as children:
             for _, event in children.run([name]):
                 if isinstance(event, Reported):
@@ -107,7 +107,7 @@ def _plan(work: Work, topology: str, name: str, report: Tell) -> None:
 
 
 def programs(work: Work, devices: list[Any]) -> dict[str, Program]:
-    """Returns the programs by name."""
+    """Returns the programs that encode a clip, by name."""
     return dict(_programs(work, devices[:1]))
 
 
@@ -139,7 +139,7 @@ def _programs(work: Work, devices: list[Any]) -> Iterator[tuple[str, Program]]:
 def _step(
     model: Any, method: Any, inputs: tuple[Any, ...], devices: list[Any], rows: int, dtype: Any = jnp.float32
 ) -> jax.stages.Lowered:
-    """Returns the step of all rows of a chip, lowered from shapes as `ContinuousBatcher` calls it."""
+    """Returns the step over all rows of a chip, lowered from shapes in the form that `ContinuousBatcher` calls."""
     mesh = lanes.mesh_of(devices)
     step = lanes.batch_step(model, method, mesh)
     variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
@@ -157,5 +157,5 @@ def _shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _on(sharding: Any, tree: Any) -> Any:
-    """Returns shapes with a sharding."""
+    """Returns a tree of shapes with a sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

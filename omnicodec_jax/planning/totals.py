@@ -12,42 +12,42 @@ from omnicodec_jax.planning.operations import operations
 from omnicodec_jax.planning.speeds import Arithmetic, Chip
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
-"""Operations that read and write no memory themselves."""
+"""The operations that read and write no memory themselves."""
 
 
 class Totals(NamedTuple):
     """The counts of one run of a program on one device."""
 
     operations: Counter[Arithmetic]
-    """Operations of matrix products and convolutions. A multiplication with its addition counts as 2."""
+    """The operations of matrix products and convolutions. A multiply-add counts as 2."""
     bytes_accessed: int
-    """Bytes that are read from memory and written to it. What stays in on-chip memory does not count."""
+    """The bytes that are read from memory and written to it. Arrays in on-chip memory do not count."""
     exchanges: Counter[Collective]
-    """How often each exchange between chips takes place."""
+    """The number of times that each exchange between chips takes place."""
 
     @property
     def flops(self) -> int:
-        """The operations of all kinds of arithmetic."""
+        """The number of operations in all kinds of arithmetic."""
         return self.operations.total()
 
     @property
     def collectives(self) -> dict[str, int]:
-        """Bytes by kind of exchange. What counts is the larger of its operands and its result."""
+        """The bytes of the exchanges by their kind: of the operands or of the result, whichever are more."""
         return collectives.by_kind(self.exchanges)
 
 
 class Count(NamedTuple):
-    """The counts of one instruction, as often as it runs."""
+    """The counts of one instruction, times the number of times that it runs."""
 
     operation: str
-    """XLA's name of what it does, such as `fusion`."""
+    """XLA's name of the operation, such as `fusion`."""
     origin: str
-    """The `op_name` that JAX gave it; if it has none, that of the instruction whose result it takes first."""
+    """The `op_name` that JAX gave the instruction, or else that of the instruction that computes its first operand."""
     operations: Counter[Arithmetic]
     bytes_accessed: int
 
     def seconds(self, chip: Chip) -> float:
-        """The time that it takes at full speed: no less than its operations, nor than its memory traffic."""
+        """Returns the time at full speed: that of the operations or of the memory traffic, whichever is longer."""
         computing = sum((count / chip.speeds[arithmetic] for arithmetic, count in self.operations.items()), 0.0)
         return max(computing, self.bytes_accessed / chip.bandwidth)
 
@@ -75,7 +75,7 @@ def _origin(computation: Computation, instruction: Instruction) -> str:
 
 
 def totals(text: str) -> Totals:
-    """Returns what a program does, from its `compiled.as_text()`."""
+    """Returns the totals of a program, from its `compiled.as_text()`."""
     computations, entry = hlo.parse(text)
     found: Counter[Arithmetic] = Counter()
     moved = 0
@@ -90,7 +90,7 @@ def _exchanges(computations: Computations, entry: str) -> Counter[Collective]:
     hidden: set[Collective] = set()
     for computation, instruction, times in hlo.running(computations, entry):
         for collective in collectives.collectives(computations, computation, instruction):
-            if instruction.op == "fusion":  # an exchange that runs behind several fusions is in each of them
+            if instruction.op == "fusion":  # each of the fusions that run at the same time as an exchange contains it
                 if collective in hidden:
                     continue
                 hidden.add(collective)
@@ -106,13 +106,13 @@ def _moved(computations: Computations, operands: list[str], instruction: Instruc
         return (num_bytes(instruction.type) if read[0] else 0) + written
     if instruction.op == "dynamic-update-slice":
         return read[1] + (num_bytes(operands[1]) if written else 0)
-    if instruction.op == "async-start":  # such as a slice that is fetched ahead; the type holds the whole operand
+    if instruction.op == "async-start":  # it may fetch a slice ahead, and its type holds the whole operand
         inside = [computations[name] for name in instruction.called]
         moves = [(fused, inner) for fused in inside for inner in fused.values() if inner.op not in FREE]
         return sum(_moved(computations, hlo.operand_types(fused, inner), inner) for fused, inner in moves)
     if instruction.op == "send":
         return sum(read)
-    if instruction.op == "custom-call":  # a kernel may take pieces of one array, and those beside them, as two operands
+    if instruction.op == "custom-call":  # a kernel may take one array twice, for pieces of it and for their halos
         read = list(dict(zip(instruction.operands, read, strict=True)).values())
     if instruction.op.endswith("-start") or instruction.op == "recv":
         return written

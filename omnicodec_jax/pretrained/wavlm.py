@@ -37,8 +37,8 @@ class WavLMConfig:
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = False
     conv_norm: Literal["group", "layer"] = "group"
-    """`group`: each channel is normalised over time, after the first convolution only. `layer`: LayerNorm follows each
-    convolution (large)."""
+    """Normalisation of the convolutions. `group`: each channel is normalised over time, after the first convolution
+    only. `layer`: LayerNorm follows each convolution (large)."""
     position_kernel: int = 128
     position_groups: int = 16
     num_buckets: int = 320

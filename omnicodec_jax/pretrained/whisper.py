@@ -48,7 +48,7 @@ class WhisperConfig:
     """Config of the encoder. The defaults are those of `tiny`, which has 7.6 M parameters."""
 
     num_mel_bins: int = 80
-    """128 in large-v3, 80 in all others."""
+    """Number of mel bins: 128 in large-v3, 80 in all other sizes."""
     d_model: int = 384
     num_heads: int = 6
     num_layers: int = 4

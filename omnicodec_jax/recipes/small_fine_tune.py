@@ -1,4 +1,4 @@
-"""The decoder of the codec that comes along learns from audio of yours for a minute on two CPU cores.
+"""The decoder of the bundled codec learns from audio of yours for a minute on two CPU cores.
 
     omnicodec train --config small_fine_tune --workdir runs/small_fine_tune --run.start-from small \\
         --run.encoder ENCODER --data.prepared data/prepared

@@ -3,8 +3,8 @@
     omnicodec train --config small_perceptual --workdir runs/small_perceptual --run.start-from models/small \
         --run.encoder models/whisper --data.prepared data/prepared
 
-This was the last run of the codec that comes along; docs/training.md has what it gave. The encoder is needed beside
-stored features, since the step runs it on decoded audio.
+This was the last run of the bundled codec; docs/training.md has what it gave. The encoder is needed beside stored
+features, since the step runs it on decoded audio.
 """
 
 import dataclasses

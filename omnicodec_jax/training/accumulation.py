@@ -38,7 +38,7 @@ T = TypeVar("T")
 def split(batch: TrainBatch, count: int) -> MicroBatch:
     """Splits a batch into `count` stacked micro-batches.
 
-    Of each `count` neighbouring rows every micro-batch gets one, so that rows stay on their devices.
+    Every micro-batch gets one of each `count` neighbouring rows, so that rows stay on their devices.
     """
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
     return MicroBatch(parts, jnp.arange(count))
@@ -54,8 +54,8 @@ def mean_over(
 ) -> tuple[Tree, T]:
     """Runs the micro-batches one after the other. Returns the codebooks after the last, and the mean of the results.
 
-    `run_codec` updates the codebooks, which the next micro-batch starts from. A micro-batch's result is what `use`
-    makes of its forward.
+    `run_codec` updates the codebooks, which the next micro-batch starts from. The result of a micro-batch is the value
+    that `use` returns for its forward pass.
     """
 
     def run(codebooks: Tree, micro: MicroBatch) -> tuple[Tree, T]:

@@ -7,15 +7,15 @@ from omnicodec_jax.losses import Scalar, Terms
 from omnicodec_jax.models.codec import CodecOutput
 
 STILL = 1e-10
-"""Share of a clip's energy below which its variance over time is made of rounding errors."""
+"""Share of a clip's energy below which its variance over time counts as a rounding error, and so as none."""
 
 
 def branch_metrics(output: CodecOutput) -> Terms:
-    """The share that each branch has in the variance of the decoder's input, and the variation of the encoder's latent.
+    """Computes each branch's share in the variance of the decoder's input, and the variation of the encoder's latent.
 
-    All of it is over time within each clip, and then the mean over the clips. The shares add up to 1: a branch's share
-    is its covariance with the sum of both, and so is below 0 where it only takes away from the other. The variation is
-    the standard deviation, over all channels.
+    Variances are taken over time within each clip, and then averaged over the clips. The share of a branch is its
+    covariance with the sum of both branches, divided by the variance of the sum. The shares add up to 1, and one is
+    below 0 where a branch only cancels a part of the other. The variation is the standard deviation over all channels.
     """
     metrics = {"latent_variation": jnp.mean(jnp.sqrt(jnp.mean(over_time(output.latent) ** 2, axis=(1, 2))))}
     if output.semantic_image is not None:
@@ -26,12 +26,12 @@ def branch_metrics(output: CodecOutput) -> Terms:
 
 
 def over_time(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    """The deviation from each clip's mean over time."""
+    """Returns the deviation from each clip's mean over time."""
     return x - jnp.mean(x, axis=1, keepdims=True)
 
 
 def share(part: Float[Array, "B N D"], whole: Float[Array, "B N D"]) -> Scalar:
-    """The share of the variance over time of `whole` that its summand `part` brings; 0 for a clip without any."""
+    """Returns the share of the variance of `whole` over time that its summand `part` brings; 0 for a constant clip."""
     deviation = over_time(whole)
     covariance = jnp.sum(over_time(part) * deviation, axis=(1, 2))
     variance = jnp.sum(deviation**2, axis=(1, 2))

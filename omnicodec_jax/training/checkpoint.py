@@ -50,9 +50,9 @@ FREE = (
     "config.log_every",
     "config.save_every",
 )
-"""Beginnings of the names of options whose values may differ from those in the checkpoint."""
+"""Prefixes of the names of options whose values may differ from those in the checkpoint."""
 TOTAL_STEPS = "config.optimizer.total_steps"
-"""The option that may differ until the end of the warm-up, which is the same for a run of any length."""
+"""The option that may differ until the end of the warm-up, since the warm-up is the same for a run of any length."""
 DAMAGED = "damaged"
 """The folder of a run for checkpoints that cannot be read."""
 TEXTS = {"_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics"}
@@ -65,9 +65,9 @@ STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
 """How many checkpoints of a language model are kept. If the last one cannot be read, the one before it is used."""
 FAILURES = (Exception, BaseExceptionGroup, asyncio.CancelledError)
-"""The errors of writing a checkpoint: whatever the storage raises, also from tasks that Orbax has given up."""
+"""The errors of writing a checkpoint: those that the storage raises, and those of tasks that Orbax has cancelled."""
 THREADS = 10
-"""An upper bound of the number of threads in which Orbax writes one checkpoint."""
+"""An upper bound on the number of threads in which Orbax writes one checkpoint."""
 
 
 class Checkpoints:
@@ -126,13 +126,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        # Closing waits for the writers, and raises their errors. An earlier error must not be replaced by these.
+        # Closing waits for the writers, and raises their errors, which must not replace an earlier error.
         failures = self._close()
         if failures and not failure:
             raise self._could_not_be_written(failures[0]) from failures[0]
 
     def _close(self) -> list[BaseException]:
-        """Waits until all that is being written is finished, and returns the errors of what failed."""
+        """Waits until all writers have finished, and returns their errors."""
         manager, self._manager = self._manager, None
         failures: list[BaseException] = []
         while manager is not None and len(failures) < THREADS:  # each writer that has failed raises its error once
@@ -153,7 +153,7 @@ class Checkpoints:
 
         Raises CheckpointError if this fails, or if the state before it could not be written.
         """
-        self.wait()  # Orbax would wait, too, and what it has begun to write may be this state
+        self.wait()  # Orbax would wait, too; and the checkpoint that it is writing may be that of this step
         if (step := int(state.step)) == self.latest:
             return
         metrics = None if mel_distance is None else {DISTANCE: mel_distance}
@@ -165,7 +165,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises CheckpointError if writing has failed since the last call."""
-        # If Orbax is asked for errors while it is writing, it forgets them, and deletes what the new checkpoint
+        # If Orbax is asked for errors while it is writing, it forgets them, and deletes the checkpoint that the new one
         # replaces.
         if self._manager is not None and not self._manager.is_saving_in_progress():
             self.wait()
@@ -188,8 +188,9 @@ class Checkpoints:
         try:
             yield
         except FAILURES as error:
-            # Orbax has counted what it failed to write, and no longer what that was to replace; its other threads may
-            # fail, too. What is saved next is saved by a new manager, which counts what is on disk.
+            # Orbax's list of checkpoints is wrong now: it has the one that could not be written, and not the one that
+            # this would have replaced. The next checkpoint is saved by a new manager, which lists those on disk. This
+            # manager is closed, since its other threads may fail, too.
             self._close()
             raise self._could_not_be_written(error) from error
 
@@ -198,7 +199,7 @@ class Checkpoints:
         return CheckpointError(f"{what}; {_what_to_do(self._workdir)}")
 
     def _set_damaged_aside(self) -> None:
-        """Moves damaged checkpoints to a folder of their own, since others of the same steps may be written."""
+        """Moves damaged checkpoints to a folder of their own, since the run will write those steps again."""
         last, damaged = last_whole(self.directory)
         for step, reason in damaged.items():
             aside = self._workdir / DAMAGED / str(step)
@@ -249,10 +250,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def naming_the_last(workdir: Path) -> Iterator[None]:
-    """A context in which the errors of a disk that cannot be written name the last good checkpoint of a run.
+    """A context in which an error of a disk that cannot be written names the last good checkpoint of a run.
 
-    They become a CheckpointError. So do errors of libraries that say nothing of the disk, where the disk refuses to be
-    written when they are raised. Other errors stay as they are.
+    It becomes a CheckpointError. So does an error of a library that does not mention the disk, if the disk cannot be
+    written when the error is raised. Other errors stay as they are.
     """
     try:
         yield
@@ -271,7 +272,7 @@ def _what_to_do(workdir: Path) -> str:
 
 
 def _move(folder: Path, to: Path) -> None:
-    """Moves a folder into the place of another. In a bucket, that is copying and deleting."""
+    """Moves a folder, and replaces the folder that is at its new place. In a bucket, objects are copied and deleted."""
     if isinstance(folder, BucketPath) and isinstance(to, BucketPath):
         for file in folder.find():
             with on_disk(file) as copy:
@@ -286,9 +287,9 @@ def _move(folder: Path, to: Path) -> None:
 def last_whole(directory: Path) -> tuple[int | None, dict[int, str]]:
     """Finds the last checkpoint that can be read.
 
-    Returns its step, and by their steps what is wrong with other checkpoints. Of checkpoints before it, only the parts
-    are checked that can be checked quickly. Raises CheckpointError if there are checkpoints but none of them is whole:
-    the user must decide whether to start anew.
+    Returns its step, and a dict from the steps of damaged checkpoints to what is wrong with them. The arrays of earlier
+    checkpoints are not read, since that takes long. Raises CheckpointError if there are checkpoints but none of them is
+    whole, since the user must decide whether to start anew.
     """
     last: int | None = None
     damaged: dict[int, str] = {}
@@ -322,13 +323,13 @@ def damage(folder: Path, arrays: bool = True) -> str | None:
             for key in keys:
                 store.read(key).result()
             return None if keys else f"{STATE} holds no arrays"
-    except Exception as error:  # of any type: whatever the storage raises
+    except Exception as error:  # the storage raises errors of any type
         return _first_line(error)
     return None
 
 
 def read(workdir: Path, step: int | None) -> tuple[Config, int]:
-    """Reads the config and the step of a kept checkpoint; without a step, of the last one that is whole.
+    """Reads the config and the step of a kept checkpoint. With step None, it is the last checkpoint that is whole.
 
     Raises CheckpointError if the checkpoint is not there, or damaged.
     """
@@ -352,13 +353,13 @@ def read(workdir: Path, step: int | None) -> tuple[Config, int]:
 def frozen_hashes(workdir: Path) -> dict[str, str]:
     """Reads the hashes of a run's frozen networks, by name, from its checkpoints.
 
-    Returns no hashes for a new run, and for a run of a version whose checkpoints did not have them.
+    Returns no hashes for a new run, and for a run of an early version, whose checkpoints do not have them.
     """
     directory = workdir.absolute() / DIRECTORY
     for step in reversed(storage.steps(directory)):
         try:
             return json.loads((directory / str(step) / ABOUT / "metadata").read_text()).get("frozen", {})
-        except (OSError, ValueError):  # damaged: `Checkpoints` sets it aside, and says so
+        except (OSError, ValueError):  # the checkpoint is damaged: `Checkpoints` sets it aside with a warning
             continue
     return {}
 
@@ -369,7 +370,7 @@ def restore(workdir: Path, step: int, template: S) -> S:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             return checkpointer.restore(storage.directory(folder / STATE), template)
-        except Exception as error:  # of any type: whatever the storage raises
+        except Exception as error:  # the storage raises errors of any type
             raise CheckpointError(f"{folder}: cannot be read: {_first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Writes TensorBoard's event files. Errors of the disk neither block a run nor end it."""
+"""Writes TensorBoard's event files. A disk that cannot be written neither blocks a run nor ends it."""
 
 import contextlib
 import logging
@@ -18,17 +18,17 @@ from omnicodec_jax.errors import told
 LOG = logging.getLogger(__name__)
 
 LARGE = 1 << 22
-"""Bytes from which on a file in a bucket is left as it is, and another begun."""
+"""The size in bytes from which on an event file in a bucket is complete, and the next one is begun."""
 
 
 class EventWriter:
     """Writes scalars, audio and images for TensorBoard; each start of a run has an event file of its own.
 
-    In a bucket, what is written is there after the next `scalars`.
+    In a bucket, events can be read after the next call of `scalars`.
     """
 
     def __init__(self, directory: Path, step: int):
-        with without("torch"):  # which tensorboardX imports for its type annotations alone
+        with without("torch"):  # tensorboardX imports it for its type annotations alone
             from tensorboardX import summary
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2
@@ -40,12 +40,12 @@ class EventWriter:
             self._begin()
 
     def _begin(self) -> None:
-        """Begins a file. In a bucket, where files cannot grow, a file of this machine is put there again and again."""
+        """Begins a file. Objects in a bucket cannot grow, so a file of this machine is put there again and again."""
         folder = self._directory
         if isinstance(folder, BucketPath):
             folder = copies() / f"events-{uuid.uuid4().hex}"
         folder.mkdir(parents=True, exist_ok=True)
-        # tensorboardX's SummaryWriter is not used, since it hangs for ever once its thread has met a full disk.
+        # tensorboardX's SummaryWriter is not used, since it hangs for ever once its thread has found the disk full.
         suffix = f".{uuid.uuid4().hex[:8]}" if folder != self._directory else ""  # several may begin in one second
         self._writer = self._open(str(folder / "events"), suffix)
         self._folder = folder
@@ -87,7 +87,7 @@ class EventWriter:
 
     @contextlib.contextmanager
     def _going_on_without(self) -> Iterator[None]:
-        """A context in which a disk that cannot be written costs the curves, and not the run."""
+        """A context in which an error of the disk ends the writing of events, and not the run."""
         try:
             yield
         except OSError as error:
@@ -98,7 +98,7 @@ class EventWriter:
 
 @contextlib.contextmanager
 def without(module: str) -> Iterator[None]:
-    """A context in which a module that is not imported yet cannot be, as if it were not installed."""
+    """A context in which a module cannot be imported, as if it were not installed, unless it is imported already."""
     if module in sys.modules:
         yield
         return

@@ -24,28 +24,28 @@ def export_model(
     number: model_directory.Number = "float32",
     encoder: Path | None = None,
 ) -> int:
-    """Writes the codec of a run to a model directory, and discriminators and frozen encoder, if any, to folders in it.
+    """Writes the codec of a run to a model directory, and its discriminators and frozen encoder to folders in it.
 
     Args:
         workdir: The directory of the run.
         out: The model directory.
         step: The step of a kept checkpoint; None: the last one.
-        ema: Whether to take the moving average of the parameters in their place.
-        number: What the codec's weights are stored as.
-        encoder: Model directory of the encoder of the semantic branch, which is copied; None: the codec goes without,
-            or with the one that lies in `out`.
+        ema: Whether to take the moving average of the parameters instead of the parameters.
+        number: The number format in which the codec's weights are stored.
+        encoder: Model directory of the encoder of the semantic branch, which is copied. None: an encoder that is in
+            `out` already stays there.
 
     Returns:
         The step of the checkpoint.
 
     Raises:
         CheckpointError: If the run, the step or the average is not there.
-        ModelError: If the encoder is none, or not of the kind that the codec takes.
+        ModelError: If `encoder` holds no encoder, or none of the kind that the codec takes.
     """
     config, step = checkpoint.read(workdir, step)
     if ema and config.optimizer.ema_decay is None:
         raise CheckpointError(f"{workdir}: this run keeps no moving average (optimizer.ema_decay); leave out --ema")
-    own, judges = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
+    own, discriminators = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
     if encoder is None and (own / model_directory.CONFIG).is_file():
         encoder = own
     if encoder is not None:
@@ -54,22 +54,23 @@ def export_model(
     state = checkpoint.restore(workdir, step, state_template(config, mesh))
     params = state.ema_params if ema else state.params
     if state.discriminators:
-        model_directory.save(judges, config.discriminators, {"params": state.discriminators})
+        model_directory.save(discriminators, config.discriminators, {"params": state.discriminators})
     else:
-        model_directory.remove(judges)  # those of another model
+        model_directory.remove(discriminators)  # those of another model
     if encoder is not None and encoder != own:
         model_directory.copy(encoder, own)
     codebooks = state.codebooks
-    if "quantizer" not in config.train.freeze:  # whose tokens would get another hash
+    if "quantizer" not in config.train.freeze:  # new counters would change the hash of a frozen quantizer's tokens
         codebooks = with_new_counters(codebooks, config.codec.codebook.check_every)
     model_directory.save(out, config.codec, {"params": params, CODEBOOKS: codebooks}, number)
     return step
 
 
 def with_new_counters(codebooks: Tree, check_every: int) -> Tree:
-    """Returns codebooks whose counters of steps, which only training reads, are those of new codebooks.
+    """Returns codebooks with the counters of new codebooks. Only training reads the counters, which count steps.
 
-    PyTorch's checkpoints have no counters. So a model has the same hash when it comes back from there.
+    PyTorch's checkpoints have no counters. With new ones, a model has the same hash after a conversion to PyTorch and
+    back.
     """
     leaves = model_directory.flatten(codebooks)
     new = {name: np.full_like(leaf, check_every) for name, leaf in leaves.items() if name.endswith(COUNTER)}

@@ -24,8 +24,8 @@ LOG = logging.getLogger(__name__)
 def load(config: Config) -> tuple[Gan, FrozenVariables]:
     """Makes the networks of a run, and loads the variables of the frozen ones.
 
-    If `run.wavlm` names no WavLM, the losses that need it are left out, and so `Gan.config` is then another config than
-    the given one. Raises ConfigError or ModelError for a network that is missing or does not fit.
+    If `run.wavlm` names no WavLM, the losses that need it are left out, and `Gan.config` then differs from the given
+    config. Raises ConfigError or ModelError for a network that is missing or does not fit.
     """
     encoder = encoder_variables = wavlm = wavlm_variables = None
     if reads_features(config):
@@ -47,7 +47,7 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
 
 
 def _check_stored(config: Config) -> None:
-    """Raises ConfigError for stored features that are not those that the codec takes."""
+    """Raises ConfigError if the stored features are of another source or width than the codec takes."""
     semantic, directory = config.codec.semantic, config.data.features
     stored = None if directory is None else features.read_format(as_path(directory))
     if semantic is None or stored is None:
@@ -64,9 +64,13 @@ def _check_stored(config: Config) -> None:
 
 
 def hashes(gan: Gan, frozen: FrozenVariables, known: Mapping[str, str]) -> dict[str, str]:
-    """Hashes each frozen network: its config, and its weights as loaded. A run goes on with the same networks only.
+    """Hashes the config and the loaded weights of each frozen network. A run goes on with the same networks only.
 
-    known: the hashes that the run's checkpoints carry; those that version 0.1 gave to the same networks are kept.
+    Args:
+        gan: The networks of the run.
+        frozen: The variables of the frozen networks.
+        known: The hashes in the run's checkpoints. Those that version 0.1 gave to the same networks are returned as
+            they are.
     """
     networks = {"wavlm": (gan.wavlm, frozen.wavlm), "encoder": (gan.encoder, frozen.encoder)}
     return {

@@ -1,9 +1,9 @@
 """The networks of a training run, and the gradient of each side of the GAN.
 
-The generator is the codec. It runs forward once a step (`Gan.codec_forward`), and that forward holds decoupling and
-self-guidance (models/codec.py) and the update of the codebooks (models/quantize.py). The sub-discriminators run one
-after the other, each forward and at once backward: their feature maps are most of what a step computes, and so only
-one of them has its feature maps in memory at a time.
+The generator is the codec. Its forward pass runs once a step (`Gan.codec_forward`), with decoupling and self-guidance
+(models/codec.py) and the update of the codebooks (models/quantize.py). The sub-discriminators run one after the other,
+each forward and then backward at once. Their feature maps are the largest arrays of a step. In this order, those of one
+sub-discriminator alone are in memory at a time.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from omnicodec_jax.training.packing import Tree, pack
 T = TypeVar("T")
 
 Metrics = dict[str, Array]
-"""float32 scalars by name. The metrics whose names begin with "replaced" are vectors, one value for each codebook."""
+"""Metrics by name: float32 scalars. Those whose names begin with "replaced" are vectors, a value for each codebook."""
 
 
 class FrozenVariables(NamedTuple):
@@ -45,11 +45,11 @@ class FrozenVariables(NamedTuple):
 
     wavlm: Tree | None = None
     encoder: Tree | None = None
-    """The audio encoder, of Qwen3-Omni or of Whisper, which computes semantic features."""
+    """The audio encoder of Qwen3-Omni or of Whisper, which computes semantic features."""
 
 
 class TrainInputs(NamedTuple):
-    """A batch of real audio, and what the frozen networks compute from it. Nothing here takes a gradient."""
+    """A batch of real audio, and what the frozen networks compute from it. No gradient flows into these arrays."""
 
     audio: Audio
     features: Float[Array, "B S F"] | None
@@ -70,16 +70,16 @@ class CodecForward(NamedTuple):
     codebooks: Tree
     """The codebooks after their update."""
     vjp: Callable[[Audio, HiddenStates | None], Tree]
-    """Maps the gradients of the reconstruction and of `wavlm_states` to that of the codec's parameters which learn.
+    """Maps the gradients of the reconstruction and of `wavlm_states` to that of the codec's learning parameters.
 
     The gradient of `codec_loss` is included."""
 
     def after(self, computed: Tree) -> "CodecForward":
-        """The same forward, with audio that XLA cannot use before every array of `computed` has been computed.
+        """Returns the same result, whose audio XLA cannot use before every array of `computed` has been computed.
 
-        XLA would run the sub-discriminators side by side, since they do not depend on each other, with the feature maps
-        of all of them in memory; and on a CPU it ignores `optimization_barrier`. So a zero that depends on `computed`
-        is added to the audio. XLA does not find out that it is always zero.
+        Sub-discriminators do not depend on each other. XLA would run them side by side, with the feature maps of all of
+        them in memory, and on a CPU it ignores `optimization_barrier`. So a zero that depends on `computed` is added to
+        the audio. XLA does not find out that it is always zero.
         """
         zero = 0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(computed))
         inputs = self.inputs._replace(audio=self.inputs.audio + zero)
@@ -91,16 +91,16 @@ class DiscriminatorForward(NamedTuple):
 
     real: DiscriminatorOutputs
     fake: DiscriminatorOutputs
-    """Outputs on the codec's reconstruction."""
+    """The outputs on the codec's reconstruction."""
     vjp_params: Callable[[DiscriminatorOutputs, DiscriminatorOutputs], Tree]
     """Maps the gradients of `real` and of `fake` to that of the sub-discriminator's parameters."""
     vjp_fake: Callable[[DiscriminatorOutputs], tuple[Tree, Audio, HiddenStates | None]] | None
-    """Maps the gradient of `fake` to those of the parameters, of the reconstruction, and of WavLM's states of it; None
-    where both ran as one batch."""
+    """Maps the gradient of `fake` to the gradients of the parameters, of the reconstruction, and of WavLM's states of
+    the reconstruction; None where real and fake audio ran as one batch."""
 
 
 class LossGradient(NamedTuple):
-    """The gradient of a loss, with the loss terms and other metrics of the same forward."""
+    """The gradient of a loss, with the loss terms and other metrics of the same forward pass."""
 
     gradient: Tree
     metrics: Metrics
@@ -154,9 +154,9 @@ class Gan:
     def branches_kept(
         self, key: PRNGKeyArray, step: Int[Array, ""], clips: int
     ) -> tuple[Bool[Array, " B"] | None, Bool[Array, " B"] | None]:
-        """Draws the clips whose semantic and whose acoustic vectors are left in at this step; None: those of all.
+        """Draws the clips that keep their semantic vectors in this step, and those that keep their acoustic vectors.
 
-        No clip is left without both.
+        No clip loses both. None in place of either: all clips keep them.
         """
         train, draw = self.config.train, jax.random.uniform(key, (clips,))
         semantic = draw >= train.semantic_dropout if train.semantic_dropout else None
@@ -165,12 +165,12 @@ class Gan:
         return semantic, draw < 1 - train.acoustic_dropout if train.acoustic_dropout else None
 
     def bypassed(self, key: PRNGKeyArray, clips: int) -> Bool[Array, " B"] | None:
-        """Draws the clips whose vectors are not quantized; None: the run quantizes all."""
+        """Draws the clips whose vectors are not quantized; None: the run quantizes those of all clips."""
         share = self.config.train.quantizer_bypass
         return None if share == 0 else jax.random.bernoulli(key, share, (clips,))
 
     def latent_cepstrum(self, latent: Latent, audio: Audio, step: Int[Array, ""]) -> Terms:
-        """Computes the term that draws the latent to the cepstrum, which is 0 from its last step on."""
+        """Computes the term that draws the latent to the cepstrum; it is 0 from `train.latent_cepstrum_until` on."""
         if self.config.loss.latent_cepstrum == 0:
             return {}
         until = self.config.train.latent_cepstrum_until
@@ -181,7 +181,11 @@ class Gan:
     def semantic_perceptual(
         self, decoded: Audio, inputs: TrainInputs, are_stored: bool, frozen: FrozenVariables
     ) -> Terms:
-        """Computes the perceptual loss of the encoder. Stored features do not serve, since they know what is around."""
+        """Computes the perceptual loss: how far the encoder's features of decoded and of real audio are apart.
+
+        Stored features cannot be compared, since they were computed from whole clips and depend on the audio around
+        the crop.
+        """
         if self.config.loss.semantic_perceptual == 0:
             return {}
         of_real = inputs.features
@@ -244,9 +248,11 @@ class Gan:
         return CodecForward(inputs, reconstruction, wavlm_states, loss, metrics, codebooks, vjp)
 
     def generator_gradient(self, forward: CodecForward, adversarial: Sequence[LossGradient]) -> LossGradient:
-        """The gradient of everything that the codec minimises, by its parameters, packed.
+        """Computes the gradient of all that the codec minimises by its parameters, packed.
 
-        adversarial: `adversarial_gradient` of each sub-discriminator.
+        Args:
+            forward: The forward pass of the codec.
+            adversarial: The `adversarial_gradient` of each sub-discriminator.
         """
 
         def loss(audio: Audio) -> tuple[Scalar, Terms]:
@@ -292,10 +298,10 @@ class Gan:
     def discriminator_forward_in_one_batch(
         self, sub: SubDiscriminator, discriminators: Tree, forward: CodecForward
     ) -> DiscriminatorForward:
-        """Runs a sub-discriminator once on a batch of both, for the gradient of its parameters alone.
+        """Runs a sub-discriminator once on real audio and reconstruction together, for the gradient of its parameters.
 
-        A batch twice as large moves less memory than two batches on a TPU. Rows of both alternate, so that each stays
-        on the device that holds it.
+        On a TPU, one batch twice as large moves less memory than two batches. Rows of real audio and of reconstruction
+        alternate, so that each row stays on the device that holds it.
         """
         states = (forward.inputs.wavlm_states, forward.wavlm_states) if sub.takes_wavlm_states else (None, None)
         audio, states = interleave((forward.inputs.audio, states[0]), (forward.reconstruction, states[1]))
@@ -309,7 +315,7 @@ class Gan:
         return DiscriminatorForward(real, fake, vjp_params, None)
 
     def discriminator_gradient(self, forward: DiscriminatorForward) -> LossGradient:
-        """The gradient of a sub-discriminator's loss by its parameters. No gradient goes to the reconstruction."""
+        """Computes the gradient of a sub-discriminator's loss by its parameters, and none by the reconstruction."""
 
         def loss(real: DiscriminatorOutputs, fake: DiscriminatorOutputs) -> tuple[Scalar, Terms]:
             terms = losses.discriminator_losses(real, fake)
@@ -319,9 +325,10 @@ class Gan:
         return LossGradient(forward.vjp_params(d_real, d_fake), terms)
 
     def adversarial_gradient(self, forward: DiscriminatorForward) -> LossGradient:
-        """The gradient of the adversarial and the feature matching loss that one sub-discriminator gives the codec.
+        """Computes the gradient of the adversarial and the feature matching loss of one sub-discriminator.
 
-        It is a pair: the gradient by the reconstruction, and that by WavLM's states of it (None: they are not used).
+        It is a pair: the gradient by the reconstruction, and the gradient by WavLM's states of the reconstruction,
+        which is None if the sub-discriminator does not use them.
         """
 
         def loss(fake: DiscriminatorOutputs) -> tuple[Scalar, Terms]:
@@ -340,9 +347,9 @@ class Gan:
         use: Callable[[DiscriminatorForward], T],
         in_one_batch: bool = False,
     ) -> list[T]:
-        """Runs the sub-discriminators one after the other, and returns what `use` makes of each one's forward.
+        """Runs the sub-discriminators one after the other, and returns the result of `use` for each of them.
 
-        What `use` does not return, such as feature maps, is out of memory before the next sub-discriminator runs.
+        Arrays that `use` does not return, such as feature maps, are freed before the next sub-discriminator runs.
         """
         run = self.discriminator_forward_in_one_batch if in_one_batch else self.discriminator_forward
         results: list[T] = []
@@ -354,7 +361,7 @@ class Gan:
 
 
 def interleave(first: T, second: T) -> T:
-    """Puts the rows of two trees of batches into one, by turns."""
+    """Joins two trees of batches into one whose rows come from both by turns."""
 
     def rows(x: Array, y: Array) -> Array:
         return jnp.stack([x, y], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
@@ -363,7 +370,7 @@ def interleave(first: T, second: T) -> T:
 
 
 def merge_gradients(gradients: Sequence[LossGradient]) -> LossGradient:
-    """Merges the `discriminator_gradient` of all sub-discriminators into one gradient of all discriminators, packed."""
+    """Merges the gradients of all sub-discriminators into one gradient of all discriminators, packed."""
     merged: Tree = {}
     terms: Terms = {}
     for gradient, own_terms in gradients:

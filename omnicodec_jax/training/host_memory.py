@@ -1,4 +1,4 @@
-"""The memory that processes hold on their host now."""
+"""Reads how much memory processes take on their host now."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def of_process(pid: int | None = None) -> float:
-    """Returns the resident memory of a process (default: of this one) in GiB; 0 where nothing tells it."""
+    """Returns the resident memory of a process (default: this one) in GiB; 0 where the system does not tell it."""
     try:
         pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -15,6 +15,6 @@ def of_process(pid: int | None = None) -> float:
 
 
 def of_workers() -> list[float]:
-    """Returns the resident memory in GiB of each process that reads data for this one, in the order of their starts."""
+    """Returns the resident memory in GiB of each process that reads data for this one, in the order they started."""
     workers = sorted(multiprocessing.active_children(), key=lambda process: process.pid or 0)
     return [of_process(process.pid) for process in workers]

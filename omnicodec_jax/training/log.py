@@ -55,7 +55,7 @@ class CodecLog:
         self._window, self._waited = StepWindow(), 0.0
 
     def add(self, metrics: Mapping[str, np.ndarray], waited: float) -> None:
-        """Adds the metrics of one step, and the seconds that it waited for its batch."""
+        """Adds the metrics of one step, and the seconds that the step waited for its batch."""
         self._window.add(metrics)
         self._waited += waited
 
@@ -100,10 +100,13 @@ class CodecLog:
     def write_validation(
         self, step: int, result: ValidationResult, seconds: float, weights: ValidationResult | None = None
     ) -> None:
-        """Writes the result on held-out clips, with originals and reconstructions to look at and to hear.
+        """Writes the result on held-out clips, with the audio and spectrograms of originals and reconstructions.
 
-        seconds: how long the validation took; that time does not count as the steps' time. weights: if `result` is that
-        of the moving average of the weights, the result of the weights themselves.
+        Args:
+            step: The number of steps that are done.
+            result: The result, which is that of the weights' moving average if the run keeps one.
+            seconds: How long the validation took. It does not count as time of the steps.
+            weights: The result of the weights themselves; None: `result` is that.
         """
         self._window.leave_out(seconds)
         shares = ", ".join(f"{name} {100 * np.mean(values):.0f} %" for name, values in result.usage.items())
@@ -130,7 +133,7 @@ class CodecLog:
         self._events.scalars(step, scalars)
 
     def write_time(self, step: int, spent: Spent) -> None:
-        """Writes to TensorBoard which share of the run's wall time each cause has had until now."""
+        """Writes to TensorBoard the share of the run's wall time that each cause has had so far."""
         if self._events is not None:
             shares = {f"time/{cause.replace(' ', '_')}": share for cause, share in spent.shares.items()}
             self._events.scalars(step, shares)
@@ -149,7 +152,7 @@ class CodecLog:
 
 
 def tag(metric: str) -> str:
-    """Returns TensorBoard's tag of a metric, by TAGS."""
+    """Returns TensorBoard's tag of a metric, by `TAGS`."""
     for prefix, replacement in TAGS.items():
         if metric.startswith(prefix):
             return replacement + metric.removeprefix(prefix)
@@ -163,7 +166,7 @@ def numbered(name: str, value: Any) -> dict[str, float]:
 
 
 def codebook_health(cluster_usage: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the share of entries that are not dead, and the perplexity, of Q codebooks by `cluster_usage` [Q, K]."""
+    """Returns for Q codebooks with usages [Q, K] the shares of entries that are not dead, and the perplexities."""
     usage = np.asarray(cluster_usage)
     share = usage / usage.sum(-1, keepdims=True)
     alive = np.mean(usage > config.codec.codebook.dead_threshold * usage.mean(-1, keepdims=True), axis=-1)

@@ -34,11 +34,11 @@ from omnicodec_jax.training.validation import Validator, reads_features
 LOG = logging.getLogger(__name__)
 
 MIN_SEMANTIC_WEIGHT = 10.0
-"""A lower weight of the semantic loss has next to no effect on features as small as those of Qwen3-Omni's encoder."""
+"""The weight of the semantic loss below which it hardly affects features as small as those of Qwen3-Omni's encoder."""
 
 
 class Profile(NamedTuple):
-    """The steps that an xprof trace covers: from `start` on, up to but without `stop`."""
+    """The steps that an xprof trace covers: from step `start` on, up to but without step `stop`."""
 
     start: int
     stop: int
@@ -53,10 +53,10 @@ class Profile(NamedTuple):
 
     @staticmethod
     def trace(directory: Path) -> contextlib.AbstractContextManager[object]:
-        """Returns a context in which JAX traces what devices and XLA do, and writes it into a directory at its end.
+        """Returns a context in which JAX traces what devices and XLA do, and writes the trace into a directory.
 
-        Calls of Python are left out. There are millions of them where a step is traced and compiled. With them, the
-        first step of a tiny run took 5 GB of memory and 200 MB of disk; without them, 1.8 GB and 11 MB.
+        Calls of Python functions are left out, since there are millions of them while a step is compiled. With them,
+        the first step of a tiny run took 5 GB of memory and 200 MB of disk; without them, 1.8 GB and 11 MB.
         """
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
@@ -64,7 +64,7 @@ class Profile(NamedTuple):
 
 
 class RunSetup(NamedTuple):
-    """The networks, devices, data and checkpoints of a run, which are there before its state."""
+    """The networks, devices, data and checkpoints of a run, which `set_up` makes before the state."""
 
     config: Config
     """The config of the run, without the losses for which a frozen network is missing."""
@@ -80,10 +80,10 @@ class RunSetup(NamedTuple):
 def run(config: Config, workdir: Path, profile: Profile | None = None, began: float | None = None) -> int:
     """Trains until `optimizer.total_steps`, from the last checkpoint in `workdir` or, if it has none, from the start.
 
-    All processes of a run call it, after `multihost.initialize`. Returns the exit code: 0 when the run is complete,
-    128 + the signal's number when a signal asked it to stop, which it does after it has saved a checkpoint. Raises
-    OmniCodecError for errors of the user. The time since `began`, in seconds since 1970, counts as the run's (None: the
-    time since now).
+    All processes of a run call it, after `multihost.initialize`. It returns the exit code: 0 when the run is complete,
+    and 128 + the number of the signal when a signal has stopped it. It has then saved a checkpoint. Raises
+    OmniCodecError for errors that the user can mend. `began` is when the process was started, in seconds since 1970;
+    the time since then counts as the run's (None: from now on).
     """
     interruption, clock = multihost.Interruption(), RunClock(began)
     try:
@@ -138,7 +138,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
 
 
 def check_audio(config: Config) -> None:
-    """Raises ConfigError for a codec of another sample rate than prepared audio has, and for crops too short for it."""
+    """Raises ConfigError if the codec's sample rate is not that of prepared audio, or if crops are too short."""
     if (rate := config.codec.sample_rate) != SAMPLE_RATE:
         raise ConfigError(f"codec.sample_rate = {rate}: must be {SAMPLE_RATE}, since prepared audio has that rate")
     stft = config.discriminators.stft
@@ -151,7 +151,7 @@ def check_audio(config: Config) -> None:
 
 
 def weak_semantic_loss(config: Config) -> str | None:
-    """A warning about a semantic loss whose weight is so low that it has next to no effect; None: it is not."""
+    """Returns a warning if the weight of the semantic loss is so low that it hardly has an effect, else None."""
     semantic = config.codec.semantic
     if semantic is None or config.loss.semantic >= MIN_SEMANTIC_WEIGHT:
         return None
@@ -167,11 +167,11 @@ def weak_semantic_loss(config: Config) -> str | None:
 
 
 def late_discriminators(config: Config) -> str | None:
-    """A warning about discriminators that begin after the last step; None: they do not, or there are none."""
+    """Returns a warning if there are discriminators that would begin after the last step, else None."""
     begin, end = config.train.discriminator_from, config.optimizer.total_steps
     if begin < end or not any(dataclasses.asdict(config.discriminators).values()):
         return None
-    return f"train.discriminator_from = {begin}: the run ends at step {end}, so that the discriminators never judge"
+    return f"train.discriminator_from = {begin}: the run ends at step {end}, so that the discriminators never begin"
 
 
 def save_first_state(setup: RunSetup, interruption: multihost.Interruption) -> None:
@@ -195,7 +195,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     start = int(state.step)
     LOG.info("%s: from step %d of %d, %s", setup.workdir, start, total_steps, describe_devices(mesh, state))
     if profile is not None and not start <= profile.start < total_steps:
-        # A warning and no error, since the same command goes on with a run.
+        # This is a warning and no error, since the same command also resumes a run that is past these steps.
         reason = f"is at step {start} already" if profile.start < start else f"ends at step {total_steps}"
         LOG.warning("--profile %d:%d: no trace, since the run %s", *profile, reason)
     log = CodecLog(config, setup.workdir / "events" if multihost.is_main() else None, start)
@@ -209,9 +209,9 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
     if start == 0 and setup.validator is not None:
         with stage("held-out clips before the first step"), interruption.ending_the_process(clock.close):
             validate(setup, state, log, clock)
-    judged_from = config.train.discriminator_from
+    discriminator_from = config.train.discriminator_from
     validates_every = None if setup.validator is None else config.run.validate_every
-    unjudged, judged = (jit_step(setup.gan, mesh, state, setup.frozen, judges) for judges in (False, True))
+    codec_step, gan_step = (jit_step(setup.gan, mesh, state, setup.frozen, both) for both in (False, True))
 
     with (
         contextlib.closing(
@@ -241,11 +241,11 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             ):
                 batch = next(batches)
             waited = time.perf_counter() - began
-            step = judged if number >= judged_from else unjudged
-            compiles = first or number == judged_from
+            step = gan_step if number >= discriminator_from else codec_step
+            compiles = first or number == discriminator_from
             if compiles:
                 with clock.spending("saving"):
-                    checkpoints.wait()  # since a signal may end the process while it compiles
+                    checkpoints.wait()  # a signal may end the process while it compiles
             with compiling(interruption, number, first, clock) if compiles else contextlib.nullcontext():
                 state, metrics = step(state, batch, setup.frozen)
                 if compiles:
@@ -257,7 +257,7 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
             last = done == total_steps
             logs = last or done % config.run.log_every == 0
             validates = validates_every is not None and (last or done % validates_every == 0)
-            saves = last or validates or done == judged_from or done % config.run.save_every == 0
+            saves = last or validates or done == discriminator_from or done % config.run.save_every == 0
             if profile is not None and done == profile.stop:
                 jax.block_until_ready(state)
                 trace.close()
@@ -280,10 +280,8 @@ def train(setup: RunSetup, profile: Profile | None, interruption: multihost.Inte
 
 @contextlib.contextmanager
 def compiling(interruption: multihost.Interruption, number: int, first: bool, clock: RunClock) -> Iterator[None]:
-    """A context for the first step of a program, which compiles for minutes, and which a signal ends at once."""
-    what = (
-        "the training step, and the first step" if first else f"the discriminators, which judge from step {number} on"
-    )
+    """A context for the first step of a program, which compiles for minutes; a signal ends the process at once."""
+    what = "the training step, and the first step" if first else f"the discriminators, which begin at step {number}"
     with stage(f"compiling {what}"), interruption.ending_the_process(clock.close), clock.spending("compilation"):
         yield
 

@@ -1,12 +1,12 @@
-"""Where a run's wall time goes: which share of it was learning, and what the rest was lost to.
+"""Records where a run's wall time goes: which share of it was learning, and what the rest was lost to.
 
 Every start of a run appends lines of JSON to one file of its directory:
 
     {"began": 1700000000.0, "at": 1700000031.5, "step": 0, "seconds": {"start": 31.5}, "host_gib": 0.9}
 
-`began` is when the process was started and tells the starts apart, `step` is the number of steps that were done when
-the line was written (null before the first), `seconds` is what this start has spent until then, by its cause. Of a
-process that was killed, the time after its last line is not known to be of any use, and counts as lost to the restart.
+`began` is when the process was started and tells the starts apart. `step` is the number of steps that were done when
+the line was written (null before the first). `seconds` is what this start has spent until then, by cause. If a process
+was killed, the time after its last line counts as lost to the restart.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ LOG = logging.getLogger(__name__)
 FILE = "time.jsonl"
 """The name of the record in a run's directory."""
 Cause = Literal["learning", "start", "compilation", "first batch", "waiting for data", "saving", "validation"]
-"""What a process of a run spends its time on."""
+"""A cause that a process of a run spends its time on."""
 RESTARTS = "restarts"
 """The cause of the time from the last line of a process to the beginning of the next."""
 DONE_AGAIN = "steps done again"
 """The cause of the time of steps after the checkpoint from which a later process went on."""
 CAUSES = (*get_args(Cause), RESTARTS, DONE_AGAIN)
-"""What the time of a whole run is spent on: learning first, then all causes of loss."""
+"""All causes that the time of a whole run is spent on: learning first, then those of loss."""
 
 
 class Line(NamedTuple):
@@ -48,13 +48,13 @@ class Line(NamedTuple):
     step: int | None
     """The number of steps of the run that were done; None: the process had not come to the steps yet."""
     seconds: Mapping[str, float]
-    """What the process had spent until then, by cause."""
+    """The seconds that the process had spent until then, by cause."""
     host_gib: float
-    """Memory of the process on its host, in GiB."""
+    """The memory of the process on its host, in GiB."""
 
 
 class RunClock:
-    """Divides the time of this process by its causes. At any moment it is spent on one of them, at first on `start`."""
+    """Measures how long this process spends on each cause. One cause is current at a time; the first is `start`."""
 
     def __init__(self, began: float | None = None):
         """Begins to count.
@@ -68,18 +68,18 @@ class RunClock:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._path: Path | None = None
         self._lines: list[Line] = []
-        """Lines of earlier starts, then the first line of this one that has a step, then its last one."""
+        """The lines of earlier starts, then the first line of this start that has a step, then its last line."""
         self.step: int | None = None
         """The number of steps of the run that are done; None: the process has not come to the steps yet."""
 
     def record_in(self, workdir: Path | None) -> None:
-        """Takes up the record of a run, to which every line is appended from now on. None: there is no record."""
+        """Appends all lines from now on to the record in a run's directory. None: there is no record."""
         if workdir is not None:
             self._path, self._lines = workdir / FILE, read(workdir)
         self.record()
 
     def turn_to(self, cause: Cause) -> Cause:
-        """Counts the time from now on as spent on another cause. Returns the one before."""
+        """Counts the time from now on as spent on another cause. Returns the previous cause."""
         now, before = time.perf_counter(), self._cause
         self._seconds[before] += now - self._since
         self._since, self._cause = now, cause
@@ -106,7 +106,7 @@ class RunClock:
             return
         try:
             _append(self._path, line)
-        except OSError as error:  # the record of its time must not end a run
+        except OSError as error:  # a record that cannot be written must not end the run
             LOG.warning("%s: %s; going on without", self._path, error.strerror)
             self._path = None
 
@@ -121,18 +121,18 @@ class RunClock:
 
 
 class Start(NamedTuple):
-    """One start of a run, from the beginning of its process to the last line that this has recorded."""
+    """One start of a run, from the beginning of its process to the last line that the process has recorded."""
 
     first: Line
     last: Line
     steps: tuple[int, int] | None
-    """The step that it began with, and the one that it came to; None: it came to none."""
+    """The step that this start began with, and the step that it came to; None: it came to none."""
     seconds: Mapping[str, float]
-    """What it spent, by cause. The time of steps that a later start did again is not learning."""
+    """The seconds that this start has spent, by cause. Steps that a later start did again do not count as learning."""
 
     @classmethod
     def of(cls, lines: list[Line], limit: float) -> "Start":
-        """Sums up the lines of a start. Its steps from `limit` on were done again by a later one."""
+        """Sums up the lines of a start. A later start has done the steps from `limit` on again."""
         counted = [line for line in lines if line.step is not None]
         steps = [line.step for line in counted if line.step is not None]
         seconds = dict(lines[-1].seconds)
@@ -143,10 +143,10 @@ class Start(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a run has spent its wall time on, over all its starts."""
+    """The wall time that a run has spent on each cause, over all its starts."""
 
     seconds: Mapping[str, float]
-    """Seconds by cause, of all `CAUSES`."""
+    """The seconds of each of `CAUSES`."""
     starts: list[Start]
 
     @classmethod
@@ -175,14 +175,14 @@ class Spent(NamedTuple):
         return {cause: value / max(self.total, 1e-9) for cause, value in self.seconds.items()}
 
     def __str__(self) -> str:
-        """Says in one line which share of the time was learning, and what the rest was lost to."""
+        """Returns a line that says which share of the time was learning, and what the rest was lost to."""
         learning, *lost = self.shares.items()
         losses = ", ".join(f"{cause} {100 * share:.1f} %" for cause, share in lost if share >= 0.0005)
         return f"{100 * learning[1]:.1f} % of {span(self.total)} was learning; lost: {losses or 'nothing'}"
 
 
 def _learning_until(lines: list[Line], limit: float) -> float:
-    """Returns the seconds of learning until a step. Between two lines, all steps are taken to be equally long."""
+    """Returns the seconds of learning until a step. All steps between two lines count as equally long."""
     kept = 0.0
     for before, after in itertools.pairwise(lines):
         assert before.step is not None
@@ -195,7 +195,7 @@ def _learning_until(lines: list[Line], limit: float) -> float:
 
 
 def read(workdir: Path) -> list[Line]:
-    """Reads the record of a run, if there is one. Lines that a killed process has cut are passed over."""
+    """Reads the record of a run, if there is one. Lines that a killed process has cut off are skipped."""
     path, lines = workdir / FILE, list[Line]()
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -223,13 +223,13 @@ def _append(path: Path, line: Line) -> None:
         text = json.dumps(line._asdict()).encode() + b"\n"
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a process was killed while it wrote: that line ends here
+            if file.read(1) != b"\n":  # a process was killed while it wrote a line, which ends here
                 text = b"\n" + text
         file.write(text)
 
 
 def span(seconds: float) -> str:
-    """Returns a length of time in the unit that suits it."""
+    """Returns the text of a length of time, in the unit that suits it."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"

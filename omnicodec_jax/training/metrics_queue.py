@@ -15,19 +15,19 @@ from omnicodec_jax.errors import TrainingError
 LOG = logging.getLogger(__name__)
 
 STEPS_AHEAD = 2
-"""How many steps may be under way on the devices before the metrics of the first of them are waited for."""
+"""The largest number of steps whose metrics have not been read yet. After more, the host waits for the devices."""
 MAX_NOT_FINITE = 10
-"""How many steps in a row may be not finite before the run stops."""
+"""The number of steps in a row that are not finite after which the run stops."""
 
 
 class MetricsQueue:
     """Reads the metrics of every step a few steps late, so that the devices need not wait for the host."""
 
     def __init__(self, receive: Callable[[int, Any], None]):
-        """Begins empty.
+        """Makes an empty queue.
 
         Args:
-            receive: Called with the number of each step, in their order, and its metrics, which are then on the host.
+            receive: Called for each step, in order, with its number and its metrics, which are then on the host.
         """
         self._receive = receive
         self._started: deque[tuple[int, Any]] = deque()
@@ -42,7 +42,7 @@ class MetricsQueue:
         self._read(0)
 
     def _read(self, ahead: int) -> None:
-        """Reads the metrics of all steps but the last `ahead`."""
+        """Reads the metrics of all steps except the last `ahead`."""
         while len(self._started) > ahead:
             number, metrics = self._started.popleft()
             self._receive(number, jax.device_get(metrics))

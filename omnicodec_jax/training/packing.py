@@ -1,7 +1,7 @@
-"""Packing: the small arrays of a network, end to end as one array, so that XLA compiles the optimizer faster.
+"""Packs the small arrays of a network end to end into one array, so that XLA compiles the optimizer faster.
 
 A network has hundreds of arrays, and three in four of them are small. XLA compiles clipping, moments, weight decay and
-the check for finite values for each array by itself, and that was two fifths of a training step's program.
+the check for finite values for each array by itself. Without packing, that was two fifths of a training step's program.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from omnicodec_jax.distributed import sharding
 
 Tree = Any
 Packed = dict[str, dict[str, Array]]
-"""For each top-level module: its large arrays by name, and its small arrays as one vector under the name SMALL."""
+"""The large arrays of each top-level module by name, and its small arrays as one vector under the name `SMALL`."""
 SMALL = "small"
 
 

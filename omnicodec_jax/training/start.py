@@ -30,12 +30,12 @@ from omnicodec_jax.training.state import TrainState
 LOG = logging.getLogger(__name__)
 
 VECTORS_PER_ENTRY = 10
-"""k-means is given at least this many vectors for each entry of a codebook (spec §8.4)."""
+"""The least number of vectors that k-means is given for each entry of a codebook (spec §8.4)."""
 
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Logs a part of a run's start: what begins, and at the end of the context how long it took."""
+    """A context that logs a part of a run's start: what begins, and at the end how long it took."""
     LOG.info("start: %s …", what)
     began = time.perf_counter()
     yield
@@ -50,9 +50,9 @@ def state_template(config: Config, mesh: Mesh) -> TrainState:
 def first_state(gan: Gan, frozen: FrozenVariables, mesh: Mesh, samples: Samples) -> TrainState:
     """Makes the state before the first step: weights, and codebooks that k-means fits to the first batches.
 
-    Codebooks that come with the weights of a model stay as they are. Raises ConfigError or ModelError for a
-    `run.start_from` that does not fit the config, or is missing where parts of the codec are frozen, and for modules
-    that are to decay and are not there.
+    Codebooks of a model that the run starts from stay as they are. Raises ConfigError or ModelError if `run.start_from`
+    does not fit the config, if it is missing where parts of the codec are frozen, and if a module whose weights should
+    decay does not exist.
     """
     if gan.config.train.freeze and gan.config.run.start_from is None:
         raise ConfigError(
@@ -80,18 +80,18 @@ def _first_weights(config: Config, mesh: Mesh, key: PRNGKeyArray) -> TrainState:
             files = (model_directory.CONFIG, model_directory.WEIGHTS, *codec_directory.FOR_TRAINING)
             directory = model_directory.resolve(config.run.start_from, files=files)
             variables, discriminators = _load(config, directory)
-        # Heads that only training needs may be in the model, or in what the config describes, alone.
+        # The model may lack heads that the config describes, or have heads that it does not: only training needs them.
         params = {name: tree for name, tree in variables["params"].items() if name in template.params}
         missing = [name for name in template.params if name not in params]
 
         def draw_missing(key: PRNGKeyArray) -> tuple[Tree, Tree]:
-            drawn, judges = state.random_weights(config, key)
-            return {name: drawn["params"][name] for name in missing}, judges if discriminators is None else {}
+            drawn, others = state.random_weights(config, key)
+            return {name: drawn["params"][name] for name in missing}, others if discriminators is None else {}
 
         if missing or (discriminators is None and template.discriminators):
             with stage("weights at random of what the model does not have"):
-                drawn, judges = on_cpu(draw_missing, key)
-            params, discriminators = {**params, **drawn}, discriminators or judges
+                drawn, others = on_cpu(draw_missing, key)
+            params, discriminators = {**params, **drawn}, discriminators or others
         variables = {**variables, "params": params}
     start = jax.jit(
         partial(state.start_state, config), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template)
@@ -147,15 +147,15 @@ def _first_batches(
 def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     """Loads the variables of a codec, and those of its discriminators if the directory has them (else None).
 
-    Raises ConfigError if either is not what the config describes. What only training reads may be another, and a run
-    without discriminators passes over those that there are.
+    A run without discriminators loads none. Raises ConfigError if either network is not what the config describes;
+    options that only training reads may differ.
     """
     codec, variables = model_directory.load(directory)
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
-    judged = any(dataclasses.asdict(config.discriminators).values())
+    wanted = any(dataclasses.asdict(config.discriminators).values())
     beside = directory / model_directory.DISCRIMINATORS
-    if not (judged and (beside / model_directory.CONFIG).is_file()):
+    if not (wanted and (beside / model_directory.CONFIG).is_file()):
         return variables, None
     discriminators, weights = model_directory.load(beside)
     if discriminators != config.discriminators:

@@ -27,21 +27,21 @@ class TrainState(struct.PyTreeNode):
     """
 
     step: Any
-    """int32: the number of steps done."""
+    """The number of steps that are done: int32."""
     params: Tree
     codebooks: Tree
     discriminators: Tree
     generator_optimizer: optax.OptState
-    """Moments of the codec's parameters that learn, packed."""
+    """The moments of the codec's parameters that learn, packed."""
     discriminator_optimizer: optax.OptState
-    """Moments of the discriminators' parameters, packed."""
+    """The moments of the discriminators' parameters, packed."""
     ema_params: Tree | None
-    """Moving average of the codec's parameters; None: none is kept."""
+    """The moving average of the codec's parameters; None: none is kept."""
     skipped: Any
-    """int32: the number of steps in a row, up to now, that were not finite and so changed nothing."""
+    """The number of latest steps in a row that were not finite and so changed nothing: int32."""
 
     def packed(self) -> "TrainState":
-        """The same state with packed networks, which is how the optimizers take them."""
+        """Returns the state with packed networks, as the optimizers take them."""
         return self.replace(
             params=pack(self.params),
             discriminators=pack(self.discriminators),
@@ -49,7 +49,7 @@ class TrainState(struct.PyTreeNode):
         )
 
     def unpacked(self, like: "TrainState") -> "TrainState":
-        """The inverse of `packed`; `like` is a state of the same names and shapes."""
+        """Returns the state with its networks unpacked to the names and shapes of `like`: the inverse of `packed`."""
         return self.replace(
             params=unpack(self.params, like.params),
             discriminators=unpack(self.discriminators, like.discriminators),
@@ -58,7 +58,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """The learning rate by step: linear warm-up from 0, then a cosine of `cosine_cycles` cycles (spec §4)."""
+    """Returns the learning rate by step: linear warm-up from 0, then a cosine of `cosine_cycles` cycles (spec §4)."""
 
     def schedule(count: ArrayLike) -> jax.Array:
         step = jnp.asarray(count, jnp.float32)
@@ -70,7 +70,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def optimizer(config: OptimizerConfig, decayed: tuple[str, ...]) -> optax.GradientTransformation:
-    """AdamW after clipping by value. Weight decay applies to the parameters of the top-level modules in `decayed`."""
+    """Returns AdamW after clipping by value, with weight decay of the top-level modules in `decayed`."""
 
     def mask(params: Tree) -> Tree:
         def same(tree: Tree, value: bool) -> Tree:
@@ -92,7 +92,7 @@ def optimizer(config: OptimizerConfig, decayed: tuple[str, ...]) -> optax.Gradie
 def apply_optimizer(
     optimizer: optax.GradientTransformation, gradient: Tree, optimizer_state: optax.OptState, params: Tree
 ) -> tuple[Tree, optax.OptState]:
-    """Parameters and optimizer state after one update."""
+    """Returns the parameters and the optimizer state after one update."""
     with jax.named_scope("optimizer"):
         update, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         moved: Any = optax.apply_updates(params, update)
@@ -100,7 +100,7 @@ def apply_optimizer(
 
 
 def check_decayed(config: OptimizerConfig, params: Tree) -> None:
-    """Raises ConfigError where weight decay is asked for of a module that a network does not have."""
+    """Raises ConfigError if `weight_decay_modules` names a module that a network does not have."""
     if unknown := set(config.weight_decay_modules) - params.keys():
         raise ConfigError(
             f"optimizer.weight_decay_modules: no module {', '.join(sorted(unknown))}; there are "
@@ -109,12 +109,12 @@ def check_decayed(config: OptimizerConfig, params: Tree) -> None:
 
 
 def generator_optimizer(config: Config) -> optax.GradientTransformation:
-    """The codec's optimizer; weight decay applies to `optimizer.weight_decay_modules` (spec §4)."""
+    """Returns the codec's optimizer, with weight decay of `optimizer.weight_decay_modules` (spec §4)."""
     return optimizer(config.optimizer, config.optimizer.weight_decay_modules)
 
 
 def discriminator_optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimizer of all discriminators, without weight decay (spec §4)."""
+    """Returns the optimizer of all discriminators, without weight decay (spec §4)."""
     options, rate = config.optimizer, config.train.discriminator_learning_rate
     return optimizer(options if rate is None else dataclasses.replace(options, learning_rate=rate), ())
 
@@ -150,10 +150,10 @@ def start_state(config: Config, variables: dict[str, Tree], discriminators: Tree
 
 @jax.named_scope("moving_average")
 def update_ema(config: OptimizerConfig, average: Packed | None, params: Packed, step: ArrayLike) -> Packed | None:
-    """Updates the moving average of the parameters `params` after the step of number `step`; others in it stay.
+    """Updates the moving average of the parameters `params` after step number `step`; other averages stay.
 
-    The decay is lower at first, so that the average spans a tenth of the steps that there were. With a decay of 0.999
-    from the beginning, a third of the average would still be random weights after a thousand steps.
+    The decay is lower at first, so that the average spans a tenth of the steps so far. With a decay of 0.999 from the
+    beginning, a third of the average would still be random weights after a thousand steps.
     """
     if config.ema_decay is None or average is None:
         return None

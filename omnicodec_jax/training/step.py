@@ -4,9 +4,9 @@
               │                     └─ updated discriminators; mel loss ─ gradient of the reconstruction ─┐
               └──── update of the codec ── gradient of its parameters ────────────────────────────────────┘
 
-The gradients are in gan.py. With discriminator_update="simultaneous" the codec's adversarial losses come from the
-discriminators before their update, so that these run forward only once. Before the step discriminator_from there is no
-discriminator in it: that is another program, on the same state.
+The gradients are computed in gan.py. With discriminator_update="simultaneous", the codec's adversarial losses come from
+the discriminators before their update, so that these run forward only once. Steps before `discriminator_from` run
+another program, without discriminators, on the same state.
 """
 
 from collections.abc import Callable
@@ -42,23 +42,23 @@ from omnicodec_jax.training.state import (
 )
 
 LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""Compiler options for `train.remat` on a CPU.
+"""Compiler options for `train.remat` on a CPU, which order the operations for the least memory.
 
-There XLA does not compute anything twice, and by default it starts every operation as early as it can."""
+On a CPU, XLA does not compute activations again, and by default it starts every operation as early as it can."""
 
 
 def jit_step(
-    gan: Gan, mesh: Mesh, state: TrainState, frozen: FrozenVariables, judged: bool = True
+    gan: Gan, mesh: Mesh, state: TrainState, frozen: FrozenVariables, with_discriminators: bool = True
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Compiles `train_step` for a mesh: (state, batch, frozen) → (state, metrics).
 
     The state that is passed to the step is donated: its memory is used for the new state. Of `state` and `frozen` only
-    the shapes are used here. judged: whether the discriminators take part.
+    the shapes are used here. `with_discriminators` says whether the discriminators run and learn.
     """
     state_sharding, frozen_sharding = sharding.shardings(mesh, (state, frozen))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
-        partial(train_step, gan=gan, mesh=mesh, judged=judged),
+        partial(train_step, gan=gan, mesh=mesh, with_discriminators=with_discriminators),
         in_shardings=(state_sharding, sharding.batch_sharding(mesh), frozen_sharding),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -72,7 +72,7 @@ def train_step(
     frozen: FrozenVariables,
     gan: Gan,
     mesh: Mesh | None = None,
-    judged: bool = True,
+    with_discriminators: bool = True,
 ) -> tuple[TrainState, Metrics]:
     """Updates discriminators, codec and codebooks on one batch. A step that is not finite changes nothing.
 
@@ -82,22 +82,27 @@ def train_step(
         frozen: Variables of WavLM and of the audio encoder.
         gan: The networks and their config.
         mesh: The devices that the state is sharded over; None: one device.
-        judged: Whether the discriminators judge and learn; without them they stay as they are.
+        with_discriminators: Whether the discriminators run and learn. Otherwise they stay as they are.
 
     Returns:
         The state after the step, and metrics: loss terms before they are weighted, norms of gradients before clipping.
     """
     with sharding.in_force(mesh):
-        return _train_step(state, batch, frozen, gan, mesh, judged)
+        return _train_step(state, batch, frozen, gan, mesh, with_discriminators)
 
 
 def _train_step(
-    state: TrainState, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh | None, judged: bool
+    state: TrainState,
+    batch: TrainBatch,
+    frozen: FrozenVariables,
+    gan: Gan,
+    mesh: Mesh | None,
+    with_discriminators: bool,
 ) -> tuple[TrainState, Metrics]:
     config = gan.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     old, frozen = state.packed(), sharding.gather(mesh, frozen)
-    step = gradients_and_discriminator_update(gan, mesh, state, old, batch, frozen, key, judged)
+    step = gradients_and_discriminator_update(gan, mesh, state, old, batch, frozen, key, with_discriminators)
     gradient = sharding.shard(mesh, step.generator.gradient)
     params, optimizer_state = apply_optimizer(
         generator_optimizer(config), gradient, old.generator_optimizer, learning(config.train, old.params)
@@ -130,7 +135,7 @@ def _train_step(
 
 
 class StepGradients(NamedTuple):
-    """The gradients of both sides, and what a step has updated on the way to them."""
+    """The gradients of both sides, with the updated codebooks, discriminators and discriminator optimizer."""
 
     discriminator: LossGradient
     generator: LossGradient
@@ -147,11 +152,11 @@ def gradients_and_discriminator_update(
     batch: TrainBatch,
     frozen: FrozenVariables,
     key: PRNGKeyArray,
-    judged: bool,
+    with_discriminators: bool,
 ) -> StepGradients:
-    """Computes the gradients of both sides of the GAN; the discriminators and the codebooks are updated on the way.
+    """Computes the gradients of both sides of the GAN, and updates the discriminators and the codebooks.
 
-    `old` is `state.packed()`.
+    `old` must be `state.packed()`.
     """
     config, count = gan.config, gan.config.optimizer.accumulation
     codec_params, discriminator_params = sharding.gather(mesh, (state.params, state.discriminators))
@@ -186,9 +191,9 @@ def gradients_and_discriminator_update(
         return merge_gradients([pair[0] for pair in pairs]), gan.generator_gradient(forward, adversarial)
 
     micro_batches = split(batch, count)
-    if not judged:
-        unjudged = partial(gan.generator_gradient, adversarial=())
-        codebooks, g_gradient = mean_over(micro_batches, run_codec, unjudged, state.codebooks)
+    if not with_discriminators:
+        codec_gradient = partial(gan.generator_gradient, adversarial=())
+        codebooks, g_gradient = mean_over(micro_batches, run_codec, codec_gradient, state.codebooks)
         d_gradient = merge_gradients(())
         discriminators, d_optimizer = old.discriminators, old.discriminator_optimizer
     elif config.train.discriminator_update == "simultaneous":
@@ -201,8 +206,8 @@ def gradients_and_discriminator_update(
         discriminators, d_optimizer = update_discriminators(d_gradient)
         codebooks, g_gradient = forward.codebooks, generator_gradient(forward, discriminators)
     else:
-        # The discriminators are updated once all micro-batches have run. Then the codec runs a second time on each of
-        # them, since to keep all of their forwards in memory is what accumulation avoids.
+        # The discriminators are updated once all micro-batches have run. Then the codec runs a second time on each
+        # micro-batch, since accumulation must not keep the forward passes of all of them in memory.
         _, d_gradient = mean_over(micro_batches, run_codec, discriminator_gradient, state.codebooks)
         discriminators, d_optimizer = update_discriminators(d_gradient)
         against_updated = partial(generator_gradient, discriminators=discriminators)

@@ -8,17 +8,17 @@ import numpy as np
 
 
 class WindowMeans(NamedTuple):
-    """What a log writes about the steps since its last line."""
+    """The means of metrics over the steps since the last line of a log."""
 
     metrics: dict[str, np.ndarray]
     """The mean of each metric over the steps that have it."""
     steps: int
     seconds: float
-    """The wall time of the steps, without what was left out by `StepWindow.leave_out`."""
+    """The wall time of the steps, without the seconds that `StepWindow.leave_out` was given."""
 
 
 class StepWindow:
-    """Collects metrics of steps, and gives their means since it was last asked."""
+    """Collects metrics of steps, and returns their means since the last call of `means`."""
 
     def __init__(self):
         self._begin()
@@ -32,7 +32,7 @@ class StepWindow:
         self._metrics.append(metrics)
 
     def leave_out(self, seconds: float) -> None:
-        """Does not count some seconds as time of the steps, for work that was done between them."""
+        """Leaves some seconds out of the wall time of the steps, for work that was done between them."""
         self._since += seconds
 
     def means(self) -> WindowMeans:

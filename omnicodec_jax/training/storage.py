@@ -1,4 +1,4 @@
-"""Where Orbax writes checkpoints: a directory, or a bucket of Google's or of Amazon's."""
+"""The places that Orbax can write checkpoints to: directories, and buckets of Google or Amazon."""
 
 import functools
 import importlib
@@ -14,22 +14,22 @@ from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.errors import CheckpointError
 
 COMMITTED = "commit_success.txt"
-"""The object that Orbax puts into a checkpoint in a bucket last, since there it cannot rename the folder."""
+"""The object that Orbax writes last into a checkpoint in a bucket, where it cannot rename a finished folder."""
 REPLACED = {
     "_normalize_path": "orbax.checkpoint._src.serialization.tensorstore_utils",
     "_use_gcs_driver": "orbax.checkpoint._src.serialization.tensorstore_utils",
     "get_kvstore_for_gcs": "orbax.checkpoint._src.path.gcs_utils",
 }
-"""Private functions of Orbax that stand between it and S3, and their modules."""
+"""Private functions of Orbax that keep it from writing to S3, and the modules that they are in."""
 
 
 def directory(path: Path) -> epath.Path:
-    """Returns a directory as Orbax takes it. Raises CheckpointError where Orbax cannot write to it."""
+    """Returns the path of a directory as Orbax takes it. Raises CheckpointError if Orbax cannot write to it."""
     if isinstance(path, BucketPath):
         if path.scheme == "hf":
             raise CheckpointError(f"{path}: hf:// is only read; train into gs://, s3:// or a directory")
         if path.scheme == "s3":
-            _teach_s3()
+            _register_s3()
     return epath.Path(str(path))
 
 
@@ -41,10 +41,10 @@ def atomicity(path: Path) -> options.AtomicityOptions | None:
 
 
 def steps(path: Path) -> list[int]:
-    """Lists the steps of the checkpoints in a directory that are finished, in order.
+    """Returns the steps of the finished checkpoints in a directory, in order.
 
-    On a disk, Orbax gives a checkpoint the name of its step when all of it is written. What Orbax itself counts are
-    those that it has begun to write, too.
+    On a disk, Orbax gives a checkpoint the name of its step when all of it is written. Orbax's own list also has the
+    checkpoints that it has only begun to write.
     """
     if isinstance(path, BucketPath):
         found = {file.relative_to(path).parts for file in path.find()}
@@ -53,14 +53,14 @@ def steps(path: Path) -> list[int]:
 
 
 def base(path: Path) -> str | dict[str, str]:
-    """Returns a directory as TensorStore takes it."""
+    """Returns the path of a directory as TensorStore takes it."""
     if isinstance(path, BucketPath):
         return _s3(f"{path}/") if path.scheme == "s3" else f"{path}/"
     return f"file://{path}/"
 
 
 def _s3(url: str) -> dict[str, str]:
-    """Returns TensorStore's description of a URL of S3: at Amazon, or at the server that the AWS_ENDPOINT_URL names."""
+    """Returns TensorStore's description of a URL of S3, at Amazon or at the server that AWS_ENDPOINT_URL names."""
     bucket, _, path = url.removeprefix("s3://").partition("/")
     spec = {"driver": "s3", "bucket": bucket, "path": path}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
@@ -70,11 +70,11 @@ def _s3(url: str) -> dict[str, str]:
 
 
 @functools.cache
-def _teach_s3() -> None:
-    """Makes Orbax give the URLs of S3 to TensorStore, which knows them.
+def _register_s3() -> None:
+    """Makes Orbax pass URLs of S3 to TensorStore, which can write to them.
 
-    Orbax 0.12.8 knows gs:// alone, takes s3:// for a relative path, and has no public way to give it a store. Raises
-    CheckpointError, which names what is missing, for a version that does not have the functions which are replaced.
+    Orbax 0.12.8 supports gs:// alone, takes s3:// for a relative path, and has no public option for another store. So
+    some private functions of it are replaced. Raises CheckpointError for a version that does not have them.
     """
     theirs = {name: _of_orbax(module, name) for name, module in REPLACED.items()}
 
@@ -92,7 +92,7 @@ def _teach_s3() -> None:
 
 
 def _of_orbax(module: str, name: str) -> Any:
-    """Returns a private function of Orbax. Raises CheckpointError where this version has none of the name."""
+    """Returns a private function of Orbax. Raises CheckpointError if the installed version has none of that name."""
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):

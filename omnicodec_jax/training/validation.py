@@ -1,4 +1,4 @@
-"""Validation: the mel distance of the codec on held-out clips, always the same crops, by the number of codebooks."""
+"""Validation: the mel distance of the codec on the same crops of held-out clips, by the number of codebooks."""
 
 import contextlib
 import dataclasses
@@ -28,22 +28,22 @@ from omnicodec_jax.training.packing import Tree
 LOG = logging.getLogger(__name__)
 
 CLIPS_SHOWN = 4
-"""How many clips TensorBoard shows, with their reconstructions."""
+"""The number of clips that TensorBoard shows, with their reconstructions."""
 LEAST_GAIN = 0.02
-"""Share of the mel distance by which the acoustic codebooks lower it in a codec whose decoder listens to them."""
+"""The least share by which the acoustic codebooks lower the mel distance if the decoder does not ignore them."""
 
 
 class ValidationResult(NamedTuple):
     """The result of one set of weights on the held-out clips."""
 
     mel_distances: dict[int, float]
-    """Mean of `losses.multi_scale_mel` by the number of codebooks, from the first on, that are decoded."""
+    """The mean of `losses.multi_scale_mel` by the number of first codebooks that are decoded."""
     usage: dict[str, np.ndarray]
-    """For each branch and each of its codebooks: the share of entries that occur in the codes of these clips."""
+    """The share of entries of each branch's codebooks that occur in the codes of these clips."""
     originals: np.ndarray
-    """[CLIPS_SHOWN, 1, T]"""
+    """The audio of the first clips: [CLIPS_SHOWN, 1, T]."""
     reconstructions: np.ndarray
-    """[CLIPS_SHOWN, 1, T], from all codebooks."""
+    """The reconstructions of the first clips from all codebooks: [CLIPS_SHOWN, 1, T]."""
 
     @property
     def mel_distance(self) -> float:
@@ -51,20 +51,23 @@ class ValidationResult(NamedTuple):
         return self.mel_distances[max(self.mel_distances)]
 
     def ignores_acoustic_codebooks(self, codec: CodecConfig | MimiConfig) -> bool:
-        """Whether the acoustic codebooks add next to nothing to the semantic one; False for a codec without that."""
+        """Returns whether decoding the acoustic codebooks, too, is hardly better than the semantic codebook alone.
+
+        It is False for a codec without a semantic codebook.
+        """
         semantic = self.mel_distances.get(codec.num_semantic_quantizers)
         return semantic is not None and self.mel_distance > (1 - LEAST_GAIN) * semantic
 
 
 def codebook_counts(codec: CodecConfig | MimiConfig) -> list[int]:
-    """The numbers of codebooks that validation decodes: the semantic one, powers of two, and all."""
+    """Returns the numbers of codebooks that validation decodes: the semantic ones, powers of two, and all."""
     count = codec.num_quantizers
     powers = {2**i for i in range(count.bit_length()) if 2**i < count}
     return sorted({*powers, codec.num_semantic_quantizers, count} - {0})
 
 
 class Validator:
-    """Evaluates weights on the held-out clips, every time on the same crops of them."""
+    """Evaluates weights on held-out clips, every time on the same crops of them."""
 
     def __init__(self, gan: Gan, mesh: Mesh, samples: Samples):
         self._gan, self._mesh, self._samples = gan, mesh, samples
@@ -73,7 +76,7 @@ class Validator:
 
     @classmethod
     def open(cls, gan: Gan, mesh: Mesh) -> "Validator | None":
-        """Opens the held-out clips of the domains that have some; None: no domain of the config has any."""
+        """Opens the held-out clips of the domains that have some; returns None if no domain of the config has any."""
         data, seed = gan.config.data, gan.config.seed
         shards = records.read_index(as_path(data.prepared))
         held_out = {shard.domain for shard in shards if shard.split == "validation" and shard.clips}
@@ -113,9 +116,9 @@ class Validator:
 
 
 def reads_features(config: Config) -> bool:
-    """Returns whether stored semantic features are read with the audio, be they called `stored` or after their encoder.
+    """Returns whether stored semantic features are read with the audio.
 
-    An encoder's features that are not stored are computed in the step.
+    Their source is `stored`, or an encoder if `data.features` is set. Without that, the step runs the encoder.
     """
     semantic = config.codec.semantic
     return semantic is not None and (
@@ -133,7 +136,7 @@ def runs_encoder(config: Config) -> bool:
 
 class _BatchResult(NamedTuple):
     mel_distances: jax.Array
-    """One for each of `codebook_counts`."""
+    """The mel distance for each of `codebook_counts`."""
     codes: jax.Array
     originals: jax.Array
     reconstructions: jax.Array
@@ -141,7 +144,7 @@ class _BatchResult(NamedTuple):
 
 def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: Gan, mesh: Mesh) -> _BatchResult:
     variables, frozen = sharding.gather(mesh, (variables, frozen))
-    # In float32, since a tokenizer will compute in float32 with these weights.
+    # Validation computes in float32, since a tokenizer will do so with these weights.
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen)
     config = gan.config.codec
     call: Any = partial(gan.codec.clone(dtype=jnp.float32).apply, variables)
@@ -155,5 +158,5 @@ def _evaluate(variables: Tree, batch: TrainBatch, frozen: FrozenVariables, gan: 
         audio = inputs.audio
         codes = call(audio, inputs.features, method="encode")
         latents = [call(codes[:, :count], method="dequantize") for count in codebook_counts(config)]
-        distances, reconstructions = jax.lax.map(decode, jnp.stack(latents))  # in turn: one decoder's memory
+        distances, reconstructions = jax.lax.map(decode, jnp.stack(latents))  # one after the other, to save memory
     return _BatchResult(distances, codes, audio[:CLIPS_SHOWN], reconstructions[-1])

@@ -184,7 +184,7 @@ def test_the_codec_beside_the_page_is_one_click_away(open_page, site, programs, 
     address, folder = site
     shutil.copytree(programs, folder, dirs_exist_ok=True)
     tab = open_page(address)
-    tab.get_by_role("button", name="Take the codec that comes along").click()
+    tab.get_by_role("button", name="Take the bundled codec").click()
     status(tab, "Now choose or record a clip")
     tab.locator("#clip").set_input_files(tmp_path / "clip.wav")
     assert "13 frames of 9 of 9 codebooks" in status(tab, "Encoded in")
@@ -203,7 +203,7 @@ def test_the_codec_that_comes_along_runs_on_the_page(open_page, site, clips):
         export_directory(str(shipped.MODELS[shipped.DEFAULT]), what, folder / f"{what}.onnx")
     tokenizer = OmniCodecTokenizer.from_pretrained()
     tab = open_page(address)
-    tab.get_by_role("button", name="Take the codec that comes along").click()
+    tab.get_by_role("button", name="Take the bundled codec").click()
     status(tab, "Now choose or record a clip")
     tab.locator("#clip").set_input_files(clips[0])
     status(tab, f"of {tokenizer.num_quantizers} of {tokenizer.num_quantizers} codebooks")

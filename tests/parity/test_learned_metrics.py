@@ -200,7 +200,7 @@ def test_audiobox_without_weights_says_what_to_set(tiny_audiobox):
         LEARNED_METRICS["audiobox_pq"].load()
 
 
-# -- What cannot be judged
+# -- What cannot be scored
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def nothing_loaded() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", LEARNED_METRICS)
-def test_a_judge_without_its_package_says_what_to_install(monkeypatch, nothing_loaded, name):
+def test_a_metric_without_its_package_says_what_to_install(monkeypatch, nothing_loaded, name):
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
     with pytest.raises(Unavailable, match="pip install .*" + PACKAGES[name].partition(".")[0].replace("_", "-")):
         LEARNED_METRICS[name].load()

@@ -1,4 +1,4 @@
-"""Counts the audio that a job holds in memory, so that long clips do not fill it."""
+"""Limits the memory of the host that clips take while a job holds them, so that long clips do not fill it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,15 +15,15 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """Files in which Linux keeps the memory of a container: a number of bytes, or a word if there is no limit."""
 
 
-class Room:
-    """Room for a number of samples, which clips take while they are held."""
+class MemoryBudget:
+    """The number of samples that the clips which are held at a time may have together."""
 
     def __init__(self, samples: int):
         self._samples, self.held = samples, 0
 
     @property
-    def is_full(self) -> bool:
-        """Whether no more clips should be taken in. One that is larger than what is left still is."""
+    def is_spent(self) -> bool:
+        """Whether the next clip must wait. A clip that is larger than what is left is still taken in."""
         return self.held >= self._samples
 
     def entering(
@@ -36,11 +36,11 @@ class Room:
             size: Returns how many samples an item holds.
 
         Yields:
-            Each item, under its key and its size; None whenever the next item must wait, because the room is full.
+            Each item, under its key and its size; None whenever the next item must wait, because the budget is spent.
         """
         source = iter(items)
         while True:
-            if self.is_full:
+            if self.is_spent:
                 yield None
                 continue
             if (keyed := next(source, None)) is None:
@@ -59,9 +59,9 @@ class Room:
                 yield key, result
 
 
-def room_in_lanes() -> Room:
-    """Returns the room that this machine has for clips on their way through the lanes."""
-    return Room(max(1, int(SHARE * memory()) // BYTES_PER_SAMPLE))
+def budget_of_lanes() -> MemoryBudget:
+    """Returns the budget that this machine has for clips on their way through the lanes."""
+    return MemoryBudget(max(1, int(SHARE * memory()) // BYTES_PER_SAMPLE))
 
 
 def memory() -> int:
