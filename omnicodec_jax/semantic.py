@@ -27,7 +27,7 @@ from omnicodec_jax.pretrained.whisper import (
 )
 
 EncoderConfig = Qwen3AuTConfig | WhisperConfig
-ENCODERS = ("qwen3_aut", "whisper")
+ENCODERS = model_directory.AUDIO_ENCODER.kinds
 """Kinds of model that are frozen encoders of a semantic branch; each is a semantic source of the same name."""
 FrozenEncoder = tuple[EncoderConfig, Any]
 """Config and variables of the frozen encoder. It computes in the dtype of its parameters."""
@@ -153,11 +153,7 @@ def read_encoder(directory: str | os.PathLike[str]) -> FrozenEncoder:
     Raises:
         ModelError: If the directory holds another model.
     """
-    config, variables = model_directory.load(directory)
-    if not isinstance(config, EncoderConfig):
-        kind = model_directory.model_type(config)
-        raise ModelError(f"{directory}: a {kind} model, not an audio encoder, of Qwen3-Omni or of Whisper")
-    return config, variables
+    return model_directory.load(directory, model_directory.AUDIO_ENCODER)
 
 
 def read_encoder_of(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:

@@ -86,9 +86,7 @@ def without_wavlm(config: Config) -> Config:
 
 
 def _load_wavlm(config: Config, directory: str) -> tuple[WavLMConfig, Tree]:
-    wavlm, variables = model_directory.load(model_directory.resolve(directory))
-    if not isinstance(wavlm, WavLMConfig):
-        raise ConfigError(f"run.wavlm = {directory!r}: holds a {model_directory.model_type(wavlm)} model")
+    wavlm, variables = model_directory.load(model_directory.resolve(directory), model_directory.WAVLM)
     states, width, discriminator = wavlm.num_layers + 1, wavlm.dimension, config.discriminators.wavlm
     if discriminator is not None and (discriminator.hidden_states, discriminator.hidden_size) != (states, width):
         raise ConfigError(

@@ -150,7 +150,7 @@ def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     Raises ConfigError if either is not what the config describes. What only training reads may be another, and a run
     without discriminators passes over those that there are.
     """
-    codec, variables = model_directory.load(directory)
+    codec, variables = model_directory.load(directory, model_directory.CODEC)
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
     judged = any(dataclasses.asdict(config.discriminators).values())
