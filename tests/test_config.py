@@ -273,7 +273,7 @@ def test_file_of_a_newer_format_is_refused_in_one_line_that_says_what_wrote_it()
     with pytest.raises(ConfigError) as caught:
         from_json(newer, "model/config.json")
     assert str(caught.value).startswith("model/config.json: in format 2, written by omnicodec_jax 0.9.0; this is ")
-    assert "upgrade" in str(caught.value)
+    assert "upgrade it (in a checkout: git pull && pip install -e ." in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="written by a later version"):
         from_json('{"format": 2}')

@@ -16,7 +16,7 @@ from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.version import __version__
+from omnicodec_jax.version import UPGRADE, __version__
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def format_problem(format: Any, newest: int, made_by: Any) -> str | None:
         return None
     return (
         f"in format {format}, written by {made_by or 'a later version'}; this is {MADE_BY}, which reads formats up to "
-        f"{newest}: upgrade it (pip install --upgrade omnicodec-jax)"
+        f"{newest}: {UPGRADE}"
     )
 
 
