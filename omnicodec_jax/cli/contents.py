@@ -1,5 +1,6 @@
 """`omnicodec inspect`: says in a few lines what a directory holds that one of the commands has written."""
 
+import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.data import features, records
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.errors import OmniCodecError
 
 REPORT = "report.json"
@@ -77,7 +79,7 @@ def _model(path: Path) -> Iterator[str]:
 
 
 def _prepared(path: Path) -> Iterator[str]:
-    index, settings = records.read_index(path), records.read_settings(path)
+    index, settings = records.read_index(path), dataclasses.asdict(read_settings(path))
     clips, seconds = Counter[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
     for shard in index:
         clips[shard.domain, shard.split] += len(shard.clips)
@@ -94,7 +96,8 @@ def _prepared(path: Path) -> Iterator[str]:
 
 
 def _features(path: Path) -> Iterator[str]:
-    format = features.FeatureFormat(**json.loads((path / features.SETTINGS).read_text()))
+    format = features.read_format(path)
+    assert format is not None
     files = list((path / records.SHARDS).glob(f"[!.]*{records.SUFFIX}"))
     seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / format.vector_rate
     yield f"{path}: semantic features, about {seconds / 3600:.2f} h in {len(files)} shards"

@@ -7,7 +7,7 @@ import json
 import os
 import runpy
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
@@ -99,6 +99,23 @@ def format_problem(format: Any, newest: int, made_by: Any) -> str | None:
 
 def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
     """Reads the config, of that kind, which a run's checkpoint carries. Raises ConfigError as `from_dict` does."""
+def unknown_field(values: Any, known: Iterable[str]) -> str | None:
+    """Returns what to do about a JSON object of this package with a field that is not known; None: it has none."""
+    unknown = sorted(values.keys() - set(known)) if isinstance(values, dict) else []
+    return f"unknown field {unknown[0]!r}: a later version has written it; {UPGRADE}" if unknown else None
+
+
+def from_fields(cls: type[T], values: Any, where: str) -> T:
+    """Makes a dataclass of what a file holds that a command has written, in this version or an earlier one.
+
+    Fields that are absent take their defaults. Raises ConfigError as `from_dict` does; nobody writes such a file, so
+    that an unknown name is one of a later version.
+    """
+    if problem := unknown_field(values, typing.get_type_hints(cls)):
+        raise ConfigError(f"{where}: {problem}")
+    return _build(cls, values, where)
+
+
     return from_dict({"model_type": RUN, **values}, {RUN: kind}, where)  # version 0.1 wrote no model type
 
 

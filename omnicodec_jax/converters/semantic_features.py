@@ -27,6 +27,7 @@ from omnicodec_jax.converters.transformers_directory import naming
 from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.features import EncoderKind, FeatureFormat
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
@@ -150,7 +151,7 @@ class Segment(NamedTuple):
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
     """Returns the segments of a shard, in their order."""
-    seconds = records.read_settings(prepared)["segment_seconds"]
+    seconds = read_settings(prepared).segment_seconds
     lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
     return [Segment(record, length, format.parts(length)) for record, length in enumerate(lengths)]
 

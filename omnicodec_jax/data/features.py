@@ -27,9 +27,10 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import crops, records
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
-from omnicodec_jax.errors import DataError
+from omnicodec_jax.errors import ConfigError, DataError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained import whisper
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, num_tokens
@@ -146,9 +147,11 @@ def read_format(directory: Path) -> FeatureFormat | None:
     """Reads the format of a directory of features; None if there is none yet. Raises DataError for what is damaged."""
     path = directory / SETTINGS
     try:
-        return FeatureFormat(**json.loads(path.read_text())) if path.is_file() else None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged, or of a later version: {error}") from None
+        return config_files.from_fields(FeatureFormat, json.loads(path.read_text()), str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}") from None
 
 
 def identity(directory: Path) -> dict[str, object]:

@@ -28,6 +28,7 @@ from omnicodec_jax.buckets import BucketPath, as_path
 from omnicodec_jax.config import DataConfig
 from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureStore
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard, Split
 from omnicodec_jax.errors import DataError
 
@@ -221,7 +222,7 @@ class Samples:
             if config.features is None:
                 raise DataError("semantic.source is 'stored': data.features must name the directory of the features")
             store = FeatureStore.open(as_path(config.features), shards, config.segment_samples)
-        seconds = records.read_settings(directory)["segment_seconds"]
+        seconds = read_settings(directory).segment_seconds
         if config.segment_samples > (longest := seconds // 2 * SAMPLE_RATE):
             raise DataError(
                 f"{directory}: holds long clips in segments of {seconds} s, good for crops of half of that: "
