@@ -194,7 +194,7 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
 
     Raises ConfigError with the file's name.
     """
-    path = find(name)
+    path = find(name, kinds)
     try:
         with on_disk(path) as here:
             config: Any = runpy.run_path(str(here)).get("config")
@@ -204,20 +204,32 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, kinds):
         wanted = " or ".join(f"omnicodec_jax.config.{kind.__name__}" for kind in kinds)
-        raise ConfigError(f"{path}: defines no `config` of type {wanted}")
+        other = "" if config is None else f", but one of type {type(config).__name__}"
+        raise ConfigError(f"{path}: defines no `config` of type {wanted}{other}; recipes that do: {_listed(kinds)}")
     kind = type(config)
     return from_json(to_json(config, kind.__name__), {kind.__name__: kind}, str(path))  # checks every type
 
 
-def find(name: str | os.PathLike[str]) -> Path:
+def recipes(kinds: tuple[type, ...]) -> list[str]:
+    """Returns the names of the recipes whose config is of one of these kinds."""
+    files = sorted(RECIPES.rglob("[!_]*.py"))
+    own = [file for file in files if isinstance(runpy.run_path(str(file)).get("config"), kinds)]
+    return [str(file.relative_to(RECIPES).with_suffix("")) for file in own]
+
+
+def _listed(kinds: tuple[type, ...]) -> str:
+    return ", ".join(recipes(kinds))
+
+
+def find(name: str | os.PathLike[str], kinds: tuple[type, ...]) -> Path:
     """Finds the file of a config: the file of that path, or that of a recipe. Raises ConfigError where there is
-    neither."""
+    neither, with the recipes of these kinds."""
     path, recipe = as_path(name), RECIPES / f"{name}.py"
     if path.is_file():
         return path
     if recipe.is_file() and recipe.resolve().is_relative_to(RECIPES):
         return recipe
-    recipes = sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.rglob("[!_]*.py"))
-    close = difflib.get_close_matches(str(name).lower().removesuffix(".py"), recipes, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(recipes)}"
+    known = recipes(kinds)
+    close = difflib.get_close_matches(str(name).lower().removesuffix(".py"), known, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise ConfigError(f"{path}: no such config file, nor a recipe; {hint}")

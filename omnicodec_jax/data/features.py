@@ -146,6 +146,8 @@ def save_format(directory: Path, format: FeatureFormat) -> None:
 def read_format(directory: Path) -> FeatureFormat | None:
     """Reads the format of a directory of features; None if there is none yet. Raises DataError for what is damaged."""
     path = directory / SETTINGS
+    if not path.is_file():
+        return None
     try:
         return config_files.from_fields(FeatureFormat, json.loads(path.read_text()), str(path))
     except ConfigError as error:
@@ -172,7 +174,10 @@ class FeatureStore:
     def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
         """Opens a directory. Raises DataError if it lacks the features of a shard, or of crops of this length."""
         if (format := read_format(directory)) is None:
-            raise DataError(f"{directory}: no semantic features here; run omnicodec convert semantic-features")
+            raise DataError(
+                f"{directory}: no semantic features here; run omnicodec convert semantic-features, or let "
+                "the step compute them: --data.features None --run.encoder DIR"
+            )
         if format.crop_samples not in (None, crop_samples):
             held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))
             raise DataError(

@@ -216,7 +216,11 @@ class Samples:
         known = sorted({shard.domain for shard in shards})
         if missing := [domain.name for domain in config.domains if domain.name not in known]:
             held = f"those of {', '.join(known)}" if known else "none"
-            raise DataError(f"{directory}: no {split} clips of {', '.join(missing)}; it holds {held}")
+            left = [f"DomainConfig(name={name!r})" for name in known if name in [each.name for each in config.domains]]
+            advice = f"; to leave {', '.join(missing)} out, write data.domains = ({', '.join(left)},) in a config"
+            raise DataError(
+                f"{directory}: no {split} clips of {', '.join(missing)}; it holds {held}{advice if left else ''}"
+            )
         store = None
         if stored_features:
             if config.features is None:
