@@ -28,6 +28,8 @@ option with a default is no such change. Version 0.1 wrote no format."""
 MADE_BY = f"omnicodec_jax {__version__}"
 RUN = "run"
 """The model type of the config of a training run."""
+LEARNS = {"codec": "a codec (omnicodec train)", "model": "to predict tokens (omnicodec perplexity)"}
+"""What a run learns, by a field that only the config of such a run has."""
 CODECS = {"omnicodec": CodecConfig, "mimi": MimiConfig}
 """The codecs that a run can train, by the model type in the codec of its config. A codec without one is the first."""
 
@@ -97,8 +99,6 @@ def format_problem(format: Any, newest: int, made_by: Any) -> str | None:
     )
 
 
-def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
-    """Reads the config, of that kind, which a run's checkpoint carries. Raises ConfigError as `from_dict` does."""
 def unknown_field(values: Any, known: Iterable[str]) -> str | None:
     """Returns what to do about a JSON object of this package with a field that is not known; None: it has none."""
     unknown = sorted(values.keys() - set(known)) if isinstance(values, dict) else []
@@ -116,6 +116,11 @@ def from_fields(cls: type[T], values: Any, where: str) -> T:
     return _build(cls, values, where)
 
 
+def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
+    """Reads the config, of that kind, which a run's checkpoint carries. Raises ConfigError as `from_dict` does."""
+    known = typing.get_type_hints(kind)
+    if others := [learns for field, learns in LEARNS.items() if field in values and field not in known]:
+        raise ConfigError(f"{where}: of a run that learns {others[0]}")
     return from_dict({"model_type": RUN, **values}, {RUN: kind}, where)  # version 0.1 wrote no model type
 
 
