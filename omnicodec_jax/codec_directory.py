@@ -7,7 +7,6 @@ from typing import Any
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import CodecConfig, MimiConfig
-from omnicodec_jax.errors import ModelError
 
 FILES = tuple(
     f"{folder}{name}"
@@ -65,7 +64,5 @@ def load_codec(
         ModelError: If there is no such model, it is incomplete, or it is no codec.
         ConfigError: If its config.json is not one.
     """
-    config, variables = model_directory.load(model_directory.resolve(name, revision, FILES))
-    if not isinstance(config, CodecConfig | MimiConfig):
-        raise ModelError(f"{name}: a {model_directory.model_type(config)} model, not a codec")
+    config, variables = model_directory.load(model_directory.resolve(name, revision, FILES), model_directory.CODEC)
     return config, variables

@@ -44,12 +44,17 @@ Number = Literal["float32", "float16", "int8"]
 CONVERTERS = {
     "wavlm": "omnicodec convert wavlm",
     "mimi": "omnicodec convert mimi",
-    "qwen3_omni": "omnicodec convert qwen3-aut",
+    "qwen3_aut": "omnicodec convert qwen3-aut",
     "omnicodec": "omnicodec convert from-torch",
     "whisper": "omnicodec convert whisper",
 }
-"""What converts checkpoints of transformers, by the beginning of the model_type in their config.json."""
+"""What converts checkpoints of transformers, by the kind of the model."""
+QWEN3_OMNI = "qwen3_omni"
+"""How the model_type begins in a config.json of Qwen3-Omni, or of a part of it, in transformers. Others are those of
+`CONVERTERS`."""
 PYTORCH = (".pth", ".pt", ".ckpt", ".bin")
+CTRANSLATE2 = "model.bin"
+"""The file in which CTranslate2 keeps a model, such as a Whisper. Its config.json names no model_type."""
 THEIRS = {"architectures", "transformers_version"}
 """Fields of a config.json that transformers has written."""
 
@@ -72,6 +77,24 @@ KINDS = {
     "discriminators": Kind(DiscriminatorConfig, Discriminators),
 }
 """Each kind of model, by the model_type that config.json names."""
+
+
+class Role(NamedTuple):
+    """What a model is wanted for, and the kinds of model that can be it."""
+
+    name: str
+    kinds: tuple[str, ...]
+
+    def refuse(self, directory: Path, kind: str) -> None:
+        """Raises ModelError for a directory with a model of a kind that is none of these."""
+        if kind not in self.kinds:
+            commands = " or ".join(CONVERTERS[own] for own in self.kinds if own in CONVERTERS)
+            raise ModelError(f"{directory}: a {kind} model, not {self.name}; {commands} makes one")
+
+
+CODEC = Role("a codec", ("omnicodec", "mimi"))
+AUDIO_ENCODER = Role("an audio encoder", ("whisper", "qwen3_aut"))
+WAVLM = Role("WavLM", ("wavlm",))
 
 
 def model_type(config: Any) -> str:
@@ -210,14 +233,14 @@ def _dequantized(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """Reads config and variables (numpy) of a model directory.
+def load(directory: str | os.PathLike[str], role: Role | None = None) -> tuple[Any, dict[str, Any]]:
+    """Reads config and variables (numpy) of a model directory, whose model must be of the role, if there is one.
 
     Raises ConfigError for a config.json that cannot be read, ModelError for files that are missing or damaged, and for
     weights that do not fit the config, with every tensor that is missing, unknown, misshapen or not finite.
     """
     directory = as_path(directory)
-    _refuse_unconverted(directory)
+    _refuse_unconverted(directory, role)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise ModelError(f"{directory}: no model here: {name} is missing")
@@ -227,6 +250,8 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ModelError(f"{directory / CONFIG}: not text: {error}") from None
     config = from_json(text, str(directory / CONFIG))
+    if role is not None:
+        role.refuse(directory, model_type(config))
     try:
         with on_disk(directory / WEIGHTS) as file:
             tensors = _dequantized(load_file(file))
@@ -246,19 +271,36 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     return config, unflatten(tensors)
 
 
-def _refuse_unconverted(directory: Path) -> None:
-    """Raises ModelError for a checkpoint as transformers or PyTorch save it, with the command that converts it."""
-    if (directory / CONFIG).is_file():
-        try:
-            mapping = json.loads((directory / CONFIG).read_text())
-        except ValueError:
-            return  # for `load` to say
-        if not isinstance(mapping, dict) or not THEIRS & mapping.keys():
-            return
-        kind, checkpoint = str(mapping.get("model_type")), directory
-        command = next((command for prefix, command in CONVERTERS.items() if kind.startswith(prefix)), None)
-        if command is None:
+def kind_of(model_type: Any) -> str:
+    """Returns the kind of model that a config.json calls so, here or in transformers."""
+    kind = str(model_type)
+    return "qwen3_aut" if kind.startswith(QWEN3_OMNI) else kind
+
+
+def unconverted(directory: Path) -> str | None:
+    """Returns the kind of the model that a directory holds in the format of transformers or CTranslate2; None: it holds
+    none, or cannot be read."""
+    try:
+        mapping = json.loads((directory / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    if isinstance(mapping, dict) and THEIRS & mapping.keys():
+        return kind_of(mapping.get("model_type"))
+    if isinstance(mapping, dict) and "model_type" not in mapping and (directory / CTRANSLATE2).is_file():
+        return "whisper"
+    return None
+
+
+def _refuse_unconverted(directory: Path, role: Role | None) -> None:
+    """Raises ModelError for a checkpoint as others save it, with the command that converts it if it is of the role."""
+    if (kind := unconverted(directory)) is not None:
+        if role is not None:
+            role.refuse(directory, kind)
+        if kind not in CONVERTERS:
             raise ModelError(f"{directory}: a {kind} model of transformers, which nothing here converts")
+        command, checkpoint = CONVERTERS[kind], directory
+    elif (directory / CONFIG).is_file():
+        return
     elif files := sorted(path for path in directory.glob("*") if path.suffix in PYTORCH):
         checkpoint, command = files[0], "omnicodec convert from-torch --config RECIPE"
     else:
@@ -283,9 +325,10 @@ def resolve(
     if str(name) in shipped.MODELS:
         return shipped.MODELS[str(name)]
     if path.is_file():
-        raise ModelError(
-            f"{name}: a file, where a model is a directory; omnicodec convert from-torch makes one of a checkpoint"
-        )
+        advice = "omnicodec convert from-torch makes one of a checkpoint"
+        if (path.parent / CONFIG).is_file():
+            advice = f"give {path.parent}"
+        raise ModelError(f"{name}: a file, where a model is a directory; {advice}")
     name = str(name)
     if name.count("/") != 1 or isinstance(path, BucketPath) or name.startswith((".", "~", "/")):
         raise ModelError(f"{name}: no such model directory")

@@ -27,7 +27,7 @@ from omnicodec_jax.pretrained.whisper import (
 )
 
 EncoderConfig = Qwen3AuTConfig | WhisperConfig
-ENCODERS = ("qwen3_aut", "whisper")
+ENCODERS = model_directory.AUDIO_ENCODER.kinds
 """The kinds of frozen encoders of a semantic branch. Each is also the name of a semantic source."""
 FrozenEncoder = tuple[EncoderConfig, Any]
 """The config and the variables of a frozen encoder, which computes in the dtype of its parameters."""
@@ -154,11 +154,7 @@ def read_encoder(directory: str | os.PathLike[str]) -> FrozenEncoder:
     Raises:
         ModelError: If the directory holds another model.
     """
-    config, variables = model_directory.load(directory)
-    if not isinstance(config, EncoderConfig):
-        kind = model_directory.model_type(config)
-        raise ModelError(f"{directory}: a {kind} model, not an audio encoder, of Qwen3-Omni or of Whisper")
-    return config, variables
+    return model_directory.load(directory, model_directory.AUDIO_ENCODER)
 
 
 def read_encoder_of(directory: str | os.PathLike[str], semantic: SemanticConfig | None) -> FrozenEncoder:

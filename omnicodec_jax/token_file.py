@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from omnicodec_jax.buckets import as_path, on_disk
+from omnicodec_jax.config.files import unknown_field
 from omnicodec_jax.errors import TokenError
 from omnicodec_jax.files import refuse_lfs_pointer, replacing
 from omnicodec_jax.origin import Origin
@@ -149,8 +150,8 @@ class TokenFile:
             with on_disk(path) as here, safe_open(here, "np") as file:
                 fields = _read_fields(file)
                 codes = file.get_tensor("codes")
-            if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(cls)}):
-                raise TokenError(f"{path}: unknown field {unknown[0]!r}: a later version has written it; upgrade")
+            if problem := unknown_field(fields, (field.name for field in dataclasses.fields(cls))):
+                raise TokenError(f"{path}: {problem}")
             tokens = cls(codes=codes, **fields)
         except TokenError:
             raise

@@ -71,7 +71,7 @@ def test_without_its_library_a_bucket_is_refused_with_the_command_that_installs_
     monkeypatch.setattr(buckets.requests.importlib.util, "find_spec", lambda name: None)
     buckets.requests.system_of.cache_clear()
     with pytest.raises(
-        BucketError, match=r"s3:// needs s3fs, which is not installed: pip install 'omnicodec-jax\[s3\]'"
+        BucketError, match=r"s3:// needs s3fs, which is not installed: in the checkout, pip install -e '\.\[s3\]', or"
     ):
         as_path("s3://bucket/a").read_bytes()
 

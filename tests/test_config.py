@@ -23,7 +23,7 @@ from omnicodec_jax.config import (
     TrainConfig,
     TransformerConfig,
 )
-from omnicodec_jax.config.files import load, run_config, to_dict
+from omnicodec_jax.config.files import load, load_as, run_config, to_dict
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.model_directory import compute_alike, from_json, to_json
 
@@ -273,7 +273,7 @@ def test_file_of_a_newer_format_is_refused_in_one_line_that_says_what_wrote_it()
     with pytest.raises(ConfigError) as caught:
         from_json(newer, "model/config.json")
     assert str(caught.value).startswith("model/config.json: in format 2, written by omnicodec_jax 0.9.0; this is ")
-    assert "upgrade" in str(caught.value)
+    assert "upgrade it (in a checkout: git pull && pip install -e ." in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="written by a later version"):
         from_json('{"format": 2}')
@@ -300,8 +300,8 @@ def test_whole_numbers_in_json_are_taken_for_floats():
         ("config = (\n", "never closed"),
         ("config = Confg()\n", "Confg"),
         ("import omnicodec_jaxx\n", "omnicodec_jaxx"),
-        ("cofnig = 1\n", "defines no `config`"),
-        ("config = 3\n", "defines no `config`"),
+        ("cofnig = 1\n", "defines no `config` of type omnicodec_jax.config.Config; recipes that do: ablations/"),
+        ("config = 3\n", "defines no `config` of type omnicodec_jax.config.Config, but one of type int; recipes"),
         (
             "from omnicodec_jax.config import CodebookConfig\nconfig = CodebookConfig(decay=3.0)\n",
             "CodebookConfig.decay = 3.0",
@@ -333,6 +333,20 @@ def test_config_file_that_is_not_there_is_refused_by_name(tmp_path):
 def test_a_mistyped_recipe_is_answered_with_the_one_that_was_meant(name, hint):
     with pytest.raises(ConfigError, match=f"{name}: no such config file, nor a recipe; {hint}"):
         load(name)
+
+
+def test_recipes_that_are_named_are_those_of_the_right_kind():
+    with pytest.raises(ConfigError) as caught:
+        load_as((PerplexityConfig,), "demo")
+    assert str(caught.value).endswith(
+        "of type omnicodec_jax.config.PerplexityConfig, but one of type Config; recipes that do: language_model, "
+        "language_model_demo"
+    )
+    with pytest.raises(ConfigError, match="there are language_model, language_model_demo$"):
+        load_as((PerplexityConfig,), "nothing_like_it")
+    with pytest.raises(ConfigError) as caught:
+        load("nothing_like_it")
+    assert "language_model" not in str(caught.value)
 
 
 # -- Runs of several codecs

@@ -9,10 +9,12 @@ import token_shards
 from tiny import OMNICODEC, variables
 
 from omnicodec_jax import cli, model_directory
+from omnicodec_jax.config import Config, PerplexityConfig
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.data import features, records
 from omnicodec_jax.data.prepare import PrepareConfig
-from omnicodec_jax.errors import OmniCodecError
+from omnicodec_jax.errors import ConfigError, OmniCodecError
 
 pytestmark = pytest.mark.quick
 
@@ -146,3 +148,37 @@ def test_a_directory_of_nothing_is_an_error(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(OmniCodecError, match="holds nothing that a command of omnicodec has written, and no audio"):
         cli.inspect(tmp_path)
+
+
+def checkpoint_of(config, folder):
+    (folder / "about").mkdir(parents=True)
+    (folder / "about" / "metadata").write_text(json.dumps({"config": config_files.to_dict(config, "run")}))
+
+
+def test_a_report_that_is_not_finished_is_called_so(tmp_path, said):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "a.flac").touch()
+    (tmp_path / "journal.jsonl").touch()
+    assert said() == ["DIR: report of an evaluation, unfinished; the same omnicodec evaluate goes on with it"]
+
+
+def test_folders_of_checkpoints_name_the_run_that_they_are_of(tmp_path, said):
+    folder = tmp_path / "checkpoints"
+    checkpoint_of(Config(), folder / "2")
+    assert said(folder) == ["DIR/checkpoints: the checkpoints of the run in DIR; inspect that"]
+    assert said(folder / "2") == ["DIR/checkpoints/2: a checkpoint of the run in DIR; inspect that"]
+
+
+def test_a_workdir_of_perplexity_is_no_run_of_a_codec(tmp_path, said):
+    config = PerplexityConfig()
+    checkpoint_of(config, tmp_path / "checkpoints" / "7")
+    assert said() == [
+        f"DIR: language model of tokens (omnicodec perplexity) at step 7 of {config.optimizer.total_steps}",
+        "checkpoints of steps 7",
+        f"layout {config.layout}, seed {config.seed}",
+    ]
+    about = config_files.to_dict(config, "run")
+    with pytest.raises(ConfigError, match=r"^here: of a run that learns to predict tokens \(omnicodec perplexity\)"):
+        config_files.run_config(about, "here")
+    with pytest.raises(ConfigError, match=r"^here: of a run that learns a codec \(omnicodec train\)"):
+        config_files.run_config(config_files.to_dict(Config(), "run"), "here", PerplexityConfig)

@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import save_file
 
-from omnicodec_jax.config import MimiConfig
-from omnicodec_jax.converters import mimi, qwen3_aut, wavlm, whisper
+from omnicodec_jax import model_directory
+from omnicodec_jax.codec_directory import load_codec
+from omnicodec_jax.config import Config, MimiConfig
+from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, semantic_features, to_torch, wavlm, whisper
 from omnicodec_jax.converters.tensors import ConversionError
-from omnicodec_jax.errors import ConfigError, TokenError
+from omnicodec_jax.errors import ConfigError, ModelError, TokenError
+from omnicodec_jax.semantic import read_encoder
 from omnicodec_jax.token_file import TokenFile
+from omnicodec_jax.training import frozen, start
 
 pytestmark = pytest.mark.quick
 
@@ -25,6 +30,9 @@ def run(convert: Callable[..., Any], checkpoint: Path, out: Path) -> None:
     convert(checkpoint=inspect.signature(convert).parameters["checkpoint"].annotation(checkpoint), out=out)
 
 
+FROM_TORCH_WITH_CONFIG = partial(from_torch.main, config=Path("demo"))
+
+
 @pytest.mark.parametrize(
     ("convert", "kind", "hint"),
     [
@@ -32,6 +40,12 @@ def run(convert: Callable[..., Any], checkpoint: Path, out: Path) -> None:
         (wavlm.main, "whisper", "; omnicodec convert whisper takes such a checkpoint"),
         (whisper.main, "mimi", "; omnicodec convert mimi takes such a checkpoint"),
         (mimi.main, "encodec", ""),
+        (qwen3_aut.main, "mimi", "; omnicodec convert mimi takes such a checkpoint"),
+        (qwen3_aut.main, "whisper", "; omnicodec convert whisper takes such a checkpoint"),
+        (from_torch.main, "mimi", "; omnicodec convert mimi takes such a checkpoint"),
+        (from_torch.main, "wavlm", "; omnicodec convert wavlm takes such a checkpoint"),
+        (FROM_TORCH_WITH_CONFIG, "whisper", "; omnicodec convert whisper takes such a checkpoint"),
+        (FROM_TORCH_WITH_CONFIG, "qwen3_omni_moe", "; omnicodec convert qwen3-aut takes such a checkpoint"),
     ],
 )
 def test_checkpoint_of_another_model_names_the_command_that_takes_it(
@@ -40,8 +54,69 @@ def test_checkpoint_of_another_model_names_the_command_that_takes_it(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ConversionError) as caught:
         run(convert, tmp_path, tmp_path / "ours")
-    assert f"model_type = '{kind}'" in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: model_type = '{kind}'")
     assert str(caught.value).endswith(f" is supported{hint}")
+
+
+@pytest.mark.parametrize(
+    ("name", "convert", "missing"),
+    [
+        ("mimi", mimi.main, "num_attention_heads"),
+        ("whisper", whisper.main, "num_mel_bins"),
+        ("qwen3_omni_moe", qwen3_aut.main, "n_window_infer"),
+    ],
+)
+def test_option_that_is_absent_is_said_with_the_directory(
+    name: str, convert: Callable[..., Any], missing: str, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConversionError, match=f"^{tmp_path}: its config.json has no '{missing}'"):
+        run(convert, tmp_path, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("convert", [mimi.main, wavlm.main, whisper.main, qwen3_aut.main, from_torch.main])
+def test_model_directory_is_told_from_a_checkpoint(convert: Callable[..., Any], tmp_path: Path):
+    model_directory.save(tmp_path, tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
+    with pytest.raises(ConversionError, match=f"^{tmp_path}: a omnicodec model that is converted already"):
+        run(convert, tmp_path, tmp_path / "ours")
+
+
+TO_TORCH, START_FROM = partial(to_torch.main, out=Path("unused")), partial(start._load, Config())
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "said"),
+    [
+        (read_encoder, "mimi", "not an audio encoder; omnicodec convert whisper or omnicodec convert qwen3-aut makes"),
+        (read_encoder, "llama", "not an audio encoder; omnicodec convert whisper"),
+        (partial(semantic_features.open_encoder, dtype="float32"), "wavlm", "not an audio encoder"),
+        (load_codec, "whisper", "not a codec; omnicodec convert from-torch or omnicodec convert mimi makes one"),
+        (partial(frozen._load_wavlm, Config()), "whisper", "not WavLM; omnicodec convert wavlm makes one"),
+        (START_FROM, "wavlm", "not a codec; omnicodec"),
+        (TO_TORCH, "mimi", "not an OmniCodec or its discriminators; omnicodec convert from-torch makes one"),
+    ],
+)
+def test_no_conversion_is_advised_to_a_model_that_would_be_refused_then(
+    load: Callable[[Any], Any], kind: str, said: str, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": ["X"]}))
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path if load in (START_FROM, TO_TORCH) else str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path}: a {kind} model, {said}")
+
+
+def test_checkpoint_of_ctranslate2_names_its_converter(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"alignment_heads": [], "suppress_ids": []}))
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=f"run: omnicodec convert whisper --checkpoint {tmp_path} "):
+        read_encoder(tmp_path)
+
+
+def test_file_of_weights_names_the_directory_that_it_is_in(tmp_path: Path):
+    model_directory.save(tmp_path, tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
+    with pytest.raises(ModelError, match=f"a file, where a model is a directory; give {tmp_path}$"):
+        load_codec(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("convert", [mimi.main, wavlm.main, whisper.main, qwen3_aut.main])

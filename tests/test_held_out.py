@@ -76,6 +76,7 @@ def test_training_says_at_its_start_which_domains_it_cannot_validate(tmp_path, c
         assert Validator.open(Gan(Config(data=data), None, None), sharding.make_mesh(Config().run.mesh)) is None
     (line,) = caplog.messages
     assert "no clip of speech or music is held out, so there is no validation at all; prepare it again" in line
+    assert "with a larger --validation: 0.5 is enough for" in line
     assert "--validation" in line
 
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 
 import omnicodec_jax
 from omnicodec_jax import cli, compilation_cache, machine
@@ -251,3 +253,20 @@ def test_tab_completion_in_fish(words, expected, tmp_path):
     options = {"capture_output": True, "text": True, "check": True, "env": os.environ | {"HOME": str(tmp_path)}}
     done = subprocess.run(["fish", "--no-config", "-c", program], **options, cwd=tmp_path)
     assert [line.split("\t")[0] for line in done.stdout.splitlines() if line != "script"] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["--", "-x.wav"], ["./-x.wav"]),
+        (["a.wav", "--", "-x.wav", "--suffix"], ["a.wav", "./-x.wav", "./--suffix"]),
+        (["--suffix", ".b", "--", "a.wav", "-", "--"], ["a.wav", "-", "./--"]),
+    ],
+)
+def test_two_dashes_end_the_options(words, taken):
+    def command(paths: Annotated[list[str], tyro.conf.Positional], /, suffix: str = ".a") -> None:
+        found.append(paths)
+
+    found: list[list[str]] = []
+    arguments.parse({"try": command}, "omnicodec", ["try", *words])()
+    assert found == [taken]

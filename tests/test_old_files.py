@@ -1,4 +1,67 @@
-"""Files that earlier versions have written, kept in tests/old_files: they are read for ever."""
+"""Files that earlier versions have written, kept in tests/old_files: they are read for ever.
+
+This program has made those of `format_1`, in an empty directory, with the checkout and its tests in PYTHONPATH and
+JAX_PLATFORMS=cpu:
+
+    import dataclasses
+    import os
+    import shutil
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+    import soundfile
+    import tiny
+    import tiny_experiment
+
+    from omnicodec_jax import cli, model_directory
+    from omnicodec_jax.config import (
+        AcousticConfig,
+        CodecConfig,
+        DiscriminatorConfig,
+        DomainConfig,
+        SEANetConfig,
+        SemanticConfig,
+        TransformerConfig,
+    )
+    from omnicodec_jax.data.prepare import PrepareConfig
+    from omnicodec_jax.pretrained.whisper import WhisperConfig
+    from omnicodec_jax.training import loop
+
+    if __name__ == "__main__":
+        for folder in ("format_1", "speech"):
+            Path(folder).mkdir()
+        out = Path("format_1")
+        encoder = WhisperConfig(d_model=8, num_heads=2, num_layers=1, dim_feedforward=16, window_seconds=2)
+        codec = CodecConfig(
+            dimension=4,
+            seanet=SEANetConfig(n_filters=2, ratios=(32, 30), n_residual_layers=1),
+            transformer=TransformerConfig(num_heads=1, num_layers=1, dim_feedforward=8, context=6),
+            semantic=SemanticConfig(source="whisper", feature_dim=8, codebook_size=8, codebook_dim=4),
+            acoustic=AcousticConfig(num_quantizers=3, codebook_size=8, codebook_dim=4, min_quantizers=2),
+            wavlm_dim=None,
+        )
+        model = model_directory.build(encoder)
+        model_directory.save(out / "model", codec, tiny.variables(codec))
+        model_directory.save(out / "model/encoder", encoder, model.init(jax.random.key(0), *model.example_inputs()))
+        noise = np.random.default_rng(0).normal(size=7200) / 10
+        soundfile.write("speech/a.wav", noise[:3200], 16_000)
+        soundfile.write("speech/b.wav", noise, 24_000)
+        cli.encode(Path("speech/a.wav"), out / "clip.safetensors", model=out / "model", precision="bfloat16")
+        cli.tokenize(manifest="speech=speech", out=out / "tokens", model=out / "model", precision="bfloat16")
+        cli.prepare(manifest="speech=speech", out=Path("prepared"), settings=PrepareConfig(validation=0.0))
+        judges = DiscriminatorConfig(stft=None, waveform=None, wavlm=None)
+        config = tiny_experiment.replaced(
+            dataclasses.replace(tiny_experiment.config, codec=codec, discriminators=judges),
+            data={"prepared": "prepared", "domains": (DomainConfig(name="speech"),), "batch_size": 1},
+            optimizer={"total_steps": 2, "warmup_steps": 1},
+            run={"encoder": "format_1/model/encoder", "validate_every": None},
+        )
+        loop.run(config, Path("run"))
+        for folder in ("events", "checkpoints/0"):
+            shutil.rmtree(Path("run") / folder)
+        shutil.make_archive("format_1/run", "gztar", ".", "run")
+"""
 
 import dataclasses
 import json
@@ -40,13 +103,14 @@ from omnicodec_jax.training.start import state_template
 
 OLD = Path(__file__).parent / "old_files"
 TOKENS = ["tokens", "tokens_0_1"]
+FORMAT_1 = OLD / "format_1"
 WEIGHTS = {"params": {"w": np.arange(4, dtype=np.float32)}}
 
 
 def unpacked(name: str, folder: Path) -> Path:
     """A directory of old files that is kept as an archive, since it is large for what is in it."""
     shutil.unpack_archive(OLD / f"{name}.tar.gz", folder, filter="data")
-    return folder / name
+    return folder / Path(name).name
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +253,71 @@ def test_a_run_on_tokens_that_gave_no_format_goes_on_once_they_do(tmp_path):
     assert ClipTable.read(tokens).fingerprint == before
 
 
+def test_audio_of_tokens_with_a_field_of_a_later_version_is_refused_by_its_name(tokenizer, tmp_path):
+    made = {"model": tokenizer.model_hash, "num_quantizers": 4, "dither": True}
+    (tmp_path / SETTINGS).write_text(json.dumps(made))
+    with pytest.raises(DataError, match=r"detokenized\.json: unknown field 'dither': a later version has written it"):
+        list(detokenize(OLD / "tokens", tmp_path, tokenizer, None, ".flac", Share.parse("0/1")))
+
+
+# -- Format 1
+
+
+@pytest.fixture(scope="module")
+def with_encoder() -> OmniCodecTokenizer:
+    return OmniCodecTokenizer.from_pretrained(FORMAT_1 / "model", precision="bfloat16")
+
+
+def test_model_of_format_1_keeps_its_hashes_and_its_encoder(with_encoder, tmp_path):
+    assert json.loads((FORMAT_1 / "model" / "config.json").read_text())["format"] == 1
+    contract = shards.contract(FORMAT_1 / "tokens")
+    assert (with_encoder.model_hash, with_encoder.tokens_hash) == (contract["model"], contract["tokens_hash"])
+    assert model_directory.model_hash(*model_directory.load(FORMAT_1 / "model" / "encoder")) == contract["encoder"]
+    with_encoder.save_pretrained(tmp_path)
+    again = OmniCodecTokenizer.from_pretrained(tmp_path)
+    assert (again.model_hash, again.tokens_hash) == (with_encoder.model_hash, with_encoder.tokens_hash)
+
+
+def test_tokens_of_format_1_are_those_of_its_file_and_keep_their_precision(with_encoder, tmp_path):
+    tokens = TokenFile.load(FORMAT_1 / "clip.safetensors")
+    assert (tokens.model, tokens.precision) == (with_encoder.model_hash, "bfloat16")
+    clips = {clip.id: clip for clip in read_tokens(FORMAT_1 / "tokens")}
+    assert sorted(clips) == ["a.wav", "b.wav"]
+    np.testing.assert_array_equal(clips["a.wav"].codes.T, tokens.codes)
+    assert shards.contract(FORMAT_1 / "tokens")["compute_dtype"] == "bfloat16"
+    assert cli.decode(FORMAT_1 / "clip.safetensors", tmp_path / "clip.wav", model=FORMAT_1 / "model") == 0
+    assert soundfile.info(tmp_path / "clip.wav").frames == 3200
+    done = list(detokenize(FORMAT_1 / "tokens", tmp_path, with_encoder, None, ".wav", Share.parse("0/1")))
+    assert [(d.path.name, d.seconds, d.error) for d in done] == [("a.wav", 0.2, None), ("b.wav", 0.3, None)]
+
+
+def test_directory_of_tokens_of_format_1_is_gone_on_with(monkeypatch):
+    kept = shards.settings(FORMAT_1 / "tokens")
+    assert kept is not None
+    package, compiler = (words.split()[1] for words in kept["made_by"].split(", "))
+    monkeypatch.setattr(tokenize, "__version__", package)
+    monkeypatch.setattr(jax, "__version__", compiler)
+    job = tokenize.Job(sources={}, out=FORMAT_1 / "tokens", model=str(FORMAT_1 / "model"), precision="bfloat16")
+    tokenize.check(job, tokenize.described(job))
+    other = dataclasses.replace(job, encoder_precision="bfloat16")
+    with pytest.raises(DataError, match=r"\(encoder_dtype = 'float32', now 'bfloat16'\); use another"):
+        tokenize.check(other, tokenize.described(other))
+
+
+def test_run_of_format_1_goes_on_from_its_checkpoint_and_is_exported(tmp_path, monkeypatch):
+    run = unpacked("format_1/run", tmp_path)
+    monkeypatch.chdir(OLD)  # as its paths are
+    config, step = checkpoint.read(run, None)
+    assert (step, config.codec) == (2, model_directory.load(FORMAT_1 / "model")[0])
+    gan, variables = frozen.load(config)
+    about = json.loads((run / "checkpoints" / "2" / "about" / "metadata").read_text())
+    identity = {"frozen": frozen.hashes(gan, variables, checkpoint.frozen_hashes(run))}
+    template = state_template(config, sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    with Checkpoints(run, config, about["data"], identity) as held:
+        assert int(held.restore(template).step) == 2
+    assert export.export_model(run, tmp_path / "model", ema=True) == 2
+
+
 # -- Evaluations
 
 
@@ -318,7 +447,11 @@ def test_prepared_audio_from_before_an_option_was_added_is_gone_on_with(tmp_path
 # -- All
 
 
-@pytest.mark.parametrize("name", ["model", "tokens", "tokens_0_1", "prepared", "features", "run"])
+@pytest.mark.parametrize(
+    "name",
+    ["model", "tokens", "tokens_0_1", "prepared", "features", "run"]
+    + [f"format_1/{name}" for name in ("model", "tokens", "run")],
+)
 def test_inspect_says_what_is_there(name, tmp_path, capsys):
     path = OLD / name if (OLD / name).is_dir() else unpacked(name, tmp_path)
     assert cli.inspect(path) == 0

@@ -173,6 +173,11 @@ def test_other_settings_and_other_lines_are_refused(folder, prepared, tmp_path):
     before = files(out)
     with pytest.raises(DataError, match=r"other settings \(segment_seconds = 10, now 20\); use those, or another"):
         run(folder, out, dataclasses.replace(CONFIG, segment_seconds=20))
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / records.SETTINGS).write_text(json.dumps({**dataclasses.asdict(CONFIG), "loudness": -23}))
+    with pytest.raises(DataError, match=r"prepared\.json: unknown field 'loudness': a later version has written it"):
+        run(folder, later)
     (tmp_path / "m.scp").write_text(f"{folder / '0.flac'}\n" * 20)
     with pytest.raises(DataError, match=r"other lines of the manifest than sound-.* has now; use another --out"):
         run(tmp_path / "m.scp", out)

@@ -1,5 +1,6 @@
 """The formats of prepared audio and of stored features."""
 
+import dataclasses
 import json
 import resource
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureFormat, FeatureStore
+from omnicodec_jax.data.prepare_unit import PrepareConfig, read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
 from omnicodec_jax.errors import DataError
 
@@ -106,7 +108,18 @@ def test_a_damaged_index_is_refused(tmp_path, text):
     with pytest.raises(DataError, match=r"index\.jsonl: damaged: .*run omnicodec prepare again"):
         records.read_index(tmp_path)
     with pytest.raises(DataError, match=r"prepared\.json.*run omnicodec prepare again"):
-        records.read_settings(tmp_path)
+        read_settings(tmp_path)
+
+
+def test_files_of_a_later_version_are_refused_by_the_field_that_is_not_known(tmp_path):
+    (tmp_path / records.SETTINGS).write_text('{"validation": 0.1, "loudness": -23}')
+    with pytest.raises(DataError, match=r"prepared\.json: unknown field 'loudness': a later version .*; upgrade it"):
+        read_settings(tmp_path)
+    (tmp_path / records.SETTINGS).write_text('{"validation": 0.1}')
+    assert read_settings(tmp_path) == PrepareConfig(validation=0.1)
+    (tmp_path / records.INDEX).write_text(json.dumps({**dataclasses.asdict(shard()), "codec": "flac"}) + "\n")
+    with pytest.raises(DataError, match=r"index\.jsonl: unknown field 'codec': a later version .*; upgrade it"):
+        records.read_index(tmp_path)
 
 
 def test_the_fingerprint_tells_data_apart():
@@ -197,8 +210,11 @@ def test_store(tmp_path, number):
     with pytest.raises(DataError, match="another encoder, format or crops"):
         features.save_format(tmp_path, feature_format(number, feature_dim=8, crop=SAMPLE_RATE))
     (tmp_path / features.SETTINGS).write_text('{"encoder": "abc", "of": "later"}')
-    with pytest.raises(DataError, match=r"features\.json: damaged, or of a later version"):
+    with pytest.raises(DataError, match=r"features\.json: unknown field 'of': a later version .*; upgrade it"):
         FeatureStore.open(tmp_path, held[:1], SAMPLE_RATE)
+    (tmp_path / features.SETTINGS).write_text("{")
+    with pytest.raises(DataError, match=r"features\.json: damaged"):
+        features.read_format(tmp_path)
 
 
 def test_features_that_an_older_version_has_stored_are_read_with_a_warning(tmp_path, caplog):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from omnicodec_jax.errors import OmniCodecError
+from omnicodec_jax.version import with_extra
 
 T = TypeVar("T")
 
@@ -63,10 +64,7 @@ def system_of(scheme: str) -> Any:
     """Returns fsspec's file system of a scheme. Raises BucketError where its library is not installed."""
     if importlib.util.find_spec(LIBRARIES[scheme]) is None:
         extra = EXTRAS[scheme]  # the library of the hub is always installed
-        raise BucketError(
-            f"{scheme}:// needs {LIBRARIES[scheme]}, which is not installed: pip install 'omnicodec-jax[{extra}]', "
-            f"or in a checkout pip install -e '.[{extra}]'"
-        )
+        raise BucketError(f"{scheme}:// needs {LIBRARIES[scheme]}, which is not installed: {with_extra(extra)}")
     import fsspec
 
     for library in (LIBRARIES[scheme], "google.auth"):

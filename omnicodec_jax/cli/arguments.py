@@ -163,7 +163,17 @@ def parse(commands: Commands, prog: str, words: Sequence[str], given: int = 0) -
 def parse_one(command: Command, prog: str | None, words: Sequence[str]) -> Call:
     """Returns the call of one function with the options of a command line. The process can end as in `parse`."""
     config = (tyro.conf.PositionalMetavarFromFieldName,)
-    return tyro.cli(_deferred(command), prog=prog, args=words, registry=_REGISTRY, config=config)
+    return tyro.cli(_deferred(command), prog=prog, args=_without_end(words), registry=_REGISTRY, config=config)
+
+
+def _without_end(words: Sequence[str]) -> list[str]:
+    """Returns a command line without `--`, the end of its options. Paths after it that begin with "-" get "./" before
+    them, which names the same file, since tyro takes all such words for options."""
+    options, rest = list(words), []
+    if "--" in options:
+        end = options.index("--")
+        options, rest = options[:end], options[end + 1 :]
+    return [*options, *(f"./{word}" if word.startswith("-") and word != "-" else word for word in rest)]
 
 
 def _about(commands: Commands, prog: str, words: Sequence[str]) -> Call:

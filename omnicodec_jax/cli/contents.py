@@ -1,5 +1,6 @@
 """`omnicodec inspect`: says in a few lines what a directory holds that one of the commands has written."""
 
+import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -9,14 +10,17 @@ from typing import Any
 
 from omnicodec_jax import shipped
 from omnicodec_jax.buckets import BucketPath
-from omnicodec_jax.config import CodecConfig, Config, MimiConfig
+from omnicodec_jax.config import CodecConfig, MimiConfig, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.data import features, records
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.errors import OmniCodecError
 
-REPORT = "report.json"
+REPORT, JOURNAL = "report.json", "journal.jsonl"
 DISTANCE = "mel_distance"
+ABOUT = "about/metadata"
+"""The file in the folder of a checkpoint that says what run it is of."""
 
 
 def describe(path: Path) -> list[str] | None:
@@ -30,6 +34,9 @@ def describe(path: Path) -> list[str] | None:
         features.SETTINGS: _features,
         "checkpoints": _run,
         REPORT: _report,
+        JOURNAL: _unfinished_report,
+        ABOUT: _checkpoint,
+        f"*/{ABOUT}": _checkpoints,
         f"{shards.SHARDS}/*{shards.SUFFIX}": _tokens,
     }
     if path.suffix == shards.SUFFIX and path.is_file():
@@ -77,7 +84,7 @@ def _model(path: Path) -> Iterator[str]:
 
 
 def _prepared(path: Path) -> Iterator[str]:
-    index, settings = records.read_index(path), records.read_settings(path)
+    index, settings = records.read_index(path), dataclasses.asdict(read_settings(path))
     clips, seconds = Counter[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
     for shard in index:
         clips[shard.domain, shard.split] += len(shard.clips)
@@ -94,7 +101,8 @@ def _prepared(path: Path) -> Iterator[str]:
 
 
 def _features(path: Path) -> Iterator[str]:
-    format = features.FeatureFormat(**json.loads((path / features.SETTINGS).read_text()))
+    format = features.read_format(path)
+    assert format is not None
     files = list((path / records.SHARDS).glob(f"[!.]*{records.SUFFIX}"))
     seconds = sum(file.stat().st_size for file in files) / format.bytes_per_vector / format.vector_rate
     yield f"{path}: semantic features, about {seconds / 3600:.2f} h in {len(files)} shards"
@@ -114,8 +122,14 @@ def _run(path: Path) -> Iterator[str]:
         yield f"{path}: training run without a checkpoint"
         return
     steps, last = sorted(folders), max(folders)
-    about = json.loads((folders[last] / "about" / "metadata").read_text())
-    config: Config = config_files.run_config(about["config"], str(folders[last]))
+    about = json.loads((folders[last] / ABOUT).read_text())
+    if "model" in about["config"]:
+        model = config_files.run_config(about["config"], str(folders[last]), PerplexityConfig)
+        yield f"{path}: language model of tokens (omnicodec perplexity) at step {last} of {model.optimizer.total_steps}"
+        yield f"checkpoints of steps {', '.join(map(str, steps))}"
+        yield f"layout {model.layout}, seed {model.seed}"
+        return
+    config = config_files.run_config(about["config"], str(folders[last]))
     yield f"{path}: training run at step {last} of {config.optimizer.total_steps}"
     yield f"checkpoints of steps {', '.join(map(str, steps))}"
     measured = {step: folders[step] / "metrics" / "metrics" for step in steps}
@@ -127,6 +141,18 @@ def _run(path: Path) -> Iterator[str]:
     domains = ", ".join(f"{domain.name} {domain.weight:g}" for domain in config.data.domains)
     yield f"{config.data.batch_size} clips of {length:g} s a step, from {config.data.prepared} ({domains})"
     yield f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"
+
+
+def _checkpoints(path: Path) -> Iterator[str]:
+    yield f"{path}: the checkpoints of the run in {path.absolute().parent}; inspect that"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    yield f"{path}: a checkpoint of the run in {path.absolute().parents[1]}; inspect that"
+
+
+def _unfinished_report(path: Path) -> Iterator[str]:
+    yield f"{path}: report of an evaluation, unfinished; the same omnicodec evaluate goes on with it"
 
 
 def _report(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ import json
 import os
 import runpy
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
@@ -16,7 +16,7 @@ from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.config import CodecConfig, Config, MimiConfig
 from omnicodec_jax.config.identity import default_of
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.version import __version__
+from omnicodec_jax.version import UPGRADE, __version__
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ option with a default is no such change. Version 0.1 wrote no format."""
 MADE_BY = f"omnicodec_jax {__version__}"
 RUN = "run"
 """The model type of the config of a training run."""
+LEARNS = {"codec": "a codec (omnicodec train)", "model": "to predict tokens (omnicodec perplexity)"}
+"""What a run learns, by a field that only the config of such a run has."""
 CODECS = {"omnicodec": CodecConfig, "mimi": MimiConfig}
 """The codecs that a run can train, by the model type in the codec of its config. A codec without one is the first."""
 
@@ -93,12 +95,32 @@ def format_problem(format: Any, newest: int, made_by: Any) -> str | None:
         return None
     return (
         f"in format {format}, written by {made_by or 'a later version'}; this is {MADE_BY}, which reads formats up to "
-        f"{newest}: upgrade it (pip install --upgrade omnicodec-jax)"
+        f"{newest}: {UPGRADE}"
     )
+
+
+def unknown_field(values: Any, known: Iterable[str]) -> str | None:
+    """Returns what to do about a JSON object of this package with a field that is not known; None: it has none."""
+    unknown = sorted(values.keys() - set(known)) if isinstance(values, dict) else []
+    return f"unknown field {unknown[0]!r}: a later version has written it; {UPGRADE}" if unknown else None
+
+
+def from_fields(cls: type[T], values: Any, where: str) -> T:
+    """Makes a dataclass of what a file holds that a command has written, in this version or an earlier one.
+
+    Fields that are absent take their defaults. Raises ConfigError as `from_dict` does; nobody writes such a file, so
+    that an unknown name is one of a later version.
+    """
+    if problem := unknown_field(values, typing.get_type_hints(cls)):
+        raise ConfigError(f"{where}: {problem}")
+    return _build(cls, values, where)
 
 
 def run_config(values: Mapping[str, Any], where: str, kind: type[T] = Config) -> T:
     """Reads the config, of that kind, which a run's checkpoint carries. Raises ConfigError as `from_dict` does."""
+    known = typing.get_type_hints(kind)
+    if others := [learns for field, learns in LEARNS.items() if field in values and field not in known]:
+        raise ConfigError(f"{where}: of a run that learns {others[0]}")
     return from_dict({"model_type": RUN, **values}, {RUN: kind}, where)  # version 0.1 wrote no model type
 
 
@@ -177,7 +199,7 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
 
     Raises ConfigError with the file's name.
     """
-    path = find(name)
+    path = find(name, kinds)
     try:
         with on_disk(path) as here:
             config: Any = runpy.run_path(str(here)).get("config")
@@ -187,20 +209,32 @@ def load_as(kinds: tuple[type[T], ...], name: str | os.PathLike[str]) -> T:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, kinds):
         wanted = " or ".join(f"omnicodec_jax.config.{kind.__name__}" for kind in kinds)
-        raise ConfigError(f"{path}: defines no `config` of type {wanted}")
+        other = "" if config is None else f", but one of type {type(config).__name__}"
+        raise ConfigError(f"{path}: defines no `config` of type {wanted}{other}; recipes that do: {_listed(kinds)}")
     kind = type(config)
     return from_json(to_json(config, kind.__name__), {kind.__name__: kind}, str(path))  # checks every type
 
 
-def find(name: str | os.PathLike[str]) -> Path:
+def recipes(kinds: tuple[type, ...]) -> list[str]:
+    """Returns the names of the recipes whose config is of one of these kinds."""
+    files = sorted(RECIPES.rglob("[!_]*.py"))
+    own = [file for file in files if isinstance(runpy.run_path(str(file)).get("config"), kinds)]
+    return [str(file.relative_to(RECIPES).with_suffix("")) for file in own]
+
+
+def _listed(kinds: tuple[type, ...]) -> str:
+    return ", ".join(recipes(kinds))
+
+
+def find(name: str | os.PathLike[str], kinds: tuple[type, ...]) -> Path:
     """Finds the file of a config: the file of that path, or that of a recipe. Raises ConfigError where there is
-    neither."""
+    neither, with the recipes of these kinds."""
     path, recipe = as_path(name), RECIPES / f"{name}.py"
     if path.is_file():
         return path
     if recipe.is_file() and recipe.resolve().is_relative_to(RECIPES):
         return recipe
-    recipes = sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.rglob("[!_]*.py"))
-    close = difflib.get_close_matches(str(name).lower().removesuffix(".py"), recipes, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(recipes)}"
+    known = recipes(kinds)
+    close = difflib.get_close_matches(str(name).lower().removesuffix(".py"), known, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise ConfigError(f"{path}: no such config file, nor a recipe; {hint}")

@@ -21,6 +21,7 @@ from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators as reference_discriminators
 from omnicodec_jax.converters import pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, name_groups, read_state_dict, unwrap
+from omnicodec_jax.converters.transformers_directory import read_config
 
 
 def main(
@@ -39,9 +40,10 @@ def main(
         part: Copy to take from a checkpoint that holds the model more than once, such as "ema".
     """
     if checkpoint.is_dir() and (checkpoint / model_directory.CONFIG).is_file():
+        mapping = read_config(checkpoint, "omnicodec")
         if config is not None or discriminators or part is not None:
             raise ConversionError(f"{checkpoint}: says itself what it is; leave out --config, --discriminators, --part")
-        network, tensors, encoder = pytorch_model.load(checkpoint)
+        network, tensors, encoder = pytorch_model.load(checkpoint, mapping)
         beside, discriminators_out = pytorch_model.load_discriminators(checkpoint), out / model_directory.DISCRIMINATORS
         model_directory.refuse_other_kind(out, "omnicodec")  # before anything is written
         if beside is not None:

@@ -34,7 +34,7 @@ from omnicodec_jax.converters.tensors import (
     to_entries,
     unwrap,
 )
-from omnicodec_jax.converters.transformers_directory import read_json, require_options
+from omnicodec_jax.converters.transformers_directory import naming, read_config, require_options
 from omnicodec_jax.files import rewriting
 
 CONFIG_NAMES = {
@@ -247,9 +247,7 @@ def main(checkpoint: Path, out: Path, to_transformers: bool = False) -> None:
 
 
 def _to_transformers(model: Path, out: Path) -> None:
-    config, variables = model_directory.load(model_directory.resolve(model))
-    if not isinstance(config, MimiConfig):
-        raise ConversionError(f"{model}: a {model_directory.model_type(config)} model, not Mimi")
+    config, variables = model_directory.load(model_directory.resolve(model), model_directory.Role("Mimi", ("mimi",)))
     model_directory.refuse_other_kind(out, "mimi", theirs=True)
     texts = {"config.json": config_to_transformers(config), "preprocessor_config.json": feature_extractor(config)}
     with rewriting(out / model_directory.WEIGHTS) as path:
@@ -262,11 +260,9 @@ def _to_transformers(model: Path, out: Path) -> None:
 
 def _from_transformers(checkpoint: Path, out: Path) -> None:
     directory = model_directory.resolve(checkpoint)
-    path = directory / model_directory.CONFIG
-    try:
-        config = config_from_transformers(read_json(path))
-    except KeyError as error:
-        raise ConversionError(f"{path}: not the config of a Mimi model: it has no {error}") from None
+    mapping = read_config(directory, "mimi")
+    with naming(directory):
+        config = config_from_transformers(mapping)
     tensors, entries = read_state_dict(directory / model_directory.WEIGHTS), key_table(config)
     try:
         state_dict, left_out = unwrap(tensors, [entry.key for entry in entries])

@@ -15,6 +15,7 @@ from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.converters import pytorch_model
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
 from omnicodec_jax.files import rewriting
+from omnicodec_jax.version import with_extra
 
 Part = Literal["decoder-step", "decoder", "encoder", "encoder-from-audio"]
 """Which part of a codec a program computes."""
@@ -56,7 +57,7 @@ def export_onnx(
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError:
-        raise ConversionError("this needs onnx and onnxscript: pip install -e '.[onnx]'") from None
+        raise ConversionError(f"this needs onnx and onnxscript: {with_extra('onnx')}") from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     module, inputs, outputs, dynamic = _program(pytorch_model.build(config, variables, own), what)
     with warnings.catch_warnings(), torch.no_grad():

@@ -212,8 +212,12 @@ def remove_discriminators(directory: Path) -> None:
         (directory / f"{DISCRIMINATORS}.{suffix}").unlink(missing_ok=True)
 
 
-def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray], Whisper | None]:
+def load(directory: Path, options: Mapping[str, Any]) -> tuple[CodecConfig, dict[str, np.ndarray], Whisper | None]:
     """Reads a directory that `save`, or `save_pretrained` of the model there, has written.
+
+    Args:
+        directory: Where it is.
+        options: Its config.json, parsed.
 
     Returns:
         The codec's config and state dict, and the encoder of Whisper that goes along, if one does.
@@ -223,11 +227,7 @@ def load(directory: Path) -> tuple[CodecConfig, dict[str, np.ndarray], Whisper |
         ConfigError: If the config is none of an OmniCodec.
     """
     path = directory / model_directory.CONFIG
-    try:
-        options = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: not a readable JSON file: {error}") from None
-    if not isinstance(options, dict) or options.get("model_type") != "omnicodec" or SEMANTIC_COUNT not in options:
+    if SEMANTIC_COUNT not in options:
         raise ConversionError(f"{directory}: not what omnicodec convert to-torch has written")
     tensors = read_tensors(directory, [""])  # which `save_pretrained` may have put into several files
     weights = {key: value for key, value in tensors.items() if not key.startswith((FRONT_END, FROZEN))}

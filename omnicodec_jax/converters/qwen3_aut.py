@@ -12,8 +12,8 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters.reference import LINEAR, weights
-from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
-from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
+from omnicodec_jax.converters.tensors import KeyEntry, config_of, from_entries
+from omnicodec_jax.converters.transformers_directory import locate, naming, read_config, read_tensors, require_options
 from omnicodec_jax.model_directory import CONFIG
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, Qwen3AuTConfig
 
@@ -57,7 +57,7 @@ def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, 
     Raises:
         ConversionError: With the file that cannot be read.
     """
-    config, prefix = read_json(locate(checkpoint, CONFIG) / CONFIG), ""
+    config, prefix = read_config(locate(checkpoint, CONFIG), "qwen3_aut"), ""
     for section, before in NESTED.items():
         if section in config:
             config, prefix = config[section], prefix + before
@@ -67,14 +67,12 @@ def load_audio_tower(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, 
 def config_from_transformers(mapping: Mapping[str, Any]) -> Qwen3AuTConfig:
     """Returns the config that the encoder's section of config.json describes.
 
-    Raises ConversionError for what is not supported, and ConfigError for values that do not fit together.
+    Raises ConversionError for what is not supported, KeyError for an option that is absent, and ConfigError for values
+    that do not fit together.
     """
     require_options(mapping, {"activation_function": "gelu", "n_window": CHUNK_FRAMES // 2})
-    try:
-        window_chunks = config_files.convert(int, mapping["n_window_infer"], "n_window_infer") // CHUNK_FRAMES
-        return config_of(Qwen3AuTConfig, CONFIG_NAMES, mapping, window_chunks=window_chunks)
-    except KeyError as error:
-        raise ConversionError(f"{CONFIG}: not that of a Qwen3-Omni audio encoder: it has no {error}") from None
+    window_chunks = config_files.convert(int, mapping["n_window_infer"], "n_window_infer") // CHUNK_FRAMES
+    return config_of(Qwen3AuTConfig, CONFIG_NAMES, mapping, window_chunks=window_chunks)
 
 
 def norm(key: str, module: str, layer: int | None = None) -> Iterator[KeyEntry]:
@@ -107,7 +105,8 @@ def main(checkpoint: str, out: Path) -> None:
         out: Model directory to write.
     """
     mapping, state_dict = load_audio_tower(checkpoint)
-    config = config_from_transformers(mapping)
+    with naming(checkpoint):
+        config = config_from_transformers(mapping)
     variables = from_entries(state_dict, key_table(config), config)
     model_directory.save(out, config, variables)
     print(f"{out}: {len(state_dict)} tensors, model {model_directory.model_hash(config, variables)}")

@@ -23,18 +23,18 @@ from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.converters import qwen3_aut
 from omnicodec_jax.converters.tensors import from_entries, import_torch
-from omnicodec_jax.converters.transformers_directory import read_json
+from omnicodec_jax.converters.transformers_directory import naming
 from omnicodec_jax.data import audio, crops, features, records
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.features import EncoderKind, FeatureFormat
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
 from omnicodec_jax.data.units import Share
 from omnicodec_jax.dsp import MEL_BINS, MEL_SAMPLE_RATE
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import remove_leftovers
-from omnicodec_jax.model_directory import CONFIG
 from omnicodec_jax.pretrained.whisper import WhisperConfig
-from omnicodec_jax.semantic import ENCODERS, FeatureExtractor, in_precision, read_encoder
+from omnicodec_jax.semantic import FeatureExtractor, in_precision, read_encoder
 
 SHORTEST = SAMPLE_RATE // 10
 """The smallest length of a crop, and the smallest distance between two, in samples."""
@@ -57,7 +57,8 @@ class TorchEncoder:
         from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
         mapping, state_dict = qwen3_aut.load_audio_tower(checkpoint)
-        config = qwen3_aut.config_from_transformers(mapping)
+        with naming(checkpoint):
+            config = qwen3_aut.config_from_transformers(mapping)
         variables = from_entries(state_dict, qwen3_aut.key_table(config), config)
         self.hash = model_directory.model_hash(config, variables, known)
         """The hash of its weights: that of the model directory that `omnicodec convert qwen3-aut` writes."""
@@ -116,10 +117,10 @@ def open_encoder(
     checkpoint: str, dtype: Literal["bfloat16", "float32"], known: str | None = None
 ) -> TorchEncoder | JaxEncoder:
     """Loads an encoder from a model directory, or from a checkpoint of Qwen3-Omni; see `TorchEncoder`."""
-    config = as_path(checkpoint) / CONFIG
-    if config.is_file() and read_json(config).get("model_type") in ENCODERS:
-        return JaxEncoder(as_path(checkpoint), dtype, known)
-    return TorchEncoder(checkpoint, dtype, known)
+    directory = as_path(checkpoint)
+    if not directory.is_dir() or model_directory.unconverted(directory) == "qwen3_aut":
+        return TorchEncoder(checkpoint, dtype, known)
+    return JaxEncoder(directory, dtype, known)
 
 
 class RoundingError:
@@ -150,7 +151,7 @@ class Segment(NamedTuple):
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
     """Returns the segments of a shard, in their order."""
-    seconds = records.read_settings(prepared)["segment_seconds"]
+    seconds = read_settings(prepared).segment_seconds
     lengths = [length for clip in shard.clips for _, length in records.segments(clip, seconds)]
     return [Segment(record, length, format.parts(length)) for record, length in enumerate(lengths)]
 

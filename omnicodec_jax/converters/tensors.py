@@ -18,6 +18,7 @@ from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.files import refuse_lfs_pointer
 from omnicodec_jax.model_directory import build, expected_tensors, flatten, unflatten
 from omnicodec_jax.models.quantize import COUNTER
+from omnicodec_jax.version import with_extra
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Words that data parallelism, compilation, sharding and rematerialisation of PyTorch put into the names of tensors."""
@@ -74,7 +75,7 @@ def import_torch() -> ModuleType:
     try:
         import torch
     except ImportError:
-        raise ConversionError("this needs PyTorch: pip install -e '.[torch]', or use .safetensors") from None
+        raise ConversionError(f"this needs PyTorch: {with_extra('torch')}; or use .safetensors") from None
     return torch
 
 

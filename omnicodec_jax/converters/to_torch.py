@@ -21,6 +21,7 @@ from omnicodec_jax.files import rewriting
 
 PYTORCH = (".pth", ".pt")
 SUFFIXES = (*PYTORCH, ".safetensors")
+OMNICODEC = model_directory.Role("an OmniCodec or its discriminators", ("omnicodec", "discriminators"))
 
 
 def main(model: Path, out: Path) -> None:
@@ -31,9 +32,7 @@ def main(model: Path, out: Path) -> None:
         out: Directory to write, for transformers; or a .pth or .safetensors file: a state dict and nothing else.
     """
     directory = model_directory.resolve(model, files=(*codec_directory.FILES, *codec_directory.FOR_TRAINING))
-    config, variables = model_directory.load(directory)
-    if not isinstance(config, CodecConfig | DiscriminatorConfig):
-        raise ConversionError(f"{model}: a {type(config).__name__} model; only OmniCodec models go to PyTorch")
+    config, variables = model_directory.load(directory, OMNICODEC)
     if out.name == model_directory.WEIGHTS and (out.parent / model_directory.CONFIG).is_file():
         raise ConversionError(f"{out}: the weights of the model in {out.parent}; choose another --out")
     if out.suffix in SUFFIXES:

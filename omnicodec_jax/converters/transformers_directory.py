@@ -1,7 +1,8 @@
 """Reads checkpoints as transformers saves them: a config.json, and safetensors files, in a directory or on the hub."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.converters.tensors import ConversionError
+from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import refuse_lfs_pointer
-from omnicodec_jax.model_directory import CONFIG, CONVERTERS, WEIGHTS
+from omnicodec_jax.model_directory import CONFIG, CONVERTERS, QWEN3_OMNI, WEIGHTS, kind_of
 
 INDEX = WEIGHTS + ".index.json"
 
@@ -46,18 +48,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return mapping
 
 
+def read_config(directory: Path, kind: str) -> dict[str, Any]:
+    """Reads the config.json of a checkpoint of transformers. Raises ConversionError if it is of another kind of model.
+
+    Args:
+        directory: Where it is.
+        kind: The kind that is wanted, of `CONVERTERS`. The message names the command that takes the other one.
+    """
+    mapping = read_json(directory / CONFIG)
+    found = mapping.get("model_type")
+    held = kind_of(found)
+    if "format" in mapping:
+        raise ConversionError(
+            f"{directory}: a {held} model that is converted already; give the checkpoint it is made of"
+        )
+    if held != kind:
+        wanted = f"{QWEN3_OMNI}…" if kind == "qwen3_aut" else kind
+        hint = f"; {CONVERTERS[held]} takes such a checkpoint" if held in CONVERTERS else ""
+        raise ConversionError(f"{directory / CONFIG}: model_type = {found!r}: only {wanted!r} is supported{hint}")
+    return mapping
+
+
+@contextlib.contextmanager
+def naming(directory: str | Path) -> Iterator[None]:
+    """Names the directory in what is said of its config.json, and turns a KeyError into a ConversionError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ConversionError(f"{directory}: its {CONFIG} has no {error}") from None
+    except (ConversionError, ConfigError) as error:
+        raise type(error)(f"{directory}: {CONFIG}: {error}") from None
+
+
 def require_options(mapping: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     """Raises ConversionError for an option of a config.json that has another value than the one that is supported.
 
     An option that is absent counts as supported, except for `model_type`.
     """
     for name, value in supported.items():
-        if (found := mapping.get(name, None if name == "model_type" else value)) == value:
-            continue
-        commands = (command for prefix, command in CONVERTERS.items() if str(found).startswith(prefix))
-        other = next(commands, None) if name == "model_type" else None
-        hint = "" if other is None else f"; {other} takes such a checkpoint"
-        raise ConversionError(f"{CONFIG}: {name} = {found!r}: only {value!r} is supported{hint}")
+        if (found := mapping.get(name, None if name == "model_type" else value)) != value:
+            raise ConversionError(f"{name} = {found!r}: only {value!r} is supported")
 
 
 def read_tensors(checkpoint: str | Path, prefixes: Sequence[str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries, read_state_dict, unwrap
-from omnicodec_jax.converters.transformers_directory import read_json, require_options
+from omnicodec_jax.converters.transformers_directory import naming, read_config, require_options
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 
 CONFIG_NAMES = {
@@ -124,7 +124,9 @@ def main(checkpoint: Path, out: Path) -> None:
         out: Model directory to write.
     """
     directory = model_directory.resolve(checkpoint, files=(model_directory.CONFIG, *WEIGHTS))
-    config = config_from_transformers(read_json(directory / model_directory.CONFIG))
+    mapping = read_config(directory, "wavlm")
+    with naming(directory):
+        config = config_from_transformers(mapping)
     path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
     if path is None:
         raise ConversionError(f"{directory}: neither {' nor '.join(WEIGHTS)} is here")

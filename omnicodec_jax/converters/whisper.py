@@ -16,14 +16,12 @@ from omnicodec_jax.converters import ctranslate2
 from omnicodec_jax.converters.qwen3_aut import LAYER_DENSE, LAYER_NORMS, norm
 from omnicodec_jax.converters.reference import CONV, LINEAR, weights
 from omnicodec_jax.converters.tensors import ConversionError, KeyEntry, config_of, from_entries
-from omnicodec_jax.converters.transformers_directory import locate, read_json, read_tensors, require_options
+from omnicodec_jax.converters.transformers_directory import locate, naming, read_config, read_tensors, require_options
 from omnicodec_jax.files import refuse_lfs_pointer
-from omnicodec_jax.model_directory import CONFIG, Number
+from omnicodec_jax.model_directory import CONFIG, CTRANSLATE2, Number
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
 
-CTRANSLATE2 = "model.bin"
-"""The file in which CTranslate2 keeps a model."""
 PREFIXES = ("model.encoder.", "encoder.", "")
 """The prefixes of the names of the encoder's tensors: in a model that transcribes, in one without a head, and in the
 encoder by itself."""
@@ -59,13 +57,11 @@ PACKED = "self_attention/linear_0/"
 def config_from_transformers(mapping: Mapping[str, Any]) -> WhisperConfig:
     """Returns the config that a checkpoint's config.json describes.
 
-    Raises ConversionError for what is no Whisper or not supported, and ConfigError for values that do not fit together.
+    Raises ConversionError for what is no Whisper or not supported, KeyError for an option that is absent, and
+    ConfigError for values that do not fit together.
     """
     require_options(mapping, {"model_type": "whisper", "activation_function": "gelu", "scale_embedding": False})
-    try:
-        return config_of(WhisperConfig, CONFIG_NAMES, mapping)
-    except KeyError as error:
-        raise ConversionError(f"{CONFIG}: not that of a Whisper model: it has no {error}") from None
+    return config_of(WhisperConfig, CONFIG_NAMES, mapping)
 
 
 def key_table(config: WhisperConfig) -> list[KeyEntry]:
@@ -163,7 +159,9 @@ def main(checkpoint: str, out: Path, number: Number = "float32") -> None:
         refuse_lfs_pointer(file, ConversionError)
         config, state_dict = read_ctranslate2(file)
     else:
-        config = config_from_transformers(read_json(directory / CONFIG))
+        mapping = read_config(directory, "whisper")
+        with naming(directory):
+            config = config_from_transformers(mapping)
         state_dict = read_tensors(checkpoint, PREFIXES)
     model_directory.save(out, config, from_state_dict(state_dict, config), number)
     print(f"{out}: {len(state_dict)} tensors, model {model_directory.model_hash(*model_directory.load(out))}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from omnicodec_jax import names
 from omnicodec_jax.buckets import BucketPath, in_threads
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.corpus.shards import Clip
 from omnicodec_jax.data import audio
@@ -69,6 +70,8 @@ def detokenize(
         "model": tokenizer.model_hash_as(kept.get("model")),
         "num_quantizers": num_quantizers or tokenizer.num_quantizers,
     }
+    if problem := config_files.unknown_field(kept, made):
+        raise DataError(f"{out / SETTINGS}: {problem}")
     if kept not in ({}, made):
         changed = "; ".join(
             f"{name} = {kept.get(name)!r}, now {value!r}" for name, value in made.items() if value != kept.get(name)

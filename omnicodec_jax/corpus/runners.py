@@ -22,6 +22,7 @@ from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.units import Plan, Progress, Share, Unit
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.lanes import Use
+from omnicodec_jax.version import with_extra
 
 Runner = Literal["here", "processes", "ray"]
 AHEAD = 2
@@ -166,7 +167,7 @@ def on_ray(job: Job, units: Iterable[Unit], existing: Existing, num_workers: int
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise DataError("--runner ray: Ray is not installed; in the checkout, pip install -e '.[ray]'") from None
+        raise DataError(f"--runner ray: Ray is not installed; {with_extra('ray')}") from None
     if ray.is_initialized():
         yield from _tasks(ray, job, units, existing, num_workers)
         return

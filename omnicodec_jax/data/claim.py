@@ -53,7 +53,9 @@ def claim(out: Path, share: Share | None = None, makes: str | None = None) -> It
         with Lease(out, own.name, lambda name: name == own.name or _overlaps(name, Share(index, count)), hint):
             yield
         return
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), (out, *out.parents)))
     with contextlib.ExitStack() as held:
+        held.callback(_remove_empty, made)  # those of a run that is refused before it writes
         # First its own, then the others: so of two runs that begin at once, at least one sees the other.
         others = (path for path in out.glob(".omnicodec-*.lock") if _overlaps(path.name, Share(index, count)))
         for path in itertools.chain([own], others):
@@ -76,6 +78,13 @@ def _overlaps(lock: str, share: Share) -> bool:
         return False
     index, count = int(name[1]), int(name[2])
     return (index, count) != share and count > 0 and (index - share.index) % math.gcd(count, share.count) == 0
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders, the innermost first, up to the first that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _release(path: Path, descriptor: int) -> None:

@@ -27,9 +27,10 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import crops, records
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard
-from omnicodec_jax.errors import DataError
+from omnicodec_jax.errors import ConfigError, DataError
 from omnicodec_jax.files import rewriting
 from omnicodec_jax.pretrained import whisper
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, num_tokens
@@ -145,10 +146,14 @@ def save_format(directory: Path, format: FeatureFormat) -> None:
 def read_format(directory: Path) -> FeatureFormat | None:
     """Reads the format of a directory of features; None if there is none yet. Raises DataError for what is damaged."""
     path = directory / SETTINGS
+    if not path.is_file():
+        return None
     try:
-        return FeatureFormat(**json.loads(path.read_text())) if path.is_file() else None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged, or of a later version: {error}") from None
+        return config_files.from_fields(FeatureFormat, json.loads(path.read_text()), str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}") from None
 
 
 def identity(directory: Path) -> dict[str, object]:
@@ -169,7 +174,10 @@ class FeatureStore:
     def open(cls, directory: Path, shards: list[Shard], crop_samples: int) -> "FeatureStore":
         """Opens a directory. Raises DataError if it lacks the features of a shard, or of crops of this length."""
         if (format := read_format(directory)) is None:
-            raise DataError(f"{directory}: no semantic features here; run omnicodec convert semantic-features")
+            raise DataError(
+                f"{directory}: no semantic features here; run omnicodec convert semantic-features, or let "
+                "the step compute them: --data.features None --run.encoder DIR"
+            )
         if format.crop_samples not in (None, crop_samples):
             held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))
             raise DataError(

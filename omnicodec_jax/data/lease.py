@@ -105,7 +105,8 @@ class Lease:
 def _is_at_work(path: BucketPath) -> bool:
     """Returns whether the run that has written an object is at work; one of another machine is watched for a while."""
     try:
-        owner = Owner(**json.loads(path.read_text().splitlines()[0]))
+        fields = json.loads(path.read_text().splitlines()[0])
+        owner = Owner(**{name: fields[name] for name in Owner._fields})  # a later version may have written more
         if owner.is_known_dead() or owner.is_known_alive():
             return owner.is_known_alive()
         first, until = state_of(str(path)), time.monotonic() + LASTS
@@ -115,7 +116,7 @@ def _is_at_work(path: BucketPath) -> bool:
                 return True
     except FileNotFoundError:  # it has just ended
         return False
-    except (ValueError, TypeError, IndexError):  # not what this class writes
+    except (ValueError, TypeError, LookupError):  # not what this class writes
         return True
     return False
 

@@ -28,6 +28,7 @@ from omnicodec_jax.buckets import BucketPath, as_path
 from omnicodec_jax.config import DataConfig
 from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureStore
+from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard, Split
 from omnicodec_jax.errors import DataError
 
@@ -217,13 +218,17 @@ class Samples:
         known = sorted({shard.domain for shard in shards})
         if missing := [domain.name for domain in config.domains if domain.name not in known]:
             held = f"those of {', '.join(known)}" if known else "none"
-            raise DataError(f"{directory}: no {split} clips of {', '.join(missing)}; it holds {held}")
+            left = [f"DomainConfig(name={name!r})" for name in known if name in [each.name for each in config.domains]]
+            advice = f"; to leave {', '.join(missing)} out, write data.domains = ({', '.join(left)},) in a config"
+            raise DataError(
+                f"{directory}: no {split} clips of {', '.join(missing)}; it holds {held}{advice if left else ''}"
+            )
         store = None
         if stored_features:
             if config.features is None:
                 raise DataError("semantic.source is 'stored': data.features must name the directory of the features")
             store = FeatureStore.open(as_path(config.features), shards, config.segment_samples)
-        seconds = records.read_settings(directory)["segment_seconds"]
+        seconds = read_settings(directory).segment_seconds
         if config.segment_samples > (longest := seconds // 2 * SAMPLE_RATE):
             raise DataError(
                 f"{directory}: holds long clips in segments of {seconds} s, good for crops of half of that: "

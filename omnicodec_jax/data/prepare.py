@@ -23,6 +23,7 @@ from omnicodec_jax.data.prepare_unit import (
     marker_path,
     plan,
     prepare_unit,
+    read_settings,
     split_position,
 )
 from omnicodec_jax.data.sndfile import drop_remarks
@@ -132,14 +133,11 @@ def run(
 
 def _check(out: Path, config: PrepareConfig) -> None:
     """Raises DataError if `out` was prepared with other settings."""
-    path, now = out / records.SETTINGS, dataclasses.asdict(config)
-    before = now
-    if path.is_file():  # what is absent was added since, and was as it is by default
-        before = dataclasses.asdict(PrepareConfig()) | units.read_settings(path)
+    if not (out / records.SETTINGS).is_file():
+        return
+    before, now = (dataclasses.asdict(each) for each in (read_settings(out), config))
     if before != now:
-        changed = ", ".join(
-            f"{name} = {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
-        )
+        changed = ", ".join(f"{name} = {before[name]}, now {now[name]}" for name in now if before[name] != now[name])
         raise DataError(f"{out}: was prepared with other settings ({changed}); use those, or another --out")
 
 

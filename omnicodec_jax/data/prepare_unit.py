@@ -7,19 +7,21 @@ on the manifest and the settings alone, so that whoever is killed and whoever co
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import attempts, audio, decoders, records, units
 from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.manifest import Manifest
 from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.units import Outcomes, Slice, Unit
-from omnicodec_jax.errors import AudioError, DataError
+from omnicodec_jax.errors import AudioError, ConfigError, DataError
 from omnicodec_jax.files import remove_leftovers, replacing
 
 
@@ -58,6 +60,17 @@ class PrepareConfig:
             raise kind(f"{source.sample_rate} Hz: only {rates} are taken (--min-sample-rate, --max-sample-rate)")
         if source.channels > self.max_channels:
             raise AudioError(f"{source.channels} channels: at most {self.max_channels} are taken (--max-channels)")
+
+
+def read_settings(directory: Path) -> PrepareConfig:
+    """Reads the settings that a directory was prepared with, in this version or an earlier one. Raises DataError."""
+    path = directory / records.SETTINGS
+    try:
+        return config_files.from_fields(PrepareConfig, json.loads(path.read_text()), str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; run omnicodec prepare again") from None
 
 
 class LowRateError(AudioError):

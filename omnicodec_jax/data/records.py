@@ -25,6 +25,7 @@ import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from omnicodec_jax.buckets import BucketPath, on_disk
+from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import ranged
 from omnicodec_jax.errors import DataError, told
 from omnicodec_jax.files import replacing
@@ -178,17 +179,14 @@ def read_index(directory: Path) -> list[Shard]:
         raise DataError(f"{directory}: no prepared audio here; run: omnicodec prepare --manifest … --out {directory}")
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        known = [field.name for field in dataclasses.fields(Shard)]
+        if problem := next(filter(None, (config_files.unknown_field(row, known) for row in rows)), None):
+            raise DataError(f"{path}: {problem}")
         return [Shard(**{**row, "clips": tuple(row["clips"])}) for row in rows]
+    except DataError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: damaged: {error}; run omnicodec prepare again to rebuild it") from None
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """Reads the settings that a directory was prepared with. Raises DataError."""
-    try:
-        return json.loads((directory / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{directory / SETTINGS}: {error}; run omnicodec prepare again") from None
 
 
 def fingerprint(shards: list[Shard]) -> str:

@@ -15,6 +15,7 @@ from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.evaluation.auv_codec import HUB_ID, AuvCodec
 from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint
+from omnicodec_jax.version import with_extra
 
 OPUS_BIT_RATES = (6_000, 12_000)
 """The default bit rates of Opus, bit/s."""
@@ -186,9 +187,7 @@ def _model_class(peer: Peer) -> Any:
         import torch  # noqa: F401
         import transformers
     except ImportError:
-        raise ModelError(
-            f"{peer.title}: PyTorch is not installed; in the checkout, pip install -e '.[torch]'"
-        ) from None
+        raise ModelError(f"{peer.title}: PyTorch is not installed; {with_extra('torch')}") from None
     try:
         return getattr(transformers, peer.model)
     except AttributeError:

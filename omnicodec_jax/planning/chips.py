@@ -13,6 +13,7 @@ import jax
 
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.planning.speeds import GPUS, JAX_TAKES, TPUS, Chip
+from omnicodec_jax.version import with_extra
 
 GPUS_PER_HOST = 8
 """The largest number of GPUs that share a host and its links."""
@@ -89,7 +90,7 @@ def _require(*modules: str) -> None:
     for module in modules:
         root = module.partition(".")[0]
         if importlib.util.find_spec(root) is None or importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{module} is not installed; in the checkout, pip install -e '.[plan]'")
+            raise ConfigError(f"{module} is not installed; {with_extra('plan')}")
 
 
 def _devices(name: str, known: str, platform: str, **options: Any) -> list[Any]:

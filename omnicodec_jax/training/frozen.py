@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,26 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
             LOG.info("without WavLM: its discriminator, its feature matching and the distillation are left out")
             config = without_wavlm(config)
     return Gan(config, wavlm, encoder), FrozenVariables(wavlm_variables, encoder_variables)
+
+
+def unused_paths(config: Config) -> Iterator[str]:
+    """Yields a warning for each path that is given and that nothing of the config uses.
+
+    A warning and no error, since ablations of one experiment take the options of all of it, and a run that was begun
+    with such an option goes on with it.
+    """
+    semantic = config.codec.semantic
+    with_wavlm = config.discriminators.wavlm is not None or config.loss.wavlm_distillation > 0
+    source = "no semantic branch" if semantic is None else f"codec.semantic.source = {semantic.source!r}"
+    features = "features are read from data.features" if reads_features(config) else source
+    uses = (
+        ("run.wavlm", config.run.wavlm, with_wavlm, "no discriminator and no loss of it"),
+        ("run.encoder", config.run.encoder, runs_encoder(config), features),
+        ("data.features", config.data.features, reads_features(config), source),
+    )
+    for name, path, is_used, reason in uses:
+        if path is not None and not is_used:
+            yield f"{name} = {path!r}: passed over, since this config has no use for it ({reason})"
 
 
 def _check_stored(config: Config) -> None:
@@ -90,9 +110,7 @@ def without_wavlm(config: Config) -> Config:
 
 
 def _load_wavlm(config: Config, directory: str) -> tuple[WavLMConfig, Tree]:
-    wavlm, variables = model_directory.load(model_directory.resolve(directory))
-    if not isinstance(wavlm, WavLMConfig):
-        raise ConfigError(f"run.wavlm = {directory!r}: holds a {model_directory.model_type(wavlm)} model")
+    wavlm, variables = model_directory.load(model_directory.resolve(directory), model_directory.WAVLM)
     states, width, discriminator = wavlm.num_layers + 1, wavlm.dimension, config.discriminators.wavlm
     if discriminator is not None and (discriminator.hidden_states, discriminator.hidden_size) != (states, width):
         raise ConfigError(

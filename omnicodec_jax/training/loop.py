@@ -122,6 +122,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     for domain, clips in zip(config.data.domains, samples.clips, strict=True):
         hours = clips.samples.sum() / SAMPLE_RATE / 3600
         LOG.info("start: %s: %d clips, %.2f h", domain.name, clips.samples.size, hours)
+    unused = tuple(frozen_networks.unused_paths(config))
     with stage("reading the frozen networks"):
         gan, variables = frozen_networks.load(config)
         identity: dict[str, Any] = {"frozen": frozen_networks.hashes(gan, variables, frozen_hashes(workdir))}
@@ -129,7 +130,8 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     config = gan.config
     if config.data.features is not None and reads_features(config):
         identity["features"] = features.identity(as_path(config.data.features))
-    for warning in filter(None, (weak_semantic_loss(config), late_discriminators(config))):
+    warnings = (weak_semantic_loss(config), late_discriminators(config), *unused)
+    for warning in filter(None, warnings):
         LOG.warning("start: %s", warning)
     validator = None if config.run.validate_every is None else Validator.open(gan, mesh)
     with stage("finding checkpoints"):  # last, since the checkpoints must be closed from here on

@@ -150,7 +150,7 @@ def _load(config: Config, directory: Path) -> tuple[Tree, Tree | None]:
     A run without discriminators loads none. Raises ConfigError if either network is not what the config describes;
     options that only training reads may differ.
     """
-    codec, variables = model_directory.load(directory)
+    codec, variables = model_directory.load(directory, model_directory.CODEC)
     if not model_directory.compute_alike(codec, config.codec):
         raise ConfigError(f"run.start_from = {str(directory)!r}: holds another codec than the config describes")
     wanted = any(dataclasses.asdict(config.discriminators).values())

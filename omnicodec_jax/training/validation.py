@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,10 +85,11 @@ class Validator:
         if missing := [domain.name for domain in data.domains if domain not in domains]:
             LOG.warning(
                 "%s: no clip of %s is held out, so there is no validation%s; prepare it again, into another directory, "
-                "with a larger --validation",
+                "with a larger --validation: %s",
                 data.prepared,
                 " or ".join(missing),
                 " of it" if domains else " at all",
+                _enough(shards, missing),
             )
         if not domains:
             return None
@@ -113,6 +115,15 @@ class Validator:
             originals=results[0].originals,
             reconstructions=results[0].reconstructions,
         )
+
+
+def _enough(shards: Sequence[records.Shard], domains: Sequence[str]) -> str:
+    """Says which --validation holds out a clip of each of these domains, very likely.
+
+    The paths of the files decide, which prepared audio does not keep: only `omnicodec prepare` can say the least one.
+    """
+    clips = min(sum(len(shard.clips) for shard in shards if shard.domain == domain) for domain in domains)
+    return f"{min(0.5, 5 / max(1, clips)):.2g} is enough for {clips} clips, and omnicodec prepare says the least"
 
 
 def reads_features(config: Config) -> bool:

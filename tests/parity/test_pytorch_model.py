@@ -525,6 +525,9 @@ def test_a_directory_has_its_own_config_and_a_file_has_none(directory, tmp_path)
     with pytest.raises(ConversionError, match="give the --config"):
         from_torch.main(checkpoint=folder / "omnicodec.pth", out=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
+    with pytest.raises(ConversionError, match="omnicodec convert mimi takes such a checkpoint"):
+        from_torch.main(checkpoint=tmp_path, out=tmp_path / "out")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "omnicodec"}))
     with pytest.raises(ConversionError, match="not what omnicodec convert to-torch has written"):
         from_torch.main(checkpoint=tmp_path, out=tmp_path / "out")
 
