@@ -13,7 +13,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from omnicodec_jax.data import streams
+from omnicodec_jax.data import containers, streams
 from omnicodec_jax.data.audio_source import CODEC_SLACK, PREROLL, SLACK, Source, check_rate, check_whole, with_channels
 from omnicodec_jax.data.levels import as_float
 from omnicodec_jax.errors import AudioError
@@ -160,7 +160,7 @@ def _all_of(
     if problem := streams.flac_fault(path):
         raise AudioError(problem)
     promised = 0.0
-    is_promised = name in COUNTED or name == "avi" or name.startswith("mov")
+    is_promised = name in COUNTED or name.startswith("mov") or (name == "avi" and containers.extent(path))
     if stream.duration and stream.time_base and is_promised:
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
