@@ -373,6 +373,17 @@ def test_a_recorder_that_reconnects_without_ending_its_opus_stream_is_read(tmp_p
         np.testing.assert_allclose(part(path, 4.5, 1.0)[0], separate[8000:24_000], atol=2e-3)
 
 
+def test_alac_in_caf_of_ffmpeg_is_read_to_the_end(tmp_path):
+    """FFmpeg itself drops the padding of the last packet twice."""
+    for seconds in (1, 2.3, 4):
+        path = mux(tmp_path / "a.caf", "alac", sweep(RATE, seconds), RATE)
+        samples = part(path)[0]
+        assert samples.size == seconds * RATE
+        np.testing.assert_array_equal(part(path, seconds - 0.5, 0.6)[0], samples[-RATE // 2 :])
+    data = path.read_bytes()
+    assert refusal(path, data[: len(data) // 2])
+
+
 @pytest.mark.parametrize(
     ("kind", "place", "lengths"),
     [

@@ -61,7 +61,14 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
         raise AudioError(f"damaged: its header says {stream.rate or 0} Hz and {stream.channels} channels")
     if stream.codec_context.name in CHECKSUMMED:
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
+    if _is_trimmed_twice(container):
+        stream.codec_context.options = {"flags2": "+skip_manual"}
     return container
+
+
+def _is_trimmed_twice(container: InputContainer) -> bool:
+    """Returns whether FFmpeg would cut the padding of the last packet from what has none: ALAC in CAF."""
+    return container.format.name == "caf" and container.streams.audio[0].codec_context.name == "alac"
 
 
 def _plainly(error: Exception) -> str:
@@ -78,6 +85,9 @@ def source_of(path: Path, stack: contextlib.ExitStack, offset: float, duration: 
     rate, channels = first.sample_rate, first.layout.nb_channels
     start = round(offset * rate)
     stop = None if duration is None else start + round(duration * rate)
+    if _is_trimmed_twice(container) and (stream := container.streams.audio[0]).duration and stream.time_base:
+        length = round(stream.duration * stream.time_base * rate)
+        stop = length if stop is None else min(stop, length)
     position, frames = _go_to(container, itertools.chain([first], frames), first, start)
     if position is None:
         position, frames = 0, _frames(open_file(path, stack))
@@ -160,7 +170,9 @@ def _all_of(
     if problem := streams.flac_fault(path):
         raise AudioError(problem)
     promised = 0.0
-    is_promised = name in COUNTED or name.startswith("mov") or (name == "avi" and containers.extent(path))
+    is_promised = (
+        name in COUNTED or name == "caf" or name.startswith("mov") or (name == "avi" and containers.extent(path))
+    )
     if stream.duration and stream.time_base and is_promised:
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
