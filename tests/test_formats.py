@@ -71,10 +71,11 @@ def sweep(rate: int, seconds: float = SECONDS) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time) + 0.01 * noise).astype(np.float32)
 
 
-def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, format=None, **options):
+def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, coder="mpeg4", format=None, **options):
     """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path."""
     target = str(file) if isinstance(file, Path) else file
     with av.open(target, "w", format=format, options=options) as container:
+        video: Any = container.add_stream(coder, rate=25) if picture else None
         stream: Any = container.add_stream(codec, rate=rate, layout="mono")
         if codec.startswith("wma"):
             stream.bit_rate = 64_000
@@ -88,10 +89,9 @@ def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, 
             packets += stream.encode(piece)
         packets += stream.encode(None)
         if picture:
-            video: Any = container.add_stream("mpeg4", rate=10)
             video.width = video.height = 16
-            for number in range(round(10 * picture)):
-                image = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number, np.uint8), format="rgb24")
+            for number in range(round(25 * picture)):
+                image = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number % 256, np.uint8), format="rgb24")
                 image.pts = number
                 packets += video.encode(image)
             packets += video.encode(None)
@@ -258,7 +258,161 @@ def test_a_file_joined_to_itself_is_refused(tmp_path, row):
         audio.load(joined(path, path), 24_000)
 
 
+@pytest.mark.parametrize("xing", [0, 1])
+def test_a_short_mp3_behind_another_is_read(tmp_path, xing):
+    """Of 0.3 s, less than a tag may have."""
+    files = [
+        mux(tmp_path / f"{n}.mp3", "libmp3lame", sweep(RATE, seconds), RATE, write_xing=str(xing))
+        for n, seconds in enumerate((SECONDS, 0.3, 0.3))
+    ]
+    separate = [part(file)[0] for file in files]
+    np.testing.assert_allclose(part(joined(*files))[0], np.concatenate(separate), atol=0.1 if xing == 0 else 2e-3)
+
+
+@pytest.mark.parametrize("xing", [0, 1])
+def test_a_short_mp3_of_another_rate_behind_another_is_refused(tmp_path, xing):
+    files = [
+        mux(tmp_path / f"{n}.mp3", "libmp3lame", sweep(rate, seconds), rate, write_xing=str(xing))
+        for n, (rate, seconds) in enumerate(((RATE, SECONDS), (48_000, 0.1)))
+    ]
+    with pytest.raises(AudioError, match="changes from 16000 to 48000 Hz"):
+        audio.load(joined(*files), 24_000)
+
+
+def test_an_mp3_whose_header_counts_a_frame_less_is_one_part(tmp_path):
+    path = mux(tmp_path / "a.mp3", "libmp3lame", sweep(RATE), RATE)
+    data = bytearray(path.read_bytes())
+    tag = max(data.find(b"Xing"), data.find(b"Info"))
+    size = int.from_bytes(data[tag + 12 : tag + 16], "big")
+    whole = part(path)[0]
+    data[tag + 12 : tag + 16] = (size - 144).to_bytes(4, "big")
+    path.write_bytes(data)
+    np.testing.assert_array_equal(part(path)[0], whole)
+
+
+KINDS = [
+    *(("WAV", "PCM_16"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")),
+    *(("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16")),
+    *((name,) for name in ("aac.m4a", "opus.webm", "aac.mka", "pcm.avi", "aac.aac", "ac3.ac3", "amr.amr")),
+    *((name,) for name in ("flac.ogg", "wavpack.wv", "tta.tta", "wma.wma", "ac3.rm", "pcm.voc")),
+]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> dict[tuple[str, ...], bytes]:
+    folder = tmp_path_factory.mktemp("sounds")
+    return {row: make(folder, row).read_bytes() for row in KINDS}
+
+
+@pytest.mark.parametrize("row", KINDS, ids="-".join)
+def test_a_file_of_another_type_behind_a_file_is_not_dropped(tmp_path, sounds, row):
+    path, streams = tmp_path / "a", {"OGG", "flac.ogg"}
+    for other in KINDS:
+        if other != row and not {row[0], other[0]} <= streams:
+            assert refusal(path, sounds[row] + sounds[other]), other
+
+
 # -- The ends of files
+
+
+@pytest.mark.parametrize("row", KINDS, ids="-".join)
+@pytest.mark.parametrize("after", [b"TAG" + b"x" * 125, bytes(64), bytes(70_000)], ids=["ID3v1", "64", "70000"])
+def test_tags_and_zeros_behind_a_file_of_any_kind_are_passed_over(tmp_path, sounds, row, after):
+    (tmp_path / "a").write_bytes(sounds[row] + after)
+    (tmp_path / "b").write_bytes(sounds[row])
+    np.testing.assert_array_equal(part(tmp_path / "a")[0], part(tmp_path / "b")[0])
+
+
+@pytest.mark.parametrize("row", KINDS, ids="-".join)
+def test_an_id3_tag_before_a_file_of_any_kind_is_passed_over(tmp_path, sounds, row):
+    (tmp_path / "a").write_bytes(b"ID3\4\0\0\0\0\1\0" + bytes(128) + sounds[row])
+    (tmp_path / "b").write_bytes(sounds[row])
+    np.testing.assert_array_equal(part(tmp_path / "a")[0], part(tmp_path / "b")[0])
+
+
+@pytest.mark.parametrize("name", ["a.mp2", "a.mp3", "mp3.wav"])
+def test_zeros_behind_mpeg_audio_are_passed_over(tmp_path, name):
+    codec = "mp2" if name == "a.mp2" else "libmp3lame"
+    options: Any = {"write_xing": "0"} if name == "a.mp3" else {}
+    path = mux(tmp_path / name, codec, sweep(RATE), RATE, **options)
+    whole = part(path)[0]
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    np.testing.assert_array_equal(part(path)[0], whole)
+
+
+def test_a_fragmented_mp4_that_is_cut_in_any_box_is_refused(tmp_path):
+    path = mux(
+        tmp_path / "a.mp4", "aac", sweep(RATE), RATE, movflags="frag_keyframe+empty_moov", frag_duration="500000"
+    )
+    data = path.read_bytes()
+    boxes = [match.start() - 4 for match in re.finditer(b"moof|mdat", data)]
+    assert len(boxes) > 8
+    for box in boxes[3:-1]:
+        assert all(refusal(path, data[: box + more]) for more in (20, 50, 90))
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"), [("a.mpg", "mp2"), ("a.vob", "ac3"), ("a.mxf", "pcm_s16le"), ("a.ts", "mp2")]
+)
+def test_a_picture_that_is_cut_behind_the_last_sound_is_refused(tmp_path, name, sound):
+    path = mux(tmp_path / name, sound, sweep(48_000), 48_000, picture=2 * SECONDS, coder="mpeg2video")
+    data = path.read_bytes()
+    assert refusal(path, data) is None
+    for share in (0.5, 0.8, 0.95):
+        cut = round(share * len(data)) // 2048 * 2048 + 50  # in a packet of it
+        assert refusal(path, data[:cut]), share
+
+
+def test_a_recorder_that_reconnects_without_ending_its_opus_stream_is_read(tmp_path):
+    path = make(tmp_path, ("OGG", "OPUS"))
+    marked = path.read_bytes()
+    separate, unmarked = part(path)[0], ogg_page(marked, flags=0)
+    for pieces in ((unmarked, marked), (unmarked, unmarked), (marked, unmarked, marked)):
+        path.write_bytes(b"".join(pieces))
+        np.testing.assert_array_equal(part(path)[0], np.concatenate([separate] * len(pieces)))
+        np.testing.assert_allclose(part(path, 4.5, 1.0)[0], separate[8000:24_000], atol=2e-3)
+
+
+def test_alac_in_caf_of_ffmpeg_is_read_to_the_end(tmp_path):
+    """FFmpeg itself drops the padding of the last packet twice."""
+    for seconds in (1, 2.3, 4):
+        path = mux(tmp_path / "a.caf", "alac", sweep(RATE, seconds), RATE)
+        samples = part(path)[0]
+        assert samples.size == seconds * RATE
+        np.testing.assert_array_equal(part(path, seconds - 0.5, 0.6)[0], samples[-RATE // 2 :])
+    data = path.read_bytes()
+    assert refusal(path, data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "lengths"),
+    [
+        ("WAV", (b"data", 4, "little"), (0, 0xFFFFFFFF)),
+        ("AU", (b".snd", 8, "big"), (0, 0xFFFFFFFF)),
+        ("AIFF", (b"SSND", 4, "big"), (0, 8, 0xFFFFFFFF)),
+        ("W64", (b"data\xf3", 16, "little"), (0, 24, (1 << 64) - 1)),
+        ("RF64", (b"ds64", 16, "little"), (0, (1 << 64) - 1)),
+    ],
+)
+def test_a_length_of_0_means_that_the_audio_lasts_to_the_end(tmp_path, kind, place, lengths):
+    name, offset, order = place
+    path = make(tmp_path, (kind, "PCM_16"))
+    whole, data = part(path)[0], bytearray(path.read_bytes())
+    at = data.find(name) + offset
+    for length in lengths:
+        width = 8 if kind in ("W64", "RF64") else 4
+        data[at : at + width] = length.to_bytes(width, order)
+        path.write_bytes(data)
+        np.testing.assert_array_equal(part(path)[0], whole)
+        np.testing.assert_array_equal(part(path, 1.0, 0.5)[0], whole[RATE : RATE + RATE // 2])
+
+
+@pytest.mark.parametrize("samples", [500, 2000, 5000])
+def test_a_flac_whose_header_counts_a_little_less_than_there_is_is_refused(tmp_path, samples):
+    for path in (make(tmp_path, ("FLAC", "PCM_16")), mux(tmp_path / "b.flac", "flac", sweep(RATE), RATE)):
+        data = path.read_bytes()
+        why = refusal(path, data[:22] + (SECONDS * RATE - samples).to_bytes(4, "big") + data[26:])
+        assert "its header counts" in str(why)
 
 
 def ogg_page(data: bytes, **changes: int) -> bytes:
@@ -411,7 +565,14 @@ def test_a_flac_whose_header_counts_less_than_there_is_is_refused(tmp_path, samp
     ("format", "codec"),
     [
         *[("wav", "pcm_s16le"), ("wav", "g722"), ("aiff", "pcm_s16be"), ("au", "pcm_s16be"), ("caf", "pcm_s16le")],
-        *[("w64", "pcm_s16le"), ("flac", "flac"), ("ogg", "libopus"), ("matroska", "libopus"), ("webm", "libopus")],
+        *[
+            ("avi", "libmp3lame"),
+            ("w64", "pcm_s16le"),
+            ("flac", "flac"),
+            ("ogg", "libopus"),
+            ("matroska", "libopus"),
+            ("webm", "libopus"),
+        ],
         *[("mp3", "libmp3lame"), ("wv", "wavpack"), ("tta", "tta"), ("adts", "aac"), ("asf", "wmav2")],
     ],
 )

@@ -37,6 +37,8 @@ def check_whole(path: Path, length: int, sample_rate: int) -> None:
     extent = containers.extent(path)
     if extent is not None and extent.promised:  # nothing is promised of what was written to a pipe
         _check_extent(extent, length, sample_rate)
+        if problem := streams.another(path, extent.end):
+            raise AudioError(problem)
     if problem := streams.fault(path):
         raise AudioError(problem)
 

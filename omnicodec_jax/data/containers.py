@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+Span = tuple[int, int]
+"""First byte of a part of a file, and the one after its last."""
+
 
 class Extent(NamedTuple):
     """The size of the coded audio of a file: what its header promises, and what is there."""
@@ -23,6 +26,10 @@ class Extent(NamedTuple):
     """Number of chunks that the audio lies in."""
     has_tail: bool = False
     """Whether other chunks follow the audio."""
+    end: int = 1 << 62
+    """Where the last chunk ends, behind which nothing belongs to the file."""
+    length: tuple[int, bytes] | None = None
+    """Where the header gives no length though audio is there: the place of the length, and what to read there."""
 
 
 class Chunks(NamedTuple):
@@ -44,39 +51,49 @@ class Chunks(NamedTuple):
     """Number of bytes that the beginning of every chunk is a multiple of."""
     size_first: bool = False
     """Whether a chunk's size stands before its name."""
-    strict: bool = False
-    """Whether nothing but chunks can follow the audio."""
+    single: bool = False
+    """Whether decoders read only one chunk of audio."""
+    names: re.Pattern[bytes] = re.compile(rb"[\x20-\x7e]{4}")
+    """Names that a chunk behind the audio may have."""
 
 
 RIFF_DATA, W64_DATA = frozenset({b"data"}), frozenset({b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"})
-W64_NAMES = (bytes.fromhex("00c04f8edb8a"), bytes.fromhex("a5d628db04c10000"))
-"""Ends of the names of chunks in Wave64."""
+W64_NAMES = re.compile(rb".{10}(?:\x00\xc0\x4f\x8e\xdb\x8a|\xa5\xd6\x28\xdb\x04\xc1\x00\x00)", re.DOTALL)
 ASF_DATA = frozenset({bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")})
+AIFF_DATA, VOC_DATA = frozenset({b"SSND", b"BODY"}), frozenset({b"\1", b"\2", b"\x09"})
 CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
-    re.compile(rb"(?:RIFF|RF64|BW64)....WAVE", re.DOTALL): Chunks(12, 4, 4, "little", RIFF_DATA, align=2, strict=True),
-    re.compile(rb"RIFX....WAVE", re.DOTALL): Chunks(12, 4, 4, "big", RIFF_DATA, align=2, strict=True),
-    re.compile(rb"RIFF....AVI ", re.DOTALL): Chunks(0, 4, 4, "little", frozenset({b"RIFF"}), align=2),
-    re.compile(rb"FORM....(?:AIF[FC]|8SVX|16SV)", re.DOTALL): Chunks(
-        12, 4, 4, "big", frozenset({b"SSND", b"BODY"}), align=2, strict=True
-    ),
-    re.compile(rb"riff\x2e\x91\xcf\x11"): Chunks(40, 16, 8, "little", W64_DATA, whole=True, align=8, strict=True),
-    re.compile(rb"caff\x00\x01"): Chunks(8, 4, 8, "big", RIFF_DATA, strict=True),
-    re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): Chunks(0, 16, 8, "little", ASF_DATA, whole=True),
-    re.compile(rb"\.RMF"): Chunks(0, 4, 4, "big", frozenset({b"DATA"}), whole=True),
-    re.compile(rb"Creative Voice File\x1a"): Chunks(26, 1, 3, "little", frozenset({b"\1", b"\2", b"\x09"})),
-    re.compile(rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL): Chunks(
-        0, 4, 4, "big", frozenset({b"mdat"}), whole=True, size_first=True
-    ),
+    re.compile(magic, re.DOTALL): chunks
+    for magic, chunks in {
+        rb"(?:RIFF|RF64|BW64)....WAVE": Chunks(12, 4, 4, "little", RIFF_DATA, align=2, single=True),
+        rb"RIFX....WAVE": Chunks(12, 4, 4, "big", RIFF_DATA, align=2, single=True),
+        rb"RIFF....AVI ": Chunks(0, 4, 4, "little", frozenset({b"RIFF"}), align=2),
+        rb"FORM....(?:AIF[FC]|8SVX|16SV)": Chunks(12, 4, 4, "big", AIFF_DATA, align=2, single=True),
+        rb"riff\x2e\x91\xcf\x11": Chunks(40, 16, 8, "little", W64_DATA, True, 8, single=True, names=W64_NAMES),
+        rb"caff\x00\x01": Chunks(8, 4, 8, "big", RIFF_DATA, single=True),
+        rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11": Chunks(0, 16, 8, "little", ASF_DATA, True, names=re.compile(b"")),
+        rb"\.RMF": Chunks(0, 4, 4, "big", frozenset({b"DATA"}), whole=True),
+        rb"Creative Voice File\x1a": Chunks(26, 1, 3, "little", VOC_DATA, names=re.compile(rb"[\x01-\x09]")),
+        rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)": Chunks(
+            0, 4, 4, "big", frozenset(), whole=True, size_first=True
+        ),
+        rb"DSD \x1c": Chunks(0, 4, 8, "little", RIFF_DATA, whole=True),
+        rb"FRM8........DSD ": Chunks(16, 4, 8, "big", frozenset({b"DSD ", b"DST "}), align=2),
+    }.items()
 }
 """Layouts of containers, by the bytes that a file begins with."""
 ANEW = re.compile(
-    rb"(?:RIFF|RIFX|RF64)....(?:WAVE|AVI )|FORM....AIF|riff\x2e\x91\xcf\x11|....ftyp|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
-    rb"|\x1aE\xdf\xa3|\.RMF",
+    rb"(?:RIFF|RIFX|RF64|BW64)....(?:WAVE|AVI )|FORM....(?:AIF|8SVX|16SV)|riff\x2e\x91\xcf\x11|....ftyp|caff"
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\x1aE\xdf\xa3|\.RMF|\.snd|NIST_1A|fLaC|OggS|wvpk|TTA[12]|MAC |Creative "
+    rb"|FRM8|DSD \x1c|MP\+|MPCK|tBaK",
     re.DOTALL,
 )
 """Bytes that files begin with. Inside a file, they tell where a second file was joined to the first."""
+TAGS = re.compile(rb"ID3|TAG|APETAGEX|LYRICSBEGIN")
+"""Bytes that tags begin with."""
 OPEN_END = 0x7FFF0000
 """Sizes of 32 bits from here on mean that the audio reaches to the end: the file was written to a pipe."""
+EMPTY = 26
+"""Bytes that ASF and RealMedia have in a chunk of audio that was not finished."""
 SEARCHED = 1 << 16
 """Number of bytes within which the next frame or page must be found."""
 
@@ -87,7 +104,10 @@ def extent(path: Path) -> Extent | None:
         start = beginning(raw)
         head = raw[start : start + 20]
         if head[:4] == b".snd":
-            return _fixed(raw, start + int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big"))
+            length = int.from_bytes(head[8:12], "big")
+            if length == 0:
+                return Extent(0, 0, length=(start + 8, b"\xff" * 4))
+            return None if length >= OPEN_END else _fixed(raw, start + int.from_bytes(head[4:8], "big"), length)
         if head[:7] == b"NIST_1A":
             return _sphere(raw, start)
         if head[:4] == b"\x1aE\xdf\xa3":
@@ -97,7 +117,17 @@ def extent(path: Path) -> Extent | None:
 
 def beginning(raw: mmap.mmap) -> int:
     """Returns where a file begins behind the ID3 tags that some programs put before a file of any format."""
-    return after_tags(raw, 0) if raw[:3] == b"ID3" else 0
+    position = 0
+    while raw[position : position + 3] == b"ID3":
+        position = _after_id3(raw, position)
+    return position if any(raw[position : position + 4]) else after_tags(raw, position)
+
+
+def _after_id3(raw: mmap.mmap, position: int) -> int:
+    """Returns where an ID3 tag ends."""
+    head = raw[position : position + 10].ljust(10, b"\0")
+    size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
+    return position + 10 + size + (10 if head[5] & 16 else 0)
 
 
 def mapped(path: Path) -> mmap.mmap:
@@ -109,52 +139,56 @@ def mapped(path: Path) -> mmap.mmap:
 def _walk(raw: mmap.mmap, start: int, chunks: Chunks) -> Extent | None:
     """Goes from chunk to chunk of a file that begins at `start`, and returns the extent of the audio.
 
-    It is None if the header does not say where the audio ends.
+    It is None if the header does not say where the audio ends. Of a container whose chunks of audio have no name, all
+    chunks count.
     """
-    position, promised, held, found, large, tail = start + chunks.start, 0, 0, 0, 0, False
+    position, promised, held, found, large, tail = start + chunks.start, 0, 0, 0, (0, 0), False
     header = chunks.name + chunks.size
     while position + header <= len(raw):
-        if found and ANEW.match(raw, position):
-            return Extent(promised, held, len(raw) - position, found)
         fields = raw[position : position + header]
         name, size = fields[: chunks.name], fields[chunks.name :]
         if chunks.size_first:
             size, name = fields[: chunks.size], fields[chunks.size :]
+        if found and (ANEW.match(raw, position) or not chunks.names.match(name)):
+            break
+        if chunks.size_first and TAGS.match(raw, position):  # which would be boxes of gigabytes
+            break
         length, begin = int.from_bytes(size, chunks.order), position + header
         if chunks.size_first and length == 1:  # 64 bits follow
             length, begin = int.from_bytes(raw[begin : begin + 8], "big"), begin + 8
         if name == b"ds64":
-            large = int.from_bytes(raw[begin + 8 : begin + 16], "little")
-        is_audio = name in chunks.audio
-        if is_audio and length == 0xFFFFFFFF and large:
-            length = large
+            large = begin + 8, int.from_bytes(raw[begin + 8 : begin + 16], "little")
+        is_audio = not chunks.audio or name in chunks.audio
+        is_large = is_audio and length == 0xFFFFFFFF and large[0] > 0
+        if is_large:
+            length = large[1] if large[1] >> 62 == 0 else 0
         elif (is_audio and (length >= OPEN_END if chunks.size == 4 else length >> 62)) or (
             chunks.size_first and length == 0
         ):
             return None
         end = begin + length if not chunks.whole else max(begin, position + length)
         tail = not is_audio
-        if is_audio and chunks.strict and promised:  # decoders read one
-            break
+        if is_audio and chunks.single:
+            if promised:
+                break
+            first = min(begin + 8, len(raw)) if name == b"SSND" else begin  # two numbers come first
+            if end <= first and (is_large or not chunks.names.match(raw, first)) and _more(raw, first):
+                size = len(raw) - (position if chunks.whole else begin)
+                at, width = (large[0], 8) if is_large else (position + chunks.name, chunks.size)
+                return Extent(0, 0, length=(at, size.to_bytes(width, chunks.order)))
+            begin = min(first, end)
         if is_audio:
             found += 1
-            begin = min(begin + 8, end) if name == b"SSND" else begin  # two numbers come first
             promised, held = promised + end - begin, held + max(0, min(end, len(raw)) - begin)
-        elif found and chunks.strict and not (_is_name(name) and end <= len(raw)):
+        elif found and end > len(raw):
             break
         position, unpadded = end + (start - end) % chunks.align, end
-        if chunks.strict and position != unpadded and _is_name(raw[unpadded : unpadded + 4]):
+        if position != unpadded and chunks.single and chunks.names.match(raw, unpadded):
             position = unpadded  # some writers forget to pad
-    if not found:
+    more = _more(raw, position)
+    if not found or (chunks.name >= 4 and held <= EMPTY and more):
         return None
-    return Extent(promised, held, _more(raw, position) if chunks.strict else 0, found, tail)
-
-
-def _is_name(name: bytes) -> bool:
-    """Returns whether four bytes, or the sixteen of Wave64, can be the name of a chunk."""
-    if len(name) == 16:
-        return name.endswith(W64_NAMES)
-    return len(name) == 4 and name.isascii() and name.decode().isprintable()
+    return Extent(promised, held, more, found, tail, end=position)
 
 
 def _more(raw: mmap.mmap, position: int) -> int:
@@ -163,12 +197,10 @@ def _more(raw: mmap.mmap, position: int) -> int:
     return len(raw) - position if raw[position : position + SEARCHED].strip(b"\0") else 0
 
 
-def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent | None:
+def _fixed(raw: mmap.mmap, start: int, length: int) -> Extent:
     """Returns the extent of audio that lies in one piece, where the header says."""
-    if length >= OPEN_END:
-        return None
     held = max(0, min(length, len(raw) - start))
-    return Extent(length, held, _more(raw, start + length))
+    return Extent(length, held, _more(raw, start + length), end=start + length)
 
 
 def _sphere(raw: mmap.mmap, start: int) -> Extent | None:
@@ -186,11 +218,7 @@ def _sphere(raw: mmap.mmap, start: int) -> Extent | None:
 def _matroska(raw: mmap.mmap, start: int) -> Extent | None:
     """Returns the extent of the segment that holds all clusters of a Matroska file."""
     start, length = segment(raw, start)
-    if length is None:
-        return None
-    return Extent(
-        length, min(length, len(raw) - start), len(raw) - start - length if ANEW.match(raw, start + length) else 0
-    )
+    return None if length is None else _fixed(raw, start, length)
 
 
 def segment(raw: mmap.mmap, start: int) -> tuple[int, int | None]:
@@ -213,8 +241,7 @@ def after_tags(raw: mmap.mmap, position: int) -> int:
     while position < len(raw):
         head = raw[position : position + 32]
         if head[:3] == b"ID3":
-            size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
-            position += 10 + size + (10 if head[5:6] and head[5] & 16 else 0)
+            position = _after_id3(raw, position)
         elif head[:8] == b"APETAGEX":
             position += 32 + int.from_bytes(head[12:16], "little")
         elif head[:3] == b"TAG":

@@ -13,6 +13,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 
+from omnicodec_jax.data import containers, streams
 from omnicodec_jax.data.audio_source import CODEC_SLACK, PREROLL, SLACK, Source, check_rate, check_whole, with_channels
 from omnicodec_jax.data.levels import as_float
 from omnicodec_jax.errors import AudioError
@@ -41,9 +42,12 @@ CHECKSUMMED = frozenset(("flac", "mlp", "tak", "truehd", "tta", "wavpack"))
 
 def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
     """Opens a file with FFmpeg. Raises AudioError for a file that it cannot decode, or is not meant to."""
-    options = {"format_whitelist": ",".join(sorted(FFMPEG)), "protocol_whitelist": "file"}
+    options = {"format_whitelist": ",".join(sorted(FFMPEG)), "protocol_whitelist": "file,subfile"}
+    start, end = streams.content(path)
+    is_all = (start, end) == (0, path.stat().st_size)
+    name = f"{'' if is_all else f'subfile,,start,{start},end,{end},,:'}file:{os.path.abspath(path)}"
     try:
-        container = stack.enter_context(av.open(f"file:{os.path.abspath(path)}", options=options))
+        container = stack.enter_context(av.open(name, options=options))
     except (FFmpegError, ValueError):
         raise AudioError(
             "not audio, damaged, or of a format that is not read (docs/formats.md has the table)"
@@ -57,7 +61,14 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
         raise AudioError(f"damaged: its header says {stream.rate or 0} Hz and {stream.channels} channels")
     if stream.codec_context.name in CHECKSUMMED:
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
+    if _is_trimmed_twice(container):
+        stream.codec_context.options = {"flags2": "+skip_manual"}
     return container
+
+
+def _is_trimmed_twice(container: InputContainer) -> bool:
+    """Returns whether FFmpeg would cut the padding of the last packet from what has none: ALAC in CAF."""
+    return container.format.name == "caf" and container.streams.audio[0].codec_context.name == "alac"
 
 
 def _plainly(error: Exception) -> str:
@@ -74,6 +85,9 @@ def source_of(path: Path, stack: contextlib.ExitStack, offset: float, duration: 
     rate, channels = first.sample_rate, first.layout.nb_channels
     start = round(offset * rate)
     stop = None if duration is None else start + round(duration * rate)
+    if _is_trimmed_twice(container) and (stream := container.streams.audio[0]).duration and stream.time_base:
+        length = round(stream.duration * stream.time_base * rate)
+        stop = length if stop is None else min(stop, length)
     position, frames = _go_to(container, itertools.chain([first], frames), first, start)
     if position is None:
         position, frames = 0, _frames(open_file(path, stack))
@@ -153,8 +167,13 @@ def _all_of(
         length += len(block)
         yield block
     check_whole(path, length, rate)
+    if problem := streams.flac_fault(path):
+        raise AudioError(problem)
     promised = 0.0
-    if stream.duration and stream.time_base and (name in COUNTED or name == "avi" or name.startswith("mov")):
+    is_promised = (
+        name in COUNTED or name == "caf" or name.startswith("mov") or (name == "avi" and containers.extent(path))
+    )
+    if stream.duration and stream.time_base and is_promised:
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
         raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")

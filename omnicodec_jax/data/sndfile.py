@@ -1,19 +1,19 @@
 """Decodes files by libsndfile, block by block."""
 
 import contextlib
-import io
 import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
-from omnicodec_jax.data import containers, streams
+from omnicodec_jax.data import containers, mpeg, streams
 from omnicodec_jax.data.audio_source import PREROLL, Source, check_rate, check_whole, slack, with_channels
+from omnicodec_jax.data.piece import Piece
 from omnicodec_jax.errors import AudioError
 
 BLOCK = 1 << 16
@@ -30,38 +30,60 @@ LOSSY = ("VORBIS", "OPUS", "MPEG")
 
 def open_file(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
     """Opens a file with libsndfile; None for a file that FFmpeg is to read."""
-    descriptor = os.open(path, os.O_RDONLY)  # no name that could mean something else to a decoder
-    stack.callback(os.close, descriptor)
-    try:
-        with quiet():
-            file = stack.enter_context(soundfile.SoundFile(descriptor, closefd=False))
-    except soundfile.LibsndfileError:
+    extent = containers.extent(path)
+    if extent and extent.length:  # a header that was written by something that could not go back to it
+        file = _opened(Piece(path, (0, path.stat().st_size), dict([extent.length])), stack)
+    else:
+        file = _opened(os.open(path, os.O_RDONLY), stack)  # no name that could mean something else to a decoder
+    if file is None or file.subtype == "OPUS":
+        spans = streams.ogg_parts(path)
+        if spans != [(0, path.stat().st_size)]:  # if one is not marked, libsndfile calls all malformed
+            file = _opened(_part(path, spans[0]), stack)
+        elif file and streams.ogg_mark(path, spans[0]):
+            return None
+    if file is None:
         return None
     if file.format not in SNDFILE or file.subtype.startswith("DWVW") or file.frames >= 1 << 62:
         return None
-    # A header that was written before the audio, by something that could not go back to it.
-    if file.frames == 0 and ((extent := containers.extent(path)) is None or extent.more):
+    if file.frames == 0 and (extent is None or extent.more):
         return None
-    if file.subtype == "OPUS" and not streams.ogg_is_marked(path):
-        return None  # libsndfile calls it malformed
-    if file.format == "W64" and (extent := containers.extent(path)) and extent.has_tail:
-        return None  # libsndfile takes the chunks behind the audio for audio
+    if file.format == "W64" and extent and (extent.has_tail or extent.end < path.stat().st_size):
+        return None  # libsndfile takes what is behind the audio for audio
     return file
+
+
+def _opened(source: Any, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
+    """Opens a descriptor or a piece, which the stack closes; None if libsndfile cannot read it."""
+    stack.callback(lambda: os.close(source) if isinstance(source, int) else source.close())
+    try:
+        with quiet():
+            return stack.enter_context(soundfile.SoundFile(source, closefd=False))
+    except soundfile.LibsndfileError:
+        return None
+
+
+def _part(path: Path, span: streams.Span) -> Piece:
+    """Returns a part of a file as a file by itself; an Opus stream with the mark of its end, without which libsndfile
+    reads none."""
+    return Piece(path, span, streams.ogg_mark(path, span) if streams.is_opus(path, span) else None)
 
 
 def source_of(path: Path, file: soundfile.SoundFile, offset: float, duration: float | None) -> Source:
     """Returns the format and the blocks of an open file, or of a part of it; see `decoders.reading`."""
     if file.format == "MP3":
-        spans, is_counted = streams.mpeg(path)
+        spans, is_counted = mpeg.read(path)
     else:
-        spans = streams.ogg_parts(path) if file.format == "OGG" else [(0, path.stat().st_size)]
-        is_counted = not file.subtype.startswith("MPEG")
+        spans, is_counted = [(0, path.stat().st_size)], not file.subtype.startswith("MPEG")
+        if file.format == "OGG":
+            spans = streams.ogg_parts(path)
+        elif not is_counted and (extent := containers.extent(path)):  # the decoder chokes on zeros
+            spans = [(0, min(extent.end, spans[0][1]))]
     if duration is None:
         check_whole(path, file.frames, file.samplerate)
     length = None if duration is None else round(duration * file.samplerate)
     blocks = _sndfile_blocks(_parts(path, file, spans), is_counted, round(offset * file.samplerate), length)
     blocks = (with_channels(block, file.channels) for block in blocks)
-    if file.format in ("MP3", "FLAC") and len(spans) == 1 and duration is None:
+    if file.format == "FLAC" and duration is None:
         blocks = _to_the_end(path, file, blocks)
     return Source(file.samplerate, file.channels, file.subtype, blocks)
 
@@ -76,13 +98,14 @@ class _Part(NamedTuple):
 
 def _parts(path: Path, file: soundfile.SoundFile, spans: list[streams.Span]) -> Iterator[_Part]:
     """Yields the streams of a file, each opened by itself if there are several."""
+    size = path.stat().st_size
     for start, end in spans:
         with contextlib.ExitStack() as stack:
             part = file
-            if len(spans) > 1:
-                with open(path, "rb") as whole, quiet():
-                    whole.seek(start)
-                    part = stack.enter_context(soundfile.SoundFile(io.BytesIO(whole.read(end - start))))
+            if (start, end) != (0, size):
+                piece: Any = stack.enter_context(contextlib.closing(_part(path, (start, end))))
+                with quiet():
+                    part = stack.enter_context(soundfile.SoundFile(piece))
             check_rate(part.samplerate, file.samplerate, f"byte {start}")
             seeks = part.subtype.startswith(("PCM", "MPEG")) or part.subtype in SEEKING
             safe = part.frames if seeks else 0
@@ -129,19 +152,10 @@ def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
 
 
 def _to_the_end(path: Path, file: soundfile.SoundFile, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Raises AudioError after the blocks if the file goes on.
-
-    The decoder stops where the sample rate of MP3 changes, and where the header of FLAC says that the audio ends.
-    """
+    """Raises AudioError after the blocks of a FLAC file if it goes on: the decoder stops where its header says."""
     yield from blocks
-    position = os.lseek(file.name, 0, os.SEEK_CUR)
-    if file.format == "MP3" and streams.mpeg_goes_on(path, position):
-        raise AudioError(f"changes its sample rate or channels after byte {position}; split it there")
-    if file.format == "FLAC" and streams.flac_goes_on(path, position, file.frames):
-        raise AudioError(
-            f"its header counts {file.frames / file.samplerate:.2f} s, and more lie behind them; save it anew with a "
-            "program that reads all of it"
-        )
+    if problem := streams.flac_fault(path, os.lseek(file.name, 0, os.SEEK_CUR)):
+        raise AudioError(problem)
 
 
 # -- Remarks of libraries
