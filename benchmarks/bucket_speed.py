@@ -21,7 +21,7 @@ from omnicodec_jax.buckets import requests
 from omnicodec_jax.cli import command
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import DataConfig, DomainConfig
-from omnicodec_jax.data import audio, features, pipeline, prepare, records, units
+from omnicodec_jax.data import audio, features, pipeline, prepare, prepare_unit, records, units
 
 SECONDS, BATCH, STEPS, UNCOUNTED = 10, 24, 60, 10
 WIDTH = 1280
@@ -69,7 +69,7 @@ def store_features(directory: Path) -> None:
     )
     (out / records.SHARDS).mkdir(parents=True)
     features.save_format(out, stored)
-    seconds = records.read_settings(prepared)["segment_seconds"]
+    seconds = prepare_unit.read_settings(prepared).segment_seconds
     for shard in records.read_index(prepared):
         lengths = (length for clip in shard.clips for _, length in records.segments(clip, seconds))
         made = (stored.encode(np.zeros((stored.num_vectors(length), WIDTH), np.float32)) for length in lengths)
