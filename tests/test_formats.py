@@ -407,6 +407,13 @@ def test_a_length_of_0_means_that_the_audio_lasts_to_the_end(tmp_path, kind, pla
         np.testing.assert_array_equal(part(path, 1.0, 0.5)[0], whole[RATE : RATE + RATE // 2])
 
 
+def test_a_flac_that_ends_in_a_few_samples_of_silence_is_read(tmp_path):
+    """Its last frame is shorter than most headers."""
+    for size in (300, 4096 + 300, 4608 + 300):
+        path = write(tmp_path / "a.flac", np.concatenate([sweep(RATE), np.zeros(size)])[-size:], subtype="PCM_S8")
+        assert part(path)[0].size == size
+
+
 @pytest.mark.parametrize("samples", [500, 2000, 5000])
 def test_a_flac_whose_header_counts_a_little_less_than_there_is_is_refused(tmp_path, samples):
     for path in (make(tmp_path, ("FLAC", "PCM_16")), mux(tmp_path / "b.flac", "flac", sweep(RATE), RATE)):

@@ -74,7 +74,8 @@ def _frame(head: bytes, block: int) -> tuple[int, int] | None:
 
     Frames of fixed size are numbered by `block` samples.
     """
-    if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] < 16 or head[2] & 15 == 15 or head[3] & 1:
+    head = head.ljust(16, b"\0")  # the last frame of silence may be shorter
+    if head[1] & 0xFE != 0xF8 or head[2] < 16 or head[2] & 15 == 15 or head[3] & 1:
         return None
     ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is written as UTF-8 writes a character
     if ones == 1 or ones > 7:
