@@ -175,8 +175,8 @@ class FeatureStore:
         """Opens a directory. Raises DataError if it lacks the features of a shard, or of crops of this length."""
         if (format := read_format(directory)) is None:
             raise DataError(
-                f"{directory}: no semantic features here; run omnicodec convert semantic-features, or let "
-                "the step compute them: --data.features None --run.encoder DIR"
+                f"{directory}: no semantic features here; run omnicodec convert semantic-features, or, where "
+                "codec.semantic.source is an encoder, let the step compute them: --data.features None --run.encoder DIR"
             )
         if format.crop_samples not in (None, crop_samples):
             held, wanted = (samples / SAMPLE_RATE for samples in (format.crop_samples, crop_samples))

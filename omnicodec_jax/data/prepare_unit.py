@@ -7,7 +7,6 @@ on the manifest and the settings alone, so that whoever is killed and whoever co
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,10 +65,10 @@ def read_settings(directory: Path) -> PrepareConfig:
     """Reads the settings that a directory was prepared with, in this version or an earlier one. Raises DataError."""
     path = directory / records.SETTINGS
     try:
-        return config_files.from_fields(PrepareConfig, json.loads(path.read_text()), str(path))
+        return config_files.from_fields(PrepareConfig, units.read_settings(path), str(path))
     except ConfigError as error:
         raise DataError(str(error)) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"{path}: {error}; run omnicodec prepare again") from None
 
 
