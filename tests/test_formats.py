@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnicodec_jax.data import audio, decoders, ffmpeg
+from omnicodec_jax.data import audio, decoders, ffmpeg, mpeg
 from omnicodec_jax.errors import AudioError
 
 pytestmark = pytest.mark.quick
@@ -182,6 +182,18 @@ def test_an_offset_in_m4a_and_webm_does_not_decode_what_is_before_it(tmp_path, m
         counted.clear()
         part(path, 27.5, 0.5)
         assert sum(counted) < 8 * rate
+
+
+def test_a_long_mp3_of_many_segments_is_gone_through_once(tmp_path, monkeypatch):
+    gone_through = []
+    monkeypatch.setattr(mpeg, "parts", lambda raw, parts=mpeg.parts: gone_through.append(raw) or parts(raw))
+    path = write(tmp_path / "a.mp3", sweep(RATE, 4), format="MP3", subtype="MPEG_LAYER_III")
+    for start in (0.5, 1.5, 2.5):
+        part(path, start, 0.5)
+    assert len(gone_through) == 1
+    write(path, sweep(RATE, 3), format="MP3", subtype="MPEG_LAYER_III")
+    part(path, 0.5, 0.5)
+    assert len(gone_through) == 2
 
 
 # -- Joined files

@@ -4,13 +4,18 @@ A decoder says nothing of audio that is missing at the end, nor of audio that th
 and tables are read; nothing is decoded. docs/formats.md has the table of containers.
 """
 
+import functools
 import mmap
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 Span = tuple[int, int]
 """First byte of a part of a file, and the one after its last."""
+Found = TypeVar("Found")
+FILES = 64
+"""The number of files of which `once_a_file` keeps what was found."""
 
 
 class Extent(NamedTuple):
@@ -128,6 +133,21 @@ def _after_id3(raw: mmap.mmap, position: int) -> int:
     head = raw[position : position + 10].ljust(10, b"\0")
     size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
     return position + 10 + size + (10 if head[5] & 16 else 0)
+
+
+def once_a_file(function: Callable[[Path], Found]) -> Callable[[Path], Found]:
+    """Makes a function of a file compute once, and not for each part of the file that is read."""
+
+    @functools.lru_cache(FILES)
+    def kept(path: Path, state: tuple[int, ...]) -> Found:
+        return function(path)
+
+    @functools.wraps(function)
+    def found(path: Path) -> Found:
+        status = path.stat()
+        return kept(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+    return found
 
 
 def mapped(path: Path) -> mmap.mmap:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omnicodec_jax.data import frames
-from omnicodec_jax.data.containers import SEARCHED, Span, mapped
+from omnicodec_jax.data.containers import SEARCHED, Span, mapped, once_a_file
 
 MISCOUNTED = 2
 """Number of frames by which the header of an MP3 may be wrong: some writers do not count the header's own."""
@@ -20,6 +20,7 @@ class Mpeg(NamedTuple):
     """Whether the header of the first part says how many frames it has."""
 
 
+@once_a_file
 def read(path: Path) -> Mpeg:
     """Finds the parts of an MP3 file."""
     with mapped(path) as raw:

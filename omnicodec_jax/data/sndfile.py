@@ -24,6 +24,8 @@ SNDFILE = frozenset(
 """Formats that libsndfile decodes here. It knows others, of which it cannot tell whether a file is complete."""
 SEEKING = frozenset(("ALAW", "ULAW", "FLOAT", "DOUBLE", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM"))
 """Codings besides PCM and MPEG in which libsndfile seeks to a sample without decoding what is before it."""
+TAGS = 1024
+"""Bytes behind the last frame of an MP3 that its decoder passes over by itself."""
 LOSSY = ("VORBIS", "OPUS", "MPEG")
 """Codings whose first samples after a seek may be others: a frame leans on those before it."""
 
@@ -72,6 +74,8 @@ def source_of(path: Path, file: soundfile.SoundFile, offset: float, duration: fl
     """Returns the format and the blocks of an open file, or of a part of it; see `decoders.reading`."""
     if file.format == "MP3":
         spans, is_counted = mpeg.read(path)
+        if len(spans) == 1 and path.stat().st_size - spans[0][1] <= TAGS:  # libsndfile seeks far faster by itself
+            spans = [(0, path.stat().st_size)]
     else:
         spans, is_counted = [(0, path.stat().st_size)], not file.subtype.startswith("MPEG")
         if file.format == "OGG":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnicodec_jax.data import containers, flac, frames, mpeg
-from omnicodec_jax.data.containers import Span, after_tags, beginning, mapped, segment, vint
+from omnicodec_jax.data.containers import Span, after_tags, beginning, mapped, once_a_file, segment, vint
 from omnicodec_jax.data.frames import begins, stranger
 
 MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -20,6 +20,7 @@ ELEMENTS = {
 """Names of the elements of Matroska in a segment and in a cluster."""
 
 
+@once_a_file
 def fault(path: Path) -> str | None:
     """Returns what is wrong with a file of pages, frames or blocks; None if nothing is.
 
@@ -47,6 +48,7 @@ def fault(path: Path) -> str | None:
         return next(filter(None, (stranger(raw, *gap) for gap in gaps)), None)
 
 
+@once_a_file
 def content(path: Path) -> Span:
     """Returns the part of a file between the tags before and behind it, as far as its format tells where it ends."""
     with mapped(path) as raw:
