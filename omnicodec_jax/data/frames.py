@@ -1,4 +1,4 @@
-"""Finds where streams of frames, packets or blocks without a container end: AAC, AC-3, AMR, MPEG, WavPack and others."""
+"""Finds where streams of frames, packets or blocks without a container end: AAC, AC-3, AMR, MPEG, WavPack, others."""
 
 import mmap
 import re
