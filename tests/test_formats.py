@@ -272,7 +272,7 @@ def test_a_file_joined_to_itself_is_refused(tmp_path, row):
 
 @pytest.mark.parametrize("xing", [0, 1])
 def test_a_short_mp3_behind_another_is_read(tmp_path, xing):
-    """Of 0.3 s, less than a tag may have."""
+    """The last file has 0.3 s, fewer bytes than a tag may have."""
     files = [
         mux(tmp_path / f"{n}.mp3", "libmp3lame", sweep(RATE, seconds), RATE, write_xing=str(xing))
         for n, seconds in enumerate((SECONDS, 0.3, 0.3))
