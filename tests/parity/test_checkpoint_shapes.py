@@ -129,7 +129,7 @@ def test_file_that_git_lfs_did_not_fetch_is_named_so(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_shard_of_qwen_that_git_lfs_did_not_fetch_is_named_so(tmp_path, name):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_omni_moe"}')
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(ConversionError, match=f"{name}: a pointer of Git LFS"):
         qwen3_aut.load_audio_tower(tmp_path)

@@ -32,6 +32,7 @@ from omnicodec_jax.converters import mimi as convert_mimi
 from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.data import records
+from omnicodec_jax.errors import ModelError
 from omnicodec_jax.model_directory import build
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 from omnicodec_jax.training import export, loop
@@ -255,7 +256,7 @@ def test_what_transformers_has_no_option_for_is_refused(tiny, demo_model, tmp_pa
     ):
         with pytest.raises(ConversionError, match=message):
             convert_mimi.config_to_transformers(config)
-    with pytest.raises(ConversionError, match="a omnicodec model, not Mimi"):
+    with pytest.raises(ModelError, match="a omnicodec model, not Mimi"):
         convert_mimi.main(checkpoint=demo_model, out=tmp_path / "none", to_transformers=True)
     assert not (tmp_path / "none").exists()
 
