@@ -1,5 +1,6 @@
 """Finds where the frames of a FLAC file end."""
 
+import itertools
 import mmap
 import re
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def fault(raw: mmap.mmap, start: int, position: int | None = None) -> str | None
     rate = int.from_bytes(raw[start + 18 : start + 21], "big") >> 4
     total = int.from_bytes(raw[start + 21 : start + 26], "big") & ((1 << 36) - 1)
     channels, width = (raw[start + 20] >> 1 & 7) + 1, ((raw[start + 20] & 1) << 1 | raw[start + 21] >> 7) + 1
-    for _, (place, number, size) in zip(range(TRIED), _frames_from_the_end(raw, start, block), strict=False):
+    for place, number, size in itertools.islice(_frames_from_the_end(raw, start, block), TRIED):
         longest = size * (channels * width + 1) + 1024
         if any(stranger(raw, end) is None for end in _ends(raw[place : place + longest], place)):
             if total and number + size - total > LOST * rate:
