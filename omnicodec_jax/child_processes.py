@@ -23,6 +23,10 @@ Tell: TypeAlias = Callable[[Any], None]
 GRACE = 5.0
 """Seconds that a process has to end after SIGTERM, before it is killed."""
 
+# An exit code can be read once. Starting a process reads those of all processes that have ended, so that a thread that
+# does so beside another thread would leave it nothing but 255, which looks like a crash.
+_EXIT_CODES = threading.Lock()
+
 
 class Reported(NamedTuple):
     """A child has reported something about its item, and goes on with it."""
@@ -96,7 +100,7 @@ class Child(Generic[Item]):
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the child process has been closed")
-            if self._process is None or not self._process.is_alive():
+            if self._process is None or _has_ended(self._process, within=0.0):
                 self._start()
                 return
         with contextlib.suppress(OSError):  # it has just died, as `next_event` will find
@@ -105,7 +109,8 @@ class Child(Generic[Item]):
     def _start(self) -> None:
         self.connection, end = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
-        self._process.start()
+        with _EXIT_CODES:
+            self._process.start()
         end.close()
 
     def next_event(self) -> Event | None:
@@ -123,7 +128,7 @@ class Child(Generic[Item]):
                 self.connection.send(self.item)
                 return None
         except (EOFError, OSError):  # the other end of the pipe is gone
-            self._process.join()
+            _has_ended(self._process, within=None)
             return Died(self._process.exitcode)
         if isinstance(message, _Failed):
             raise message.error
@@ -138,11 +143,18 @@ class Child(Generic[Item]):
 
     def join(self) -> None:
         """Waits until a closed process has ended."""
-        if self._process is not None:
-            self._process.join(GRACE)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
+        if self._process is not None and not _has_ended(self._process, within=GRACE):
+            self._process.kill()
+            _has_ended(self._process, within=None)
+
+
+def _has_ended(process: Any, within: float | None) -> bool:
+    """Waits until a process has ended, for so many seconds or for ever, and reads its exit code."""
+    is_ending = wait([process.sentinel], within)
+    with _EXIT_CODES:
+        if is_ending:
+            process.join()
+        return not process.is_alive()
 
 
 class Children(Generic[Item]):

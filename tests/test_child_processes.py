@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,23 @@ def test_a_death_names_the_item_and_costs_no_other(child):
     assert results == {item: len(item) for item in items if item != "crash"}
     assert sorted(died) == [("crash", -9), ("killed 1", -9), ("killed 2", -9)]
     assert children.at_hand == []
+
+
+def test_every_thread_learns_why_its_own_process_died(child):
+    def deaths(_):
+        own = child()
+        codes = []
+        for _ in range(40):
+            own.begin("crash")
+            event = None
+            while not isinstance(event, Died):
+                event = own.next_event()
+            codes.append(event.exit_code)
+        return codes
+
+    with ThreadPoolExecutor(4) as threads:
+        codes = [code for codes in threads.map(deaths, range(4)) for code in codes]
+    assert codes == [-signal.SIGKILL] * 160
 
 
 def test_what_a_child_raises_is_raised_with_where_it_happened(child):
