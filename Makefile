@@ -83,7 +83,7 @@ $(VENV)/.run: $(BIN)/uv requirements.txt requirements.lock pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(INSTALL) --editable '.[dev,torch,onnx,ray,gcs,s3]'
+	$(INSTALL) --editable '.[dev,torch,onnx,ray,gcs,s3,http]'
 	$(INSTALL) --editable '.[eval]' || echo "tests of what is not installed are skipped"
 	$(INSTALL) --no-deps auv==0.1.1 einops==0.8.2 || echo "tests of AUV are skipped"
 	$(INSTALL) --editable '.[plan]' || echo "tests that need the compilers of TPUs and GPUs are skipped"

@@ -1,6 +1,7 @@
 """Servers of buckets on this machine: moto for S3 and gcp-storage-emulator for GCS, each in a process of its own.
 
-For the Hugging Face hub, of which there is no server to install, a thread answers what huggingface_hub asks to read.
+For the Hugging Face hub, of which there is no server to install, a thread answers what huggingface_hub asks to read,
+and another one answers as a web server does.
 """
 
 import contextlib
@@ -170,7 +171,8 @@ class Hub(BaseHTTPRequestHandler):
         if error:
             self.send_header("X-Error-Code", error)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -179,7 +181,42 @@ class Hub(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def hub(folder: Path, token: str | None = None) -> Iterator[tuple[type[Hub], str]]:
     """Serves the repositories in a folder; gives the class that answers, and the URL."""
-    answers = type("Answers", (Hub,), {"folder": folder, "token": token, "sent": []})
+    with _answering(type("Answers", (Hub,), {"folder": folder, "token": token, "sent": []})) as served:
+        yield served
+
+
+# -- The web
+
+
+class Web(Hub):
+    """Answers for the files of a folder, as web servers do: with ranges or without, and not always at once."""
+
+    has_ranges = True
+    failures: list[int]
+    """Answers that the next requests get in place of a file."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.folder / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
+        if self.failures:
+            self._send(b"", self.failures.pop(0))
+        else:
+            if not self.has_ranges:
+                del self.headers["Range"]
+            self._file(path)
+
+
+@contextlib.contextmanager
+def web(folder: Path) -> Iterator[tuple[type[Web], str]]:
+    """Serves the files of a folder; gives the class that answers, and the URL."""
+    with _answering(type("Answers", (Web,), {"folder": folder, "failures": [], "sent": []})) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def _answering(answers: type) -> Iterator[tuple[type, str]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield answers, f"http://127.0.0.1:{server.server_address[1]}"

@@ -41,7 +41,7 @@ def test_a_path_of_this_machine_stays_as_it_is():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http://host/a", "http:// is not read"),
+        ("ftp://host/a", "ftp:// is not read"),
         ("gs://", "names no bucket"),
         ("s3:///a", "names no bucket"),
         ("gs:/bucket/a", "two slashes"),
@@ -80,7 +80,7 @@ def test_without_its_library_a_bucket_is_refused_with_the_command_that_installs_
     "words",
     [
         ["prepare", "--manifest", "speech=ftp://host/a.jsonl", "--out", "gs://bucket/out"],
-        ["export", "--what", "decoder", "--model", "http://host/model", "--out", "out.stablehlo"],
+        ["export", "--what", "decoder", "--model", "ftp://host/model", "--out", "out.stablehlo"],
         ["train", "--config", "demo", "--workdir", "gs://bucket/run", "--profile", "1:2"],
     ],
 )

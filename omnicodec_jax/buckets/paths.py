@@ -1,4 +1,4 @@
-"""Paths of objects and folders in buckets."""
+"""Paths of objects and folders in buckets, and of files of web servers."""
 
 import contextlib
 import errno
@@ -13,11 +13,11 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from omnicodec_jax.buckets.copies import copied, copies, fetch, seconds
-from omnicodec_jax.buckets.requests import LIBRARIES, BucketError, ask, missing
+from omnicodec_jax.buckets.requests import LIBRARIES, READ_ONLY, WEB, BucketError, ask, missing
 
 T = TypeVar("T")
 
@@ -28,6 +28,13 @@ THREADS = 16
 
 KINDS_OF_REPOSITORIES = ("datasets", "spaces", "kernels", "buckets")
 """Prefixes that the URL of a repository of the hub has, unless it holds a model."""
+
+
+WANTED = {
+    "hf": "repository; must be hf://OWNER/NAME",
+    **{scheme: f"file; must be {scheme}://HOST/NAME" for scheme in WEB},
+}
+"""The text of an error about a URL that is too short, by scheme. Other schemes have buckets."""
 
 
 class BucketPath(type(Path())):
@@ -48,6 +55,16 @@ class BucketPath(type(Path())):
     def scheme(self) -> str:
         """The scheme of the URL, such as "gs"."""
         return str(self).partition("://")[0]
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the URL is one of the hub or of a web server, which this package only reads."""
+        return self.scheme in READ_ONLY
+
+    @property
+    def suffix(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The last suffix of the name, without the query that the URL of a web server may have."""
+        return PurePosixPath(self.name.partition("?")[0]).suffix if self.scheme in WEB else super().suffix
 
     @property
     def parent(self) -> "BucketPath":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -129,17 +146,24 @@ class BucketPath(type(Path())):
 
         Objects whose names end in a slash, which stand for empty folders, are left out.
         """
+        self._check_listed()
         found = ask(str(self), lambda system: system.find(str(self), detail=True))
         paths = self._named({name: row for name, row in found.items() if row.get("type") == "file"})
         return {path: row for path, row in paths if path != self}
 
     def _listed(self) -> list[tuple["BucketPath", dict[str, Any]]]:
+        self._check_listed()
         try:
             rows = ask(str(self), lambda system: system.ls(str(self), detail=True))
         except FileNotFoundError:
             return []
         paths = self._named({row["name"].rstrip("/"): row for row in rows})
         return sorted(((path, row) for path, row in paths if path != self), key=lambda listed: listed[0])
+
+    def _check_listed(self) -> None:
+        """Raises BucketError for the URL of a web server."""
+        if self.scheme in WEB:
+            raise BucketError(f"{self}: a web server does not say what a folder holds; name each file")
 
     def _named(self, found: dict[str, Any]) -> list[tuple["BucketPath", Any]]:
         """Returns the paths of names that the server has given, without names that a path would change."""
@@ -178,6 +202,8 @@ class BucketPath(type(Path())):
     def read_range(self, start: int, end: int) -> bytes:
         """Returns the bytes of an object from byte `start` on, up to but without byte `end`. Raises OSError."""
         part = ask(str(self), lambda system: system.cat_file(str(self), start=start, end=end))
+        if len(part) > end - start and self.scheme in WEB:  # some servers send the whole file
+            part = part[start:end]
         if len(part) != end - start:
             raise OSError(errno.EIO, f"ends before byte {end}", str(self))
         return part
@@ -220,9 +246,9 @@ class BucketPath(type(Path())):
                 pass
 
     def check_writable(self) -> None:
-        """Raises BucketError for a URL of the hub, which this package only reads."""
-        if self.scheme == "hf":
-            raise BucketError(f"{self}: hf:// is only read here; write to gs://, s3:// or a directory")
+        """Raises BucketError for a URL of the hub or of a web server, which this package only reads."""
+        if self.is_read_only:
+            raise BucketError(f"{self}: {self.scheme}:// is only read here; write to gs://, s3:// or a directory")
 
 
 # -- Paths of texts
@@ -250,24 +276,27 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     """
     if isinstance(text, Path):
         return text
-    if (typo := re.match(r"(gs|s3|hf):/(?!/)", os.fspath(text))) is not None:
-        raise BucketError(f"{text}: a bucket's URL has two slashes; must be {typo[1]}://BUCKET/NAME")
+    if (typo := re.match(r"(gs|s3|hf|https?):/(?!/)", os.fspath(text))) is not None:
+        raise BucketError(f"{text}: a bucket's URL has two slashes; must be {typo[1]}://…")
     scheme, mark, rest = os.fspath(text).partition("://")
     if not (mark and scheme.isidentifier()):
         return Path(text)
     if scheme not in LIBRARIES:
-        raise BucketError(f"{text}: {scheme}:// is not read; gs://, s3:// and hf:// are, and plain paths")
+        raise BucketError(f"{text}: {scheme}:// is not read; gs://, s3://, hf:// and https:// are, and plain paths")
     rest = rest.removeprefix("models/" if scheme == "hf" else "")
+    rest, question, query = rest.partition("?") if scheme in WEB else (rest, "", "")
     names = [part for part in rest.split("/") if part]
-    if len(names) < _root(scheme, names) or rest.startswith("/"):
-        wanted = "repository; must be hf://OWNER/NAME" if scheme == "hf" else f"bucket; must be {scheme}://BUCKET/NAME"
+    if len(names) < _root(scheme, names) + (scheme in WEB) or rest.startswith("/"):
+        wanted = WANTED.get(scheme, f"bucket; must be {scheme}://BUCKET/NAME")
         raise BucketError(f"{text}: names no {wanted}")
+    if "/" in query:
+        raise BucketError(f"{text}: a slash behind the question mark; must be written as %2F")
     bucket, _, name = rest.partition("/")
-    return BucketPath(f"{scheme}://{bucket}{posixpath.normpath(f'/{name}')}")
+    return BucketPath(f"{scheme}://{bucket}{posixpath.normpath(f'/{name}')}{question}{query}")
 
 
 def _root(scheme: str, names: Sequence[str]) -> int:
-    """Returns how many of the first parts of a URL name the bucket, or the repository of the hub."""
+    """Returns how many of the first parts of a URL name the bucket, the repository of the hub, or the web server."""
     if scheme != "hf":
         return 1
     return 3 if names[:1] and names[0] in KINDS_OF_REPOSITORIES else 2

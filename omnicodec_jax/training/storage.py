@@ -26,8 +26,8 @@ REPLACED = {
 def directory(path: Path) -> epath.Path:
     """Returns the path of a directory as Orbax takes it. Raises CheckpointError if Orbax cannot write to it."""
     if isinstance(path, BucketPath):
-        if path.scheme == "hf":
-            raise CheckpointError(f"{path}: hf:// is only read; train into gs://, s3:// or a directory")
+        if path.is_read_only:
+            raise CheckpointError(f"{path}: {path.scheme}:// is only read; train into gs://, s3:// or a directory")
         if path.scheme == "s3":
             _register_s3()
     return epath.Path(str(path))

@@ -1,0 +1,112 @@
+"""https://: lists, tars and audio of web servers are read where they lie, each file by its name."""
+
+import json
+import shutil
+import tarfile
+
+import bucket_servers
+import pytest
+import soundfile
+
+from omnicodec_jax.buckets import BucketError, as_path, on_disk, requests
+from omnicodec_jax.data import prepare, records
+from omnicodec_jax.data.prepare import PrepareConfig
+from omnicodec_jax.data.units import Share
+
+
+@pytest.fixture
+def folder(tmp_path, clips):
+    """Two tars of two clips each, and a list of clips."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    for number in range(2):
+        with tarfile.open(folder / f"shard 0{number}.tar", "w") as tar:
+            for clip in clips[2 * number : 2 * number + 2]:
+                file = folder / f"{clip.stem}.wav"
+                samples, rate = soundfile.read(clip, stop=24_000)
+                soundfile.write(file, samples, rate)
+                tar.add(file, file.name)
+    rows = [{"audio_filepath": file.name} for file in sorted(folder.glob("*.wav"))]
+    (folder / "speech.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"audio_filepath": "gone.wav"}])
+    )
+    return folder
+
+
+@pytest.fixture
+def web(folder, monkeypatch):
+    monkeypatch.setattr(requests, "PAUSES", (0.0, 0.0, 0.0))
+    requests.system_of.cache_clear()
+    with bucket_servers.web(folder) as (answers, url):
+        yield answers, url
+    requests.system_of.cache_clear()
+
+
+def prepared(source, out):
+    prepare.run({"speech": as_path(source)}, out, PrepareConfig(validation=0.4), 1, Share())
+    lines = [json.loads(line) for line in (out / records.REJECTS).read_text().splitlines()]
+    shards = {shard.name: records.shard_path(out, shard.name).read_bytes() for shard in records.read_index(out)}
+    return shards, [(line["path"].rpartition("/")[2], line["reason"]) for line in lines]
+
+
+@pytest.mark.parametrize("has_ranges", [True, False], ids=["with ranges", "whole files alone"])
+@pytest.mark.parametrize("name", ["shard 0{0..1}.tar", "speech.jsonl"])
+def test_audio_of_a_web_server_is_prepared_as_that_of_a_disk(web, folder, tmp_path, name, has_ranges):
+    answers, url = web
+    answers.has_ranges = has_ranges
+    there, rejects = prepared(f"{url}/{name}", tmp_path / "there")
+    here, expected = prepared(folder / name, tmp_path / "here")
+    assert list(there.values()) == list(here.values())
+    assert [name for name, _ in rejects] == [name for name, _ in expected]
+
+
+def test_a_server_that_fails_for_a_while_costs_nothing(web, folder):
+    answers, url = web
+    answers.failures[:] = [503, 503, 429]
+    assert as_path(f"{url}/speech.jsonl").read_bytes() == (folder / "speech.jsonl").read_bytes()
+    answers.failures[:] = [503] * 9
+    with pytest.raises(OSError, match=r"does not answer as it should \(503.*speech.jsonl"):
+        as_path(f"{url}/speech.jsonl").stat()
+
+
+def test_a_server_that_is_gone_is_not_taken_for_one_without_the_file(folder, monkeypatch):
+    monkeypatch.setattr(requests, "PAUSES", (0.0,))
+    with bucket_servers.web(folder) as (_, url):
+        pass
+    with pytest.raises(OSError, match="does not answer as it should") as error:
+        as_path(f"{url}/speech.jsonl").exists()
+    assert not isinstance(error.value, FileNotFoundError)
+
+
+def test_what_is_not_on_the_server_is_told(web):
+    answers, url = web
+    assert not as_path(f"{url}/gone.wav").exists()
+    with pytest.raises(FileNotFoundError, match="no such file on the server"):
+        as_path(f"{url}/gone.wav").read_bytes()
+    answers.failures[:] = [401]
+    with pytest.raises(PermissionError, match="netrc"):
+        as_path(f"{url}/speech.jsonl").read_bytes()
+
+
+def test_a_query_is_sent_and_is_no_part_of_the_suffix(web, folder):
+    answers, url = web
+    path = as_path(f"{url}/speech.jsonl?token=a%2Fb")
+    assert (path.suffix, path.read_bytes()) == (".jsonl", (folder / "speech.jsonl").read_bytes())
+    assert answers.sent[-1][0] == "/speech.jsonl?token=a/b"
+    with on_disk(path) as copy:
+        assert copy.read_bytes() == path.read_bytes()
+
+
+def test_nothing_is_written_to_a_web_server_and_no_folder_is_listed(web, folder, tmp_path):
+    _, url = web
+    with pytest.raises(BucketError, match="http:// is only read here; write to gs://"):
+        as_path(f"{url}/x").write_bytes(b"")
+    with pytest.raises(BucketError, match="a web server does not say what a folder holds; name each file"):
+        list(as_path(f"{url}/folder").iterdir())
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("url", ["https://", "https://host", "https:///file"])
+def test_url_without_a_file_is_refused(url):
+    with pytest.raises(BucketError, match="names no file; must be https://HOST/NAME"):
+        as_path(url)
