@@ -19,6 +19,7 @@ from omnicodec_jax import compilation_cache, machine
 from omnicodec_jax.cli import corpora
 from omnicodec_jax.cli.models import export_model
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, named
+from omnicodec_jax.codec_directory import encoder_directory
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.corpus import contract, read_tokens
@@ -114,7 +115,7 @@ def main(
     if semantic is not None and semantic.source in ENCODERS:  # told before hours of training
         if base.run.encoder is None:
             raise ConfigError(f"--encoder is missing: the models tokenize with that of source={semantic.source!r}")
-        read_encoder_of(Path(base.run.encoder), semantic)
+        read_encoder_of(encoder_directory(base.run.encoder), semantic)
     held_out = {domain: Path(path) for domain, path in named(data, "--data").items()}
     for domain, path in held_out.items():  # so that a wrong path is reported now, and not after hours of training
         datasets.clips(path, domain, None)

@@ -28,15 +28,30 @@ def find_encoder(
     Args:
         name: Model directory of the codec, or hub id.
         revision: Branch, tag or commit of a hub model.
-        encoder: Directory of the encoder, where it is not that of the codec.
+        encoder: Directory of the encoder, or of a codec with it, where it is not that of this codec.
 
     Returns:
         The directory that is given, or else the folder `encoder` in the codec's own; None if that is not there.
     """
     if encoder is not None:
-        return as_path(encoder)
+        return encoder_directory(encoder)
     beside = model_directory.resolve(name, revision, FILES) / model_directory.ENCODER
     return beside if (beside / model_directory.CONFIG).is_file() else None
+
+
+def encoder_directory(name: str | os.PathLike[str]) -> Path:
+    """Finds the directory of a frozen encoder.
+
+    Args:
+        name: Model directory or hub id of the encoder, or of a codec that has it in its folder `encoder`; the name of a
+            bundled codec, too.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    directory = model_directory.resolve(name, files=FILES)
+    beside = directory / model_directory.ENCODER
+    return beside if (beside / model_directory.CONFIG).is_file() else directory
 
 
 def save_codec(

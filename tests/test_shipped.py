@@ -1,5 +1,6 @@
 """The codec that comes with the package: the default of every command, small enough, and what its card says."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ from safetensors.numpy import load_file
 
 from omnicodec_jax import cli, model_directory, shipped
 from omnicodec_jax.cli.options import model_name
+from omnicodec_jax.codec_directory import encoder_directory
 from omnicodec_jax.config import files as config_files
+from omnicodec_jax.converters import semantic_features
+from omnicodec_jax.errors import ModelError
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
+from omnicodec_jax.training import frozen
 
 SMALL = shipped.MODELS["small"]
 
@@ -65,6 +70,24 @@ def test_it_is_saved_with_its_encoder(tmp_path):
     copy = OmniCodecTokenizer.from_pretrained(tmp_path / "copy")
     assert copy.computes_features
     assert (copy.model_hash, copy.encoder_hash) == (codec.model_hash, codec.encoder_hash)
+
+
+def test_its_encoder_is_had_by_its_name(tmp_path):
+    assert encoder_directory("small") == encoder_directory(SMALL / "encoder") == SMALL / "encoder"
+    codec = OmniCodecTokenizer.from_pretrained(SMALL, encoder="small")
+    assert codec.encoder_hash == OmniCodecTokenizer.from_pretrained(SMALL).encoder_hash
+    recipe = config_files.load("small")
+    recipe = dataclasses.replace(
+        recipe,
+        run=dataclasses.replace(recipe.run, encoder="small"),
+        data=dataclasses.replace(recipe.data, features=None),
+    )
+    gan, variables = frozen.load(recipe)
+    assert frozen.hashes(gan, variables, {})["encoder"] == codec.encoder_hash
+    stored = semantic_features.open_encoder("small", "float32")
+    assert (stored.hash, stored.feature_dim, stored.source) == (codec.encoder_hash, 384, "whisper")
+    with pytest.raises(ModelError, match="nowhere: no such model directory"):
+        encoder_directory(tmp_path / "nowhere")
 
 
 def test_inspect_shows_its_card(monkeypatch, tmp_path, capsys):

@@ -49,7 +49,8 @@ def encode(
         features: Semantic features [S, F], for models that need them: a .npy file, or a directory of such files
             in the same tree as the audio.
         encoder: Encoder that computes the features, in place of --features: a directory that `omnicodec convert
-            whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
+            whisper` or `omnicodec convert qwen3-aut` has written, or a codec that has one, such as small. Default: the
+            folder `encoder` in the model directory.
         precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes
             (docs/tokens.md).
         encoder_precision: Number format that the encoder computes in.

@@ -102,7 +102,8 @@ def tokenize(
         model: Model directory or hub id; default $OMNICODEC_MODEL, or the bundled codec.
         revision: Revision of a hub model.
         encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
-            whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
+            whisper` or `omnicodec convert qwen3-aut` has written, or a codec that has one, such as small. Default: the
+            folder `encoder` in the model directory.
         precision: Number format that the model computes in. On GPUs and TPUs, bfloat16 is faster and changes codes
             (docs/tokens.md).
         encoder_precision: Number format that the encoder computes in.

@@ -54,7 +54,8 @@ def evaluate(
             stft_distance, f0_error, voicing_error, frechet, utmos, dnsmos, dnsmos_signal, dnsmos_background,
             audiobox_ce, audiobox_cu, audiobox_pc, audiobox_pq, wer, speaker_similarity, visqol.
         encoder: Encoder of the semantic features, for models that need one: a directory that `omnicodec convert
-            whisper` or `omnicodec convert qwen3-aut` has written. Default: the folder `encoder` in the model directory.
+            whisper` or `omnicodec convert qwen3-aut` has written, or a codec that has one, such as small. Default: the
+            folder `encoder` in the model directory.
         limit: How many clips of each domain are scored, spread evenly over its list. Default: all.
         shown: How many clips of each domain the page has players for.
         quoted: Show the paper's figures beside the measured ones.

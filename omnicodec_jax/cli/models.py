@@ -28,12 +28,13 @@ def init(
         out: Model directory to write. One that holds another model is refused.
         audio: Audio that the codebooks are fitted to. Default: the bundled clips.
         seed: Seed of the random weights.
-        encoder: Directory of the frozen encoder of the semantic branch, for configs whose semantic source is not
-            log_mel. It is copied to OUT/encoder, where every command finds it.
+        encoder: Directory of the frozen encoder of the semantic branch, or of a codec that has one, such as small, for
+            configs whose semantic source is not log_mel. It is copied to OUT/encoder, where every command finds it.
     """
     import jax
 
     from omnicodec_jax import model_directory
+    from omnicodec_jax.codec_directory import encoder_directory
     from omnicodec_jax.models.initialize import init_variables, initialize_codebooks, on_cpu
     from omnicodec_jax.semantic import read_encoder_of, semantic_features
 
@@ -42,7 +43,7 @@ def init(
         raise ConfigError(
             f"{config}: semantic.source = {codec.semantic.source!r}: init needs the directory of its --encoder"
         )
-    frozen = None if encoder is None else read_encoder_of(model_directory.resolve(encoder), codec.semantic)
+    frozen = None if encoder is None else read_encoder_of(encoder_directory(encoder), codec.semantic)
     segments = _segments(audio, codec.sample_rate, codec.input_peak)
     # All batches are of one size, so that one program is compiled. A rest that fills no batch is left out.
     size = min(INIT_BATCH, len(segments))
@@ -62,7 +63,7 @@ def init(
         if held != model_directory.model_hash(codec, untrained):
             raise ModelError(f"{out}: holds model {held}, which would be lost; choose another --out, or remove it")
     if encoder is not None:
-        model_directory.copy(model_directory.resolve(encoder), out / model_directory.ENCODER)
+        model_directory.copy(encoder_directory(encoder), out / model_directory.ENCODER)
     model_directory.save(out, codec, untrained)
     print(f"{out}: untrained model of {config}")
     return 0
@@ -103,8 +104,8 @@ def export_model(
         ema: Take the moving average of the parameters, if the run keeps one, in place of the parameters.
         number: Number format that the weights are stored in. float16 halves the file and rounds the weights;
             commands compute in float32 all the same.
-        encoder: Directory of the frozen encoder of the semantic branch, to go into OUT/encoder, where every command
-            finds it. Default: the one that lies there already, if any.
+        encoder: Directory of the frozen encoder of the semantic branch, or of a codec that has one, such as small. It
+            goes into OUT/encoder, where every command finds it. Default: the one that lies there already, if any.
     """
     from omnicodec_jax import model_directory
     from omnicodec_jax.training import export

@@ -226,7 +226,7 @@ class RunConfig:
     """Directory that `omnicodec convert wavlm` has written; None: the terms that need WavLM are left out."""
     encoder: str | None = None
     """Directory of the frozen encoder, for semantic.source='qwen3_aut' or 'whisper': what `omnicodec convert qwen3-aut`
-    or `omnicodec convert whisper` has written."""
+    or `omnicodec convert whisper` has written, or a codec that has one, such as "small" (Whisper tiny.en)."""
     log_every: int = 50
     """Steps between two lines of the log."""
     validate_every: int | None = 2000

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from omnicodec_jax import model_directory
+from omnicodec_jax import model_directory, shipped
 from omnicodec_jax.buckets import as_path, on_disk
+from omnicodec_jax.codec_directory import encoder_directory
 from omnicodec_jax.converters import qwen3_aut
 from omnicodec_jax.converters.tensors import from_entries, import_torch
 from omnicodec_jax.converters.transformers_directory import naming
@@ -118,9 +119,10 @@ def open_encoder(
 ) -> TorchEncoder | JaxEncoder:
     """Loads an encoder from a model directory, or from a checkpoint of Qwen3-Omni; see `TorchEncoder`."""
     directory = as_path(checkpoint)
-    if not directory.is_dir() or model_directory.unconverted(directory) == "qwen3_aut":
+    is_bundled = checkpoint in shipped.MODELS
+    if not is_bundled and (not directory.is_dir() or model_directory.unconverted(directory) == "qwen3_aut"):
         return TorchEncoder(checkpoint, dtype, known)
-    return JaxEncoder(directory, dtype, known)
+    return JaxEncoder(encoder_directory(checkpoint), dtype, known)
 
 
 class RoundingError:
@@ -146,7 +148,7 @@ class Segment(NamedTuple):
     samples: int
     """The length of the segment."""
     parts: list[tuple[int, int]]
-    """Where the parts that are encoded begin, and how long they are."""
+    """The beginnings and lengths of the parts that are encoded."""
 
 
 def segments(prepared: Path, shard: Shard, format: FeatureFormat) -> list[Segment]:
@@ -186,8 +188,9 @@ def main(
 
     Args:
         prepared: Directory that `omnicodec prepare` has written.
-        encoder: Directory that `omnicodec convert whisper` or `omnicodec convert qwen3-aut` has written; or directory
-            or hub id of Qwen3-Omni, of its thinker, or of its audio encoder alone, which PyTorch runs.
+        encoder: Directory that `omnicodec convert whisper` or `omnicodec convert qwen3-aut` has written; a codec that
+            has an encoder, such as small; or directory or hub id of Qwen3-Omni, of its thinker, or of its audio encoder
+            alone, which PyTorch runs.
         out: Directory of the features.
         dtype: Number format that the encoder computes in.
         number: Number format that is stored: bfloat16 takes 53 kB for each second of a crop (Whisper tiny: 10 kB), int8

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from omnicodec_jax import model_directory
+from omnicodec_jax.codec_directory import encoder_directory
 from omnicodec_jax.config import MeshConfig
 from omnicodec_jax.distributed import sharding
 from omnicodec_jax.errors import CheckpointError
@@ -48,6 +49,8 @@ def export_model(
     own, discriminators = out / model_directory.ENCODER, out / model_directory.DISCRIMINATORS
     if encoder is None and (own / model_directory.CONFIG).is_file():
         encoder = own
+    elif encoder is not None:
+        encoder = encoder_directory(encoder)
     if encoder is not None:
         read_encoder_of(encoder, getattr(config.codec, "semantic", None))
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import as_path
+from omnicodec_jax.codec_directory import encoder_directory
 from omnicodec_jax.config import Config
 from omnicodec_jax.data import features
 from omnicodec_jax.errors import ConfigError
@@ -35,7 +36,7 @@ def load(config: Config) -> tuple[Gan, FrozenVariables]:
             command = f"omnicodec convert {config.codec.semantic.source.replace('_', '-')}"
             raise ConfigError(f"run.encoder = None: must be a directory that {command} has written")
         dtype = jnp.dtype(config.train.compute_dtype)
-        encoder, variables = load_encoder(model_directory.resolve(config.run.encoder), config.codec.semantic)
+        encoder, variables = load_encoder(encoder_directory(config.run.encoder), config.codec.semantic)
         encoder_variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
     if config.discriminators.wavlm is not None or config.loss.wavlm_distillation:
         if config.run.wavlm is not None:
