@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from pathlib import Path
 
 import pytest
+
+from omnicodec_jax import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,20 +25,37 @@ COMMANDS = [
     "inspect clips/sound_bell.flac",
     "inspect {model}",
     "inspect small",
-    "encode clips/sound_bell.flac with_the_one_that_comes_along.safetensors",
+    "encode clips/sound_bell.flac with_the_bundled_codec.safetensors",
     "encode clips/sound_bell.flac bell.safetensors --model {model}",
     "decode bell.safetensors bell.wav --model {model}",
-    "prepare --manifest sound=clips/sound.jsonl --out prepared --num-workers 1",
+    "stream-decode bell.safetensors bell.raw --model {model}",
+    "prepare --manifest sound=clips/sound.jsonl,speech=clips/speech.jsonl --out prepared --validation 0.4",
     "inspect prepared",
+    "tokenize --manifest sound=clips/sound.jsonl --out tokens --model {model} --num-readers 1",
+    "detokenize tokens decoded --model {model}",
+    "webdataset tokens tars",
     "convert to-torch --model {model} --out omnicodec.safetensors",
     "convert from-torch --checkpoint omnicodec.safetensors --config recipe.py --out back",
     "evaluate --reconstructions same=clips --data sound=clips --limit 2 --metrics mel_distance --num-workers 1",
 ]
 """Each runs to its end."""
+LONG_COMMANDS = [
+    "init --config demo --out untrained",
+    "clips clips",
+    "prepare --manifest sound=clips/sound.jsonl,speech=clips/speech.jsonl --out prepared --validation 0.4",
+    "convert semantic-features --prepared prepared --encoder small --out features",
+    "train --config tiny_experiment.py --workdir run --data.prepared prepared",
+    "goodput --workdir run",
+    "export-model --workdir run --out trained",
+    "export --what decoder --model trained --out decoder.stablehlo --seconds 2",
+    "encode clips/sound_bell.flac bell.safetensors --model trained",
+]
+"""So does each of these, which take longer."""
 REFUSED = {
     "train --config released_12hz --workdir run --data.prepared nowhere": "nowhere",
     "train --config no_recipe --workdir run": "there are ablations/fine_tuned",
     "perplexity --config language_model --tokens nowhere": "nowhere",
+    "convert mimi --checkpoint nowhere --out mimi": "nowhere",
 }
 """These find their recipe or converter, and what they say of what is missing."""
 RUN = """
@@ -65,26 +84,33 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "omnicodec_jax", source / "omnicodec_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(source),
-    ]
-    subprocess.run(build, check=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     (wheel,) = folder.glob("*.whl")
+    python = folder / "env" / "bin" / "python"
+    # What PYTHONPATH names would pass for installed.
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    into = [*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run(into, check=True, env=others)
     (packages,) = (folder / "env").glob("lib/python*/site-packages")
-    zipfile.ZipFile(wheel).extractall(packages)
     # A plain path: what that environment has installed from a checkout is not looked at.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "env" / "bin" / "python"
+    return python
+
+
+@pytest.fixture(autouse=True)
+def without_the_checkout(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
+def ended(python: Path, lines: list[str], folder: Path) -> tuple[dict[str, int], str]:
+    """Runs commands of the wheel in one process; returns how each has ended, and what they have said."""
+    done = subprocess.run([python, "-c", RUN, json.dumps(lines)], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    place, ends = json.loads(done.stdout.splitlines()[-1])
+    assert Path(place).is_relative_to(python.parents[1])
+    return ends, done.stderr
 
 
 def test_every_command_runs_in_an_empty_folder(python: Path, demo_model: Path, tmp_path: Path):
@@ -93,11 +119,22 @@ def test_every_command_runs_in_an_empty_folder(python: Path, demo_model: Path, t
         f"config = Config(codec=model_directory.load({str(demo_model)!r})[0])\n"
     )
     lines = [line.format(model=demo_model) for line in [*COMMANDS, *REFUSED]]
-    done = subprocess.run([python, "-c", RUN, json.dumps(lines)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    place, ends = json.loads(done.stdout.splitlines()[-1])
-    assert Path(place).is_relative_to(python.parents[1])
-    assert ends == dict(zip(lines, [0] * len(COMMANDS) + [1] * len(REFUSED), strict=True)), done.stderr
+    ends, said = ended(python, lines, tmp_path)
+    assert ends == dict(zip(lines, [0] * len(COMMANDS) + [1] * len(REFUSED), strict=True)), said
     for words in REFUSED.values():
-        assert words in done.stderr
+        assert words in said
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_codec_is_trained_in_an_empty_folder(python: Path, tmp_path: Path):
+    shutil.copy(ROOT / "tests" / "tiny_experiment.py", tmp_path)
+    ends, said = ended(python, LONG_COMMANDS, tmp_path)
+    assert ends == dict.fromkeys(LONG_COMMANDS, 0), said
+
+
+@pytest.mark.parametrize("program", [["omnicodec"], ["python", "-m", "omnicodec_jax"]], ids=["script", "module"])
+def test_the_command_is_installed(python: Path, program: list[str], tmp_path: Path):
+    first, *rest = program
+    done = subprocess.run([python.with_name(first), *rest, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith(f"omnicodec {__version__}, jax "), done.stderr
