@@ -66,6 +66,33 @@ def test_clips_whose_semantic_vectors_are_left_out_do_not_hear_them():
     assert not np.array_equal(one.semantic.codes[0], other.semantic.codes[0])  # the semantic codebook learns from all
 
 
+def test_clips_that_bypass_the_quantizer_are_decoded_from_vectors_that_it_has_not_changed():
+    held, (audio, features) = variables(OMNICODEC), inputs(OMNICODEC)
+    model = OmniCodec(OMNICODEC)
+
+    @jax.jit
+    def by_hand() -> jax.Array:
+        def audio_of(model: OmniCodec) -> jax.Array:
+            latent = model.acoustic_latent(audio)
+            vector = model.semantic_quantizer(model.semantic_frames(features, latent.shape[1])).output
+            quantizer = model.acoustic_quantizer
+            unchanged = quantizer.project_out(quantizer.project_in(model.decouple(latent, vector)))
+            joined = model.recombine(unchanged, model.semantic_image(vector))
+            return model.synthesize(model.decoder_transformer(model.upsample(joined)))[:, :, :SAMPLES]
+
+        return model.apply(held, method=audio_of)
+
+    @jax.jit
+    def decoded(bypassed: jax.Array) -> CodecOutput:
+        return forward(OMNICODEC, held["params"], audio, features, None, None, bypassed)
+
+    some, none = (decoded(jnp.asarray(clips)) for clips in ([True, False], [False, False]))
+    np.testing.assert_allclose(some.audio[0], by_hand()[0], rtol=0, atol=1e-5)
+    assert not np.allclose(some.audio[0], none.audio[0], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(some.audio[1], none.audio[1])
+    np.testing.assert_array_equal(some.acoustic.codes, none.acoustic.codes)  # codebooks learn from all clips
+
+
 # -- Self-guidance
 
 

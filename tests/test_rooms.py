@@ -63,6 +63,12 @@ def test_every_room_that_is_imported_is_there_and_is_not_the_public_face():
     assert [name for name in names if name == FACE or not (PACKAGE / name).exists()] == []
 
 
+def test_rooms_whose_work_others_need_stand_on_their_own():
+    assert "training" not in imports()["corpus"] | imports()["evaluation"] | imports()["distributed"]
+    assert "evaluation" not in imports()["language_model"]
+    assert not [room for room, needed in imports().items() if "cli" in needed and room not in ("__main__.py", "cli")]
+
+
 def test_no_file_of_the_package_is_too_long_to_be_read_at_once():
     lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py") if path != ONE_FILE}
     assert {path.name: count for path, count in lines.items() if count > LONGEST} == {}

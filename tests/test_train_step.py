@@ -308,6 +308,15 @@ def test_dropout_of_a_branch_leaves_out_its_share_of_the_clips_until_its_last_st
     assert np.mean(acoustic) == pytest.approx(0.8, abs=0.05)
 
 
+def test_bypass_of_the_quantizers_takes_its_share_of_the_clips():
+    def bypassed(share: float) -> Any:
+        return Gan(replaced(TINY, train={"quantizer_bypass": share})).bypassed(jax.random.key(0), 1000)
+
+    assert bypassed(0.0) is None
+    assert np.mean(bypassed(0.3)) == pytest.approx(0.3, abs=0.05)
+    assert np.all(bypassed(1.0))
+
+
 def test_decoder_of_clips_under_dropout_hears_the_other_branch_alone():
     first = first_state()
     # Entries as small as the latent make sure that the acoustic codes change in time, whatever the rounding.
