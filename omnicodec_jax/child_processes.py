@@ -38,7 +38,7 @@ class Finished(NamedTuple):
     """A child has finished its item."""
 
     value: Any
-    """What the work function returned."""
+    """The result of the work function."""
 
 
 class Died(NamedTuple):

@@ -17,9 +17,9 @@ from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.names import NAME_BYTES
 
 LFS = b"version https://git-lfs.github.com/spec/"
-"""What a pointer of Git LFS begins with."""
+"""The first bytes of a pointer of Git LFS."""
 LFS_POINTER = "a pointer of Git LFS, not the file itself; run: git lfs pull"
-"""What is wrong with a file that is one."""
+"""The message about a file that is such a pointer."""
 ADVICE = {
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room within your quota, or choose another place",
@@ -33,11 +33,11 @@ ADVICE = {
 }
 """Advice for errors with which the operating system refuses to write a file."""
 NO_FILE = "a directory, a pipe or a device; only files are read"
-"""Why what is there under a name cannot be read: it may have no end, or never a beginning."""
+"""The message about a device or a pipe in place of a file: it may have no end, or never a beginning."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """The errors of a disk to which nothing more can be written."""
 PROBE = bytes(1 << 20)
-"""What is written to a disk to find out whether it takes more."""
+"""The bytes that are written to a disk to find out whether it takes more."""
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
 

@@ -39,7 +39,7 @@ DISCRIMINATORS = "discriminators"
 SCALE = ".int8_scale"
 """The suffix that makes the name of an int8 array to the name of its scale."""
 Number = Literal["float32", "float16", "int8"]
-"""What weights may be stored as."""
+"""The number formats in which weights can be stored."""
 
 CONVERTERS = {
     "wavlm": "omnicodec convert wavlm",
@@ -48,7 +48,7 @@ CONVERTERS = {
     "omnicodec": "omnicodec convert from-torch",
     "whisper": "omnicodec convert whisper",
 }
-"""What converts checkpoints of transformers, by the kind of the model."""
+"""The commands that convert checkpoints of transformers, by the kind of the model."""
 QWEN3_OMNI = "qwen3_omni"
 """How the model_type begins in a config.json of Qwen3-Omni, or of a part of it, in transformers. Others are those of
 `CONVERTERS`."""
@@ -80,7 +80,7 @@ KINDS = {
 
 
 class Role(NamedTuple):
-    """What a model is wanted for, and the kinds of model that can be it."""
+    """A use of a model, and the kinds of model that serve for it."""
 
     name: str
     kinds: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 UPGRADE = "upgrade it (in a checkout: git pull && pip install -e . Elsewhere: pip install the wheel of a later version)"
-"""What to do where a later version is needed."""
+"""The advice where a later version is needed."""
 
 
 def with_extra(name: str) -> str:

@@ -29,7 +29,7 @@ MADE_BY = f"omnicodec_jax {__version__}"
 RUN = "run"
 """The model type of the config of a training run."""
 LEARNS = {"codec": "a codec (omnicodec train)", "model": "to predict tokens (omnicodec perplexity)"}
-"""What a run learns, by a field that only the config of such a run has."""
+"""The kinds of run, each by a field that only the config of such a run has."""
 CODECS = {"omnicodec": CodecConfig, "mimi": MimiConfig}
 """The codecs that a run can train, by the model type in the codec of its config. A codec without one is the first."""
 

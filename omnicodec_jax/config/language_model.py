@@ -39,9 +39,9 @@ class PerplexityConfig:
 
     model: LanguageModelConfig = LanguageModelConfig()
     layout: LayoutName = "flat"
-    """What the model knows when it predicts a code: all before it, each codebook later by one, or earlier frames."""
+    """The codes that the model knows as it predicts one: all before, each codebook later by one, or earlier frames."""
     num_codebooks: int = 8
-    """How many codebooks the model learns, from the first on; all of them if the tokens have fewer."""
+    """The number of codebooks that the model learns, from the first on; all of them if the tokens have fewer."""
     window_frames: int = 256
     """Clips are cut into windows of so many frames. The model does not see what was before a window."""
     held_out: float = 0.01

@@ -23,7 +23,7 @@ from omnicodec_jax.version import with_extra
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Words that data parallelism, compilation, sharding and rematerialisation of PyTorch put into the names of tensors."""
 LISTED = 8
-"""How many names a message lists at most."""
+"""The largest number of names that a message lists."""
 
 C = TypeVar("C")
 StateDict = Mapping[str, np.ndarray]

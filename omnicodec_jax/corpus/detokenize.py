@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
     seconds: float
     """Audio in it; 0 if it has not been written."""
     error: Exception | None = None
-    """Why it has not been written; None if it has."""
+    """The reason why the clip has not been written; None if it has."""
 
 
 def detokenize(

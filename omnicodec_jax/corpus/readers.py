@@ -38,7 +38,7 @@ class Request(NamedTuple):
     sample_rate: int
     """Rate that the clip is resampled to, Hz."""
     peak: float | None
-    """What the largest sample is scaled to; None: the clip stays as loud as it is."""
+    """The peak that the clip is scaled to; None: the clip stays as loud as it is."""
     known: str | None = None
     """Hash of the source of tokens that exist already. If the clip has the same, its audio is not read."""
     older: bool = False

@@ -28,7 +28,7 @@ Runner = Literal["here", "processes", "ray"]
 AHEAD = 2
 """Number of units that are given to Ray for each worker, so that none waits for the next one."""
 PATIENCE = 3
-"""How many processes may die over a unit before the job is given up."""
+"""The number of processes that may die over a unit before the job is given up."""
 
 
 class Done(NamedTuple):
@@ -39,11 +39,11 @@ class Done(NamedTuple):
     worker: int
     """Number that tells the worker from others."""
     use: Use
-    """What the worker's devices have done since it began."""
+    """The work of the worker's devices since it began."""
 
 
 class Tokenized(NamedTuple):
-    """What a run of `omnicodec tokenize` has done.
+    """The results of a run of `omnicodec tokenize`.
 
     The first six fields count all units of this share, those that were finished earlier, too; listed is the sum of
     clips, rejected and skipped.
@@ -68,7 +68,7 @@ class Tokenized(NamedTuple):
     tried: int
     """Files that this run has tried."""
     use: Use
-    """What the devices have done in this run."""
+    """The work of the devices in this run."""
 
 
 def run(job: Job, runner: Runner, num_workers: int, share: Share) -> Tokenized:

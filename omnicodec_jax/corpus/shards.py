@@ -37,7 +37,7 @@ FORMAT = 1
 """Format of shards, which the contract holds as `format`. It grows when shards change so that earlier versions would
 misread them. Version 0.1 wrote no format."""
 MAGIC = b"PAR1"
-"""What a file of Parquet ends in."""
+"""The last bytes of every Parquet file."""
 GROUP = 64
 """Number of clips in a row group, which are read at once."""
 

@@ -61,7 +61,7 @@ class Job:
     encoder_precision: Precision = "float32"
     """Number format of the encoder's convolutions and matrix products."""
     shard_hours: float = 1.0
-    """About how many hours of audio a shard holds."""
+    """Approximate length of a shard, in hours of audio."""
     skip_existing: bool = False
     """Whether files are left out whose content is in a shard of another manifest already."""
     retry_rejected: bool = False
@@ -122,13 +122,13 @@ class Worker:
             "block_frames": list(CPU_BLOCKS if device.platform == "cpu" else ACCELERATOR_BLOCKS),
             "device": device.device_kind,
         }
-        """What the tokens are, and what they depend on; it is written to the metadata of every shard."""
+        """The description of the tokens and of all that they depend on. The metadata of every shard have it."""
         check(job, self.contract)
         self._is_warm = False
 
     @property
     def use(self) -> Use:
-        """What the devices have done so far."""
+        """The work of the devices so far."""
         return self.tokenizer.use
 
     def run(self, units: Iterable[Unit], existing: Existing = NOTHING) -> Iterator[float]:

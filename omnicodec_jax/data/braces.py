@@ -3,7 +3,7 @@
 import re
 
 NEMO = (("_OP_", "{"), ("_CL_", "}"))
-"""What NeMo writes for braces where a shell would expand these."""
+"""The marks that NeMo writes for braces, since a shell would expand these."""
 RANGE = re.compile(r"(?P<first>-?\d+|[A-Za-z])\.\.(?P<last>-?\d+|[A-Za-z])(?:\.\.(?P<step>-?\d+))?")
 
 

@@ -21,7 +21,7 @@ MARKERS = {
     "tokens.json": "tokens",
     "__omnicodec__/tokens.json": "tokens",
 }
-"""What a directory holds, by the file that its job writes first. Jobs of two kinds would mix their shards and lists."""
+"""The contents of a directory, by the file that its job writes first. Two kinds of jobs would mix their shards."""
 NAME = re.compile(r"\.omnicodec-(\d+)-of-(\d+)\.lock")
 
 

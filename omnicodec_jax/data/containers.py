@@ -32,9 +32,9 @@ class Extent(NamedTuple):
     has_tail: bool = False
     """Whether other chunks follow the audio."""
     end: int = 1 << 62
-    """Where the last chunk ends, behind which nothing belongs to the file."""
+    """The end of the last chunk, in bytes: nothing behind it belongs to the file."""
     length: tuple[int, bytes] | None = None
-    """Where the header gives no length though audio is there: the place of the length, and what to read there."""
+    """The place of a length that the header leaves open though audio is there, and the bytes to read there instead."""
 
 
 class Chunks(NamedTuple):

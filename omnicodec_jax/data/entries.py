@@ -15,7 +15,7 @@ class Entry(NamedTuple):
     """Path of the file, absolute or relative to the `folder` of the list, or its URL in a bucket; with a `container`,
     the name of the file in it."""
     offset: float = 0.0
-    """Where the clip begins in its file, in seconds."""
+    """The clip's beginning in its file, in seconds."""
     duration: float | None = None
     """How long the clip is, in seconds from `offset` on; None: it reaches to the end of the file."""
     seconds: float | None = None
@@ -23,15 +23,15 @@ class Entry(NamedTuple):
     domain: str | None = None
     """Domain of the clip by the manifest; None if the manifest does not say it."""
     problem: str | None = None
-    """Why the line is no clip; None if it is one."""
+    """The reason why the line is no clip; None if it is one."""
     container: str | None = None
     """Path of the file that the clip's file lies in, such as a tar; None: it is a file of its own."""
     place: MemberPlace | None = None
-    """Where in the container the clip's file is."""
+    """The place of the clip's file in its container."""
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What tells the entry from others. Files in a tar are the same clips as those of which the tar was made."""
+        """The fields that tell the entry from others. Files in a tar are the same clips as in its folder."""
         return self[: Entry._fields.index("container")]
 
     def file(self, folder: Path) -> Any:

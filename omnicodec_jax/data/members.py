@@ -15,7 +15,7 @@ from omnicodec_jax.errors import AudioError
 PARQUET = ".parquet"
 """Suffix of the containers whose members are rows. Members of all others are bytes that lie side by side."""
 MemberPlace = tuple[int, int]
-"""Where a member is in its container: its first byte and its size, or, in Parquet, a row group and a row of it."""
+"""The place of a member in its container: its first byte and its size, or, in Parquet, a row group and a row of it."""
 
 
 class Member(NamedTuple):

@@ -35,13 +35,13 @@ from omnicodec_jax.errors import DataError
 LOG = logging.getLogger(__name__)
 
 SUBSTITUTES = 100
-"""How many other clips are tried in place of one that cannot be read."""
+"""The number of other clips that are tried in place of one that cannot be read."""
 ENDLESS = sys.maxsize // 2
 """The length of a dataset that is never read to its end."""
 BATCHES_AHEAD = 2
-"""How many batches are read before they are asked for."""
+"""The number of batches that are read before they are asked for."""
 AHEAD_IN_BUCKET = 32
-"""How many batches are read at a time from a bucket, whose answers take their time, by all worker processes."""
+"""The number of batches that all worker processes together read at a time from a bucket, whose answers are slow."""
 
 Sample = dict[str, np.ndarray]
 

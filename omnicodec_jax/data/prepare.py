@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """What a run of `omnicodec prepare` has done."""
+    """The results of a run of `omnicodec prepare`."""
 
     units: int
     """Units that this run has finished."""
@@ -153,13 +153,13 @@ class _Attempt:
 
     unit: SplitUnit
     refused: dict[int, AudioError] = dataclasses.field(default_factory=dict)
-    """Why entries are refused without being tried, by their numbers."""
+    """The reasons why entries are refused without being tried, by their numbers."""
     current: int = -1
     """Number of the entry that the process is at; -1 before the first one."""
     suspect: int | None = None
     """Number of the entry that the last process was at when it died; None if none has died."""
     counted: int = 0
-    """How many entries the progress bar has counted."""
+    """The number of entries that the progress bar has counted."""
 
     def died(self, exit_code: int | None) -> None:
         """Notes a death. A second death at the same entry refuses it; the first time, someone may have killed it.

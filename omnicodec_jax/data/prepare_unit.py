@@ -33,7 +33,7 @@ class PrepareConfig:
     segment_seconds: int = 30
     """Longest segment, in seconds. Longer clips are cut into equal segments."""
     shard_hours: float = 1.0
-    """About how many hours of audio a shard holds."""
+    """Approximate length of a shard, in hours of audio."""
     min_sample_rate: int = 16_000
     """Lowest sample rate in Hz. Files below it are refused: they teach nothing about the upper half of the spectrum."""
     max_sample_rate: int = 96_000

@@ -27,7 +27,7 @@ class Footer(NamedTuple):
     """The places of a shard's records."""
 
     starts: np.ndarray
-    """Where each record's chunk begins, and then where the footer does: int64 [records + 1]."""
+    """The first byte of each record's chunk, and last of all that of the footer: int64 [records + 1]."""
 
 
 def num_records(path: BucketPath) -> int:

@@ -88,7 +88,7 @@ class Slice:
             hours: About how many hours of audio a full slice has.
         """
         self.number = 0
-        """How many slices have been taken before."""
+        """The number of slices that have been taken before."""
         self._hours = hours
         self._entries: list[Entry] = []
         self._seconds = 0.0
@@ -135,7 +135,7 @@ class Plan(Generic[U]):
         self.listed = 0
         """Number of entries in these units."""
         self.left: dict[str, int] = {}
-        """How many entries are left to do, by unit; units of which nothing is left are not in it."""
+        """The number of entries that are left to do, by unit; units of which nothing is left are absent."""
 
         def left(unit: U) -> int:
             return len(to_do(finished(unit), unit, retry_rejected))
@@ -241,7 +241,7 @@ def _replaced(path: Path | Member, seen: Sequence[int]) -> bool:
 
 
 class Outcomes(Generic[T]):
-    """What has become of each entry of a unit: a clip, a refusal, or nothing yet.
+    """The state of each entry of a unit: a clip, a refusal, or nothing yet.
 
     Clips that earlier runs have made are kept, when the unit is done once more for the sake of other entries.
     """

@@ -63,7 +63,7 @@ DISTANCE = "mel_distance"
 """The metric by which the best checkpoint is chosen: the one with the lowest value."""
 STATE, ABOUT = "state", "about"
 KEPT_OF_LANGUAGE_MODELS = 2
-"""How many checkpoints of a language model are kept. If the last one cannot be read, the one before it is used."""
+"""The number of checkpoints that are kept of a language model. If the last cannot be read, the one before is used."""
 FAILURES = (Exception, BaseExceptionGroup, asyncio.CancelledError)
 """The errors of writing a checkpoint: those that the storage raises, and those of tasks that Orbax has cancelled."""
 THREADS = 10

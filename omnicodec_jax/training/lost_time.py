@@ -42,9 +42,9 @@ class Line(NamedTuple):
     """A line of the record."""
 
     began: float
-    """When the process was started, in seconds since 1970."""
+    """The time at which the process was started, in seconds since 1970."""
     at: float
-    """When the line was written, in seconds since 1970."""
+    """The time at which the line was written, in seconds since 1970."""
     step: int | None
     """The number of steps of the run that were done; None: the process had not come to the steps yet."""
     seconds: Mapping[str, float]

@@ -31,8 +31,8 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .configuration_omnicodec import OmniCodecConfig
 
 Cache = dict[str, Tensor]
-"""What a stream carries from one call to the next: a tensor [B, …] for each layer, by its name. Zeros begin a stream,
-and a row that is set to zero begins anew while the others go on."""
+"""The state that a stream carries from one call to the next: a tensor [B, …] for each layer, by its name. Zeros begin a
+stream, and a row that is set to zero begins anew while the others go on."""
 
 
 Size = Any

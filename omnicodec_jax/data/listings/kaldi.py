@@ -7,7 +7,7 @@ from omnicodec_jax.data.entries import Entry, Listed, readable
 
 RECORDINGS, SEGMENTS = "wav.scp", "segments"
 CHANNELS = "no clip: its recording has segments of single channels; only the mix of all is read: split them into files"
-"""Why a segment of a recording of several channels is no clip."""
+"""The reason why a segment of a recording of several channels is no clip."""
 
 
 def segments_of(path: Path) -> Path | None:

@@ -27,7 +27,7 @@ class TarMember(NamedTuple):
     name: str
     place: MemberPlace
     problem: str | None = None
-    """Why it cannot be read; None: it can."""
+    """The reason why the member cannot be read; None if it can."""
     is_file: bool = True
     """Whether it is a file; False for bytes of the tar that belong to no file."""
 
