@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from omnicodec_jax.buckets import on_disk
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.errors import OmniCodecError
 from omnicodec_jax.files import refuse_lfs_pointer
@@ -53,12 +54,14 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     refuse_lfs_pointer(path, ConversionError)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            with on_disk(path) as here:
+                return load_file(here)
         except SafetensorError as error:
             raise ConversionError(f"{path}: not a readable safetensors file: {error}") from None
     torch = import_torch()
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with on_disk(path) as here:
+            loaded = torch.load(here, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(f"{path}: {_cannot_be_unpickled(str(error))}") from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
