@@ -150,6 +150,24 @@ def test_a_clip_comes_back_through_as_many_codebooks_as_are_chosen(tab, programs
         assert tab.evaluate(pixels) > 3
 
 
+def test_a_clip_is_dropped_onto_the_page(tab, programs, tmp_path):
+    audio_files.save(tmp_path / "clip.wav", (0.4 * np.sin(np.arange(24_000) / 15)).astype(np.float32), 24_000)
+    choose_codec(tab, programs)
+    drag = tab.evaluate_handle(
+        """bytes => {
+            const drag = new DataTransfer();
+            drag.items.add(new File([new Uint8Array(bytes)], "clip.wav", {type: "audio/wav"}));
+            return drag;
+        }""",
+        list((tmp_path / "clip.wav").read_bytes()),
+    )
+    tab.dispatch_event("#drop", "dragover", {"dataTransfer": drag})
+    assert tab.locator("#drop.over").count() == 1
+    tab.dispatch_event("#drop", "drop", {"dataTransfer": drag})
+    assert "13 frames of 9 of 9 codebooks" in status(tab, "Encoded in")
+    assert tab.locator("#drop.over").count() == 0
+
+
 def test_a_recording_comes_back(tab, programs):
     choose_codec(tab, programs)
     tab.get_by_role("button", name="Record").click()

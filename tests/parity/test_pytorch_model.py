@@ -406,6 +406,18 @@ def test_torch_compile_takes_the_encoder_of_whisper_into_the_graph(with_whisper)
     assert torch.equal(compiled(audio).audio_codes, model.encode(audio).audio_codes)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs a C++ compiler")
+def test_what_torchs_own_compiler_makes_of_it_computes_the_same(load):
+    model = load(CONFIGS["12.5 frames a second"])
+    audio = torch.from_numpy(noise(2, 1, 9_001, scale=0.1))
+    codes = model.encode(audio).audio_codes
+    found = torch.compile(model.encode, fullgraph=True)(audio).audio_codes
+    assert (found == codes).float().mean() > 0.99  # sums in another order
+    values = torch.compile(model.decode, fullgraph=True)(codes).audio_values
+    assert relative_error(values, model.decode(codes).audio_values.numpy()) < 1e-5
+
+
 # -- There and back
 
 
