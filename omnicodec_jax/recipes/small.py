@@ -2,12 +2,12 @@
 
     python -m benchmarks.open_corpus --out data/open_corpus             # nineteen hours of open audio
     omnicodec prepare --manifest speech=data/open_corpus/train/speech.jsonl,… --out data/prepared
-    omnicodec convert semantic-features --prepared data/prepared --encoder models/whisper --out data/features \
+    omnicodec convert semantic-features --prepared data/prepared --encoder small --out data/features \
         --crop-seconds 1.28
     omnicodec train --config small --workdir runs/small
 
-Its semantic features are those of Whisper tiny (`omnicodec convert whisper`). What a small codec needs in order to use
-its acoustic codebooks is told in docs/training.md.
+Its semantic features are those of Whisper tiny.en, which lies with the bundled codec (`small`). What a small codec
+needs in order to use its acoustic codebooks is told in docs/training.md.
 """
 
 from omnicodec_jax.config import (

@@ -1,7 +1,7 @@
 """A codec of the recipe `small` goes on with a perceptual loss, so that words are understood.
 
     omnicodec train --config small_perceptual --workdir runs/small_perceptual --run.start-from models/small \
-        --run.encoder models/whisper --data.prepared data/prepared
+        --run.encoder small --data.prepared data/prepared
 
 This was the last run of the bundled codec; docs/training.md has what it gave. The encoder is needed beside stored
 features, since the step runs it on decoded audio.
