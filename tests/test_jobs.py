@@ -23,7 +23,7 @@ from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
 from omnicodec_jax.corpus.webdataset import convert
-from omnicodec_jax.data import attempts, prepare, records, units
+from omnicodec_jax.data import attempts, features, prepare, records, units
 from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.claim import MARKERS, claim
 from omnicodec_jax.data.entries import Entry
@@ -248,6 +248,41 @@ def test_features_of_a_shard_are_not_those_of_what_it_held_before(disk, demo_mod
     after = {shard.name: shard.content for shard in records.read_index(job.out)}
     assert [after[name] != before[name] for name in sorted(before)] == [True, False]
     assert records.fingerprint(records.read_index(job.out)) != fingerprint
+
+
+def test_features_of_a_folder_are_not_those_of_another_with_files_of_the_same_names(disk, demo_model, tokens):
+    one = Prepared(disk, demo_model)
+    one.run()
+    for seed, name in enumerate(NAMES):
+        sound(disk / name, seed + 10)  # as long, and called the same
+    other = Prepared(disk, demo_model)
+    other.out = disk.parent / "other"
+    other.run()
+    again = Prepared(disk, demo_model)
+    again.out = disk.parent / "again"
+    again.run()
+    held = [records.read_index(job.out) for job in (one, other, again)]
+    paths = [{features.shard_path(disk, shard) for shard in shards} for shards in held]
+    assert paths[0].isdisjoint(paths[1])
+    assert paths[1] == paths[2]  # and the same audio has its features wherever it was prepared
+    assert records.fingerprint(held[0]) != records.fingerprint(held[1]) == records.fingerprint(held[2])
+
+
+def test_a_shard_that_an_earlier_version_has_prepared_keeps_its_features(disk, demo_model, tokens):
+    job = Prepared(disk, demo_model)
+    (disk / "b.wav").write_text("no sound")
+    job.run()
+    for marker in (job.out / "shards").glob("*.json"):
+        said = json.loads(marker.read_text())
+        del said["shard"]["audio"]
+        marker.write_text(json.dumps(said))
+    prepare.collect(job.out)
+    before = records.read_index(job.out)
+    assert job.run(retry_rejected=True).rejected == 1
+    assert records.read_index(job.out) == before
+    sound(disk / "b.wav", 1)
+    job.run(retry_rejected=True)
+    assert [shard.audio is None for shard in records.read_index(job.out)] == [False, True]
 
 
 # -- What the operating system does not give

@@ -1,14 +1,14 @@
 """Stored semantic features: a shard of features for each shard of prepared audio, with a record for each record.
 
     DIR/features.json     encoder, width, number format, which crops
-    DIR/shards/speech-train-000000-DIGEST.array_record
+    DIR/shards/speech-train-000000-CONTENT.array_record
 
 Of Qwen3-Omni's encoder, the record of a segment holds the features of some of its crops, one crop after the other. Each
 crop was encoded by itself, from the samples that training uses, so the features are the same that the encoder would
 compute in the step. Of Whisper, whose windows are clips of their own, the record of a segment that is no shorter than a
 crop holds the features of all of it, in which a crop that begins at any of them finds its own. Shorter segments are as
 above.
-DIGEST in the name of a file is the digest of the audio shard that it belongs to.
+CONTENT in the name of a file is that of the audio shard that it belongs to (`Shard.content`).
 
 Older directories have no `crop_samples` in features.json. They hold 13·ceil(s) vectors for a segment of s seconds,
 which was encoded as a whole, and silence.npy, the features of a second of silence. A crop that begins at a whole second

@@ -143,7 +143,7 @@ def prepare_unit(
     remove_leftovers(path)
     done, earlier = finished(unit, out), units.read_marker(marker_path(out, unit.name))
     outcomes = Outcomes(unit, done, None if done is None else _clips(path, done, config), retry_rejected)
-    to_do, is_changed = frozenset(outcomes.to_do), False
+    to_do, is_changed, held = frozenset(outcomes.to_do), False, hashlib.blake2b(digest_size=8)
 
     def encoded() -> Iterator[bytes]:
         nonlocal is_changed
@@ -162,7 +162,9 @@ def prepare_unit(
             clip = outcomes.clips.get(number)
             is_changed |= clip != before
             if clip is not None:
-                yield from clip.records
+                for record in clip.records:
+                    held.update(record)
+                    yield record
                 outcomes.clips[number] = clip._replace(
                     records=[]
                 )  # so that the records of an hour are not kept in memory
@@ -170,6 +172,8 @@ def prepare_unit(
                 report((number, seconds))
 
     size = records.write_shard(path, encoded())
+    # What an earlier version has written keeps its name, and so its features, for as long as it stays the same.
+    kept = None if done is None else done["shard"].get("audio")
     shard = records.Shard(
         name=unit.name,
         domain=unit.domain,
@@ -178,6 +182,7 @@ def prepare_unit(
         clips=tuple(outcomes.clips[number].samples for number in sorted(outcomes.clips)),
         bytes=size,
         revision=_revision(earlier, outcomes.is_resumed, is_changed),
+        audio=held.hexdigest() if is_changed else kept,
     )
     with replacing(marker_path(out, unit.name)) as temporary:
         temporary.write_text(outcomes.to_json(dataclasses.asdict(shard)))

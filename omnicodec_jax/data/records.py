@@ -73,10 +73,15 @@ class Shard:
     bytes: int
     revision: int = 0
     """Number of runs that have added or replaced clips since the shard was first written."""
+    audio: str | None = None
+    """16 hex digits that identify the records themselves, since equal lines of manifests in two folders name other
+    audio. None where an earlier version has written the shard."""
 
     @property
     def content(self) -> str:
         """A name for what the shard holds. It changes when clips are added or replaced."""
+        if self.audio is not None:
+            return f"{self.digest}-{self.audio}"
         return self.digest if not self.revision else f"{self.digest}-{self.revision}"
 
 
@@ -190,6 +195,6 @@ def read_index(directory: Path) -> list[Shard]:
 
 
 def fingerprint(shards: list[Shard]) -> str:
-    """Returns 16 hex digits that identify data: equal for equal shards that are made of equal manifest lines."""
+    """Returns 16 hex digits that identify data: equal for shards of equal names that hold equal records."""
     text = "".join(f"{shard.name} {shard.content} {shard.clips}\n" for shard in shards)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
