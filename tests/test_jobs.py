@@ -210,6 +210,30 @@ def test_audio_replaced_under_the_same_name_is_done_again(job, disk):
     assert files(job.out) == after
 
 
+def test_clips_of_a_folder_are_not_lost_to_files_of_the_same_names_in_another(job, disk, tmp_path):
+    job.run()
+    before, other = files(job.out), tmp_path / "other"
+    for folder in (other, other / "disk"):
+        folder.mkdir()
+    listed = shutil.copy(tmp_path / "all.jsonl", other / "all.jsonl")
+    job.source, job.sources = listed, {"sound": listed}
+    for name in NAMES[1:]:
+        shutil.copyfile(disk / name, other / "disk" / name)
+    for first in (lambda path: sound(path, seed=99), lambda path: path.write_text("no sound")):
+        first(other / "disk" / NAMES[0])
+        with pytest.raises(DataError, match=r"the clip of .*tmp.*/disk/a\.wav is there already, .*other/disk/a\.wav;"):
+            job.run()
+        assert {name: data for name, data in files(job.out).items() if "shards" in name} == {
+            name: data for name, data in before.items() if "shards" in name
+        }
+    shutil.copyfile(disk / NAMES[0], other / "disk" / NAMES[0])  # the corpus has moved
+    job.run()
+    assert job.held() == set(NAMES)
+    sound(other / "disk" / NAMES[0], seed=99)  # and a file of it is replaced there
+    job.run()
+    assert job.held() == set(NAMES)
+
+
 def test_a_source_that_is_opened_anew_reads_what_has_been_done_again(tokens, disk):
     tokens.run()
     before = [clip.codes for clip in TokenSource(tokens.out)]

@@ -144,6 +144,7 @@ class Worker:
 
         Raises:
             OSError: If `out` cannot be written.
+            DataError: If tokens would be lost to those of files of the same names in another folder.
         """
         if not self._is_warm:
             keep(self.job, self.contract)
@@ -174,10 +175,14 @@ class Worker:
                 for (name, number), result, prepared in readers.map(requests(), prepare):
                     if result is None:
                         opened[name].refuse(number, prepared)
-                    elif result.clip is None:
-                        opened[name].outcomes.keep(number, result.seen)
-                    elif prepared is None:
-                        opened[name].outcomes.leave_out(number, result.seen)
+                        continue
+                    outcomes = opened[name].outcomes
+                    if result.clip is None:
+                        outcomes.keep(number, result.seen)
+                        continue
+                    outcomes.check_place(number)
+                    if prepared is None:
+                        outcomes.leave_out(number, result.seen)
                     else:
                         yield (name, number, result), prepared
 

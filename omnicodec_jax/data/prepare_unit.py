@@ -138,6 +138,10 @@ def prepare_unit(
         refused: Why entries are refused without being tried, by their numbers.
         report: Called with (number, None) before an entry, and with (number, seconds of audio) after it; 0 seconds
             stand for an entry that is refused.
+
+    Raises:
+        DataError: If clips would be lost to those of files of the same names in another folder.
+        OSError: If `out` cannot be written.
     """
     path = records.shard_path(out, unit.name)
     remove_leftovers(path)
@@ -157,6 +161,8 @@ def prepare_unit(
                 except Exception as error:  # an error in one file must not end the work on the others
                     outcomes.refuse(number, _refusal(number, unit.folder, entry, error))
                 else:
+                    if clip != before:
+                        outcomes.check_place(number)
                     outcomes.add(number, clip, seen)
                     seconds = clip.samples / records.SAMPLE_RATE
             clip = outcomes.clips.get(number)

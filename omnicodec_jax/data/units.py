@@ -22,8 +22,8 @@ from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from omnicodec_jax import buckets
-from omnicodec_jax.buckets import BucketPath, in_threads
+from omnicodec_jax import buckets, names
+from omnicodec_jax.buckets import BucketPath, as_path, in_threads
 from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.members import Member, is_in_bucket
@@ -213,9 +213,9 @@ def to_do(finished: dict[str, Any] | None, unit: Unit, retry_rejected: bool) -> 
     system did not give, those whose file has been replaced, and with `retry_rejected` all that were refused.
 
     Args:
-        finished: What the unit's JSON file holds, {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …]}, and
-            "skipped" like "clips" where entries were left out; None if the unit is not finished. Files of version 0.1
-            have no "clips".
+        finished: What the unit's JSON file holds, {"rejects": rows of `refusal`, "clips": [[entry, *Seen], …],
+            "folder": where its paths begin}, and "skipped" like "clips" where entries were left out; None if the unit
+            is not finished. Files of version 0.1 have no "clips" and no "folder".
         unit: The unit.
         retry_rejected: Whether entries that were refused are tried once more.
     """
@@ -261,6 +261,8 @@ class Outcomes(Generic[T]):
         """Numbers of the entries that this run does."""
         self.is_resumed = False
         """Whether the clips of an earlier run have been taken over."""
+        self._folder: Path | None = None
+        """The folder that the paths of those clips begin in; None where version 0.1 has written them."""
         self._seen: dict[int, Seen] = {}
         self._skipped: dict[int, Seen] = {}
         self._rejects: dict[int, dict[str, Any]] = {}
@@ -278,6 +280,7 @@ class Outcomes(Generic[T]):
         self._seen = {number: Seen(*seen) for number, *seen in finished["clips"]}
         self._skipped = {number: Seen(*seen) for number, *seen in finished.get("skipped", [])}
         self._rejects = {row["entry"]: row for row in finished["rejects"]}
+        self._folder = as_path(finished["folder"]) if "folder" in finished else None
 
     @property
     def is_complete(self) -> bool:
@@ -300,10 +303,14 @@ class Outcomes(Generic[T]):
         self._seen[number] = seen
 
     def refuse(self, number: int, row: dict[str, Any]) -> None:
-        """Refuses an entry with a row of `refusal`. If this is no verdict, a clip that it had become before is kept."""
+        """Refuses an entry with a row of `refusal`. If this is no verdict, a clip that it had become before is kept.
+
+        Raises DataError as `check_place`.
+        """
         if row.get("again") and number in self.clips:
             self._open.discard(number)
             return
+        self.check_place(number)
         self._forget(number)
         self._rejects[number] = row
 
@@ -311,6 +318,21 @@ class Outcomes(Generic[T]):
         """Leaves an entry out without refusing it, for as long as its file is the one that was seen."""
         self._forget(number)
         self._skipped[number] = seen
+
+    def check_place(self, number: int) -> None:
+        """Raises DataError where an entry is about to lose its clip to a file of another folder.
+
+        The lines of two corpora may be the same, as their files may be called alike. A corpus that has moved holds the
+        same, and loses nothing.
+        """
+        if number not in self.clips or self._folder is None:
+            return
+        folders = self._folder, as_path(_text_of(self._unit.folder))
+        held, other = (names.text(str(self._unit.entries[number].file(folder))) for folder in folders)
+        if held != other:
+            raise DataError(
+                f"the clip of {held} is there already, and would be lost to that of {other}; use another --out"
+            )
 
     def _forget(self, number: int) -> None:
         """Forgets whatever was known of an entry, of which nothing is left to do."""
@@ -324,7 +346,13 @@ class Outcomes(Generic[T]):
         rejects = [self._rejects[number] for number in sorted(self._rejects)]
         clips, skipped = ([[number, *seen[number]] for number in sorted(seen)] for seen in (self._seen, self._skipped))
         left_out = {"skipped": skipped} if skipped else {}
-        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out}) + "\n"
+        folder = {"folder": _text_of(self._unit.folder)}
+        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out, **folder}) + "\n"
+
+
+def _text_of(folder: Path) -> str:
+    """Returns the name of a folder from wherever it is seen, as valid UTF-8."""
+    return names.text(str(folder.resolve()))
 
 
 # -- Collect
