@@ -5,7 +5,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +23,7 @@ from omnicodec_jax.cli import contents, corpora
 from omnicodec_jax.cli.train import train
 from omnicodec_jax.config import Config
 from omnicodec_jax.corpus import TokenSource, read_tokens, readers, runners, shards, tokenize
+from omnicodec_jax.corpus import detokenize as detokenization
 from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.readers import Request
 from omnicodec_jax.corpus.tokenize import Job
@@ -659,6 +664,38 @@ def test_two_kinds_of_jobs_do_not_share_a_directory(job, tmp_path):
             with pytest.raises(DataError, match=f"holds {held} .*use another directory"):
                 job.run()
             assert files(job.out) == {marker: b"{}"}
+
+
+def test_what_another_run_has_made_meanwhile_is_not_mixed_with_what_this_one_makes(tokens, tmp_path, monkeypatch):
+    codec, (out, tars, others) = Quick.from_pretrained(tokens.model), (tmp_path / name for name in "abc")
+    tokens.run()
+    shards.write(shards.shard_path(others, "a"), read_tokens(tokens.out), shards.contract(tokens.out) | {"model": "x"})
+    shards.marker_path(others, "a").parent.mkdir(parents=True)
+    shards.marker_path(others, "a").touch()
+    decode, job = partial(detokenize, tokens.out, out, codec), Prepared(tmp_path / "disk", tokens.model)
+
+    def meanwhile(module: ModuleType, name: str, other: Callable[[], object], run: Callable[[], object]) -> str:
+        before = getattr(module, name)
+
+        def read(*given: Any) -> Any:
+            monkeypatch.setattr(module, name, before)
+            found = before(*given)
+            other()
+            return found
+
+        monkeypatch.setattr(module, name, read)
+        with pytest.raises(DataError) as caught:
+            run()
+        assert getattr(module, name) is before
+        return str(caught.value)
+
+    twenty = PrepareConfig(validation=0.0, segment_seconds=20)
+    prepared = partial(prepare.run, {"sound": job.source}, job.out, twenty, 1, Share())
+    assert "other settings" in meanwhile(prepare.manifest, "read_all", prepared, job.run)
+    of_three, of_four = (lambda count=count: list(decode(count, ".flac", Share())) for count in (3, 4))
+    assert "another run is at work" in meanwhile(detokenization, "targets", of_three, of_four)
+    theirs, ours = (partial(convert, made, tars) for made in (others, tokens.out))
+    assert "another run is at work" in meanwhile(shards, "settings", theirs, ours)
 
 
 def test_shares_that_do_not_overlap_are_at_work_together(tmp_path):

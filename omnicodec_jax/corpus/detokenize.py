@@ -65,6 +65,14 @@ def detokenize(
     if held["model"] != tokenizer.model_hash_as(held["model"], held.get("tokens_hash")):
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
     tokenizer.check_num_quantizers(num_quantizers)
+    with claim(out, share, "detokenized audio"):
+        yield from _decode_left(tokens, out, tokenizer, num_quantizers, suffix, share)
+
+
+def _decode_left(
+    tokens: Path, out: Path, tokenizer: OmniCodecTokenizer, num_quantizers: int | None, suffix: str, share: Share
+) -> Iterator[Decoded]:
+    """Does what `detokenize` does, while no other run is at work on `out`."""
     kept = _kept(out)
     made = {
         "model": tokenizer.model_hash_as(kept.get("model")),
@@ -106,7 +114,7 @@ def detokenize(
         return Decoded(path, clip.num_samples / clip.sample_rate)
 
     writing: list[Future[Decoded]] = []
-    with claim(out, share, "detokenized audio"), ThreadPoolExecutor(WRITERS) as threads:
+    with ThreadPoolExecutor(WRITERS) as threads:
         with rewriting(out / SETTINGS) as temporary:
             temporary.write_text(json.dumps(made) + "\n")
         remove_leftovers(*(out / path for path in left))

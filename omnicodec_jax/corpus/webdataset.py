@@ -20,9 +20,9 @@ def convert(tokens: Path, out: Path) -> int:
     DataError where `out` holds tokens of another contract, or tars that are not of these shards.
     """
     settings, contract = out / shards.SETTINGS, shards.contract(tokens)
-    if shards.settings(out) not in (None, contract):
-        raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
     with claim(out, makes="tokens"):
+        if shards.settings(out) not in (None, contract):
+            raise DataError(f"{out}: holds tokens that were made otherwise (see {settings}); use another OUT")
         made = {f"{path.stem}.tar" for path in shards.shards(tokens)}
         if others := sorted({path.name for path in out.glob("[!.]*.tar")} - made):
             raise DataError(f"{out}: holds tars that are not of {tokens}, such as {others[0]}; use another OUT")

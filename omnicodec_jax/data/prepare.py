@@ -105,6 +105,7 @@ def run(
     for note in nothing_held_out(manifests, config):
         LOG.warning("prepare: %s", note)
     with claim(out, share, "prepared audio"):
+        _check(out, config)  # again, since another run may have come and gone while the manifests were read
         _keep(out, config)
         planned = Plan(
             functools.partial(plan, manifests, config),
