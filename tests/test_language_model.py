@@ -55,12 +55,12 @@ EMISSION = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9], [0.3, 0.
 """Probabilities of the second codebook, given the first."""
 
 
-def write(out: Path, clips: dict[str, np.ndarray], sizes: tuple[int, ...] = SIZES) -> Path:
-    """Token shards, one per domain; an id is domain/number."""
+def write(out: Path, clips: dict[str, np.ndarray], sizes: tuple[int, ...] = SIZES, source: str = "") -> Path:
+    """Token shards, one per domain; an id is domain/number, and all clips have one source."""
     for domain in sorted({id.split("/")[0] for id in clips}):
         path = shards.shard_path(out, domain)
         rows = [
-            Clip(id, domain, codes.astype(np.uint16), 1.0, 24_000, 1920 * len(codes), "")
+            Clip(id, domain, codes.astype(np.uint16), 1.0, 24_000, 1920 * len(codes), source)
             for id, codes in clips.items()
             if id.startswith(f"{domain}/")
         ]
@@ -506,6 +506,12 @@ def test_checkpoints_of_other_tokens_or_another_model_are_refused(tokens, tmp_pa
     others = write(tmp_path / "others", {f"a/{i}": codes for i, codes in enumerate(markov(30, 16))})
     with pytest.raises(CheckpointError, match=r"data: .* in the checkpoint"):
         measure(others, TINY, tmp_path / "run")
+    clips = {f"a/{i}": codes for i, codes in enumerate(markov(30, 16))}
+    replaced = write(tmp_path / "replaced", clips, source="new")  # other audio of the same names
+    with pytest.raises(multihost.Interrupted):
+        measure(others, TINY, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"sources: .* in the checkpoint"):
+        measure(replaced, TINY, tmp_path / "other")
 
 
 def test_tokens_with_fewer_codebooks_are_taken_whole(tmp_path):

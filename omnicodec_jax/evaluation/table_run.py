@@ -1,6 +1,7 @@
 """Measures the rows of a table of the paper that can be measured, and writes the table."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,7 +19,7 @@ from omnicodec_jax.evaluation.paper_tables import TABLES, Measured, PaperRow, Pa
 from omnicodec_jax.evaluation.peers import PEERS, PeerRequest
 from omnicodec_jax.evaluation.reconstruct import ORIGINAL, RATE
 from omnicodec_jax.evaluation.run import Evaluation
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import digest, rewriting
 from omnicodec_jax.language_model import perplexity
 
 LOG = logging.getLogger(__name__)
@@ -146,10 +147,17 @@ def _perplexities(
         try:
             if (tokens := _shards(evaluation.out, system)) is not None:
                 LOG.info("%s: a language model learns its tokens", name)
-                found[name] = perplexity.measure(tokens, config, evaluation.out / "language_models" / name)
+                of = _digest(tokens, config)  # since an earlier run may have learnt others with the same name
+                found[name] = perplexity.measure(tokens, config, evaluation.out / "language_models" / name / of)
         except OmniCodecError as error:
             why[name] = f"no perplexity: {error}"
     return found, why
+
+
+def _digest(tokens: Path, config: PerplexityConfig) -> str:
+    """Returns a hash of the tokens that a language model learns, and of its options."""
+    about = json.dumps([digest(shards.shard_path(tokens, SHARD)), dataclasses.asdict(config)])
+    return hashlib.blake2b(about.encode(), digest_size=8).hexdigest()
 
 
 def _shards(out: Path, system: dict[str, Any]) -> Path | None:

@@ -48,6 +48,7 @@ def learn(tokens: Path, config: PerplexityConfig, workdir: Path | None = None) -
     if workdir is None:
         params = train(trainer, corpus, mesh)
     else:
-        with Checkpoints(workdir, config, corpus.fingerprint) as checkpoints, multihost.Interruption() as interruption:
+        kept = Checkpoints(workdir, config, corpus.fingerprint, {"sources": corpus.sources})
+        with kept as checkpoints, multihost.Interruption() as interruption:
             params = train(trainer, corpus, mesh, checkpoints, interruption)
     return Learnt(trainer, params, corpus, mesh)

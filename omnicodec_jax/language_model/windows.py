@@ -32,12 +32,14 @@ class ClipTable(NamedTuple):
     """A number in [0, 1) for each clip, which depends on the clip's id alone: float64 [N]."""
     fingerprint: str
     """A hash of the ids and lengths of the clips and of the token contract."""
+    sources: str
+    """A hash of the sources of the clips, which tells it from one of other audio under the same ids."""
 
     @classmethod
     def read(cls, tokens: Path) -> "ClipTable":
         """Reads the table of a directory. Raises DataError where there are no shards."""
         table = pa.concat_tables(
-            [shards.read_columns(path, ["id", "domain", "frames"]) for path in shards.shards(tokens)]
+            [shards.read_columns(path, ["id", "domain", "frames", "source"]) for path in shards.shards(tokens)]
         )
         ids, frames = table["id"].to_pylist(), table["frames"].to_numpy().astype(np.int64)
         contract = shards.contract(tokens)
@@ -46,7 +48,9 @@ class ClipTable(NamedTuple):
         digest.update("\0".join(ids).encode())
         digest.update(frames.tobytes())
         shares = np.array([_share(id) for id in ids], np.float64)
-        return cls(frames, np.array(table["domain"].to_pylist(), str), shares, digest.hexdigest())
+        sources = hashlib.blake2b("\0".join(table["source"].to_pylist()).encode(), digest_size=8)
+        domains = np.array(table["domain"].to_pylist(), str)
+        return cls(frames, domains, shares, digest.hexdigest(), sources.hexdigest())
 
 
 def _share(id: str) -> float:
@@ -104,6 +108,8 @@ class TokenCorpus(NamedTuple):
     layout: Layout
     fingerprint: str
     """A hash by which a resumed run knows whether the tokens are still the same."""
+    sources: str
+    """A hash by which it knows whether they are still of the same audio, which version 0.1 did not keep."""
 
     @classmethod
     def open(cls, tokens: Path, config: PerplexityConfig) -> "TokenCorpus":
@@ -124,7 +130,7 @@ class TokenCorpus(NamedTuple):
         is_held_out = clips.shares < config.held_out
         held_out = windows(is_held_out, "held out")
         train = windows(~is_held_out, "trained on")
-        return cls(train, held_out, clips.domains[held_out.clips], layout, clips.fingerprint)
+        return cls(train, held_out, clips.domains[held_out.clips], layout, clips.fingerprint, clips.sources)
 
     def training_order(self, seed: int) -> grain.MapDataset:
         """Returns an endless dataset of the windows to train on, shuffled anew in every epoch."""
