@@ -210,6 +210,28 @@ def test_an_evaluation_does_not_replace_clips_of_the_same_name(tmp_path):
             reconstruct.check_same_sources([second], tmp_path, journal)
 
 
+def test_an_evaluation_tells_clips_apart_wherever_it_is_started(tmp_path, monkeypatch):
+    for folder in "xy":
+        (tmp_path / folder).mkdir()
+    files = [sound(tmp_path / folder / "clips" / "a.wav", seed) for seed, folder in enumerate("xy")]
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    here = EvalClip("a", "speech", Path("clips/a.wav"))
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        monkeypatch.chdir(tmp_path / "x")
+        (before,) = reconstruct.originals([here], tmp_path, journal)
+        monkeypatch.chdir(tmp_path / "y")
+        with pytest.raises(DataError, match=r"holds speech/a of .*x/clips/a\.wav; that of clips/a\.wav would replace"):
+            reconstruct.check_same_sources([here], tmp_path, journal)
+        for same in (files[0], Path("../x/clips/a.wav"), tmp_path / "link" / "clips" / "a.wav"):
+            reconstruct.check_same_sources([here._replace(path=same)], tmp_path, journal)
+            target = reconstruct.audio_path(tmp_path, reconstruct.ORIGINAL, here)
+            written = target.stat().st_mtime_ns
+            assert [clip.digest for clip in reconstruct.originals([here._replace(path=same)], tmp_path, journal)] == [
+                before.digest
+            ]
+            assert target.stat().st_mtime_ns == written  # nothing is done again
+
+
 def test_webdataset_does_not_mix_tokens_of_two_models(tmp_path, corpus):
     _, write = corpus
     for _ in range(2):

@@ -17,6 +17,7 @@ import numpy as np
 
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.attempts import Seen, reason
+from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.units import Progress
 from omnicodec_jax.errors import AudioError, DataError, OmniCodecError
 from omnicodec_jax.evaluation.datasets import EvalClip
@@ -84,11 +85,7 @@ def check_same_sources(clips: Sequence[EvalClip], out: Path, journal: Journal) -
     """Raises DataError if `out` has a clip of the same name from another file, which would be lost with its scores."""
     for clip in clips:
         row = journal.get(ORIGINAL, clip.domain, clip.id)
-        if (
-            clip.problem is None
-            and row is not None
-            and os.path.abspath(row["source"][0]) != os.path.abspath(str(clip.path))
-        ):
+        if clip.problem is None and row is not None and _place(row["source"][0]) != _place(clip.path):
             held = f"{clip.domain}/{clip.id} of {row['source'][0]}"
             raise DataError(f"{out}: holds {held}; that of {clip.path} would replace it: use another --out")
 
@@ -97,7 +94,16 @@ def _about(clip: EvalClip) -> list[Any]:
     """Returns the values by which a clip is known to be unchanged. Raises AudioError if its file is missing."""
     if not clip.path.is_file():  # it is False, and no error, for names that no file can have
         raise AudioError(f"{clip.path}: no such file")
-    return [str(clip.path), *Seen.of(clip.path), clip.offset, clip.duration]
+    return [_place(clip.path), *Seen.of(clip.path), clip.offset, clip.duration]
+
+
+def _place(path: Any) -> str:
+    """Returns the name of a file that is the same from every folder, whichever links lead to the folder it lies in."""
+    if isinstance(path, Member):
+        return f"{_place(path.container)}: {path.name}"
+    if "://" in str(path):
+        return str(path)
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:
