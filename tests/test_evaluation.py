@@ -397,6 +397,15 @@ def test_names_of_the_clips_themselves_are_refused_before_anything_is_touched(na
         Evaluation(data=data, out=tmp_path, reconstructions={name: tmp_path}, metrics=METRICS)
 
 
+def test_the_reports_own_audio_is_not_removed_to_be_read_again(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "report")
+    for folder in ("report/audio/ours", "link/audio/ours/music"):
+        with pytest.raises(ConfigError, match=f"--reconstructions ours: {folder} is where .* another --out"):
+            Evaluation(data=data, out=Path("report"), reconstructions={"ours": Path(folder)}, metrics=METRICS)
+    Evaluation(data=data, out=Path("report"), reconstructions={"theirs": Path("report/audio/ours")}, metrics=METRICS)
+
+
 def test_a_folder_can_say_what_its_tokens_cost(tmp_path):
     (tmp_path / "system.json").write_text('{"about": "WavTokenizer", "codebook_sizes": [4096], "frame_rate": 75}')
     system = Folder("w", tmp_path).system

@@ -84,9 +84,14 @@ class Evaluation:
         for option, given in (("--model", list(self.models)), ("--peers", [peer.name for peer in self.peers])):
             if twice := [name for name, count in Counter(map(names.key, given)).items() if count > 1]:
                 raise ConfigError(f"{option}: {twice[0]} is there twice, but systems are told apart by their names")
-        for name in self.reconstructions:
+        for name, folder in self.reconstructions.items():
             if name.casefold() in (ORIGINAL.casefold(), REFERENCE.casefold()):
                 raise ConfigError(f"--reconstructions {name}: stands for the clips themselves; give it another name")
+            if (self.out / "audio" / name).resolve() in (folder.resolve(), *folder.resolve().parents):
+                raise ConfigError(
+                    f"--reconstructions {name}: {folder} is where the report's own files of {name} go, which would be "
+                    "lost; give another name, or another --out"
+                )
 
     @property
     def metrics_of_clips(self) -> list[str]:
