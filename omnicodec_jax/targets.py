@@ -27,6 +27,7 @@ def choose(
         if suffix == SUFFIX and file.suffix != SUFFIX:
             raise OmniCodecError(f"{file}: token files end in {SUFFIX}; a directory must be there already")
         _check_folder(file.parent)
+        check_apart(input, file)
         return [(input, file)]
     found = discovery.take(input, extensions)
     if not found.files:
@@ -35,6 +36,13 @@ def choose(
     _check_folder(folder)
     inside = mirrored_names(input, found.files, extensions, suffix)
     return [(source, folder / inside[source]) for source in found.files]
+
+
+def check_apart(input: Path, output: Path) -> None:
+    """Raises OmniCodecError, before any work, for an output that is the input itself, by whatever name."""
+    on_disk = not (isinstance(input, BucketPath) or isinstance(output, BucketPath))
+    if input == output or (on_disk and output.exists() and output.samefile(input)):
+        raise OmniCodecError(f"{output}: is the input itself, which would be lost; choose another output")
 
 
 def _check_folder(folder: Path) -> None:

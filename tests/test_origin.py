@@ -117,6 +117,18 @@ def test_a_stream_does_not_replace_a_file(tmp_path, demo_model):
     assert (tmp_path / "a.wav").read_bytes() == b"precious"
 
 
+def test_tokens_are_not_replaced_by_what_is_decoded_of_them(tmp_path, demo_model):
+    cli.encode(sound(tmp_path / "a.wav", 0), model=demo_model)
+    tokens = tmp_path / "a.safetensors"
+    (tmp_path / "link.wav").symlink_to(tokens)
+    before = tokens.read_bytes()
+    for output in (tokens, tmp_path / "link.wav", tmp_path / "." / "a.safetensors"):
+        for command in (cli.decode, cli.stream_decode):
+            with pytest.raises(OmniCodecError, match="is the input itself, which would be lost; choose another output"):
+                command(tokens, output, model=demo_model, overwrite=True)
+    assert tokens.read_bytes() == before
+
+
 @pytest.fixture
 def corpus(tmp_path, demo_model):
     """Writes token shards of one clip, "speech/a", made of the audio with that hash."""

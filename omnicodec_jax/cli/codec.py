@@ -170,6 +170,8 @@ def stream_decode(
 
     if output is not None and output.is_file() and not overwrite:  # raw samples cannot say of what they were made
         raise OmniCodecError(f"{output}: is there already; choose another output, or replace with --overwrite")
+    if output is not None:
+        targets.check_apart(input, output)
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
     codes = _tokens_of(tokenizer, input, num_quantizers)[1][None]
