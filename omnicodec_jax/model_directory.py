@@ -179,9 +179,10 @@ def refuse_other_kind(directory: Path, kind: str, theirs: bool = False) -> None:
     except (OSError, ValueError):
         return  # nothing that would be lost
     mapping = mapping if isinstance(mapping, dict) else {}
-    held, of_theirs = mapping.get("model_type", kind), bool(THEIRS & mapping.keys())
-    if (held, of_theirs) != (kind, theirs):
-        maker = "transformers" if of_theirs else "this package"
+    held, maker = mapping.get("model_type", kind), "transformers" if THEIRS & mapping.keys() else "this package"
+    if _is_ctranslate2(directory, mapping):
+        held, maker = "whisper", "CTranslate2"
+    if (held, maker) != (kind, "transformers" if theirs else "this package"):
         raise ModelError(
             f"{directory}: holds a model of the kind {held} of {maker}, which would be lost; choose another directory"
         )
@@ -286,9 +287,12 @@ def unconverted(directory: Path) -> str | None:
         return None
     if isinstance(mapping, dict) and THEIRS & mapping.keys():
         return kind_of(mapping.get("model_type"))
-    if isinstance(mapping, dict) and "model_type" not in mapping and (directory / CTRANSLATE2).is_file():
-        return "whisper"
-    return None
+    return "whisper" if isinstance(mapping, dict) and _is_ctranslate2(directory, mapping) else None
+
+
+def _is_ctranslate2(directory: Path, mapping: Mapping[str, Any]) -> bool:
+    """Returns whether a directory with this config.json is a model of CTranslate2."""
+    return "model_type" not in mapping and (directory / CTRANSLATE2).is_file()
 
 
 def _refuse_unconverted(directory: Path, role: Role | None) -> None:

@@ -113,6 +113,22 @@ def test_checkpoint_of_ctranslate2_names_its_converter(tmp_path: Path):
         read_encoder(tmp_path)
 
 
+def test_a_model_does_not_take_the_place_of_what_it_is_made_of(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"alignment_heads": [], "suppress_ids": []}))
+    (tmp_path / "model.bin").write_bytes(b"")
+    for kind in ("omnicodec", "whisper"):
+        with pytest.raises(ModelError, match="a model of the kind whisper of CTranslate2, which would be lost"):
+            model_directory.refuse_other_kind(tmp_path, kind)
+    bare, link = tmp_path / "bare" / "model.safetensors", tmp_path / "link"
+    bare.parent.mkdir()
+    save_file({"encoder.weight": np.zeros(3, np.float32)}, bare)
+    link.symlink_to(bare.parent)
+    before = bare.read_bytes()
+    with pytest.raises(ConversionError, match="would be replaced by what is made of it; choose another --out"):
+        from_torch.main(bare, link, config=Path("demo"))
+    assert bare.read_bytes() == before
+
+
 def test_file_of_weights_names_the_directory_that_it_is_in(tmp_path: Path):
     model_directory.save(tmp_path, tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
     with pytest.raises(ModelError, match=f"a file, where a model is a directory; give {tmp_path}$"):

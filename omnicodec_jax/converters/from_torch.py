@@ -56,6 +56,8 @@ def main(
         _convert(checkpoint, network, tensors, reference, out)
         return
     tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference
+    if (weights := out / model_directory.WEIGHTS).exists() and weights.samefile(checkpoint):
+        raise ConversionError(f"{checkpoint}: would be replaced by what is made of it; choose another --out")
     if config is None:
         raise ConversionError(f"{checkpoint}: does not say what it is; give the --config that it was trained with")
     network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
