@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tiny_experiment
@@ -85,7 +86,7 @@ def test_a_run_says_its_step_and_how_good_it_is(tmp_path, said):
         "8 clips of 0.24 s a step, from data/prepared (sound 3, speech 1)",
         "learning rate 0.0001, seed 0",
     ]
-    (tmp_path / "checkpoints" / "6" / "about" / "metadata").write_text('{"config":')
+    (tmp_path / "checkpoints" / "6" / "about" / "metadata").write_text("{}")
     with pytest.raises(OmniCodecError, match="damaged"):
         cli.inspect(tmp_path)
 
@@ -167,6 +168,21 @@ def test_folders_of_checkpoints_name_the_run_that_they_are_of(tmp_path, said):
     checkpoint_of(Config(), folder / "2")
     assert said(folder) == ["DIR/checkpoints: the checkpoints of the run in DIR; inspect that"]
     assert said(folder / "2") == ["DIR/checkpoints/2: a checkpoint of the run in DIR; inspect that"]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_says_what_it_goes_on_from(tmp_path, said):
+    folder, config = tmp_path / "checkpoints", PerplexityConfig()
+    for step in (7, 14, 21, 28):
+        checkpoint_of(config, folder / str(step))
+    (folder / "21" / "about" / "metadata").write_text('{"config": {"mod')
+    shutil.rmtree(folder / "28" / "about")
+    first, second, *_ = said()
+    assert first.endswith(f"at step 14 of {config.optimizer.total_steps}")
+    assert second == "checkpoints of steps 7, 14, and damaged ones of steps 21, 28"
+    for step in (7, 14):
+        shutil.rmtree(folder / str(step))
+    with pytest.raises(OmniCodecError, match="no checkpoint here can be read: 21, 28"):
+        cli.inspect(tmp_path)
 
 
 def test_a_workdir_of_perplexity_is_no_run_of_a_codec(tmp_path, said):

@@ -121,19 +121,24 @@ def _run(path: Path) -> Iterator[str]:
     if not folders:
         yield f"{path}: training run without a checkpoint"
         return
-    steps, last = sorted(folders), max(folders)
-    about = json.loads((folders[last] / ABOUT).read_text())
+    abouts = {step: about for step, folder in sorted(folders.items()) if (about := _json(folder / ABOUT)) is not None}
+    damaged = sorted(folders.keys() - abouts.keys())
+    if not abouts:
+        raise OmniCodecError(f"{path}: no checkpoint here can be read: {', '.join(map(str, damaged))}")
+    last = max(abouts)
+    about, kept = abouts[last], f"checkpoints of steps {', '.join(map(str, abouts))}"
+    kept += f", and damaged ones of steps {', '.join(map(str, damaged))}" if damaged else ""
     if "model" in about["config"]:
         model = config_files.run_config(about["config"], str(folders[last]), PerplexityConfig)
         yield f"{path}: language model of tokens (omnicodec perplexity) at step {last} of {model.optimizer.total_steps}"
-        yield f"checkpoints of steps {', '.join(map(str, steps))}"
+        yield kept
         yield f"layout {model.layout}, seed {model.seed}"
         return
     config = config_files.run_config(about["config"], str(folders[last]))
     yield f"{path}: training run at step {last} of {config.optimizer.total_steps}"
-    yield f"checkpoints of steps {', '.join(map(str, steps))}"
-    measured = {step: folders[step] / "metrics" / "metrics" for step in steps}
-    distances = {step: json.loads(file.read_text())[DISTANCE] for step, file in measured.items() if file.is_file()}
+    yield kept
+    measured = {step: _json(folders[step] / "metrics" / "metrics") for step in abouts}
+    distances = {step: metrics[DISTANCE] for step, metrics in measured.items() if metrics is not None}
     if distances:
         yield "mel distance of held-out clips: " + ", ".join(f"{d:.4f} at step {step}" for step, d in distances.items())
     yield from codec(config.codec)
@@ -141,6 +146,14 @@ def _run(path: Path) -> Iterator[str]:
     domains = ", ".join(f"{domain.name} {domain.weight:g}" for domain in config.data.domains)
     yield f"{config.data.batch_size} clips of {length:g} s a step, from {config.data.prepared} ({domains})"
     yield f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}"
+
+
+def _json(path: Path) -> Any:
+    """Reads a file of JSON; None if it is not there, or is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _checkpoints(path: Path) -> Iterator[str]:
