@@ -235,7 +235,13 @@ def _store(
 ) -> int:
     """Computes and stores the features of the shards that have none yet. Returns the exit code."""
     held = {path.name for path in (out / records.SHARDS).glob(f"[!.]*{records.SUFFIX}")}
-    todo = [shard for shard in shards if features.shard_path(out, shard).name not in held]
+    seconds = read_settings(prepared).segment_seconds
+
+    def is_done(shard: Shard) -> bool:
+        path, count = features.shard_path(out, shard), sum(records.num_segments(clip, seconds) for clip in shard.clips)
+        return path.name in held and records.is_whole(path, count)
+
+    todo = [shard for shard in shards if not is_done(shard)]
     error, failed = RoundingError(), 0
     total = sum(sum(shard.clips) for shard in todo) // SAMPLE_RATE
     with tqdm(total=total, desc="features", unit=" s of audio") as bar:

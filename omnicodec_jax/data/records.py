@@ -127,7 +127,11 @@ def read_samples(record: bytes, start: int = 0, count: int = -1) -> np.ndarray:
 def _reader(path: str) -> ArrayRecordReader:
     if not Path(path).is_file():  # to the library, a file that is missing is a file without records
         raise DataError(f"{path}: no such shard")
-    return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+    return _opened(path)
+
+
+def _opened(path: Path | str) -> ArrayRecordReader:
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
 
 
 def read_record(path: Path, index: int) -> bytes:
@@ -142,6 +146,14 @@ def read_record(path: Path, index: int) -> bytes:
     except (RuntimeError, IndexError, ValueError) as error:
         _reader.cache_clear()  # a reader that has failed once fails always
         raise DataError(f"{path}: record {index} cannot be read: {error}") from None
+
+
+def is_whole(path: Path, count: int) -> bool:
+    """Returns whether a shard that is there has so many records; a machine that went down may have left it cut off.
+
+    Objects in a bucket are always whole.
+    """
+    return isinstance(path, BucketPath) or _opened(path).num_records() == count
 
 
 def read_clips(path: Path, clips: tuple[int, ...], segment_seconds: int) -> list[list[bytes]] | None:

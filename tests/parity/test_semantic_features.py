@@ -157,6 +157,10 @@ def test_what_is_done_is_not_done_again_and_the_rest_is(prepared, stored, checkp
     semantic_features.main(prepared, str(checkpoint), stored, dtype="float32")
     assert path.read_bytes() == data
     assert not leftover.exists()
+    for size in (0, len(data) // 2):  # as a power failure may leave it
+        path.write_bytes(data[:size])
+        semantic_features.main(prepared, str(checkpoint), stored, dtype="float32")
+        assert path.read_bytes() == data
 
 
 def test_batches_do_not_change_features(prepared, checkpoint, stored, tmp_path):
