@@ -1,6 +1,6 @@
 """Codecs as ONNX programs, which ONNX Runtime runs on servers, phones and in browsers, through the PyTorch model.
 
-Batch and time may have any size, but for the one frame of "decoder-step". Weights are inside.
+Batch and time may have any size. Weights are inside.
 """
 
 import logging
@@ -31,7 +31,7 @@ def export_onnx(
     Args:
         config: The codec's config.
         variables: Its parameters and codebooks.
-        what: "decoder": codes to audio; "decoder-step": the next frame of streams; "encoder": audio and semantic
+        what: "decoder": codes to audio; "decoder-step": the next frames of streams; "encoder": audio and semantic
             features to codes; "encoder-from-audio": audio to codes, for models that compute their features.
         out: File to write the program to; it must end in .onnx.
         encoder: Encoder of Whisper that "encoder-from-audio" computes the features with, where the model takes its.
@@ -103,7 +103,7 @@ def _program(model: Any, what: Part) -> tuple[Any, dict[str, Any], list[str], An
     frames, samples = 7, 7 * config.frame_size + 11
     if model.frozen_encoder is not None:  # two windows, as what is one in the example is taken to be one always
         samples += config.encoder_window_seconds * config.sampling_rate
-    codes = torch.zeros(2, config.num_quantizers, 1 if what == "decoder-step" else frames, dtype=torch.long)
+    codes = torch.zeros(2, config.num_quantizers, frames, dtype=torch.long)
     audio = torch.zeros(2, 1, samples)
 
     class Decoder(torch.nn.Module):
@@ -123,14 +123,15 @@ def _program(model: Any, what: Part) -> tuple[Any, dict[str, Any], list[str], An
         def forward(self, input_values: Any, semantic_features: Any = None) -> Any:
             return self.model.encode(input_values, semantic_features=semantic_features).audio_codes
 
+    codes_sizes = {0: "batch", 2: "frames"}
     if what == "decoder":
-        return Decoder(), {"audio_codes": codes}, ["audio_values"], ({0: "batch", 2: "frames"},)
+        return Decoder(), {"audio_codes": codes}, ["audio_values"], (codes_sizes,)
     if what == "decoder-step":
         cache = model.empty_decoder_cache(2)
         names = list(cache)
         inputs = {"audio_codes": codes} | {f"cache.{name}": tensor for name, tensor in cache.items()}
         outputs = ["audio_values", *(f"next.{name}" for name in names)]
-        return Step(), inputs, outputs, ({0: "batch"}, tuple({0: "batch"} for _ in names))
+        return Step(), inputs, outputs, (codes_sizes, tuple({0: "batch"} for _ in names))
     sizes: tuple[Any, ...] = ({0: "batch", 2: "samples"},)
     inputs = {"input_values": audio}
     if what == "encoder" and config.num_semantic_quantizers:
