@@ -17,8 +17,12 @@ STFTS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 """The FFT, hop and window in samples of each resolution, as in Parallel WaveGAN (arXiv 1910.11480)."""
 SMALLEST_POWER = 1e-8
 PITCH_RATE = 16_000
-PITCH = {"fmin": 60.0, "fmax": 500.0, "frame_length": 1024, "hop_length": 160}
-"""The options of the pitch tracker: the range of the voice in Hz, and frames of 64 ms every 10 ms."""
+FRAME, HOP = 1024, 160
+"""The length and the hop of the pitch tracker's frames in samples: 64 and 10 ms."""
+PITCH = {"fmin": 75.0, "fmax": 500.0, "frame_length": FRAME, "hop_length": HOP}
+"""The options of the pitch tracker: the frames, and the range of the voice in Hz, above the hum of the mains."""
+QUIET = 0.06
+"""The level, as a share of the loudest frame's, up to which a frame is unvoiced: hum in pauses has a pitch, too."""
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
@@ -65,6 +69,7 @@ def _pitch() -> Callable[[Pair], dict[str, float]]:
     file crashes all later ones. So the first call is under a lock.
     """
     from librosa import pyin
+    from librosa.feature import rms
 
     with open(Path(tempfile.gettempdir()) / f"omnicodec_jax-numba-{os.getuid()}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -72,7 +77,8 @@ def _pitch() -> Callable[[Pair], dict[str, float]]:
 
     def track(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pitch, voiced, _ = pyin(samples, sr=PITCH_RATE, **PITCH)
-        return pitch, voiced
+        level = rms(y=samples, frame_length=FRAME, hop_length=HOP)[0]
+        return pitch, voiced & (level > QUIET * level.max())
 
     def scores(pair: Pair) -> dict[str, float]:
         require_speech(pair)
@@ -106,7 +112,7 @@ def _voicing_error() -> Scorer:
 
 _STFT = "Spectral convergence plus mean difference of log magnitudes, over three resolutions, at 24 kHz"
 _F0 = "Root mean square difference of the pitch (pYIN) where both are voiced, in cents (100 are a semitone), of speech"
-_VOICING = "Share of frames of 10 ms that are voiced in one and not in the other, of speech"
+_VOICING = "Share of frames of 10 ms that are voiced in one and not in the other, of speech; quiet frames are unvoiced"
 
 FIDELITY_METRICS = {
     metric.name: metric

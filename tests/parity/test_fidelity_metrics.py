@@ -95,6 +95,63 @@ def test_pitch_errors_are_those_of_voices_whose_pitch_is_known():
         score(pair(low, low, "music"))
 
 
+def test_hum_in_the_pauses_of_a_voice_is_no_pitch():
+    score, voicing = (FIDELITY_METRICS[name].load() for name in ("f0_error", "voicing_error"))
+    speaks = np.repeat([1, 0, 1, 0], RATE // 4)
+    low, high = (voice(hertz) * speaks for hertz in (220.0, 220 * 2 ** (1 / 12)))
+    hum = (0.003 * np.sin(2 * np.pi * 60 * np.arange(RATE) / RATE)).astype(np.float32)  # 30 dB below, as in rooms
+    both = pair(low + hum, high + hum)
+    assert score(both) == pytest.approx(100, abs=12)
+    assert voicing(both) < 0.04
+    assert voicing(pair(low + hum, 0 * low)) == pytest.approx(0.5, abs=0.08)
+
+
+def praat(clip: np.ndarray, made: np.ndarray) -> tuple[float, float]:
+    """Returns both errors by the autocorrelation tracker of Praat (Boersma, 1993), at the frames of ours."""
+    parselmouth = pytest.importorskip("parselmouth", reason="an independent tracker")
+    times = np.arange(0, clip.size / RATE, 0.01)
+    tracks = []
+    for samples in (clip, made):
+        sound = parselmouth.Sound(samples.astype(np.float64), RATE)
+        pitch = sound.to_pitch_ac(time_step=0.01, pitch_floor=75, pitch_ceiling=500)
+        tracks.append(np.array([pitch.get_value_at_time(time) for time in times]))
+    octaves = np.log2(tracks[1] / tracks[0])
+    octaves = octaves[np.isfinite(octaves)]
+    differs = np.isnan(tracks[0]) != np.isnan(tracks[1])
+    return 1200 * np.linalg.norm(octaves) / max(1, octaves.size) ** 0.5, differs.mean()
+
+
+SPEECH = ("english_class", "english_fricatives", "french_patte_pente")
+
+
+@pytest.fixture(scope="module", params=SPEECH)
+def clip(clips, request) -> np.ndarray:
+    return next(audio.load(path, RATE).samples for path in clips if request.param in path.name)[: 4 * RATE]
+
+
+def higher(samples: np.ndarray, cents: float) -> np.ndarray:
+    return pytest.importorskip("librosa").effects.pitch_shift(samples, sr=RATE, n_steps=cents / 100)
+
+
+def test_pitch_errors_of_real_speech_are_those_of_praat(clip):
+    score, voicing = (FIDELITY_METRICS[name].load() for name in ("f0_error", "voicing_error"))
+    shifted, with_noise = higher(clip, 100), noisy(clip, 10)
+    for made, tolerance in ((shifted, 0.1), (with_noise, 0.06), (0 * clip, 0.12)):
+        both, (expected, differing) = pair(clip, made), praat(clip, made)
+        assert voicing(both) == pytest.approx(differing, abs=tolerance)
+        if made is shifted:
+            assert score(both) == pytest.approx(expected, rel=0.1)
+        elif made is with_noise:
+            assert score(both) < 25
+
+
+def test_a_pitch_error_of_half_a_clip_is_a_root_mean_square(speech):
+    made = np.where(np.arange(speech.size) < speech.size // 2, speech, higher(speech, 200))
+    expected, _ = praat(speech, made)
+    assert expected == pytest.approx(200 / 2**0.5, rel=0.1)  # the mean is 100
+    assert FIDELITY_METRICS["f0_error"].load()(pair(speech, made)) == pytest.approx(expected, rel=0.1)
+
+
 # -- Sets of clips
 
 
