@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_pytorch_model import CONFIGS, noise, random_codes
+from test_pytorch_model import CONFIGS, STORED, noise, random_codes
 from transformers import AutoFeatureExtractor, AutoModel
 
 from omnicodec_jax import model_directory
@@ -19,12 +19,12 @@ from omnicodec_jax.converters.pytorch.feature_extraction_omnicodec import OmniCo
 
 AUDIO = torch.from_numpy(noise(2, 1, 240, scale=0.1))
 FEATURES = torch.from_numpy(noise(2, 9, 10, seed=1))
-CODES = torch.from_numpy(random_codes(tiny.OMNICODEC, 2, 20))
+CODES = torch.from_numpy(random_codes(STORED, 2, 20))
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return pytorch_model.build(tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
+    return pytorch_model.build(STORED, tiny.variables(STORED))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,9 @@ def right(*lengths: int, steps: int = 240) -> torch.Tensor:
         ({"semantic_features": FEATURES[0]}, r"\[9, 10\]: must be \[2, vectors, 10\]"),
         ({"semantic_features": FEATURES[:, :0]}, r"\[2, 0, 10\]: must be \[2, vectors, 10\]"),
         ({"semantic_features_mask": right(9, 3, steps=9).flip(-1)}, "semantic_features_mask: .* on the right"),
+        ({"semantic_features": FEATURES.repeat(1, 2, 1)}, "18 vectors for 0.80 s in row 0: another clip's"),
+        ({"padding_mask": right(240, 100)}, "9 vectors for 0.33 s in row 1: .* needs semantic_features_mask"),
+        ({"semantic_features_mask": right(9, 4, steps=9)}, "4 vectors for 0.80 s in row 1"),
     ],
 )
 def test_what_cannot_be_meant_is_not_encoded(model, arguments, message):
@@ -119,6 +122,16 @@ def test_a_cache_of_other_sessions_is_refused(model):
         model.decode(CODES, decoder_cache=model.empty_decoder_cache(3))
 
 
+def test_a_model_that_a_device_map_has_spread_is_refused(model):
+    spread = copy.deepcopy(model)
+    spread.hf_device_map = {"encoder": "cpu", "decoder": "disk"}  # where transformers and accelerate say what is where
+    for use in (lambda: spread.decode(CODES), lambda: spread.encode(AUDIO, semantic_features=FEATURES)):
+        with pytest.raises(ValueError, match="device_map: the model is on cpu, disk; it must be on one"):
+            use()
+    spread.hf_device_map = {"": "cpu"}
+    assert torch.equal(spread.decode(CODES).audio_values, model.decode(CODES).audio_values)
+
+
 @pytest.mark.parametrize(
     ("clips", "options", "message"),
     [
@@ -141,6 +154,15 @@ def test_clips_that_cannot_be_meant_are_refused(clips, options, message):
 # -- What changes nothing
 
 
+@pytest.mark.parametrize("valid", [True, 1.0, 255])
+@pytest.mark.parametrize("lengths", [(240, 100), (240, 240)])
+def test_a_mask_says_with_any_number_but_zero_which_steps_are_valid(model, lengths, valid):
+    masks = {"semantic_features_mask": right(9, 9 * lengths[1] // 240, steps=9), "semantic_features": FEATURES}
+    expected = model.encode(AUDIO, right(*lengths), **masks).audio_codes
+    mask = torch.where(right(*lengths).bool(), torch.tensor(valid), torch.zeros((), dtype=torch.tensor(valid).dtype))
+    assert torch.equal(model.encode(AUDIO, mask[:, None], **masks).audio_codes, expected)
+
+
 @pytest.mark.parametrize("peak", [0.95, None])
 def test_samples_as_they_stand_in_wav_files_are_those_between_minus_and_plus_one(peak):
     extract = OmniCodecFeatureExtractor(input_peak=peak)
@@ -148,6 +170,18 @@ def test_samples_as_they_stand_in_wav_files_are_those_between_minus_and_plus_one
     found = extract(samples, sampling_rate=24_000)["input_values"][0]
     expected = extract([0.0, 0.5, -1.0], sampling_rate=24_000)["input_values"][0]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_shapes_are_known_without_any_values(directory):
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True).to("meta")
+    codes = model.encode(torch.zeros(2, 1, 5000, device="meta"), right(5000, 5000, steps=5000).to("meta")).audio_codes
+    assert codes.shape == (2, 4, 3)
+    assert model.decode(codes).audio_values.shape == (2, 1, 5760)
+
+
+def test_the_attention_that_it_has_may_be_asked_for(directory):
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
+    assert model.encode(torch.zeros(1, 1, 2000)).audio_codes.shape == (1, 4, 2)
 
 
 def test_autocast_changes_nothing(model):

@@ -68,6 +68,8 @@ class OmniCodecDecoderOutput(ModelOutput):
 
 LOUDEST = 100.0
 """Peak above which samples are on another scale than ±1."""
+VECTOR_RATE = 12.75
+"""Semantic feature vectors of a second: between 12.5 (log-mel, Whisper) and 13 (Qwen3-Omni)."""
 
 
 def ceil_div(number: Any, divisor: int) -> Any:
@@ -75,12 +77,17 @@ def ceil_div(number: Any, divisor: int) -> Any:
     return (number + divisor - 1) // divisor
 
 
+def has_values(x: Tensor) -> bool:
+    """Says whether values can be looked at: neither while a program is traced nor on the device meta."""
+    return not (x.is_meta or torch.compiler.is_compiling())
+
+
 def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a method compute in the dtypes of its tensors where the caller has turned autocast on."""
 
     @functools.wraps(method)
     def computed(model: nn.Module, x: Tensor, *others: Any) -> Any:
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return method(model, x, *others)
         with torch.autocast(x.device.type, enabled=False):
             return method(model, x, *others)
@@ -590,7 +597,7 @@ def count_valid(name: str, mask: Tensor | None, x: Tensor, axis: int) -> Tensor:
     """Counts the valid steps of each row of x along an axis: those that a mask [B, T] or [B, 1, T] says, or all.
 
     Raises ValueError, which calls the mask by its name, if it is another batch's, if padding comes before valid steps,
-    or if a row has none. Values are looked at where nothing is traced.
+    or if a row has none. Values are looked at where there are some.
     """
     batch, steps = x.shape[0], x.shape[axis]
     if mask is None:
@@ -598,8 +605,8 @@ def count_valid(name: str, mask: Tensor | None, x: Tensor, axis: int) -> Tensor:
     rows = mask[:, 0] if mask.ndim == 3 else mask
     if rows.shape != (batch, steps):
         raise ValueError(f"{name} of shape {list(mask.shape)}: must be [{batch}, {steps}]")
-    lengths = rows.sum(-1, dtype=torch.long)
-    if not torch.compiler.is_compiling():
+    lengths = (rows != 0).sum(-1)
+    if has_values(rows):
         if not torch.equal(rows != 0, torch.arange(steps, device=rows.device) < lengths[:, None]):
             raise ValueError(f"{name}: must be 1 for valid steps and then 0; padding is on the right")
         if not lengths.all():
@@ -629,6 +636,7 @@ class OmniCodecModel(PreTrainedModel):
     base_model_prefix = "omnicodec"
     main_input_name = "input_values"
     input_modalities = "audio"
+    _supports_sdpa = True
     _keep_in_fp32_modules_strict = ("_codebook", "log_mel")  # type: ignore[assignment]
     # The authors' checkpoints hold the frozen encoder, and a layer that is never used.
     _keys_to_ignore_on_load_unexpected = (  # type: ignore[assignment]
@@ -682,6 +690,13 @@ class OmniCodecModel(PreTrainedModel):
             nn.init.ones_(module.cluster_usage)
             nn.init.zeros_(module.embedding_sum)
 
+    def _require_one_device(self) -> None:
+        """Raises ValueError if `device_map` has spread the model. Weights would be missing, as a convolution and a
+        codebook use those of a part that is not called, and accelerate brings weights when a part is called."""
+        devices = sorted({str(device) for device in getattr(self, "hf_device_map", {}).values()})
+        if len(devices) > 1:
+            raise ValueError(f"device_map: the model is on {', '.join(devices)}; it must be on one, as by 'cuda'")
+
     # -- Lengths
 
     def get_encoded_length(self, input_length: Tensor) -> Tensor:
@@ -690,7 +705,7 @@ class OmniCodecModel(PreTrainedModel):
 
     def get_audio_codes_mask(self, padding_mask: Tensor, padding_side: str = "right") -> Tensor:
         """Marks the valid frames of each row, [B, N], given the mask [B, T] of valid samples."""
-        lengths = self.get_encoded_length(padding_mask.sum(-1))
+        lengths = self.get_encoded_length((padding_mask != 0).sum(-1))
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         return mask if padding_side == "right" else mask.flip(-1)
 
@@ -711,14 +726,15 @@ class OmniCodecModel(PreTrainedModel):
             input_values: Audio [B, 1, T] at `config.sampling_rate`.
             padding_mask: 1 for valid samples and 0 for padding, which is on the right: [B, T] or [B, 1, T].
             num_quantizers: Number of codebooks, the semantic one included; None: all.
-            semantic_features: [B, S, F], for models that do not compute them.
+            semantic_features: [B, S, F], for models that do not compute them: 12.5 or 13 vectors a second.
             semantic_features_mask: 1 for valid vectors and 0 for padding, which is on the right: [B, S].
 
         Returns:
             `audio_codes` [B, K, N]; with `return_dict=False` a tuple.
 
         Raises:
-            ValueError: If the shape or `num_quantizers` is none that the model takes, or features are missing.
+            ValueError: If the shape or `num_quantizers` is none that the model takes, or features are missing or do not
+                fit the length of the clip.
         """
         codes = self._encode(input_values, padding_mask, num_quantizers, semantic_features, semantic_features_mask)
         return OmniCodecEncoderOutput(audio_codes=codes)
@@ -733,13 +749,14 @@ class OmniCodecModel(PreTrainedModel):
         semantic_features_mask: Tensor | None,
     ) -> Tensor:
         """Encodes audio [B, 1, T] into codes [B, K, N]; see `encode`."""
+        self._require_one_device()
         if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
             raise ValueError(
                 f"input_values of shape {list(input_values.shape)}: must be [batch, 1, samples], mono and not empty"
             )
         if not input_values.is_floating_point():
             raise ValueError(f"input_values of {input_values.dtype}: must be floating-point numbers, full scale ±1")
-        if not torch.compiler.is_compiling() and not (peak := float(input_values.detach().abs().max())) <= LOUDEST:
+        if has_values(input_values) and not (peak := float(input_values.detach().abs().max())) <= LOUDEST:
             raise ValueError(f"input_values reach {peak:g}: must be finite, and of full scale ±1")
         if semantic_features is not None and not self.config.num_semantic_quantizers:
             raise ValueError("semantic_features: this model has no semantic branch, and takes none")
@@ -780,8 +797,10 @@ class OmniCodecModel(PreTrainedModel):
             steps = count_valid("semantic_features_mask", mask, given, 1)
             valid = torch.arange(given.shape[1], device=given.device) < steps[:, None]
             features = torch.where(valid[..., None], given, 0)
-            if not torch.compiler.is_compiling() and not features.isfinite().all():
-                raise ValueError("semantic_features hold values that are NaN or infinite")
+            if has_values(features):
+                if not features.isfinite().all():
+                    raise ValueError("semantic_features hold values that are NaN or infinite")
+                self._check_vectors(steps, lengths)
             return features, steps
         source = self.config.semantic_source
         if source != "log_mel" and self.frozen_encoder is None:
@@ -791,11 +810,22 @@ class OmniCodecModel(PreTrainedModel):
             )
         if isinstance(self.frozen_encoder, WhisperEncoder):
             return self._encode_windows(audio[:, 0], lengths)
-        shortest = audio.shape[2] if torch.compiler.is_compiling() else int(lengths.min())
+        shortest = int(lengths.min()) if has_values(lengths) else audio.shape[2]
         if shortest * OmniCodecLogMel.RATE < OmniCodecLogMel.WINDOW * self.config.sampling_rate:
             raise ValueError(f"a clip of {shortest} samples: too short for semantic features, which need 25 ms or more")
         mel, counts = self.log_mel(audio[:, 0], lengths)
         return stack_frames(mel, counts) if source == "log_mel" else self._encode_log_mel(mel, counts)
+
+    def _check_vectors(self, steps: Tensor, lengths: Tensor) -> None:
+        """Raises ValueError if rows [B] have more or fewer feature vectors than clips of so many samples."""
+        seconds = lengths / self.config.sampling_rate
+        wrong = (steps / VECTOR_RATE - seconds).abs() > 0.1 * seconds + 0.2
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"semantic_features: {int(steps[row])} vectors for {float(seconds[row]):.2f} s in row {row}: another "
+                "clip's? A row that was filled up needs semantic_features_mask"
+            )
 
     def _encode_log_mel(self, mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features of log-mels by transformers' encoder of Qwen3-Omni, each row as a clip of its own."""
@@ -864,13 +894,14 @@ class OmniCodecModel(PreTrainedModel):
     @without_autocast
     def _decode(self, codes: Tensor, cache: Cache | None) -> Tensor:
         """Decodes codes [B, k, N] into audio [B, 1, N · frame_size], and brings the cache of a stream up to date."""
+        self._require_one_device()
         self._check_codes(codes, cache)
         latent = self._dequantize(codes.long()).transpose(1, 2)
         hidden = self.decoder_transformer(self.upsample["convtr"](latent, cache).transpose(1, 2), cache)
         return self.decoder(hidden.transpose(1, 2), cache)
 
     def _check_codes(self, codes: Tensor, cache: Cache | None) -> None:
-        """Raises ValueError for codes that the model cannot have made. Values are looked at where nothing is traced."""
+        """Raises ValueError for codes that the model cannot have made. Values are looked at where there are some."""
         most = self.config.num_quantizers
         if codes.ndim != 3 or not 1 <= codes.shape[1] <= most or 0 in codes.shape:
             raise ValueError(f"codes of shape {list(codes.shape)}: must be [batch, 1 to {most}, frames]")
@@ -879,7 +910,7 @@ class OmniCodecModel(PreTrainedModel):
         for past in (cache or {}).values():
             if past.shape[0] != codes.shape[0]:
                 raise ValueError(f"{codes.shape[0]} rows of codes, and a cache of {past.shape[0]}: must be as many")
-        if torch.compiler.is_compiling():
+        if not has_values(codes):
             return
         semantic = torch.arange(codes.shape[1], device=codes.device) < self.config.num_semantic_quantizers
         first = torch.where(semantic, 0, -1)
