@@ -344,6 +344,22 @@ def test_a_system_without_a_single_clip_is_an_error(data, tmp_path, caplog):
     assert report["summary"]["other"]["music"]["mcd"]["mean"] is None
 
 
+def test_a_name_that_is_not_utf_8_is_written_out_where_the_report_gives_it_as_a_reason(data, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for path in data["music"].iterdir():
+        (folder / f"{path.stem}.wav").write_text("no sound")
+    what = Evaluation(
+        data={"music": data["music"]},
+        out=tmp_path / "out",
+        reconstructions={"other": folder},
+        metrics=("mel_distance",),
+        shown=0,
+    )
+    assert run.run(what) == 1
+    assert "caf\\udce9/" in (what.out / "tables.md").read_text()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_is_none_and_says_so(data, monkeypatch, value):
     path = next(data["music"].iterdir())

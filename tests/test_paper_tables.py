@@ -1,6 +1,7 @@
 """Each table of the paper by one command: what can be measured, why the rest is not, and the quoted figures below."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 
 from benchmarks import ablations as ablation_runs
-from omnicodec_jax import cli, model_directory, shipped
+from omnicodec_jax import cli, model_directory, names, shipped
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
@@ -97,17 +98,18 @@ def test_a_table_has_the_papers_rows_measured_where_that_can_be_and_quoted_below
 
 
 def test_a_folder_is_a_row_too_and_a_codec_that_was_asked_for_and_fails_is_an_error(evaluation, data, tmp_path):
+    missing = tmp_path / os.fsdecode(b"caf\xe9")  # not UTF-8, as the table is
     evaluation = Evaluation(
         data=data,
         out=tmp_path,
-        peers=(PeerRequest.parse(f"mimi={tmp_path}"),),
+        peers=(PeerRequest.parse(f"mimi={missing}"),),
         reconstructions={"UniCodec": data["speech"]},
         metrics=(),
     )
     assert table_run.run_table(1, evaluation, PerplexityConfig()) == 1
     rows = table(evaluation, 1)
     assert rows["UniCodec"][5].startswith("1.00 / –")
-    assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {tmp_path} cannot be loaded") for note in rows[""])
+    assert any(note.startswith(f"- Mimi-16L: not run; Mimi: {names.text(str(missing))}") for note in rows[""])
 
 
 def test_a_folder_without_the_clips_is_a_row_without_figures_and_an_error(evaluation, tmp_path):

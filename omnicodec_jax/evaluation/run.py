@@ -367,7 +367,7 @@ def write(evaluation: Evaluation, report: dict[str, Any], scored: Scored, studie
         ("report.json", json.dumps(report, indent=1)),
     ):
         with rewriting(out / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(names.text(text))  # reasons may name files whose names are not UTF-8
     page.write({**report, "summary": report["compared"]}, out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.config import PerplexityConfig
 from omnicodec_jax.corpus import shards
 from omnicodec_jax.errors import ConfigError, OmniCodecError
@@ -65,7 +66,7 @@ def run_table(number: int, evaluation: Evaluation, language_model: PerplexityCon
     clips = Counter(clip.domain for clip in _clips(asked.out, ORIGINAL))
     measured = Measured(report, perplexities, dict(clips), evaluation.models)
     with rewriting(asked.out / f"table_{number}.md") as temporary:
-        temporary.write_text(layout(table, measured, why))
+        temporary.write_text(names.text(layout(table, measured, why)))
     there = {system["name"] for system in report["systems"]} - {ORIGINAL}
     has_figures = [_has_figures(measured, row.system) for row in table.rows if row.system in there]
     return int(not has_figures or not all(has_figures) or bool(given & report["left_out"].keys()))
