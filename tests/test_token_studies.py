@@ -115,13 +115,13 @@ def test_a_change_that_leaves_nothing_of_a_short_clip_is_left_out(speech, size, 
     with np.errstate(all="raise"):
         kept = stability.shares_kept(Whole(), speech[:size])
     assert ("shifted 1 frame" in kept) is (size > 2 * HOP)
+    assert (stability.CHANCE in kept) is (size >= 2 * HOP)  # one frame has no other to be like
     assert all(np.isfinite(shares).all() for shares in kept.values())
 
 
 def test_chance_is_what_frames_at_random_have_in_common():
     codes = np.array([[0, 0, 1, 1], [5, 5, 5, 5]])
     assert stability.chance(codes) == [1 / 3, 1.0]  # of six pairs of frames two are alike
-    assert stability.chance(codes[:, :1]) == [0.0, 0.0]
     assert stability.share_equal(codes, codes[:, 1:], 1) == [1.0, 1.0]
     assert stability.share_equal(codes, codes[:, 1:]) == [2 / 3, 1.0]
 
@@ -313,6 +313,25 @@ def test_studies_have_a_row_for_each_codec_and_say_what_is_missing(measured):
     stable = {row.name: row.cells for row in found["Stability of ids"].rows}
     assert stable["levels-2L, × 0.5"] == [1.0, 1.0, 1.0]
     assert len(stable) == 2 * len(stability.titles())
+
+
+def test_rows_of_stability_say_how_many_clips_they_are_of_where_some_are_too_short(speech, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MIN_SECONDS", 1 / RATE)
+    clips = []
+    for name, size in {"long": 2 * RATE, "short": HOP}.items():
+        soundfile.write(tmp_path / f"{name}.wav", speech[:size], RATE)
+        clips.append(EvalClip(name, "speech", tmp_path / f"{name}.wav"))
+    with Journal(tmp_path / "out" / "journal.jsonl") as journal:
+        found = list(reconstruct.originals(clips, tmp_path / "out", journal))
+        measurer = TokenMeasurer(TokenStudies(stability=2), found, tmp_path / "out", journal)
+        measurer.measure(Whole())
+        (stable,) = measurer.studies()
+    rows = {row.name: row.cells for row in stable.rows}
+    assert stable.notes == ["levels-2L: 2 of 2 clips"]
+    assert "levels-2L, × 0.5" in rows
+    assert rows["levels-2L, shifted 1 frame (n = 1)"] == [1.0, 1.0, 1.0]
+    long = stability.shares_kept(Whole(), audio.load(tmp_path / "long.wav", RATE).samples)
+    assert rows["levels-2L, chance (n = 1)"][1:] == pytest.approx(long[stability.CHANCE])
 
 
 def test_a_codec_that_makes_silence_or_breaks_has_reasons_in_place_of_numbers(measured):

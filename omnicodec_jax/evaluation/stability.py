@@ -43,7 +43,8 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
 
     Returns:
         The shares of all codebooks, by the `titles` of the changes. Left out are changes that do nothing at this
-        codec's sample rate, and those after which the clip is too short to be encoded.
+        codec's sample rate, and those after which the clip is too short to be encoded. A clip of one frame has no
+        chance.
 
     Raises:
         AudioError: If the codec has no codes, or cannot encode the clip.
@@ -52,7 +53,7 @@ def shares_kept(codec: Codec, samples: np.ndarray) -> dict[str, list[float]]:
     (output,) = codec.reconstruct(samples, [system])
     if output.codes is None or system.frame_rate is None:
         raise AudioError(f"{system.name} has no codes")
-    kept = {CHANCE: chance(output.codes)}
+    kept = {CHANCE: chance(output.codes)} if output.codes.shape[1] > 1 else {}
     for title, changed, frames in _changed(codec, system, samples, output.samples):
         if changed.size < audio.MIN_SECONDS * codec.sample_rate:
             continue
@@ -108,7 +109,7 @@ def share_equal(codes: np.ndarray, changed: np.ndarray, frames: int = 0) -> list
 
 
 def chance(codes: np.ndarray) -> list[float]:
-    """Returns for each codebook the probability that two random frames of the clip have the same code."""
-    pairs = max(1, codes.shape[1] * (codes.shape[1] - 1))
+    """Returns for each codebook the probability that two random frames of a clip, of two at least, are equal."""
+    pairs = codes.shape[1] * (codes.shape[1] - 1)
     counts = [np.unique(row, return_counts=True)[1] for row in codes]
     return [float(np.sum(count * (count - 1)) / pairs) for count in counts]

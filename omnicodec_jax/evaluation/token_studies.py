@@ -138,7 +138,8 @@ class TokenMeasurer:
             shares = np.array([clip[title] for clip in kept if title in clip])
             if shares.size:
                 cells = [float(shares.mean()), *shares.mean(axis=0).tolist()]
-                rows.append(StudyRow(name=f"{name}, {title}", cells=cells))
+                fewer = f" (n = {len(shares)})" if len(shares) < len(kept) else ""
+                rows.append(StudyRow(name=f"{name}, {title}{fewer}", cells=cells))
 
     def _about_stability(self, domain: str, rows: list[StudyRow]) -> Study:
         width = max(len(row.cells) for row in rows) - 1
@@ -146,8 +147,9 @@ class TokenMeasurer:
             title="Stability of ids",
             about="Share of the codes that stay the same when a clip begins later by a part of a frame, is encoded "
             "again from its own reconstruction, goes through another sample rate, is made softer, or gets white noise "
-            "so far below it. Means over clips, whose number stands below; of all codebooks, and of each. Chance: the "
-            "share that two frames of a clip have in common which are drawn at random.",
+            "so far below it. Means over clips, of all codebooks, and of each. The number of clips stands below, or in "
+            "the row where the others were too short. Chance: the share that two frames of a clip have in common "
+            "which are drawn at random.",
             domain=domain,
             columns=["all", *map(str, range(width))],
             rows=rows,
