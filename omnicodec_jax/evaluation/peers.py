@@ -117,9 +117,9 @@ class TransformersCodec:
         try:
             model = model_class.from_pretrained(source)
             self._extract = transformers.AutoFeatureExtractor.from_pretrained(source) if peer.extracts else None
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise ModelError(f"{peer.title}: {source} cannot be loaded: {lines[0].strip()}") from None
+        except Exception as error:  # transformers and safetensors raise errors of any type
+            why = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+            raise ModelError(f"{peer.title}: {source} cannot be loaded: {why}") from None
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._peer, self._model = peer, model.eval().to(self._device)
         whole, size, frame_rate = peer.codebooks(model.config)

@@ -1,6 +1,7 @@
 """Other codecs: tiny random models of each, against what their own packages give."""
 
 import copy
+import json
 import sys
 import types
 from typing import Any
@@ -225,6 +226,14 @@ def test_its_identity_is_that_of_its_weights(peer, tmp_path):
 
 def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ModelError, match=f"Mimi: {tmp_path} cannot be loaded"):
+        PeerRequest.parse(f"mimi={tmp_path}").load((8,))
+
+
+@pytest.mark.parametrize(("options", "why"), [({}, "header"), ({"num_filters": "many"}, "num_filters")])
+def test_weights_and_configs_that_are_damaged_leave_the_other_systems_their_evaluation(tmp_path, options, why):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi", **options}))
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=f"Mimi: {tmp_path} cannot be loaded: .*{why}"):
         PeerRequest.parse(f"mimi={tmp_path}").load((8,))
 
 
