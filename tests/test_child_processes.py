@@ -60,7 +60,7 @@ def test_every_thread_learns_why_its_own_process_died(child):
     def deaths(_):
         own = child()
         codes = []
-        for _ in range(40):
+        for _ in range(20):
             own.begin("crash")
             event = None
             while not isinstance(event, Died):
@@ -70,7 +70,7 @@ def test_every_thread_learns_why_its_own_process_died(child):
 
     with ThreadPoolExecutor(4) as threads:
         codes = [code for codes in threads.map(deaths, range(4)) for code in codes]
-    assert codes == [-signal.SIGKILL] * 160
+    assert codes == [-signal.SIGKILL] * 80
 
 
 def test_what_a_child_raises_is_raised_with_where_it_happened(child):
