@@ -200,6 +200,18 @@ def test_audiobox_without_weights_says_what_to_set(tiny_audiobox):
         LEARNED_METRICS["audiobox_pq"].load()
 
 
+@pytest.mark.parametrize("name", ["utmos", "audiobox_pq"])
+def test_predicted_opinions_fall_with_noise_where_the_weights_are_at_hand(speech, nothing_loaded, name):
+    need(PACKAGES[name])
+    try:
+        score = LEARNED_METRICS[name].load()
+    except Unavailable as error:
+        pytest.skip(f"needs weights that no package brings: {error}")
+    scores = [score(pair(speech, degraded)) for degraded in (speech, noisy(speech, 20), noisy(speech, 5))]
+    assert scores == sorted(scores, reverse=True), scores
+    assert scores[0] - scores[-1] > 0.1
+
+
 # -- What cannot be scored
 
 
