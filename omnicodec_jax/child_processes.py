@@ -108,10 +108,10 @@ class Child(Generic[Item]):
 
     def _start(self) -> None:
         self.connection, end = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
-        with _EXIT_CODES:
-            self._process.start()
-        end.close()
+        process = self._context.Process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
+        with end, _EXIT_CODES:
+            process.start()
+        self._process = process
 
     def next_event(self) -> Event | None:
         """Waits until the process says something, or dies.

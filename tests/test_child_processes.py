@@ -96,6 +96,17 @@ def test_items_of_any_size_do_not_keep_other_children_from_starting(child):
         assert [event.value for _, event in children.run(large) if isinstance(event, Finished)] == [10_000_000] * 3
 
 
+def test_a_child_that_could_not_be_started_is_closed_all_the_same(child, monkeypatch):
+    one = child()
+
+    def full(_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(one._context.Process, "start", full)
+    with pytest.raises(OSError, match="Resource temporarily unavailable"), Children([one]) as children:
+        list(children.run(["a"]))
+
+
 def test_a_closed_child_ends_whatever_it_is_doing(child):
     busy = child()
     busy.begin("a")
