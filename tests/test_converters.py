@@ -17,7 +17,7 @@ from omnicodec_jax.codec_directory import load_codec
 from omnicodec_jax.config import Config, MimiConfig
 from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, semantic_features, to_torch, wavlm, whisper
 from omnicodec_jax.converters.tensors import ConversionError
-from omnicodec_jax.errors import ConfigError, ModelError, TokenError
+from omnicodec_jax.errors import ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.semantic import read_encoder
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.training import frozen, start
@@ -124,7 +124,7 @@ def test_a_model_does_not_take_the_place_of_what_it_is_made_of(tmp_path: Path):
     save_file({"encoder.weight": np.zeros(3, np.float32)}, bare)
     link.symlink_to(bare.parent)
     before = bare.read_bytes()
-    with pytest.raises(ConversionError, match="would be replaced by what is made of it; choose another --out"):
+    with pytest.raises(OmniCodecError, match="is the input itself, which would be lost; choose another output"):
         from_torch.main(bare, link, config=Path("demo"))
     assert bare.read_bytes() == before
 

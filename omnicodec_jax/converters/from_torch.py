@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicodec_jax import model_directory
+from omnicodec_jax import model_directory, targets
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators as reference_discriminators
@@ -56,8 +56,7 @@ def main(
         _convert(checkpoint, network, tensors, reference, out)
         return
     tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference
-    if (weights := out / model_directory.WEIGHTS).exists() and weights.samefile(checkpoint):
-        raise ConversionError(f"{checkpoint}: would be replaced by what is made of it; choose another --out")
+    targets.check_apart(checkpoint, out / model_directory.WEIGHTS)
     if config is None:
         raise ConversionError(f"{checkpoint}: does not say what it is; give the --config that it was trained with")
     network: Any = config_files.load(config).discriminators if discriminators else _read_config(config)
