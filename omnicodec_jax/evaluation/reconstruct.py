@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.attempts import Seen, reason
 from omnicodec_jax.data.members import Member
@@ -144,7 +145,7 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                 journal.add((system.name, clip.domain, clip.id), row)
             progress.add(original.seconds)
         except OmniCodecError as error:  # the codec may still reconstruct the other clips
-            LOG.warning("%s, %s: %s", system.name, clip.id, error)
+            LOG.warning("%s, %s: %s", system.name, clip.id, names.text(str(error)))
             progress.add(0.0)
             for system in codec.systems:  # files may be left of another model with the same name
                 audio_path(out, system.name, clip).unlink(missing_ok=True)

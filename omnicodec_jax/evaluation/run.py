@@ -176,7 +176,7 @@ def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
         empty = [name for name, count in failed.items() if count == len(originals)]
         for name in empty:
             why = summary.most_common([failure.why for failure in failures if failure.system == name])
-            LOG.error("%s: no reconstruction of any of %d clips: %s", name, len(originals), why)
+            LOG.error("%s: no reconstruction of any of %d clips: %s", name, len(originals), names.text(str(why)))
         scored = score(evaluation, lines, originals, failures, journal)
         studies = measurer.studies()
         found = report(evaluation, lines, originals, scored, journal, studies)
