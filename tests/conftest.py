@@ -49,6 +49,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.hookimpl(trylast=True)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Writes out what is not UTF-8 in captured texts, which workers could not hand on: all tests would end."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files first that say they take minutes: begun last, one of them would keep a single worker busy.
 

@@ -157,7 +157,7 @@ def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
             try:
                 codec = load()
             except ModelError as error:
-                LOG.error("%s is left out: %s", name, error)
+                LOG.error("%s is left out: %s", name, names.text(str(error)))
                 left_out[name] = str(error)
                 continue
             added = {names.key(system.name) for system in codec.systems}
