@@ -48,7 +48,6 @@ jax.config.update("jax_compilation_cache_dir", compilation_cache.folder(str(ROOT
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@pytest.hookimpl(trylast=True)
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
     """Writes out what is not UTF-8 in captured texts, which workers could not hand on: all tests would end."""
@@ -57,6 +56,7 @@ def pytest_runtest_makereport():
     return report
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files first that say they take minutes: begun last, one of them would keep a single worker busy.
 
