@@ -271,7 +271,7 @@ def test_models_of_ablations_bring_the_encoder_that_their_tokens_need(monkeypatc
         assert exported[model] == (Path("models/whisper") if needs else None), name
     with pytest.raises(ConfigError, match="--encoder is missing: the models tokenize with that of source='whisper'"):
         ablation_runs.main(Path("small"))
-    with pytest.raises(ModelError, match="nothing: no model here: config.json is missing"):
+    with pytest.raises(ModelError, match="nothing: no such model directory"):
         ablation_runs.main(Path("small"), encoder=str(tmp_path / "nothing"))
 
 
