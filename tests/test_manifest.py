@@ -31,12 +31,14 @@ def test_jsonl(tmp_path, name):
         {"audio_filepath": "/abs/b c.flac"},
         {"id": 3, "audio_filepath": "long.flac", "offset": 60, "duration": 10},
         {"audio_filepath": "long.flac", "offset": 70.5},
+        {"audio_filepath": "https://a.b/c.wav?sig=1"},
     ]
     assert entries(tmp_path / name, "\n\n".join(map(json.dumps, rows))) == [
         Entry("one", "a.wav", seconds=2.5, domain="speech"),  # the whole file, of which the length is told
         Entry("/abs/b c.flac", "/abs/b c.flac"),
         Entry("3", "long.flac", 60.0, 10, 10),
         Entry("long.flac", "long.flac", 70.5),
+        Entry("https://a.b/c.wav?sig=1", "https://a.b/c.wav?sig=1"),
     ]
 
 
@@ -76,10 +78,11 @@ def test_a_directory_lists_its_audio_by_relative_name(tmp_path):
         ("m.jsonl", '{"type": "MonoCut", "id": "a", "custom": 5, "recording": ' + RECORDING + "}"),
         ("m.jsonl", '{"type": "MonoCut", "id": "a", "supervisions": 5, "recording": ' + RECORDING + "}"),
         ("m.jsonl", '{"type": "MonoCut", "id": "a", "channel": [[0]], "recording": ' + RECORDING + "}"),
-        ("m.jsonl", '{"audio_filepath": "https://a.b/c.wav"}'),
+        ("m.jsonl", '{"audio_filepath": "ftp://a.b/c.wav"}'),
+        ("m.jsonl", '{"audio_filepath": "https://a.b"}'),
         ("m.jsonl", '{"audio_filepath": "s3://"}'),
         ("m.jsonl", RECORDING.replace("a.wav", "file:///a.wav").replace("{", '{"id": "a", ', 1)),
-        ("m.scp", "utt1 http://a.b/c.wav"),
+        ("m.scp", "utt1 ftp://a.b/c.wav"),
         ("m.scp", "utt1 a.wav 3.2"),
         ("m.scp", "utt1 sox a.wav -t wav - |"),
     ],
