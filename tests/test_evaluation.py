@@ -371,6 +371,12 @@ def test_a_score_that_is_no_number_is_none_and_says_so(data, monkeypatch, value)
     assert found.values == {"si_sdr": 100.0}
 
 
+def test_scores_of_an_earlier_way_to_compute_a_metric_are_computed_again():
+    values = {"stoi": 0.9, "f0_error": 3036.0}
+    assert run._still_valid({"values": values, "set_to": {}}) == {"stoi": 0.9}  # hum in pauses was a voice then
+    assert run._still_valid({"values": values, "set_to": {}, "versions": {"stoi": 1, "f0_error": 2}}) == values
+
+
 def test_scores_by_other_weights_are_not_taken_for_those_that_are_named_now(monkeypatch):
     values = {"wer": 0.5, "stoi": 0.9, "gone": 1.0}
     row = {"values": values, "set_to": {"wer": None, "stoi": None}}

@@ -110,6 +110,8 @@ def _voicing_error() -> Scorer:
     return _SHARED_PITCH.scorer("voicing_error")
 
 
+_PITCH_VERSION = 2
+"""The first version took hum in pauses for a voice."""
 _STFT = "Spectral convergence plus mean difference of log magnitudes, over three resolutions, at 24 kHz"
 _F0 = "Root mean square difference of the pitch (pYIN) where both are voiced, in cents (100 are a semitone), of speech"
 _VOICING = "Share of frames of 10 ms that are voiced in one and not in the other, of speech; quiet frames are unvoiced"
@@ -125,7 +127,7 @@ FIDELITY_METRICS = {
             lambda: lambda pair: si_sdr(pair.reference, pair.degraded),
         ),
         Metric("stft_distance", "STFT dis.", "lower", _STFT, stft_distance, (0, None)),
-        Metric("f0_error", "F0 error", "lower", _F0, _f0_error, (0, None)),
-        Metric("voicing_error", "Voicing error", "lower", _VOICING, _voicing_error, (0, 1)),
+        Metric("f0_error", "F0 error", "lower", _F0, _f0_error, (0, None), version=_PITCH_VERSION),
+        Metric("voicing_error", "Voicing error", "lower", _VOICING, _voicing_error, (0, 1), version=_PITCH_VERSION),
     )
 }

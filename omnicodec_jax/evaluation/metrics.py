@@ -53,6 +53,8 @@ class Metric(NamedTuple):
     """The lowest and the highest score that are possible; None: there is no bound."""
     setting: str | None = None
     """The environment variable that names the weights; None: there is none. Scores by other weights differ."""
+    version: int = 1
+    """The number of ways so far in which the metric was computed. Scores of earlier versions are computed again."""
 
     def set_to(self) -> str | None:
         """Returns the value of the variable `setting`; None: it is not set, and the default weights are used."""

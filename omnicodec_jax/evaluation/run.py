@@ -214,17 +214,27 @@ def score(
     for task, result in score_all((task for _, task in tasks), evaluation.num_workers):
         values = scored[task.key].values | result.values
         scored[task.key] = Scores(values, result.why)
-        set_to = {name: METRICS[name].set_to() for name in values}
-        journal.add(("scores", *task.key), {"of": digests[task.key], "values": values, "set_to": set_to})
+        row = {
+            "of": digests[task.key],
+            "values": values,
+            "set_to": {name: METRICS[name].set_to() for name in values},
+            "versions": {name: METRICS[name].version for name in values},
+        }
+        journal.add(("scores", *task.key), row)
         progress.add(seconds[task.key])
     progress.bar.close()
     return scored
 
 
 def _still_valid(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the scores in a row of the journal, without those of metrics whose weights have changed."""
-    by = row.get("set_to", {})  # version 0.1 did not keep the names of weights
-    return {n: value for n, value in row["values"].items() if n in METRICS and by.get(n) == METRICS[n].set_to()}
+    """Returns the scores in a row of the journal, without those that the metrics of today would not give."""
+    set_to, versions = row.get("set_to", {}), row.get("versions", {})  # version 0.1 did not keep these
+    return {
+        name: value
+        for name, value in row["values"].items()
+        if (metric := METRICS.get(name))
+        and (set_to.get(name), versions.get(name, 1)) == (metric.set_to(), metric.version)
+    }
 
 
 def report(
