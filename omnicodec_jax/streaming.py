@@ -75,6 +75,13 @@ def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
     return numbers
 
 
+def _check_count(sessions: int) -> int:
+    """Returns a number of sessions. Raises ModelError for one below 1."""
+    if sessions < 1:
+        raise ModelError(f"sessions = {sessions}: must be how many streams there are, 1 or more")
+    return sessions
+
+
 class StreamingDecoder:
     """Decodes live streams, a frame or more at a time, without delay.
 
@@ -95,8 +102,11 @@ class StreamingDecoder:
         Args:
             tokenizer: The codec.
             sessions: Number of streams side by side; they are rows of one batch.
+
+        Raises:
+            ModelError: If `sessions` is below 1.
         """
-        self._tokenizer, self._sessions = tokenizer, sessions
+        self._tokenizer, self._sessions = tokenizer, _check_count(sessions)
         self._stream = Stream(tokenizer, type(tokenizer.model).decode)
 
     def __call__(self, codes: Array, reset: Iterable[int] = ()) -> np.ndarray:
@@ -199,11 +209,12 @@ class StreamingEncoder:
             sessions: Number of streams side by side; they are rows of one batch.
 
         Raises:
-            ModelError: If the tokenizer cannot compute the semantic features that its model needs.
+            ModelError: If the tokenizer cannot compute the semantic features that its model needs, or `sessions` is
+                below 1.
         """
         if not tokenizer.computes_features:
             raise ModelError("this model needs semantic features: load it with the encoder that computes them")
-        self._tokenizer, self._sessions = tokenizer, [Session() for _ in range(sessions)]
+        self._tokenizer, self._sessions = tokenizer, [Session() for _ in range(_check_count(sessions))]
         windows = None if tokenizer.extract is None else tokenizer.extract.windows
         seconds, self._vectors = (0, 0) if windows is None else (windows.live_seconds, windows.live_vectors)
         self._window = seconds * tokenizer.sample_rate

@@ -70,6 +70,13 @@ def test_wrong_codes_and_numbers_of_sessions_are_refused(tokenizer):
         decode(np.zeros((2, 9, 1), np.int32), reset=[2])
 
 
+@pytest.mark.parametrize("sessions", [0, -1])
+@pytest.mark.parametrize("stream", [StreamingDecoder, StreamingEncoder])
+def test_numbers_of_sessions_that_cannot_be_are_refused(tokenizer, stream, sessions):
+    with pytest.raises(ModelError, match=f"sessions = {sessions}: must be how many streams there are, 1 or more"):
+        stream(tokenizer, sessions=sessions)
+
+
 # -- Encoding
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicodec_jax import names
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.attempts import Seen, reason
 from omnicodec_jax.data.units import Progress
@@ -250,7 +251,7 @@ class TokenMeasurer:
                 progress.add(codes.shape[1] / frame_rate)
                 yield clip, codes
             except (OmniCodecError, OSError) as error:
-                LOG.warning("%s, %s: left out of the probes of %s: %s", name, clip.path, label, error)
+                LOG.warning(names.text(f"{name}, {clip.path}: left out of the probes of {label}: {error}"))
                 progress.add(0.0)
                 yield clip, reason(clip.path, error)
         progress.bar.close()
