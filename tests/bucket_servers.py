@@ -6,6 +6,7 @@ and another one answers as a web server does.
 
 import contextlib
 import ctypes
+import email.utils
 import hashlib
 import json
 import os
@@ -198,14 +199,22 @@ class Web(Hub):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    @property
+    def asked(self) -> Path:
+        return self.folder / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
+
+    def end_headers(self) -> None:
+        if self.asked.is_file():
+            self.send_header("Last-Modified", email.utils.formatdate(self.asked.stat().st_mtime, usegmt=True))
+        super().end_headers()
+
     def do_GET(self) -> None:
-        path = self.folder / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
         if self.failures:
             self._send(b"", self.failures.pop(0))
         else:
             if not self.has_ranges:
                 del self.headers["Range"]
-            self._file(path)
+            self._file(self.asked)
 
 
 @contextlib.contextmanager

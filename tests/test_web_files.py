@@ -1,6 +1,8 @@
 """https://: lists, tars and audio of web servers are read where they lie, each file by its name."""
 
+import gzip
 import json
+import os
 import shutil
 import tarfile
 
@@ -8,8 +10,9 @@ import bucket_servers
 import pytest
 import soundfile
 
-from omnicodec_jax.buckets import BucketError, as_path, on_disk, requests
-from omnicodec_jax.data import prepare, records
+from omnicodec_jax.buckets import BucketError, as_path, joined, on_disk, requests
+from omnicodec_jax.data import audio, manifest, prepare, records
+from omnicodec_jax.data.attempts import Seen
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
 
@@ -95,6 +98,41 @@ def test_a_query_is_sent_and_is_no_part_of_the_suffix(web, folder):
     assert answers.sent[-1][0] == "/speech.jsonl?token=a/b"
     with on_disk(path) as copy:
         assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_signed_url_of_any_length_is_read_and_its_suffix_counts(web, folder, clips):
+    _, url = web
+    (folder / "speech.jsonl.gz").write_bytes(gzip.compress((folder / "speech.jsonl").read_bytes()))
+    signed = f"?X-Amz-Date=20261127.5&X-Amz-Signature={'a' * 400}"
+    lines = list(manifest.read(folder / "speech.jsonl"))
+    assert list(manifest.read(as_path(f"{url}/speech.jsonl.gz{signed}"))) == lines
+    assert [entry for entry, _ in manifest.labelled(as_path(f"{url}/speech.jsonl{signed}"), "audio_filepath")] == lines
+    clip = f"{clips[0].stem}.wav"
+    there = audio.load(as_path(f"{url}/{clip}{signed}"), 24_000)
+    assert there.num_samples == audio.load(folder / clip, 24_000).num_samples
+    assert as_path(f"{url}/{clip}{signed}").stem == clips[0].stem
+
+
+def test_a_name_with_a_number_sign_is_asked_for_as_a_whole(web, folder):
+    _, url = web
+    (folder / "étude #5.txt").write_text("five")
+    (folder / "étude ").write_text("none")
+    assert joined(as_path(f"{url}/list.jsonl").parent, "étude #5.txt").read_text() == "five"
+    assert as_path(f"{url}/étude #5.txt?a=1").read_text() == "five"
+
+
+def test_a_file_that_is_replaced_by_one_of_its_size_is_another(web, folder):
+    _, url = web
+    file = folder / "clip.wav"
+    file.write_bytes(b"old")
+    os.utime(file, (1e9, 1e9))
+    path = as_path(f"{url}/clip.wav")
+    before = Seen.of(path)
+    assert path.open("rb").read() == b"old"
+    assert Seen.of(path) == before
+    file.write_bytes(b"new")
+    assert Seen.of(path) != before
+    assert path.open("rb").read() == b"new"
 
 
 def test_nothing_is_written_to_a_web_server_and_no_folder_is_listed(web, folder, tmp_path):

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import datetime
+import email.utils
 import fcntl
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omnicodec_jax.buckets.requests import ask, missing
@@ -34,15 +35,15 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def copied(url: str) -> Iterator[Path]:
-    """Gives a copy of an object, as `paths.on_disk` does. Raises OSError."""
+def copied(url: str, suffix: str) -> Iterator[Path]:
+    """Gives a copy of an object, whose name ends in `suffix`, as `paths.on_disk` does. Raises OSError."""
     state = state_of(url)
     with _guard:
         kept = _copies.get(url)
         if kept is not None and kept.state == state:
             _users[kept.file] += 1
     if kept is None or kept.state != state:
-        file = copies() / f"{uuid.uuid4().hex}{PurePosixPath(url).suffix}"
+        file = copies() / f"{uuid.uuid4().hex}{suffix}"
         fetch(url, file)
         kept = _Copy(file, state)
         with _guard:
@@ -101,6 +102,9 @@ def state_in(info: dict[str, Any]) -> tuple[int, int]:
 
 def seconds(info: dict[str, Any]) -> float:
     """Returns when an object was written, by the server's clock, in seconds; 0 where it does not say."""
+    if "Last-Modified" in info:  # of a web server
+        with contextlib.suppress(ValueError):
+            return email.utils.parsedate_to_datetime(info["Last-Modified"]).timestamp()
     moment = next((info[name] for name in ("LastModified", "mtime", "updated") if info.get(name)), None)
     if isinstance(moment, str):
         moment = datetime.datetime.fromisoformat(moment)

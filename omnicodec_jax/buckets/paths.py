@@ -63,8 +63,23 @@ class BucketPath(type(Path())):
 
     @property
     def suffix(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The last suffix of the name, without the query that the URL of a web server may have."""
-        return PurePosixPath(self.name.partition("?")[0]).suffix if self.scheme in WEB else super().suffix
+        """The last suffix of the name."""
+        return self._own_name.suffix
+
+    @property
+    def suffixes(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All suffixes of the name."""
+        return self._own_name.suffixes
+
+    @property
+    def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The name without its last suffix."""
+        return self._own_name.stem
+
+    @property
+    def _own_name(self) -> PurePosixPath:
+        """The name without the query that the URL of a web server may have."""
+        return PurePosixPath(self.name.partition("?")[0] if self.scheme in WEB else self.name)
 
     @property
     def parent(self) -> "BucketPath":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -187,7 +202,7 @@ class BucketPath(type(Path())):
         """
         if set(mode) - set("rbt"):
             raise BucketError(f"{self}: an object in a bucket is written as a whole, not opened as {mode!r}")
-        with copied(str(self)) as copy:
+        with copied(str(self), self.suffix) as copy:
             return open(copy, mode, buffering, encoding, errors, newline)
 
     def read_bytes(self) -> bytes:
@@ -285,6 +300,7 @@ def as_path(text: str | os.PathLike[str]) -> Path:
         raise BucketError(f"{text}: {scheme}:// is not read; gs://, s3://, hf:// and https:// are, and plain paths")
     rest = rest.removeprefix("models/" if scheme == "hf" else "")
     rest, question, query = rest.partition("?") if scheme in WEB else (rest, "", "")
+    rest = rest.replace("#", "%23") if scheme in WEB else rest  # a part of the name: no file is asked for by fragments
     names = [part for part in rest.split("/") if part]
     if len(names) < _root(scheme, names) + (scheme in WEB) or rest.startswith("/"):
         wanted = WANTED.get(scheme, f"bucket; must be {scheme}://BUCKET/NAME")
@@ -334,7 +350,7 @@ def on_disk(path: Path) -> Iterator[Path]:
     if not isinstance(path, BucketPath):
         yield path
         return
-    with copied(str(path)) as copy:
+    with copied(str(path), path.suffix) as copy:
         yield copy
 
 

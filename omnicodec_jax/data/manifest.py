@@ -267,7 +267,8 @@ def _in_directory(path: Path) -> Iterator[Listed]:
 def _from_lines(path: Path) -> Iterator[Listed]:
     """Yields the entries of a list with one a line, each with its transcript."""
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
-    suffix = (path.with_suffix("").suffix if _is_gz(path) else path.suffix).lower()
+    *_, before, last = "", "", *path.suffixes
+    suffix = (before if _is_gz(path) else last).lower()
     if suffix not in kinds:
         raise DataError(
             f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz, or in .tar or "
