@@ -10,6 +10,7 @@ import bucket_servers
 import pytest
 import soundfile
 
+from omnicodec_jax import cli
 from omnicodec_jax.buckets import BucketError, as_path, joined, on_disk, requests
 from omnicodec_jax.data import audio, manifest, prepare, records
 from omnicodec_jax.data.attempts import Seen
@@ -133,6 +134,18 @@ def test_a_file_that_is_replaced_by_one_of_its_size_is_another(web, folder):
     file.write_bytes(b"new")
     assert Seen.of(path) != before
     assert path.open("rb").read() == b"new"
+
+
+def test_inspect_tells_of_a_file(web, folder, clips, capsys):
+    _, url = web
+    assert cli.inspect(as_path(f"{url}/{clips[0].stem}.wav?a=1")) == 0
+    assert f"{clips[0].stem}.wav?a=1: audio, " in capsys.readouterr().out
+
+
+def test_stream_decode_refuses_to_write_there_before_it_decodes(web):
+    _, url = web
+    with pytest.raises(BucketError, match="http:// is only read here"):
+        cli.stream_decode(as_path(f"{url}/tokens.safetensors"), as_path(f"{url}/gone.raw"), model="gone")
 
 
 def test_nothing_is_written_to_a_web_server_and_no_folder_is_listed(web, folder, tmp_path):

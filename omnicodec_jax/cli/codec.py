@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from omnicodec_jax import names, targets
+from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.cli.many_files import ManyFiles, WrittenFile
 from omnicodec_jax.cli.options import BUNDLED_CLIPS, ModelOption, model_name
 from omnicodec_jax.config import Precision
@@ -171,6 +172,8 @@ def stream_decode(
     if output is not None and output.is_file() and not overwrite:  # raw samples cannot say of what they were made
         raise OmniCodecError(f"{output}: is there already; choose another output, or replace with --overwrite")
     if output is not None:
+        if isinstance(output, BucketPath):
+            output.check_writable()
         targets.check_apart(input, output)
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)

@@ -41,6 +41,8 @@ def describe(path: Path) -> list[str] | None:
     }
     if path.suffix == shards.SUFFIX and path.is_file():
         return list(_token_shards(path, [path], 0))
+    if not path.is_dir():
+        return None
     found = (write for marker, write in kinds.items() if any(path.glob(marker)))
     write = next(found, None)
     try:
