@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
+from omnicodec_jax import buckets
+
 Item = TypeVar("Item")
 Tell: TypeAlias = Callable[[Any], None]
 """A function that a child calls to tell its parent something while it works."""
@@ -174,6 +176,7 @@ class Children(Generic[Item]):
             child.close()
         for child in children:
             child.join()
+        buckets.remove_dead_copies()
 
     @property
     def at_hand(self) -> list[Item]:

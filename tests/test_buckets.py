@@ -214,12 +214,12 @@ def test_a_folder_for_copies_that_a_process_beside_has_removed_is_made_anew(tmp_
         made.append(tmp_path / f"{prefix}{len(made)}")
         made[-1].mkdir()
         if len(made) == 1:  # before it is locked, it looks like what a killed process has left
-            copies._remove_leftovers()
+            copies.remove_dead_copies()
         return str(made[-1])
 
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(tempfile, "mkdtemp", make)
     assert copies.copies.__wrapped__() == made[1]
     assert [folder.is_dir() for folder in made] == [False, True]
-    copies._remove_leftovers()
+    copies.remove_dead_copies()
     assert made[1].is_dir()

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
+from multiprocessing import forkserver
 
 import bucket_servers
 import pytest
@@ -12,8 +14,10 @@ import soundfile
 
 from omnicodec_jax import cli
 from omnicodec_jax.buckets import BucketError, as_path, joined, on_disk, requests
+from omnicodec_jax.corpus.readers import Readers, Request
 from omnicodec_jax.data import audio, manifest, prepare, records
 from omnicodec_jax.data.attempts import Seen
+from omnicodec_jax.data.entries import Entry
 from omnicodec_jax.data.prepare import PrepareConfig
 from omnicodec_jax.data.units import Share
 
@@ -146,6 +150,26 @@ def test_stream_decode_refuses_to_write_there_before_it_decodes(web):
     _, url = web
     with pytest.raises(BucketError, match="http:// is only read here"):
         cli.stream_decode(as_path(f"{url}/tokens.safetensors"), as_path(f"{url}/gone.raw"), model="gone")
+
+
+def test_processes_that_read_leave_no_copies(web, clips, tmp_path, monkeypatch):
+    _, url = web
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    monkeypatch.setenv("TMPDIR", str(copies))
+    forkserver._forkserver._stop()  # it would give its children the environment of before
+    try:
+        with Readers(2) as readers:
+            files = [f"{clip.stem}.wav" for clip in clips[:4]]
+            requests = [(name, Request(as_path(f"{url}/{name}"), Entry(name, name), 24_000, None)) for name in files]
+            assert all(read.clip is not None for _, read, _ in readers.map(requests, lambda read: None) if read)
+            assert list(copies.glob("*/*.wav"))
+        assert not list(copies.glob("*/*.wav"))
+        prepared(f"{url}/speech.jsonl", tmp_path / "out")
+        assert not list(copies.glob("*/*.wav"))
+    finally:
+        forkserver._forkserver._stop()
 
 
 def test_nothing_is_written_to_a_web_server_and_no_folder_is_listed(web, folder, tmp_path):

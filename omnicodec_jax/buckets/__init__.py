@@ -17,7 +17,7 @@ In a bucket, these rules hold:
   taken for a file of this machine, and no folder called "gs:" is made.
 """
 
-from omnicodec_jax.buckets.copies import copies, state_in, state_of
+from omnicodec_jax.buckets.copies import copies, remove_dead_copies, state_in, state_of
 from omnicodec_jax.buckets.mirror import mirrored
 from omnicodec_jax.buckets.paths import (
     BucketPath,
@@ -41,6 +41,7 @@ __all__ = [
     "joined",
     "mirrored",
     "on_disk",
+    "remove_dead_copies",
     "state_in",
     "state_of",
 ]

@@ -117,7 +117,7 @@ def copies() -> Path:
 
     It is deleted when the process ends. The folder of a killed process is deleted by a later process.
     """
-    _remove_leftovers()
+    remove_dead_copies()
     folder = _locked(Path(tempfile.mkdtemp(prefix=CACHE)))
     while not folder.is_dir():  # before it was locked, another process has taken it for a leftover
         folder = _locked(Path(tempfile.mkdtemp(prefix=CACHE)))
@@ -132,7 +132,8 @@ def _locked(folder: Path) -> Path:
     return folder
 
 
-def _remove_leftovers() -> None:
+def remove_dead_copies() -> None:
+    """Removes the folders of processes that were ended by a signal, as child processes are at the end of their work."""
     for folder in Path(tempfile.gettempdir()).glob(f"{CACHE}*"):
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY)

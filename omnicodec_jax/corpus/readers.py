@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+from omnicodec_jax import buckets
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Died, Tell
 from omnicodec_jax.data import audio
@@ -126,6 +127,10 @@ class Reader:
         """Ends the process, whatever it is doing."""
         self._child.close()
 
+    def join(self) -> None:
+        """Waits until the closed process has ended."""
+        self._child.join()
+
 
 def _serve(request: Request, _report: Tell) -> Read:
     """Reads a file in the child process. Whatever is wrong with it becomes an AudioError or an OSError."""
@@ -159,6 +164,9 @@ class Readers:
         self._want(math.inf)
         for reader in self._readers:
             reader.close()
+        for reader in self._readers:
+            reader.join()
+        buckets.remove_dead_copies()
 
     def map(
         self, requests: Iterable[tuple[T, Request]], then: Callable[[Read], Any]
