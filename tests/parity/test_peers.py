@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_hubert import SIZES as HUBERT
 
 torch = pytest.importorskip("torch", reason="peers run on PyTorch")
@@ -235,6 +236,19 @@ def test_weights_and_configs_that_are_damaged_leave_the_other_systems_their_eval
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match=f"Mimi: {tmp_path} cannot be loaded: .*{why}"):
         PeerRequest.parse(f"mimi={tmp_path}").load((8,))
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_left_random(tmp_path):
+    """Such as all of them in the checkpoint of another codec, which transformers takes with a warning."""
+    _mimi().save_pretrained(tmp_path / "mimi")
+    tensors = load_file(tmp_path / "mimi" / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    save_file(kept, tmp_path / "mimi" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"Mimi: {tmp_path}/mimi lacks \d+ weights, decoder\.\S+ for one"):
+        PeerRequest.parse(f"mimi={tmp_path}/mimi").load((2,))
+    _dac().save_pretrained(tmp_path / "dac")
+    with pytest.raises(ModelError, match=rf"Mimi: {tmp_path}/dac"):
+        PeerRequest.parse(f"mimi={tmp_path}/dac").load((2,))
 
 
 def test_a_codec_that_this_transformers_lacks_is_named(tmp_path, monkeypatch):
