@@ -508,6 +508,19 @@ def test_a_mistyped_model_is_an_error_and_not_a_report_of_the_clips_alone(data, 
     assert not (tmp_path / "report" / "tables.md").exists()
 
 
+def test_a_model_whose_config_cannot_be_read_costs_no_other_system_its_line(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "omni')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    out, opus = tmp_path / "report", PeerRequest.parse("opus=12000")
+    models = {"ours": str(tmp_path / "model")}
+    assert run.run(run.Evaluation(data=data, out=out, models=models, peers=(opus,), metrics=("mcd",), limit=1)) == 1
+    table = (out / "tables.md").read_text()
+    assert "| Opus-12k |" in table
+    assert "- ours is left out: " in table
+    assert "not JSON" in table
+
+
 def test_a_cut_off_journal_goes_on(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.add(("a", "b"), {"x": 1})
