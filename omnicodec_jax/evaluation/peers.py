@@ -14,7 +14,7 @@ import numpy as np
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.evaluation.auv_codec import HUB_ID, AuvCodec
-from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint
+from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint, first_line
 from omnicodec_jax.version import with_extra
 
 OPUS_BIT_RATES = (6_000, 12_000)
@@ -119,8 +119,7 @@ class TransformersCodec:
             model, found = model_class.from_pretrained(source, output_loading_info=True)
             self._extract = transformers.AutoFeatureExtractor.from_pretrained(source) if peer.extracts else None
         except Exception as error:  # transformers and safetensors raise errors of any type
-            why = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-            raise ModelError(f"{peer.title}: {source} cannot be loaded: {why}") from None
+            raise ModelError(f"{peer.title}: {source} cannot be loaded: {first_line(error)}") from None
         if missing := found["missing_keys"]:  # transformers would leave these weights random
             raise ModelError(f"{peer.title}: {source} lacks {len(missing)} weights, {min(missing)} for one")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

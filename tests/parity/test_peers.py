@@ -309,9 +309,10 @@ def test_a_checkpoint_that_is_none_of_auv_is_refused(auv, tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "bad" / "auv.pt")
     with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
         PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
-    (tmp_path / "bad" / "auv.pt").write_text("no checkpoint")
-    with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
-        PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
+    for content in ("no checkpoint", ""):
+        (tmp_path / "bad" / "auv.pt").write_text(content)
+        with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
+            PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
 
 
 def test_without_its_package_auv_says_what_to_install(monkeypatch):
