@@ -242,7 +242,7 @@ def test_no_frame_of_a_stream_waits_for_the_compiler(tmp_path, demo_model, monke
     """Every frame runs the program that was compiled before the first one."""
     model, programs, run = codec._load_model(demo_model, None).model_hash, [], Stream.__call__
 
-    def recorded(self: Stream, fresh: object, held: object, *inputs: np.ndarray) -> jax.Array:
+    def recorded(self: Stream, fresh: np.ndarray | None, held: np.ndarray | None, *inputs: np.ndarray) -> jax.Array:
         programs.append((fresh is None, held is None, *(each.shape for each in inputs)))
         return run(self, fresh, held, *inputs)
 

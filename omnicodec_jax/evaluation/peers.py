@@ -108,8 +108,8 @@ class TransformersCodec:
             counts: Numbers of codebooks. If the codec does not offer one, the largest below it is taken.
 
         Raises:
-            ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded or
-                lacks weights.
+            ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded
+                or lacks weights.
         """
         model_class = _model_class(peer)
         import torch
