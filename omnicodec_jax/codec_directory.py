@@ -7,6 +7,8 @@ from typing import Any
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import as_path
 from omnicodec_jax.config import CodecConfig, MimiConfig
+from omnicodec_jax.errors import ModelError
+from omnicodec_jax.semantic import read_encoder_of
 
 FILES = tuple(
     f"{folder}{name}"
@@ -64,6 +66,20 @@ def save_codec(
     if encoder is not None:
         model_directory.save(as_path(directory) / model_directory.ENCODER, *encoder)
     model_directory.save(directory, config, variables)
+    remove_other_encoder(as_path(directory), config)
+
+
+def remove_other_encoder(directory: Path, config: CodecConfig | MimiConfig) -> None:
+    """Removes the encoder of the codec that was in a directory before, if the one there now takes none of its features.
+
+    With that encoder beside it, the new codec could not be loaded.
+    """
+    own = directory / model_directory.ENCODER
+    if (own / model_directory.CONFIG).is_file():
+        try:
+            read_encoder_of(own, getattr(config, "semantic", None))
+        except ModelError:
+            model_directory.remove(own)
 
 
 def load_codec(

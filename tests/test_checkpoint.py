@@ -106,6 +106,16 @@ def test_state_that_is_being_written_is_not_written_again(tmp_path: Path):
         assert checkpoints.latest == 4
 
 
+def test_run_goes_on_whatever_the_signs_in_the_name_of_its_folder(tmp_path: Path):
+    """Those that have a meaning in a URL, too."""
+    workdir = tmp_path / "run #1, 50 %? a%20b"
+    with Checkpoints(workdir, CONFIG, "data") as checkpoints:
+        checkpoints.save(state(4))
+    with Checkpoints(workdir, CONFIG, "data") as checkpoints:
+        assert checkpoints.restore(template()).step == 4
+    assert checkpoint.read(workdir, None)[1] == 4
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A run's directory with a checkpoint of step 4."""

@@ -23,6 +23,7 @@ from omnicodec_jax.config import files
 from omnicodec_jax.data.audio import EXTENSIONS
 from omnicodec_jax.errors import AudioError, ConfigError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.models import initialize
+from omnicodec_jax.streaming import Stream
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
@@ -225,6 +226,32 @@ def test_fewer_codebooks(folder, tmp_path, demo_model):
             with pytest.raises(TokenError, match="this model has 1 to 9"):
                 command(tmp_path / "t.safetensors", tmp_path / "no", model=demo_model, num_quantizers=wrong)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_stream_is_as_loud_as_the_clip(folder, tmp_path, demo_model):
+    samples, _ = soundfile.read(folder / "good.wav", stop=24_000)
+    soundfile.write(tmp_path / "quiet.wav", 0.01 * samples / np.abs(samples).max(), 24_000, subtype="FLOAT")
+    cli.encode(tmp_path / "quiet.wav", tmp_path / "t.safetensors", model=demo_model)
+    cli.decode(tmp_path / "t.safetensors", tmp_path / "whole.wav", model=demo_model)
+    cli.stream_decode(tmp_path / "t.safetensors", tmp_path / "raw", model=demo_model)
+    whole, stream = soundfile.read(tmp_path / "whole.wav")[0], np.fromfile(tmp_path / "raw", "<i2") / 32768
+    np.testing.assert_allclose(stream[: whole.size], whole, atol=2 / 32768)
+
+
+def test_no_frame_of_a_stream_waits_for_the_compiler(tmp_path, demo_model, monkeypatch):
+    """Every frame runs the program that was compiled before the first one."""
+    model, programs, run = codec._load_model(demo_model, None).model_hash, [], Stream.__call__
+
+    def recorded(self: Stream, fresh: np.ndarray | None, held: np.ndarray | None, *inputs: np.ndarray) -> jax.Array:
+        programs.append((fresh is None, held is None, *(each.shape for each in inputs)))
+        return run(self, fresh, held, *inputs)
+
+    monkeypatch.setattr(Stream, "__call__", recorded)
+    about = {"frame_rate": 12.5, "sample_rate": 24_000, "num_samples": 5760, "gain": 1.0}
+    TokenFile(codes=np.zeros((9, 3)), model=model, **about).save(tmp_path / "t.safetensors")
+    cli.stream_decode(tmp_path / "t.safetensors", tmp_path / "raw", model=demo_model)
+    assert len(programs) == 4
+    assert set(programs[1:]) == {programs[0]}
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):

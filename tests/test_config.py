@@ -129,6 +129,8 @@ def test_config_is_hashable_and_cannot_be_changed(path):
         (TrainConfig, "freeze", ("encoder", "quantizer", "decoder")),
         (Config, "seed", -1),
         (PerplexityConfig, "seed", -1),
+        (Config, "seed", 2**63),
+        (PerplexityConfig, "seed", 2**63),
     ],
 )
 def test_value_out_of_range_is_refused_by_field_and_value(cls, field, value):

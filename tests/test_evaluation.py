@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from omnicodec_jax.evaluation.peers import PeerRequest
 from omnicodec_jax.evaluation.run import Evaluation
 from omnicodec_jax.evaluation.scores import ScoreRequest, score_all
 from omnicodec_jax.evaluation.systems import Folder, Opus, Output, System, TokenizerCodec
+from omnicodec_jax.lanes import CPU_BLOCKS, ContinuousBatcher
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 pytestmark = pytest.mark.minutes(1)
@@ -231,6 +234,25 @@ class Quick(OmniCodecTokenizer):
     def decode_each(self, tokens):
         for key, codes in tokens:
             yield key, np.repeat(np.float32(codes.sum(0)), self.hop_length)[None]
+
+
+@pytest.mark.parametrize("rate", [12.5, 6.25])
+def test_no_clip_is_charged_for_the_compilation_of_a_program(rate: float):
+    """Whatever blocks its frames and its semantic features are cut into, there were some of that length before."""
+
+    def blocks(seconds: float, rate: float) -> set[int]:
+        left, found = math.ceil(seconds * rate), set[int]()
+        while left > 0:
+            size = ContinuousBatcher._block_size(SimpleNamespace(_blocks=CPU_BLOCKS), left)
+            found, left = found | {size}, left - size
+        return found
+
+    for longest in np.arange(0.1, 30, 0.7):
+        lengths = reconstruct.warm_up_lengths(longest, rate)
+        for each in (rate, 12.5, 13.0):
+            compiled = set[int]().union(*(blocks(seconds, each) for seconds in lengths))
+            assert all(blocks(seconds, each) <= compiled for seconds in np.arange(0.1, longest + 0.05, 0.7))
+    assert reconstruct.warm_up_lengths(1.0, None) == [1.0]
 
 
 def test_mimi_in_our_own_blocks_is_a_peer_too():
@@ -506,6 +528,19 @@ def test_a_mistyped_model_is_an_error_and_not_a_report_of_the_clips_alone(data, 
     with pytest.raises(ModelError, match=r"no system to compare: ours: \./modles: no such model directory"):
         run.run(mistyped)
     assert not (tmp_path / "report" / "tables.md").exists()
+
+
+def test_a_model_whose_config_cannot_be_read_costs_no_other_system_its_line(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "omni')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    out, opus = tmp_path / "report", PeerRequest.parse("opus=12000")
+    models = {"ours": str(tmp_path / "model")}
+    assert run.run(run.Evaluation(data=data, out=out, models=models, peers=(opus,), metrics=("mcd",), limit=1)) == 1
+    table = (out / "tables.md").read_text()
+    assert "| Opus-12k |" in table
+    assert "- ours is left out: " in table
+    assert "not JSON" in table
 
 
 def test_a_cut_off_journal_goes_on(tmp_path):

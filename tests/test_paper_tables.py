@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from omnicodec_jax import cli, model_directory, names, shipped
 from omnicodec_jax.cli.options import BUNDLED_CLIPS
 from omnicodec_jax.config import Config, PerplexityConfig
 from omnicodec_jax.corpus import TokenSource
+from omnicodec_jax.distributed import multihost
 from omnicodec_jax.errors import ConfigError, DataError, ModelError, TrainingError
 from omnicodec_jax.evaluation import paper_tables, table_run
 from omnicodec_jax.evaluation.peers import PeerRequest
@@ -215,6 +217,16 @@ def test_one_command_prints_a_table(monkeypatch, tmp_path, capsys):
     assert asked == [(2, {"OmniCodec": "some/model"}, 8)]
     assert capsys.readouterr().out == "the table\n"
     assert np.isfinite(asked[0][0])
+
+
+def test_a_table_whose_language_model_is_asked_to_stop_ends_in_one_line(monkeypatch, tmp_path, caplog):
+    def run_table(*_: object) -> int:
+        raise multihost.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(table_run, "run_table", run_table)
+    with caplog.at_level("INFO"):
+        assert cli.evaluate(table=4, model="some/model", out=tmp_path, language_model="language_model_demo") == 143
+    assert "interrupted: what is done is kept" in caplog.text
 
 
 def test_the_table_of_ablations_has_perplexity_and_use_of_codebooks():

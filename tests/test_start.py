@@ -23,7 +23,7 @@ from tiny_experiment import config as TINY
 from tiny_experiment import replaced
 
 from omnicodec_jax import model_directory
-from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, MeshConfig, STFTDiscriminatorConfig
+from omnicodec_jax.config import AcousticConfig, CodecConfig, Config, MeshConfig, SEANetConfig, STFTDiscriminatorConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import records
 from omnicodec_jax.data.records import SAMPLE_RATE, Header, Shard
@@ -403,6 +403,22 @@ def test_parts_of_random_weights_are_not_frozen(config, tmp_path):
         (
             {"optimizer": {"weight_decay_modules": ("encoder", "decodr")}},
             "no module decodr; there are acoustic_quant",
+        ),
+        (
+            {
+                "codec": {
+                    "seanet": SEANetConfig(n_filters=2, ratios=(20, 16)),
+                    "semantic": TINY.codec.semantic,
+                    "wavlm_dim": 6,
+                },
+                "loss": {"wavlm_distillation": 50.0},
+                "run": {"wavlm": "models/wavlm"},
+            },
+            "loss.wavlm_distillation = 50: must be 0 with 37.5 frames a second",
+        ),
+        (
+            {"codec": {"seanet": SEANetConfig(n_filters=2, ratios=(31, 25))}, "loss": {"latent_cepstrum": 1.0}},
+            "loss.latent_cepstrum = 1: must be 0 with frames of 1550 samples",
         ),
     ],
 )

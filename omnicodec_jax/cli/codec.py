@@ -157,6 +157,8 @@ def stream_decode(
 ) -> int:
     """Decode a token file frame by frame, as a live stream would be decoded, into raw samples of 16 bits, mono.
 
+    They have the sample rate of the model and the level of the original.
+
     omnicodec stream-decode clip.safetensors --model DIR | ffplay -f s16le -ar 24000 -
 
     Args:
@@ -177,16 +179,17 @@ def stream_decode(
         targets.check_apart(input, output)
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
-    codes = _tokens_of(tokenizer, input, num_quantizers)[1][None]
+    tokens, codes = _tokens_of(tokenizer, input, num_quantizers)
+    codes, scale = codes[None], 32767 / tokens.gain
+    StreamingDecoder(tokenizer)(codes[:, :, :1])  # compiles
     decode = StreamingDecoder(tokenizer)
-    decode(codes[:, :, :1])  # compiles
     milliseconds = []
     with _raw_output(output) as file:
         for frame in range(codes.shape[2]):
             start = time.perf_counter()
-            audio = decode(codes[:, :, frame : frame + 1], reset=[0] if frame == 0 else [])
+            audio = decode(codes[:, :, frame : frame + 1])
             milliseconds.append(1e3 * (time.perf_counter() - start))
-            file.write((audio[0, 0].clip(-1, 1) * 32767).astype("<i2").tobytes())
+            file.write((audio[0, 0] * scale).clip(-32767, 32767).astype("<i2").tobytes())
             file.flush()
     median, late = np.percentile(milliseconds, [50, 99])
     print(

@@ -1,5 +1,6 @@
 """`omnicodec evaluate`, `listening`: the commands that compare codecs, by metrics and by listening."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from omnicodec_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from omnicodec_jax.evaluation.run import Evaluation
+
+LOG = logging.getLogger(__name__)
 
 BUNDLED_DATA = ",".join(f"{domain}={BUNDLED_CLIPS / domain}.jsonl" for domain in ("speech", "music", "sound"))
 
@@ -108,10 +111,16 @@ def _paper_table(number: int, evaluation: "Evaluation", language_model: str) -> 
     """Measures and prints a table of the paper."""
     from omnicodec_jax.config import PerplexityConfig
     from omnicodec_jax.config import files as config_files
+    from omnicodec_jax.distributed import multihost
     from omnicodec_jax.evaluation import table_run
 
     config = config_files.load_as((PerplexityConfig,), language_model)
-    status = table_run.run_table(number, evaluation, config)
+    try:
+        status = table_run.run_table(number, evaluation, config)
+    except multihost.Interrupted as interrupted:  # a language model saves its last step, and then raises this
+        LOG.info("interrupted: what is done is kept, and the same command goes on from there")
+        (signal,) = interrupted.args
+        return 128 + signal
     print((evaluation.out / f"table_{number}.md").read_text(), end="")
     return status
 

@@ -262,7 +262,7 @@ class Config:
             "batch_size",
             f"a multiple of accumulation={self.optimizer.accumulation}",
         )
-        require(self.seed >= 0, self, "seed", "0 or more")
+        require(0 <= self.seed < 2**63, self, "seed", "0 or more, and below 2**63")
         if self.codec.semantic is None:
             require(self.loss.semantic == 0, self.loss, "semantic", "0 without a semantic branch")
         if self.codec.semantic is None or self.codec.semantic.source == "stored":

@@ -73,6 +73,6 @@ class PerplexityConfig:
         require(0 < self.held_out < 1, self, "held_out", "between 0 and 1")
         require(self.compute_dtype in ("float32", "bfloat16"), self, "compute_dtype", "'float32' or 'bfloat16'")
         require(self.num_workers >= 0, self, "num_workers", "0 or more")
-        require(self.seed >= 0, self, "seed", "0 or more")
+        require(0 <= self.seed < 2**63, self, "seed", "0 or more, and below 2**63")
         require(self.optimizer.accumulation == 1, self.optimizer, "accumulation", "1 for a language model")
         require(self.optimizer.ema_decay is None, self.optimizer, "ema_decay", "None for a language model")

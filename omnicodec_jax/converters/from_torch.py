@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax import model_directory, targets
+from omnicodec_jax.codec_directory import remove_other_encoder
 from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.converters import discriminators as reference_discriminators
@@ -54,6 +55,7 @@ def main(
             model_directory.save(out / model_directory.ENCODER, *encoder)
             print(f"{out / model_directory.ENCODER}: encoder {model_directory.model_hash(*encoder)}")
         _convert(checkpoint, network, tensors, reference, out)
+        remove_other_encoder(out, network)
         return
     tensors, kind = read_state_dict(checkpoint), reference_discriminators if discriminators else reference
     targets.check_apart(checkpoint, out / model_directory.WEIGHTS)

@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 # The package is optional.
 
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.evaluation.systems import Output, System, fingerprint
+from omnicodec_jax.evaluation.systems import Output, System, fingerprint, first_line
 
 HUB_ID, FILE = "SWivid/AUV", "auv.pt"
 HOP = 320
@@ -43,8 +42,8 @@ class AuvCodec:
         model: Any = AUV()
         try:
             model.from_pretrained(str(_checkpoint(source)))
-        except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-            raise ModelError(f"AUV: {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        except Exception as error:  # PyTorch and the package raise errors of any type
+            raise ModelError(f"AUV: {source} cannot be loaded: {first_line(error)}") from None
         self._model = model.eval()
         size = model.tokenizer.vq.quantizers[0].codebook_size
         self.systems: Sequence[System] = [System("AUV", f"{source}, by auv", (size,), self.sample_rate / HOP)]

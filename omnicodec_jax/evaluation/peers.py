@@ -14,7 +14,7 @@ import numpy as np
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import ConfigError, ModelError
 from omnicodec_jax.evaluation.auv_codec import HUB_ID, AuvCodec
-from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint
+from omnicodec_jax.evaluation.systems import Codec, Opus, Output, System, fingerprint, first_line
 from omnicodec_jax.version import with_extra
 
 OPUS_BIT_RATES = (6_000, 12_000)
@@ -108,18 +108,20 @@ class TransformersCodec:
             counts: Numbers of codebooks. If the codec does not offer one, the largest below it is taken.
 
         Raises:
-            ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded.
+            ModelError: If PyTorch is not installed, this transformers lacks the codec, or the source cannot be loaded
+                or lacks weights.
         """
         model_class = _model_class(peer)
         import torch
         import transformers
 
         try:
-            model = model_class.from_pretrained(source)
+            model, found = model_class.from_pretrained(source, output_loading_info=True)
             self._extract = transformers.AutoFeatureExtractor.from_pretrained(source) if peer.extracts else None
         except Exception as error:  # transformers and safetensors raise errors of any type
-            why = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-            raise ModelError(f"{peer.title}: {source} cannot be loaded: {why}") from None
+            raise ModelError(f"{peer.title}: {source} cannot be loaded: {first_line(error)}") from None
+        if missing := found["missing_keys"]:  # transformers would leave these weights random
+            raise ModelError(f"{peer.title}: {source} lacks {len(missing)} weights, {min(missing)} for one")
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._peer, self._model = peer, model.eval().to(self._device)
         whole, size, frame_rate = peer.codebooks(model.config)

@@ -25,6 +25,7 @@ from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.systems import Codec, Folder, outputs
 from omnicodec_jax.files import digest, replacing
+from omnicodec_jax.lanes import CPU_BLOCKS
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ RATE = 24_000
 """The sample rate of all files, Hz."""
 TOLERANCE = 0.25
 """The number of seconds by which a reconstruction may be shorter or longer than the original."""
+VECTORS_PER_SECOND = 12.5, 13.0
+"""The least and the largest number of semantic feature vectors a second, which are computed in blocks as frames are."""
 ORIGINAL = "Original"
 """The name of the system that stands for the clips themselves."""
 
@@ -126,9 +129,10 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
     left = [original for original in clips if not is_done(original)]
     if not left:
         return
-    with contextlib.suppress(AudioError):  # a codec that always fails is reported below, for each clip
-        for _ in outputs(codec, np.sin(0.1 * np.arange(codec.sample_rate, dtype=np.float32))):
-            pass  # this compiles the programs, so that their compilation does not count as time of a clip
+    for seconds in warm_up_lengths(max(original.seconds for original in left), codec.systems[-1].frame_rate):
+        with contextlib.suppress(AudioError):  # a codec that always fails is reported below, for each clip
+            for _ in outputs(codec, np.sin(0.1 * np.arange(round(seconds * codec.sample_rate), dtype=np.float32))):
+                pass  # this compiles the programs, so that their compilation does not count as time of a clip
     progress = Progress(codec.systems[0].name, len(left))
     for original in left:
         clip, system = original.clip, codec.systems[0]
@@ -152,6 +156,20 @@ def by_codec(codec: Codec, clips: Sequence[Original], out: Path, journal: Journa
                 codes_path(out, system.name, clip).unlink(missing_ok=True)
                 yield Failure(system.name, clip, reason(clip.path, error))
     progress.bar.close()
+
+
+def warm_up_lengths(longest: float, frame_rate: float | None) -> list[float]:
+    """Returns lengths of clips for which a codec of this package compiles every program that shorter clips need, too.
+
+    On a CPU it works in blocks of several lengths, each of which has a program of its own (lanes.py).
+
+    Args:
+        longest: The length of the longest clip in seconds.
+        frame_rate: The frame rate of the codec in Hz, 12.5 or lower for those of this package; None: it has none.
+    """
+    rate = min(VECTORS_PER_SECOND[0], frame_rate or VECTORS_PER_SECOND[0])
+    needed = [size for size in CPU_BLOCKS if size < VECTORS_PER_SECOND[1] * longest + CPU_BLOCKS[-1]]
+    return [max(1.0, size / rate) for size in needed]
 
 
 def by_folder(folder: Folder, clips: Sequence[Original], out: Path, journal: Journal) -> Iterator[Failure]:

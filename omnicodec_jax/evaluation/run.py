@@ -156,7 +156,7 @@ def _run(evaluation: Evaluation, place: Path, needs_codec: bool) -> int:
         for name, load in evaluation.codecs():
             try:
                 codec = load()
-            except ModelError as error:
+            except (ModelError, ConfigError) as error:
                 LOG.error("%s is left out: %s", name, names.text(str(error)))
                 left_out[name] = str(error)
                 continue

@@ -120,6 +120,11 @@ def outputs(codec: Codec, samples: np.ndarray, systems: Sequence[System] | None 
         yield from codec.reconstruct(samples, systems)
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error that is not empty; for an error without a message, the name of its class."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
 def fingerprint(model: Any) -> str:
     """Returns a hash of all weights of a PyTorch model, without holding them twice in memory."""
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from omnicodec_jax.data.pipeline import Batches, Samples
 from omnicodec_jax.data.records import SAMPLE_RATE
 from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError
+from omnicodec_jax.losses import CEPSTRUM_SLICES, WAVLM_FRAME_RATE
 from omnicodec_jax.training import frozen as frozen_networks
 from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes, naming_the_last
 from omnicodec_jax.training.gan import FrozenVariables, Gan
@@ -117,6 +118,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
     mesh = sharding.make_mesh(config.run.mesh)
     sharding.require_whole_rows(mesh, config.data.batch_size, "data.batch_size")
     check_audio(config)
+    check_frames(config)
     with stage("finding the data"):
         samples = Samples.open(config.data, config.seed, "train", reads_features(config))
     for domain, clips in zip(config.data.domains, samples.clips, strict=True):
@@ -149,6 +151,21 @@ def check_audio(config: Config) -> None:
         raise ConfigError(
             f"data.segment_samples = {samples}: must be {shortest} or more, to hold a frame of the codec and the "
             "windows of discriminators.stft"
+        )
+
+
+def check_frames(config: Config) -> None:
+    """Raises ConfigError for a loss whose targets do not come at the codec's frames but drift away from them."""
+    codec, loss = config.codec, config.loss
+    if loss.wavlm_distillation and config.run.wavlm and WAVLM_FRAME_RATE * codec.hop_length % codec.sample_rate:
+        raise ConfigError(
+            f"loss.wavlm_distillation = {loss.wavlm_distillation:g}: must be 0 with {codec.frame_rate:g} frames a "
+            f"second, of which WavLM's {WAVLM_FRAME_RATE} states are no multiple"
+        )
+    if loss.latent_cepstrum and codec.hop_length % CEPSTRUM_SLICES:
+        raise ConfigError(
+            f"loss.latent_cepstrum = {loss.latent_cepstrum:g}: must be 0 with frames of {codec.hop_length} samples, "
+            f"which cannot be cut into {CEPSTRUM_SLICES} equal slices"
         )
 
 

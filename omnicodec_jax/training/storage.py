@@ -56,7 +56,7 @@ def base(path: Path) -> str | dict[str, str]:
     """Returns the path of a directory as TensorStore takes it."""
     if isinstance(path, BucketPath):
         return _s3(f"{path}/") if path.scheme == "s3" else f"{path}/"
-    return f"file://{path}/"
+    return {"driver": "file", "path": f"{path}/"}  # in a URL, #, % and ? would have a meaning
 
 
 def _s3(url: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_hubert import SIZES as HUBERT
 
 torch = pytest.importorskip("torch", reason="peers run on PyTorch")
@@ -237,6 +238,19 @@ def test_weights_and_configs_that_are_damaged_leave_the_other_systems_their_eval
         PeerRequest.parse(f"mimi={tmp_path}").load((8,))
 
 
+def test_weights_that_a_checkpoint_lacks_are_not_left_random(tmp_path):
+    """Such as all of them in the checkpoint of another codec, which transformers takes with a warning."""
+    _mimi().save_pretrained(tmp_path / "mimi")
+    tensors = load_file(tmp_path / "mimi" / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    save_file(kept, tmp_path / "mimi" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"Mimi: {tmp_path}/mimi lacks \d+ weights, decoder\.\S+ for one"):
+        PeerRequest.parse(f"mimi={tmp_path}/mimi").load((2,))
+    _dac().save_pretrained(tmp_path / "dac")
+    with pytest.raises(ModelError, match=rf"Mimi: {tmp_path}/dac"):
+        PeerRequest.parse(f"mimi={tmp_path}/dac").load((2,))
+
+
 def test_a_codec_that_this_transformers_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.delattr(sys.modules["transformers"], "Qwen3TTSTokenizerMultiCodebookModel", raising=False)
     with pytest.raises(ModelError, match=r"Qwen3-TTS-12Hz: transformers 5\.\S+ has no Qwen3TTSTokenizerMultiCodebook"):
@@ -295,9 +309,10 @@ def test_a_checkpoint_that_is_none_of_auv_is_refused(auv, tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "bad" / "auv.pt")
     with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
         PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
-    (tmp_path / "bad" / "auv.pt").write_text("no checkpoint")
-    with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
-        PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
+    for content in ("no checkpoint", ""):
+        (tmp_path / "bad" / "auv.pt").write_text(content)
+        with pytest.raises(ModelError, match=r"AUV: \S+bad cannot be loaded: "):
+            PeerRequest.parse(f"auv={tmp_path / 'bad'}").load((8,))
 
 
 def test_without_its_package_auv_says_what_to_install(monkeypatch):

@@ -37,6 +37,7 @@ from omnicodec_jax.model_directory import build
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
 from omnicodec_jax.semantic import semantic_features
+from omnicodec_jax.tokenizer import OmniCodecTokenizer
 
 RATE = 24_000
 SMALL = {
@@ -276,6 +277,19 @@ def test_a_directory_with_an_encoder_comes_back_with_it(with_whisper, tmp_path):
     from_torch.main(checkpoint=with_whisper[1], out=tmp_path / "back")
     for part in (".", model_directory.ENCODER):
         assert_same_models(tmp_path / "back" / part, with_whisper[1].parent / "flax" / part)
+
+
+@pytest.mark.parametrize("how", ["converted", "saved"])
+def test_a_model_without_an_encoder_takes_the_place_of_one_with_it(directory, with_whisper, tmp_path, how):
+    """With the other model's encoder beside it, it could not be loaded."""
+    source = directory(CONFIGS["12.5 frames a second"])
+    shutil.copytree(with_whisper[1].parent / "flax", tmp_path / "model")
+    if how == "converted":
+        from_torch.main(checkpoint=source, out=tmp_path / "model")
+    else:
+        OmniCodecTokenizer.from_pretrained(source.parent / "flax").save_pretrained(tmp_path / "model")
+    loaded = OmniCodecTokenizer.from_pretrained(tmp_path / "model")
+    assert loaded.model_hash == OmniCodecTokenizer.from_pretrained(source.parent / "flax").model_hash
 
 
 def test_a_model_is_not_converted_over_one_in_the_other_format_such_as_itself(with_whisper, tmp_path):
