@@ -214,6 +214,9 @@ def test_files_read_ahead_fill_no_more_of_the_memory_than_they_may(monkeypatch):
         def close(self):
             pass
 
+        def join(self):
+            pass
+
     monkeypatch.setattr(readers, "Reader", Reader)
     monkeypatch.setattr(readers, "HELD_SAMPLES", 3 * size)
 
