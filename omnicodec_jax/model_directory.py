@@ -152,7 +152,8 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
     refuse_other_kind(directory, model_type(config))
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flatten(variables).items():
-        tensors |= _stored(name, np.asarray(leaf), number)
+        # safetensors 0.8 writes memory as it lies, so it must lie row by row.
+        tensors |= _stored(name, np.asarray(leaf, order="C"), number)
     with rewriting(directory / WEIGHTS) as path:
         save_file(tensors, path)
     with rewriting(directory / CONFIG) as path:

@@ -70,7 +70,8 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
     beside = out.with_suffix(".safetensors")
     if beside.is_file() and not _is_export(beside):
         raise ModelError(f"{beside}: is there already, and no exported program's weights; give --out another name")
-    weights = {name: np.asarray(leaf) for name, leaf in model_directory.flatten(tokenizer.variables).items()}
+    leaves = model_directory.flatten(tokenizer.variables).items()
+    weights = {name: np.asarray(leaf, order="C") for name, leaf in leaves}  # safetensors 0.8 writes memory as it is
     function, arguments = program(tokenizer, what, seconds)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
     exported = jax_export.export(function, platforms=PLATFORMS)(shapes, *arguments)

@@ -106,7 +106,8 @@ class TokenFile:
         if self.source is not None:
             fields["source"] = self.source._asdict()
         with replacing(as_path(path)) as temporary:
-            save_file({"codes": codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
+            # safetensors 0.8 writes memory as it lies, so it must lie row by row.
+            save_file({"codes": codes.astype(np.uint16, order="C")}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:

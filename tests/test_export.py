@@ -6,9 +6,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
+from safetensors.numpy import load_file
 
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.model_directory import build
+from omnicodec_jax.model_directory import build, flatten
 from omnicodec_jax.stablehlo import export_stablehlo
 from omnicodec_jax.streaming import StreamingDecoder
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -68,6 +70,15 @@ def test_a_stranger_runs_it(tokenizer, tmp_path, what):
         np.testing.assert_array_equal(found, expected)
     else:
         assert np.abs(found - expected).max() <= 1e-6 * max(1, np.abs(expected).max())
+
+
+def test_weights_are_saved_as_they_are_in_whatever_order_they_lie_in_memory(tmp_path):
+    tokenizer = OmniCodecTokenizer(tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
+    tokenizer.variables = jax.tree.map(np.asfortranarray, tokenizer.variables)  # as a device may give them
+    export_stablehlo(tokenizer, "decoder", 0.1, tmp_path / "decoder.stablehlo")
+    saved = load_file(tmp_path / "decoder.safetensors")
+    for name, weights in flatten(tokenizer.variables).items():
+        np.testing.assert_array_equal(saved[name], weights)
 
 
 def test_other_suffixes_are_refused(tokenizer, tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors import SafetensorError
@@ -93,6 +94,17 @@ def disk_of(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_codes_and_weights_are_saved_as_they_are_in_whatever_order_they_lie_in_memory(tmp_path):
+    codes = np.arange(12, dtype=np.uint16).reshape(4, 3).T  # as of a clip of shards, which are [N, K]
+    dataclasses.replace(TOKENS, codes=codes).save(tmp_path / "tokens.safetensors")
+    np.testing.assert_array_equal(TokenFile.load(tmp_path / "tokens.safetensors").codes, codes)
+    weights = variables(OMNICODEC)
+    for number in ("float32", "int8"):
+        model_directory.save(tmp_path / "c", OMNICODEC, weights, number)
+        model_directory.save(tmp_path / "f", OMNICODEC, jax.tree.map(np.asfortranarray, weights), number)
+        assert (tmp_path / "f/model.safetensors").read_bytes() == (tmp_path / "c/model.safetensors").read_bytes()
 
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 100_000).astype(np.float32)

@@ -65,6 +65,8 @@ class OmniCodecFeatureExtractor(EncodecFeatureExtractor):
         """Scales a clip to `input_peak`; a clip of zeros stays as it is."""
         if not clip.size:
             raise ValueError("a clip of no samples: must have one or more")
+        if clip.ndim != 1:
+            raise ValueError(f"a clip of shape {list(clip.shape)}: must be [samples], mono")
         peak = float(np.abs(clip).max())
         if not np.isfinite(peak):
             raise ValueError("a clip that holds values that are NaN or infinite")
