@@ -8,8 +8,11 @@ import os
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from omnicodec_jax import buckets
 from omnicodec_jax.buckets import BucketPath
@@ -40,6 +43,11 @@ PROBE = bytes(1 << 20)
 """The bytes that are written to a disk to find out whether it takes more."""
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial.*")
 """Names of temporary files."""
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays as safetensors. Each is laid out row by row first: safetensors 0.8 writes its memory as it lies."""
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
 
 
 @contextlib.contextmanager

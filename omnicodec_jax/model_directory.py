@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from omnicodec_jax import shipped
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
@@ -21,7 +21,7 @@ from omnicodec_jax.config import CodecConfig, DiscriminatorConfig, MimiConfig, i
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.discriminators import Discriminators
 from omnicodec_jax.errors import ModelError
-from omnicodec_jax.files import refuse_lfs_pointer, rewriting
+from omnicodec_jax.files import refuse_lfs_pointer, rewriting, save_tensors
 from omnicodec_jax.models.backbone import PARTS
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
@@ -152,10 +152,9 @@ def save(directory: str | os.PathLike[str], config: Any, variables: Variables, n
     refuse_other_kind(directory, model_type(config))
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flatten(variables).items():
-        # safetensors 0.8 writes memory as it lies, so it must lie row by row.
-        tensors |= _stored(name, np.asarray(leaf, order="C"), number)
+        tensors |= _stored(name, np.asarray(leaf), number)
     with rewriting(directory / WEIGHTS) as path:
-        save_file(tensors, path)
+        save_tensors(tensors, path)
     with rewriting(directory / CONFIG) as path:
         path.write_text(to_json(config))
 

@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.buckets import on_disk
 from omnicodec_jax.data.audio import MIN_SECONDS
 from omnicodec_jax.errors import ModelError
 from omnicodec_jax.exact import full_float32
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import rewriting, save_tensors
 from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.semantic import num_vectors
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -70,13 +69,12 @@ def export_stablehlo(tokenizer: OmniCodecTokenizer, what: What, seconds: float, 
     beside = out.with_suffix(".safetensors")
     if beside.is_file() and not _is_export(beside):
         raise ModelError(f"{beside}: is there already, and no exported program's weights; give --out another name")
-    leaves = model_directory.flatten(tokenizer.variables).items()
-    weights = {name: np.asarray(leaf, order="C") for name, leaf in leaves}  # safetensors 0.8 writes memory as it is
+    weights = {name: np.asarray(leaf) for name, leaf in model_directory.flatten(tokenizer.variables).items()}
     function, arguments = program(tokenizer, what, seconds)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
     exported = jax_export.export(function, platforms=PLATFORMS)(shapes, *arguments)
     with rewriting(beside) as temporary:
-        save_file(weights, temporary, {MODEL: tokenizer.model_hash})
+        save_tensors(weights, temporary, {MODEL: tokenizer.model_hash})
     with rewriting(out) as temporary:
         temporary.write_bytes(exported.serialize())
     inputs = [f"{list(leaf.shape)} {leaf.dtype}" for leaf in jax.tree.leaves(arguments[-2:])]

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from omnicodec_jax.buckets import as_path, on_disk
 from omnicodec_jax.config.files import unknown_field
 from omnicodec_jax.errors import TokenError
-from omnicodec_jax.files import refuse_lfs_pointer, replacing
+from omnicodec_jax.files import refuse_lfs_pointer, replacing, save_tensors
 from omnicodec_jax.origin import Origin
 
 SUFFIX = ".safetensors"
@@ -98,16 +97,16 @@ class TokenFile:
             TokenError: For codes that such a file cannot hold.
         """
         codes = np.asarray(self.codes)
-        if codes.ndim != 2 or not ((codes >= 0) & (codes < 1 << 16)).all():
-            raise TokenError(f"{path}: codes of shape {list(codes.shape)}: must be [K, N], each from 0 to 65535")
+        if codes.ndim != 2 or not ((codes >= 0) & (codes < 1 << 16) & (codes % 1 == 0)).all():
+            what = f"codes of shape {list(codes.shape)}, {codes.dtype}"
+            raise TokenError(f"{path}: {what}: must be whole numbers [K, N], each from 0 to 65535")
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
         # Version 0.1 refuses fields that it does not know. Fields with the values that it assumes are left out.
         fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
             fields["source"] = self.source._asdict()
         with replacing(as_path(path)) as temporary:
-            # safetensors 0.8 writes memory as it lies, so it must lie row by row.
-            save_file({"codes": codes.astype(np.uint16, order="C")}, temporary, {_KEY: json.dumps(fields)})
+            save_tensors({"codes": codes.astype(np.uint16)}, temporary, {_KEY: json.dumps(fields)})
 
     @staticmethod
     def made_by(path: str | os.PathLike[str]) -> tuple["Maker", Origin | None]:

@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_before_safetensors_begins_is_called_so(tmp_path, mo
     def refuse(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(token_file, "save_file", refuse)
+    monkeypatch.setattr(token_file, "save_tensors", refuse)
     with pytest.raises(OSError) as caught:
         TOKENS.save(tmp_path / "a.safetensors")
     assert told(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: No space left on device; make room there")

@@ -69,6 +69,12 @@ def test_rooms_whose_work_others_need_stand_on_their_own():
     assert not [room for room, needed in imports().items() if "cli" in needed and room not in ("__main__.py", "cli")]
 
 
+def test_tensors_are_written_in_one_place():
+    """safetensors' own writer takes no notice of the order in which an array lies in memory."""
+    users = {path.name for path in PACKAGE.rglob("*.py") if "save_file" in path.read_text()}
+    assert users == {"files.py"}
+
+
 def test_no_file_of_the_package_is_too_long_to_be_read_at_once():
     lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py") if path != ONE_FILE}
     assert {path.name: count for path, count in lines.items() if count > LONGEST} == {}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from omnicodec_jax import model_directory
 from omnicodec_jax.config import MimiConfig, SEANetConfig, TransformerConfig
@@ -35,7 +34,7 @@ from omnicodec_jax.converters.tensors import (
     unwrap,
 )
 from omnicodec_jax.converters.transformers_directory import naming, read_config, require_options
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import rewriting, save_tensors
 
 CONFIG_NAMES = {
     "sample_rate": "sampling_rate",
@@ -251,7 +250,7 @@ def _to_transformers(model: Path, out: Path) -> None:
     model_directory.refuse_other_kind(out, "mimi", theirs=True)
     texts = {"config.json": config_to_transformers(config), "preprocessor_config.json": feature_extractor(config)}
     with rewriting(out / model_directory.WEIGHTS) as path:
-        save_file(to_state_dict(variables, config), path, {"format": "pt"})
+        save_tensors(to_state_dict(variables, config), path, {"format": "pt"})
     for name, values in texts.items():
         with rewriting(out / name) as path:
             path.write_text(json.dumps(values, indent=2) + "\n")

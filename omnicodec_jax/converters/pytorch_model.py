@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from omnicodec_jax import dsp, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
@@ -27,7 +26,7 @@ from omnicodec_jax.converters.tensors import (
 )
 from omnicodec_jax.converters.transformers_directory import read_tensors
 from omnicodec_jax.errors import ConfigError
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import rewriting, save_tensors
 from omnicodec_jax.pretrained.encoder_layer import sinusoids
 from omnicodec_jax.pretrained.whisper import WhisperConfig
 from omnicodec_jax.semantic import read_encoder_of
@@ -184,7 +183,7 @@ def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any], enc
     """
     tensors = state_dict(config, variables, encoder)
     with rewriting(directory / model_directory.WEIGHTS) as path:
-        save_file(tensors, path, {"format": "pt"})
+        save_tensors(tensors, path, {"format": "pt"})
     for name in FILES:
         with rewriting(directory / name) as path:
             path.write_bytes((CODE / name).read_bytes())
@@ -201,7 +200,7 @@ def save(directory: Path, config: CodecConfig, variables: Mapping[str, Any], enc
 def save_discriminators(directory: Path, config: DiscriminatorConfig, variables: Mapping[str, Any]) -> None:
     """Writes discriminators with the authors' keys into a directory of `save`, and their config."""
     with rewriting(directory / f"{DISCRIMINATORS}.safetensors") as path:
-        save_file(discriminators.to_state_dict(variables, config), path, {"format": "pt"})
+        save_tensors(discriminators.to_state_dict(variables, config), path, {"format": "pt"})
     with rewriting(directory / f"{DISCRIMINATORS}.json") as path:
         path.write_text(model_directory.to_json(config))
 

@@ -17,7 +17,7 @@ from omnicodec_jax import codec_directory, model_directory
 from omnicodec_jax.config import CodecConfig, DiscriminatorConfig
 from omnicodec_jax.converters import discriminators, pytorch_model, reference
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
-from omnicodec_jax.files import rewriting
+from omnicodec_jax.files import rewriting, save_tensors
 
 PYTORCH = (".pth", ".pt")
 SUFFIXES = (*PYTORCH, ".safetensors")
@@ -66,6 +66,4 @@ def _write(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
             torch = import_torch()
             torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, temporary)
         else:
-            from safetensors.numpy import save_file
-
-            save_file(dict(state_dict), temporary)
+            save_tensors(state_dict, temporary)
