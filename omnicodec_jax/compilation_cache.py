@@ -2,11 +2,15 @@
 
 import contextlib
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from omnicodec_jax import machine
+from omnicodec_jax.files import disk_error
+
+LOG = logging.getLogger(__name__)
 
 
 def use() -> None:
@@ -34,7 +38,7 @@ def remove_what_is_cut() -> None:
     """Makes JAX remove a program that it could not write to its end.
 
     JAX itself leaves it, can never read it, and does not write it again, so that after a full disk every start would
-    compile that program anew.
+    compile that program anew. A full disk is told once; JAX itself warns of every program, in two lines of Python.
     """
     from jax._src import lru_cache
 
@@ -46,9 +50,16 @@ def remove_what_is_cut() -> None:
     def put(self: Any, key: str, value: bytes) -> None:
         try:
             theirs(self, key, value)
-        except Exception:
+        except Exception as error:
             with contextlib.suppress(Exception):
                 (self.path / f"{key}{lru_cache._CACHE_SUFFIX}").unlink()
-            raise
+            if not isinstance(error, OSError) or (trouble := disk_error(error, Path(self.path))) is None:
+                raise
+            _tell(f"{self.path}: {trouble.strerror}")
 
     lru_cache.LRUCache.put = put
+
+
+@functools.cache
+def _tell(trouble: str) -> None:
+    LOG.warning("programs are compiled anew by every run: %s (OMNICODEC_CACHE)", trouble)

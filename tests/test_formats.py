@@ -507,6 +507,16 @@ def test_an_avi_of_which_a_part_is_lost_is_refused(tmp_path):
     assert "could be decoded" in str(refusal(path, overwritten(data, len(data) * 4 // 10, len(data) * 6 // 10)))
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_u8", "adpcm_ms", "adpcm_ima_wav"])
+@pytest.mark.parametrize("picture", [0, 1])
+def test_an_avi_of_a_minute_is_read_and_refused_where_a_part_is_lost(tmp_path, codec, picture):
+    """Its length by FFmpeg is none with a picture, and without one it counts the chunks' headers, too."""
+    path = mux(tmp_path / "a.avi", codec, sweep(RATE, 60), RATE, picture=picture)
+    assert audio.load(path, 24_000).num_samples == pytest.approx(60 * RATE, abs=2100)
+    data = path.read_bytes()
+    assert "could be decoded" in str(refusal(path, overwritten(data, len(data) * 4 // 10, len(data) * 6 // 10)))
+
+
 @pytest.mark.parametrize("row", [("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("OGG", "VORBIS")])
 def test_a_tag_before_a_file_does_not_hide_that_it_is_cut(tmp_path, row):
     path = make(tmp_path, row)

@@ -86,6 +86,8 @@ CONTAINERS: dict[re.Pattern[bytes], Chunks] = {
     }.items()
 }
 """Layouts of containers, by the bytes that a file begins with."""
+AVI_SOUND = re.compile(rb"strh....auds.{16}(.{4})(.{4}).{4}(.{4})", re.DOTALL)
+"""The header of a stream of sound in AVI: the seconds of a unit, as a fraction of two numbers, and its units."""
 ANEW = re.compile(
     rb"(?:RIFF|RIFX|RF64|BW64)....(?:WAVE|AVI )|FORM....(?:AIF|8SVX|16SV)|riff\x2e\x91\xcf\x11|....ftyp|caff"
     rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\x1aE\xdf\xa3|\.RMF|\.snd|NIST_1A|fLaC|OggS|wvpk|TTA[12]|MAC |Creative "
@@ -209,6 +211,14 @@ def _walk(raw: mmap.mmap, start: int, chunks: Chunks) -> Extent | None:
     if not found or (chunks.name >= 4 and held <= EMPTY and more):
         return None
     return Extent(promised, held, more, found, tail, end=position)
+
+
+def avi_seconds(path: Path) -> float:
+    """Returns how long the first stream of sound in an AVI file is by its header; 0 if the header does not say."""
+    with mapped(path) as raw:
+        found = AVI_SOUND.search(raw, beginning(raw), max(raw.find(b"movi"), 0))
+        scale, rate, units = (int.from_bytes(field, "little") for field in found.groups()) if found else (0, 0, 0)
+        return units * scale / rate if rate else 0.0
 
 
 def _more(raw: mmap.mmap, position: int) -> int:

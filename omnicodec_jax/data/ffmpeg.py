@@ -170,10 +170,9 @@ def _all_of(
     if problem := streams.flac_fault(path):
         raise AudioError(problem)
     promised = 0.0
-    is_promised = (
-        name in COUNTED or name == "caf" or name.startswith("mov") or (name == "avi" and containers.extent(path))
-    )
-    if stream.duration and stream.time_base and is_promised:
+    if name == "avi":  # FFmpeg estimates the duration by the size of the file
+        promised = containers.avi_seconds(path) if containers.extent(path) else 0.0
+    elif stream.duration and stream.time_base and (name in COUNTED or name == "caf" or name.startswith("mov")):
         promised = float(stream.duration * stream.time_base)
     if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
         raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")
