@@ -76,6 +76,7 @@ def _pitch() -> Callable[[Pair], dict[str, float]]:
         pyin(np.sin(np.arange(PITCH_RATE // 2) / 20), sr=PITCH_RATE, **PITCH)
 
     def track(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        samples = samples - samples.mean()  # a constant in pauses would be as loud as a voice
         pitch, voiced, _ = pyin(samples, sr=PITCH_RATE, **PITCH)
         level = rms(y=samples, frame_length=FRAME, hop_length=HOP)[0]
         return pitch, voiced & (level > QUIET * level.max())
@@ -111,7 +112,7 @@ def _voicing_error() -> Scorer:
 
 
 _PITCH_VERSION = 2
-"""The first version took hum in pauses for a voice."""
+"""The first version took hum and constants in pauses for a voice."""
 _STFT = "Spectral convergence plus mean difference of log magnitudes, over three resolutions, at 24 kHz"
 _F0 = "Root mean square difference of the pitch (pYIN) where both are voiced, in cents (100 are a semitone), of speech"
 _VOICING = "Share of frames of 10 ms that are voiced in one and not in the other, of speech; quiet frames are unvoiced"

@@ -104,6 +104,7 @@ def test_hum_in_the_pauses_of_a_voice_is_no_pitch():
     assert score(both) == pytest.approx(100, abs=12)
     assert voicing(both) < 0.04
     assert voicing(pair(low + hum, 0 * low)) == pytest.approx(0.5, abs=0.08)
+    assert voicing(pair(low, low + 0.05)) < 0.04  # nor is a constant
 
 
 def praat(clip: np.ndarray, made: np.ndarray) -> tuple[float, float]:
