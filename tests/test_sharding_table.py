@@ -22,8 +22,6 @@ from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLMConfig
 from omnicodec_jax.pretrained.whisper import WhisperConfig
 
-pytestmark = pytest.mark.quick
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 ROWS = {
