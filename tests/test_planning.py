@@ -266,6 +266,25 @@ def test_slices_of_chips_whose_network_is_not_known_are_refused(monkeypatch):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("kind", TPUS)
+def test_every_chip_of_a_slice_is_a_device_of_the_mesh(kind):
+    """The two cores of a v4 chip would be two devices, of which JAX makes no mesh."""
+    found = Topology.parse(f"{kind}:2x4" if len(TPUS[kind].largest) == 2 else f"{kind}:2x2x2")
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4), found.devices)
+    assert (len(found.devices), mesh.shape["data"], mesh.shape["fsdp"]) == (8, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("v5e:16x32", "16x16"), ("v5e:100x100", "16x16"), ("v5e:4x4x4", "16x16"), ("v5p:2x2x32", "16x20x28")],
+)
+def test_slice_that_is_larger_than_there_are_is_refused(monkeypatch, name, largest):
+    monkeypatch.setattr(chips, "_require", lambda *modules: None)
+    with pytest.raises(ConfigError, match=f"--topology {name}: the largest slice of these chips is {largest}"):
+        Topology.parse(name)
+
+
+@needs_libtpu
 def test_topology_that_libtpu_does_not_know_is_refused():
     with pytest.raises(ConfigError, match="v5e:3x5"):
         Topology.parse("v5e:3x5")

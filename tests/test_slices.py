@@ -59,6 +59,31 @@ def test_number_of_slices_that_is_not_there_is_refused():
         sharding.make_mesh(MeshConfig(slices=2), MIXED[1::4])
 
 
+@dataclasses.dataclass(frozen=True)
+class FakeTPU(FakeDevice):
+    """A chip of a slice, as JAX describes it."""
+
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("axes", [{"fsdp": 2}, {"tensor": 2}, {"fsdp": 16}, {"fsdp": 2, "tensor": 4}, {"fsdp": 8}])
+def test_axis_may_be_a_part_of_a_side_of_the_slice(kind, count, axes):
+    chips = [(x, y, 0) for y in range(8) for x in range(4)]
+    devices = [
+        FakeTPU(id=32 * number + place, slice_index=number, device_kind=kind, coords=chip)
+        for number in range(count)
+        for place, chip in enumerate(chips)
+    ]
+    mesh = sharding.make_mesh(MeshConfig(**axes), devices)
+    assert (mesh.shape["fsdp"], mesh.shape["tensor"]) == (axes.get("fsdp", 1), axes.get("tensor", 1))
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(32 * count))
+
+
 def test_slices_of_unequal_size_are_refused():
     with pytest.raises(ConfigError, match=r"the 2 slices have \[2, 4\] devices"):
         sharding.make_mesh(MeshConfig(), [*MIXED[::2], *MIXED[1::4]])

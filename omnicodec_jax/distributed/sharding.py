@@ -63,12 +63,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape, sizes = (data, config.fsdp, config.tensor), Counter(map(_slice_of, devices))
     if config.slices not in (None, 1, len(sizes)):
         raise ConfigError(f"run.mesh.slices = {config.slices}: the {len(devices)} devices are in {len(sizes)} slice(s)")
-    if len(sizes) == 1:
-        return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
-    if config.slices == 1:
-        ordered = np.array(sorted(devices, key=lambda device: (_slice_of(device), device.id)))
-        return Mesh(ordered.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
-    return Mesh(_over_slices(shape, sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+    if len(sizes) > 1 and config.slices == 1:
+        ordered = sorted(devices, key=lambda device: (_slice_of(device), device.id))
+        arranged = np.array(ordered).reshape(shape)
+    else:
+        arranged = _arranged(shape, sizes, devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _slice_of(device: Any) -> int:
@@ -76,8 +76,8 @@ def _slice_of(device: Any) -> int:
     return getattr(device, "slice_index", 0)
 
 
-def _over_slices(shape: tuple[int, int, int], sizes: Mapping[int, int], devices: Sequence[Any]) -> np.ndarray:
-    """Arranges devices of several slices: the groups of the first axis are spread over the slices.
+def _arranged(shape: tuple[int, int, int], sizes: Mapping[int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Arranges devices of one or more slices: the groups of the first axis are spread over the slices.
 
     Raises ConfigError if the slices are not equally large, or a group does not fit into one.
     """
@@ -89,11 +89,12 @@ def _over_slices(shape: tuple[int, int, int], sizes: Mapping[int, int], devices:
             f"run.mesh: fsdp x tensor = {fsdp} x {tensor} devices share a state, and must divide the {held.pop()} of "
             f"each of the {count} slices; with run.mesh.slices = 1 they may reach over the slower network between these"
         )
-    # As jax.make_mesh, which takes one slice alone.
-    splits = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")
-    return mesh_utils.create_hybrid_device_mesh(
-        (data // count, fsdp, tensor), (count, 1, 1), devices, allow_split_physical_axes=splits
-    )
+    # jax.make_mesh takes one slice alone, and on all TPUs but v5e refuses an axis of 2 in a slice of 4 x 8 chips. Here
+    # an axis takes a part of a side where it cannot have whole ones.
+    within, split = (data // count, fsdp, tensor), {"allow_split_physical_axes": True}
+    if count == 1:
+        return mesh_utils.create_device_mesh(within, devices, **split)
+    return mesh_utils.create_hybrid_device_mesh(within, (count, 1, 1), devices, **split)
 
 
 def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

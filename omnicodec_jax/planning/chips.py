@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -56,6 +57,9 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
     _require("libtpu")
     if slices > 1 and chip.network is None:
         raise ConfigError(f"--topology {slices}x{name}: nothing is published on the network between slices of these")
+    # libtpu describes larger slices, too, and then aborts while it compiles for some of them.
+    if len(sizes) > len(chip.largest) or any(map(operator.gt, sorted(sizes)[::-1], chip.largest[::-1])):
+        raise ConfigError(f"--topology {name}: the largest slice of these chips is {'x'.join(map(str, chip.largest))}")
     # Without these variables, libtpu asks the network which machine this is, and only one process at a time can
     # compile.
     os.environ |= {
@@ -66,7 +70,7 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
     # By default, the smallest host of libtpu has four chips. It must be told that there is one chip alone.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
     several = {"num_slices": slices} if slices > 1 else {}
-    devices = _devices(name, name, "tpu", **alone, **several)
+    devices = _devices(name, name, "tpu", chip_config_name=chip.configuration, **alone, **several)
     return Topology(chip, devices, len(devices) // slices)
 
 

@@ -1,7 +1,7 @@
 """The chips that can be planned for: the speeds of TPUs and GPUs, and XLA's descriptions of GPUs."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GIB = 2**30
 
@@ -11,7 +11,7 @@ Arithmetic = str
 
 
 class Chip(NamedTuple):
-    """The speed and memory of one chip, or of one core of a v4 chip, whose two cores are separate devices."""
+    """The speed and memory of one chip."""
 
     speeds: Mapping[Arithmetic, float]
     """The operations per second by the arithmetic of the products."""
@@ -25,15 +25,19 @@ class Chip(NamedTuple):
     """The bytes per second that the chip sends to other hosts, or on a TPU to other slices; None: not known."""
     target: str | None = None
     """XLA's description of a GPU (`GpuTargetConfigProto`, as text); None for a TPU."""
+    largest: tuple[int, ...] = ()
+    """The sides of the largest slice of TPUs, the shortest first."""
+    configuration: str = "default"
+    """The name of libtpu's configuration of the chip. With `megacore`, the two cores of a v4 chip are one device."""
 
 
-def tpu(flops: float, bandwidth: float, memory: float, links: float, network: float | None = None) -> Chip:
+def tpu(flops: float, bandwidth: float, memory: float, **others: Any) -> Chip:
     """Returns a TPU that computes `flops` operations per second in bfloat16. `memory` is in GiB.
 
     A product of float32 numbers is one product of bfloat16 numbers at default precision, three at high, six at highest.
     """
     speeds = {"bfloat16": flops, "float32 default": flops, "float32 high": flops / 3, "float32 highest": flops / 6}
-    return Chip(speeds, bandwidth, memory * GIB, links, network)
+    return Chip(speeds, bandwidth, memory * GIB, **others)
 
 
 class Gpu(NamedTuple):
@@ -110,14 +114,14 @@ _A100 = {"flops": 312e12, "tf32": 156e12, "fp32": 19.5e12, "links": 300e9, "netw
 _H100 = {"flops": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12, "links": 450e9, "network": 50e9}
 
 TPUS = {
-    "v4": tpu(137.5e12, 614e9, 15.25, links=150e9),
-    "v5e": tpu(197e12, 819e9, 15.75, links=200e9, network=3.125e9),
-    "v5p": tpu(459e12, 2765e9, 95.74, links=600e9, network=6.25e9),
-    "v6e": tpu(918e12, 1640e9, 31.25, links=400e9),
+    "v4": tpu(275e12, 1228e9, 30.75, links=300e9, largest=(16, 16, 16), configuration="megacore"),
+    "v5e": tpu(197e12, 819e9, 15.75, links=200e9, network=3.125e9, largest=(16, 16)),
+    "v5p": tpu(459e12, 2765e9, 95.74, links=600e9, network=6.25e9, largest=(16, 20, 28)),
+    "v6e": tpu(918e12, 1640e9, 31.25, links=400e9, largest=(16, 16)),
 }
-"""The TPU chips by name. Source of the speeds: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. In the network between
-slices, a chip has its share of the pod's 6.4 Tbit/s (v5e), or 50 Gbit/s (v5p). The memory is what libtpu 0.0.42 reports
-as available when a program does not fit."""
+"""The TPU chips by name. Source of speeds and largest slices: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. In the
+network between slices, a chip has its share of the pod's 6.4 Tbit/s (v5e), or 50 Gbit/s (v5p). The memory is what
+libtpu 0.0.42 reports as available when a program does not fit."""
 GPUS = {
     "a100": gpu(A100, **_A100),
     "a100-40gb": gpu(A100_40GB, **_A100),
