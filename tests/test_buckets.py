@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_experiment import config as TINY
 
 from omnicodec_jax import buckets, cli, targets
 from omnicodec_jax.buckets import BucketError, BucketPath, as_path, joined
 from omnicodec_jax.data import ranged, records
 from omnicodec_jax.errors import CheckpointError, OmniCodecError, told
 from omnicodec_jax.origin import relative
-from omnicodec_jax.training import storage
+from omnicodec_jax.training import loop, storage
 
 pytestmark = pytest.mark.quick
 
@@ -170,6 +171,12 @@ def test_orbax_has_the_private_functions_by_which_checkpoints_are_written_to_s3(
         held = spec.get("base", spec)
         assert (held["driver"], held["bucket"]) == ("s3", "bucket")
         assert held["path"].startswith("run/1/state")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run#1", "gs://bucket/what?/run", "gs://bucket/100%/run"])
+def test_run_whose_name_orbax_would_read_as_part_of_a_url_is_refused(url):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(url)}: a run in a bucket must have a name without [#?%],"):
+        loop.set_up(TINY, as_path(url))
 
 
 def test_orbax_without_one_of_them_is_told_with_its_name_and_what_to_do(monkeypatch):

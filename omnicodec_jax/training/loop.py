@@ -22,6 +22,7 @@ from omnicodec_jax.distributed import multihost, sharding
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.losses import CEPSTRUM_SLICES, WAVLM_FRAME_RATE
 from omnicodec_jax.training import frozen as frozen_networks
+from omnicodec_jax.training import storage
 from omnicodec_jax.training.checkpoint import Checkpoints, frozen_hashes, naming_the_last
 from omnicodec_jax.training.gan import FrozenVariables, Gan
 from omnicodec_jax.training.log import CodecLog
@@ -115,6 +116,7 @@ def set_up(config: Config, workdir: Path) -> RunSetup:
 
     Raises OmniCodecError for what is missing, or is not what the checkpoints were made with.
     """
+    storage.directory(workdir)
     mesh = sharding.make_mesh(config.run.mesh)
     sharding.require_whole_rows(mesh, config.data.batch_size, "data.batch_size")
     check_audio(config)
