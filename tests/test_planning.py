@@ -285,6 +285,16 @@ def test_slice_that_is_larger_than_there_are_is_refused(monkeypatch, name, large
 
 
 @needs_libtpu
+def test_plan_is_stopped_without_a_trace_of_libtpu():
+    code = "import os; Topology.parse('v5e:2x2'); os.kill(os.getpid(), 15)"
+    code = f"from omnicodec_jax.planning.chips import Topology; {code}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == -15
+    assert "stack trace" not in done.stderr
+
+
+@needs_libtpu
 def test_topology_that_libtpu_does_not_know_is_refused():
     with pytest.raises(ConfigError, match="v5e:3x5"):
         Topology.parse("v5e:3x5")

@@ -7,6 +7,8 @@ import math
 import operator
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -70,8 +72,18 @@ def _tpus(name: str, chip: Chip, sizes: list[int], slices: int) -> Topology:
     # By default, the smallest host of libtpu has four chips. It must be told that there is one chip alone.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
     several = {"num_slices": slices} if slices > 1 else {}
-    devices = _devices(name, name, "tpu", chip_config_name=chip.configuration, **alone, **several)
+    with _ended_as_before_by(signal.SIGTERM):
+        devices = _devices(name, name, "tpu", chip_config_name=chip.configuration, **alone, **several)
     return Topology(chip, devices, len(devices) // slices)
+
+
+@contextlib.contextmanager
+def _ended_as_before_by(number: int) -> Iterator[None]:
+    """A context after which a signal does what it did before: libtpu would print a trace of its stack."""
+    before = signal.getsignal(number)
+    yield
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(number, before)
 
 
 def _gpus(name: str, chip: Chip, sizes: list[int]) -> Topology:

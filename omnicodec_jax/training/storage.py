@@ -30,8 +30,8 @@ def directory(path: Path) -> epath.Path:
             raise CheckpointError(f"{path}: {path.scheme}:// is only read; train into gs://, s3:// or a directory")
         if marks := set("#?%") & set(str(path)):
             raise CheckpointError(
-                f"{path}: a run in a bucket must have a name without {' '.join(sorted(marks))}, since Orbax reads it as a "
-                "URL; choose another --workdir"
+                f"{path}: a run in a bucket must have a name without {' '.join(sorted(marks))}, as Orbax reads it as "
+                "a URL; choose another --workdir"
             )
         if path.scheme == "s3":
             _register_s3()
