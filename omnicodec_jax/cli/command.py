@@ -1,5 +1,6 @@
 """Runs functions as commands: an error that a user can mend is one line and an exit code, and progress is shown."""
 
+import functools
 import io
 import logging
 import os
@@ -8,9 +9,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from omnicodec_jax import machine
+from omnicodec_jax import machine, signals
 from omnicodec_jax.errors import OmniCodecError, UsageError, told
 
 
@@ -24,7 +25,8 @@ def run(command: Callable[..., int | None], prog: str | None = None) -> None:
 def exit_with(work: Callable[[], int | None]) -> NoReturn:
     """Calls a function, and ends the process with the exit code that it returns.
 
-    An error that a user can mend is printed as one line; the exit code is then 1, or 2 for a wrong command line.
+    An error that a user can mend is printed as one line; the exit code is then 1, or 2 for a wrong command line. After
+    Ctrl-C it is 130, and after SIGTERM 143.
     """
     machine.keep_compilers_quiet()
     machine.keep_freed_memory()
@@ -33,17 +35,19 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
     try:
-        status = work()
-        print(end="", flush=True)  # flushed here, so that its errors are caught; nothing happens if stdout is closed
+        with signals.raised():
+            status = work()
+            print(end="", flush=True)  # so that its errors are caught; nothing happens if stdout is closed
     except (OmniCodecError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             status = 128 + signal.SIGPIPE
         else:
             fail(error)
-    except KeyboardInterrupt:
-        fail("interrupted")
-        status = 130
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, signals.Stopped) else signal.SIGINT
+        signals.say(number)
+        status = 128 + number
     sys.exit(status)
 
 
@@ -90,11 +94,13 @@ def log_progress() -> None:
     logging.getLogger("omnicodec_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of errors that it also raises
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs tracebacks of writers that Orbax has cancelled
-    sys.unraisablehook = print_unless_a_writer_was_given_up
+    sys.unraisablehook = functools.partial(print_unless_a_writer_was_given_up, otherwise=sys.unraisablehook)
 
 
-def print_unless_a_writer_was_given_up(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Prints an error that nothing can catch, unless it comes from a writer that Orbax has cancelled.
+def print_unless_a_writer_was_given_up(
+    unraisable: "sys.UnraisableHookArgs", otherwise: Callable[["sys.UnraisableHookArgs"], Any]
+) -> None:
+    """Hands on an error that nothing can catch, unless it comes from a writer that Orbax has cancelled.
 
     Orbax closes asyncio's loop at the first array that it cannot write, on a full disk for example. TensorStore then
     calls the closed loop for each array that was still being written. These errors would be hundreds of lines around
@@ -102,4 +108,4 @@ def print_unless_a_writer_was_given_up(unraisable: "sys.UnraisableHookArgs") -> 
     """
     closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     if not (closed and unraisable.object is None):
-        sys.__unraisablehook__(unraisable)
+        otherwise(unraisable)
