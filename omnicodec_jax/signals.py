@@ -87,7 +87,7 @@ class _Stopping:
         self._is_raised = threading.Event()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the signals, which the main thread calls."""
+        """Handles a signal, in the main thread."""
         while frame is not None:
             if frame.f_globals.get("__name__", "").partition(".")[0] in FRAGILE:
                 _end(number)
