@@ -31,6 +31,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
     machine.keep_compilers_quiet()
     machine.keep_freed_memory()
     machine.collect_garbage_less_often()
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files can hold what the terminal cannot show
@@ -43,7 +44,7 @@ def exit_with(work: Callable[[], int | None]) -> NoReturn:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             status = 128 + signal.SIGPIPE
         else:
-            fail(error)
+            fail(_of_output(error))
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, signals.Stopped) else signal.SIGINT
         signals.say(number)
@@ -61,9 +62,32 @@ def exit_at_once(work: Callable[[], int | None]) -> NoReturn:
         os._exit(status.code if isinstance(status.code, int) else 0)
 
 
+def open_closed_streams() -> None:
+    """Opens standard streams that are closed, as a service may leave them, to nothing.
+
+    A file that is opened would take their place otherwise, and get what libraries print. Standard output stays None, so
+    that a command that has to write there can say that it is closed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # it is the lowest that is not open
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
 def fail(error: BaseException | str) -> None:
     """Prints an error as one line on standard error."""
     print(f"error: {error if isinstance(error, str) else told(error)}", file=sys.stderr)
+
+
+def _of_output(error: OSError | OmniCodecError) -> OSError | OmniCodecError:
+    """Returns an error with the name of standard output, if that is what cannot be written; else the error itself."""
+    if isinstance(error, OSError) and error.filename is None:
+        try:
+            print(end="", flush=True)
+        except OSError as refused:
+            return OSError(refused.errno, refused.strerror, "standard output")
+    return error
 
 
 def _nobody_reads() -> bool:
