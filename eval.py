@@ -1,6 +1,6 @@
 """The same as `omnicodec evaluate`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["evaluate"], prog="python eval.py")
+    main(["evaluate"], prog="python eval.py")

@@ -1,6 +1,6 @@
 """The same as `omnicodec train`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["train"], prog="python train.py")
+    main(["train"], prog="python train.py")

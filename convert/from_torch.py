@@ -1,6 +1,6 @@
 """The same as `omnicodec convert from-torch`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "from-torch"], prog="python -m convert.from_torch")
+    main(["convert", "from-torch"], prog="python -m convert.from_torch")

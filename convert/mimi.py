@@ -1,6 +1,6 @@
 """The same as `omnicodec convert mimi`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "mimi"], prog="python -m convert.mimi")
+    main(["convert", "mimi"], prog="python -m convert.mimi")

@@ -1,6 +1,6 @@
 """The same as `omnicodec convert qwen3-aut`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "qwen3-aut"], prog="python -m convert.qwen3_aut")
+    main(["convert", "qwen3-aut"], prog="python -m convert.qwen3_aut")

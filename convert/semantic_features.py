@@ -1,6 +1,6 @@
 """The same as `omnicodec convert semantic-features`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "semantic-features"], prog="python -m convert.semantic_features")
+    main(["convert", "semantic-features"], prog="python -m convert.semantic_features")

@@ -1,6 +1,6 @@
 """The same as `omnicodec convert to-torch`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "to-torch"], prog="python -m convert.to_torch")
+    main(["convert", "to-torch"], prog="python -m convert.to_torch")

@@ -1,6 +1,6 @@
 """The same as `omnicodec convert wavlm`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "wavlm"], prog="python -m convert.wavlm")
+    main(["convert", "wavlm"], prog="python -m convert.wavlm")

@@ -1,6 +1,6 @@
 """The same as `omnicodec convert whisper`."""
 
-from omnicodec_jax import cli
+from omnicodec_jax.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(["convert", "whisper"], prog="python -m convert.whisper")
+    main(["convert", "whisper"], prog="python -m convert.whisper")

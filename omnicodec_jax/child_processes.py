@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -111,7 +112,7 @@ class Child(Generic[Item]):
     def _start(self) -> None:
         self.connection, end = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(self._work, self._set_up, end), daemon=self._daemon)
-        with end, _EXIT_CODES:
+        with end, _EXIT_CODES, _without_interrupts():
             process.start()
         self._process = process
 
@@ -148,6 +149,17 @@ class Child(Generic[Item]):
         if self._process is not None and not _has_ended(self._process, within=GRACE):
             self._process.kill()
             _has_ended(self._process, within=None)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A context in which this thread, and what it starts, gets no Ctrl-C, which a process can get while it starts."""
+    resource_tracker.ensure_running()  # this is what `start` does first, and it would end the context
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _has_ended(process: Any, within: float | None) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
+from omnicodec_jax.errors import AudioError
 from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, map_present, replicate
 from omnicodec_jax.memory_budget import MemoryBudget, budget_of_lanes
 from omnicodec_jax.models.codec import OmniCodec
@@ -82,7 +83,7 @@ class CodecLanes:
 
     def encode(self, clips: Iterable[KeyedClip]) -> Iterator[tuple[Any, np.ndarray]]:
         """Encodes any number of clips; see `OmniCodecTokenizer.encode_each`."""
-        budget = budget_of_lanes()
+        budget, clips = budget_of_lanes(), map(check_prepared, clips)
         if self.semantic_batcher is None:
             entered = budget.entering(clips, _size)
             hidden = map_present(lambda key, clip: ((key, clip.samples), None), entered)
@@ -134,6 +135,13 @@ class CodecLanes:
         """The counts of what the devices have done for `encode` and `decode` so far."""
         encoder, decoder = self.encoder_batcher, self.decoder_batcher
         return Use(encoder.frames + decoder.frames, encoder.valid + decoder.valid, *self._clock.times)
+
+
+def check_prepared(keyed: Any) -> KeyedClip:
+    """Returns a clip with its key. Raises AudioError for a clip that has not been made ready."""
+    if not isinstance(keyed, tuple | list) or len(keyed) != 2 or not isinstance(keyed[1], PreparedClip):
+        raise AudioError("encode_each takes pairs of a key and a clip that `prepare` has made ready")
+    return keyed[0], keyed[1]
 
 
 def _size(clip: PreparedClip) -> int:

@@ -8,20 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from omnicodec_jax import machine
+from omnicodec_jax.buckets import BucketPath, as_path
+from omnicodec_jax.errors import told
 from omnicodec_jax.files import disk_error
 
 LOG = logging.getLogger(__name__)
 
 
 def use() -> None:
-    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory."""
+    """Keeps compiled programs between runs, in $OMNICODEC_CACHE or the user's cache directory.
+
+    Where there can be none, a line says so, and all programs are compiled. Raises BucketError for a URL to read.
+    """
     import jax
 
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = os.environ.get("OMNICODEC_CACHE") or str(Path(cache) / "omnicodec_jax")
-    jax.config.update("jax_compilation_cache_dir", folder(directory))
+    try:
+        place = _place()
+        if isinstance(place, BucketPath):
+            place.check_writable()
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home directory
+        _tell(told(error))
+        return
+    jax.config.update("jax_compilation_cache_dir", folder(str(place)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     remove_what_is_cut()
+
+
+def _place() -> Path:
+    """Returns the directory of compiled programs, which may be one in a bucket."""
+    if named := os.environ.get("OMNICODEC_CACHE"):
+        return place if isinstance(place := as_path(named), BucketPath) else place.expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnicodec_jax"
 
 
 def folder(directory: str) -> str:
@@ -53,9 +72,9 @@ def remove_what_is_cut() -> None:
         except Exception as error:
             with contextlib.suppress(Exception):
                 (self.path / f"{key}{lru_cache._CACHE_SUFFIX}").unlink()
-            if not isinstance(error, OSError) or (trouble := disk_error(error, Path(self.path))) is None:
+            if not isinstance(error, OSError):
                 raise
-            _tell(f"{self.path}: {trouble.strerror}")
+            _tell(f"{self.path}: {(disk_error(error, Path(self.path)) or error).strerror}")
 
     lru_cache.LRUCache.put = put
 

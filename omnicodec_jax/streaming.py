@@ -9,7 +9,6 @@ A session may go on for ever: its memory, and the time that a chunk takes, do no
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
@@ -22,7 +21,8 @@ from flax import linen as nn
 from omnicodec_jax import dsp, exact
 from omnicodec_jax.blocks import Array, encode_block
 from omnicodec_jax.data.levels import as_float, check_range
-from omnicodec_jax.errors import AudioError, ModelError
+from omnicodec_jax.errors import AudioError, ModelError, TokenError
+from omnicodec_jax.given import as_array, whole_number, whole_numbers
 from omnicodec_jax.lanes import stream_step
 from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.tokenizer import OmniCodecTokenizer
@@ -64,12 +64,12 @@ class Stream:
         return output
 
 
-def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
+def check_sessions(sessions: Any, count: int) -> list[int]:
     """Returns numbers of sessions sorted, each once. Raises ModelError for one that is not from 0 to `count` - 1."""
-    given = list(sessions)
-    if any(isinstance(number, bool | np.bool_) for number in given):
+    given = list(sessions) if np.iterable(sessions) else sessions
+    if isinstance(given, list) and any(as_array(mark, "sessions", ModelError).dtype == bool for mark in given):
         raise ModelError("sessions are named by their numbers, not marked: np.flatnonzero(marks) gives the numbers")
-    numbers = sorted({operator.index(number) for number in given})
+    numbers = sorted(set(whole_numbers(given, "sessions", ModelError)))
     if wrong := [number for number in numbers if not 0 <= number < count]:
         raise ModelError(f"session {wrong[0]}: there are {count}, counted from 0")
     return numbers
@@ -77,9 +77,9 @@ def check_sessions(sessions: Iterable[int], count: int) -> list[int]:
 
 def _check_count(sessions: int) -> int:
     """Returns a number of sessions. Raises ModelError for one below 1."""
-    if sessions < 1:
+    if (count := whole_number(sessions, "sessions", ModelError)) < 1:
         raise ModelError(f"sessions = {sessions}: must be how many streams there are, 1 or more")
-    return sessions
+    return count
 
 
 class StreamingDecoder:
@@ -123,7 +123,7 @@ class StreamingDecoder:
             TokenError: If the codes cannot be of this model.
             ModelError: If the number of sessions is another, or `reset` names a session that does not exist.
         """
-        codes = np.asarray(codes)
+        codes = as_array(codes, "codes", TokenError)
         self._tokenizer.check_codes(codes)
         if codes.shape[0] != self._sessions:
             raise ModelError(f"codes of {codes.shape[0]} sessions: this decoder has {self._sessions}")

@@ -24,6 +24,7 @@ from omnicodec_jax.config import CodecConfig, MimiConfig, Precision, SemanticCon
 from omnicodec_jax.config.models import check_precision
 from omnicodec_jax.data.levels import as_float, check_range
 from omnicodec_jax.errors import AudioError, TokenError
+from omnicodec_jax.given import as_array, rows_of_batch, whole_number
 from omnicodec_jax.lanes import Key, Use
 from omnicodec_jax.semantic import FeatureExtractor, FrozenEncoder, check_features, in_precision, read_encoder_of
 
@@ -108,6 +109,11 @@ class OmniCodecTokenizer:
         found = find_encoder(name, revision, encoder)
         loaded = None if found is None else read_encoder_of(found, getattr(config, "semantic", None))
         return cls(config, variables, loaded, devices, precision, encoder_precision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles config and weights. The copy computes on one device, the first of the process that reads it."""
+        precisions = self.precision, self.encoder_precision or "float32"
+        return type(self), (self.config, self.variables, self._encoder, None, *precisions)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json and model.safetensors, each whole or not at all, and the encoder, if any, beside them.
@@ -252,10 +258,12 @@ class OmniCodecTokenizer:
         Raises:
             AudioError: If the audio has another rate or shape, is out of range, or lacks its semantic features.
         """
-        rows = self._check_batch(as_float(audio), sample_rate, lengths)
+        if whole_number(sample_rate, "sample_rate", AudioError) != self.sample_rate:
+            raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
+        rows = rows_of_batch(as_float(audio), lengths)
         given = [None] * len(rows) if semantic_features is None else semantic_features
-        if len(given) != len(rows):
-            raise AudioError(f"{len(given)} arrays of semantic features for {len(rows)} clips")
+        if (count := len(given) if np.iterable(given) else 0) != len(rows):
+            raise AudioError(f"{count} arrays of semantic features for {len(rows)} clips")
         clips = [self.prepare(samples, features) for samples, features in zip(rows, given, strict=True)]
         frames = max(self.num_frames(samples.size) for samples in rows)
         result = np.zeros((len(rows), self.num_quantizers, frames), np.int32)
@@ -275,7 +283,7 @@ class OmniCodecTokenizer:
         Raises:
             TokenError: If the codes cannot be of this model.
         """
-        codes = np.asarray(codes)
+        codes = as_array(codes, "codes", TokenError)
         self.check_codes(codes)
         result = np.zeros((codes.shape[0], 1, codes.shape[2] * self.hop_length), np.float32)
         for row, audio in self.decode_each(enumerate(codes)):
@@ -298,7 +306,7 @@ class OmniCodecTokenizer:
             raise AudioError(f"samples of shape {list(samples.shape)}: must be [T], mono")
         check_range(samples)
         if features is not None:
-            features = np.asarray(features, np.float32)
+            features = as_array(features, "semantic features", AudioError, np.float32)
             check_features(features, self.semantic, samples.size / self.sample_rate)
             return PreparedClip(samples, features=features)
         if self.semantic is None:
@@ -346,8 +354,9 @@ class OmniCodecTokenizer:
         """
 
         def checked(key: Key, codes: Array) -> tuple[Key, np.ndarray]:
-            self.check_codes(np.asarray(codes)[None])
-            return key, np.asarray(codes)
+            array = as_array(codes, "codes", TokenError)
+            self.check_codes(array[None])
+            return key, array
 
         return self._lanes.decode(checked(*clip) for clip in tokens)
 
@@ -365,17 +374,6 @@ class OmniCodecTokenizer:
 
     # -- Checks
 
-    def _check_batch(self, audio: np.ndarray, sample_rate: int, lengths: Sequence[int] | None) -> list[np.ndarray]:
-        """Cuts a batch [B, 1, T] into the samples of its rows. Raises AudioError for a batch that cannot be encoded."""
-        if sample_rate != self.sample_rate:
-            raise AudioError(f"audio at {sample_rate} Hz: this model takes {self.sample_rate} Hz; resample it first")
-        if audio.ndim != 3 or audio.shape[1] != 1 or 0 in audio.shape:
-            raise AudioError(f"audio of shape {list(audio.shape)}: must be [B, 1, T], mono")
-        sizes = [audio.shape[2]] * audio.shape[0] if lengths is None else [int(n) for n in lengths]
-        if len(sizes) != audio.shape[0] or not all(0 < n <= audio.shape[2] for n in sizes):
-            raise AudioError(f"lengths {sizes}: must be one per row, each between 1 and {audio.shape[2]}")
-        return [row[0, :size] for row, size in zip(audio, sizes, strict=True)]
-
     def check_num_quantizers(self, count: int | None) -> None:
         """Refuses a number of codebooks that this model cannot decode from.
 
@@ -385,7 +383,7 @@ class OmniCodecTokenizer:
         Raises:
             TokenError: If the number is below 1, or above K.
         """
-        if count is not None and not 1 <= count <= self.num_quantizers:
+        if count is not None and not 1 <= whole_number(count, "--num-quantizers", TokenError) <= self.num_quantizers:
             raise TokenError(f"--num-quantizers {count}: this model has 1 to {self.num_quantizers}")
 
     def check_codes(self, codes: np.ndarray) -> None:

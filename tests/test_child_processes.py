@@ -146,3 +146,16 @@ def test_children_end_with_a_parent_that_is_killed_whatever_they_are_doing(tmp_p
     said, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert not Path(f"/proc/{int(said)}/cmdline").exists() or not Path(f"/proc/{int(said)}/cmdline").read_bytes()
+
+
+def blocked(item, report):
+    """Whether Ctrl-C was kept from the process from its beginning on."""
+    return item in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_ctrl_c_in_a_terminal_does_not_reach_a_process_that_is_only_starting(method):
+    with Children([Child(blocked, method)]) as children:
+        events = [event for _, event in children.run([signal.SIGINT])]
+    assert events == [Finished(True)]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -177,6 +177,8 @@ def stream_decode(
         if isinstance(output, BucketPath):
             output.check_writable()
         targets.check_apart(input, output)
+    elif sys.stdout is None:
+        raise OmniCodecError("standard output is closed; name a file to write to")
     tokenizer = _load_model(model, revision)
     tokenizer.check_num_quantizers(num_quantizers)
     tokens, codes = _tokens_of(tokenizer, input, num_quantizers)

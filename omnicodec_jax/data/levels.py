@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from omnicodec_jax.errors import AudioError
+from omnicodec_jax.given import as_array
 
 SILENCE = 2.0**-12
 """Swing, of full scale, up to which there is nothing to encode: eight steps of 16 bits (-72 dB); dither has two."""
@@ -74,7 +75,7 @@ def as_float(samples: ArrayLike) -> np.ndarray:
 
     Raises AudioError for any other type.
     """
-    array = np.asarray(samples)
+    array = as_array(samples, "audio", AudioError)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         return array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
