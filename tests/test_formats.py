@@ -71,8 +71,13 @@ def sweep(rate: int, seconds: float = SECONDS) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time) + 0.01 * noise).astype(np.float32)
 
 
-def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, coder="mpeg4", format=None, **options):
-    """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path."""
+def mux(
+    file, codec: str, samples: np.ndarray, rate: int, picture=0.0, coder="mpeg4", format=None, pause=0.0, **options
+):
+    """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path.
+
+    In the middle, the times of the audio go on so many seconds later, as where a recorder paused.
+    """
     target = str(file) if isinstance(file, Path) else file
     with av.open(target, "w", format=format, options=options) as container:
         video: Any = container.add_stream(coder, rate=25) if picture else None
@@ -84,10 +89,13 @@ def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, 
         fifo = av.AudioFifo()
         for part in av.AudioResampler(stream.format, "mono", rate).resample(frame):
             fifo.write(part)
-        packets = []
+        packets, place = [], 0
         while piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
+            piece.pts, place = place, place + piece.samples
             packets += stream.encode(piece)
         packets += stream.encode(None)
+        for packet in packets[len(packets) // 2 :] if pause else ():
+            packet.pts = packet.dts = packet.pts + round(pause / packet.time_base)
         if picture:
             video.width = video.height = 16
             for number in range(round(25 * picture)):
@@ -182,6 +190,47 @@ def test_an_offset_in_m4a_and_webm_does_not_decode_what_is_before_it(tmp_path, m
         counted.clear()
         part(path, 27.5, 0.5)
         assert sum(counted) < 8 * rate
+
+
+PAUSED = [("webm", "libopus", 48_000), ("mka", "aac", 44_100), ("m4a", "aac", 44_100), ("m4a", "alac", 44_100)]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "rate"), PAUSED)
+@pytest.mark.parametrize("pause", [0.3, 3.0])
+def test_a_part_behind_a_pause_of_the_recorder_is_what_the_whole_has_there(tmp_path, suffix, codec, rate, pause):
+    path = mux(tmp_path / f"a.{suffix}", codec, sweep(rate, 10), rate, pause=pause)
+    whole, rate = part(path)
+    assert len(whole) / rate == pytest.approx(10, abs=0.1)
+    for offset in (2.5, 8.3):
+        samples, start = part(path, offset, 0.5)[0], round(offset * rate)
+        assert np.corrcoef(samples, whole[start : start + len(samples)])[0, 1] > 0.99
+
+
+def with_edits(path: Path, *edits: tuple[float, int]) -> Path:
+    """Writes an MP4 anew with another list of edits: their lengths in seconds, and the sample that each begins at."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"edts") - 4
+    rows = b"".join(struct.pack(">Iihh", round(1000 * seconds), first, 1, 0) for seconds, first in edits)
+    box = struct.pack(">I4sI4sII", 24 + len(rows), b"edts", 16 + len(rows), b"elst", 0, len(edits)) + rows
+    more = len(box) - int.from_bytes(data[place : place + 4], "big")
+    data[place : place + len(box) - more] = box
+    for name in (b"moov", b"trak"):
+        at = data.index(name) - 4
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + more).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["aac", "alac", "pcm_s16le"])
+def test_an_mp4_with_a_list_of_edits_is_read_and_so_are_its_parts(tmp_path, codec):
+    path = mux(tmp_path / "a.mov", codec, sweep(44_100, 10), 44_100)
+    begins_later = with_edits(path, (2, -1), (6, 88_200))
+    assert audio.load(begins_later, 24_000).num_samples == pytest.approx(6 * 44_100, abs=5000)
+    path = with_edits(path, (3, 0), (3, 5 * 44_100))
+    whole, rate = part(path)
+    samples = part(path, 4.5, 0.5)[0]
+    start = round(4.5 * rate)
+    assert np.corrcoef(samples, whole[start : start + len(samples)])[0, 1] > 0.99
 
 
 def test_a_long_mp3_of_many_segments_is_gone_through_once(tmp_path, monkeypatch):
