@@ -54,12 +54,20 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | 
     return file
 
 
+class Sound(soundfile.SoundFile):
+    """A file of which soundfile reads block after block of a lossy coding without seeking in between."""
+
+    def seekable(self) -> bool:
+        """Returns whether soundfile is to seek, after each block, to where it is: behind that, MP3 is mute for a while."""
+        return not self.subtype.startswith(LOSSY) and super().seekable()
+
+
 def _opened(source: Any, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
     """Opens a descriptor or a piece, which the stack closes; None if libsndfile cannot read it."""
     stack.callback(lambda: os.close(source) if isinstance(source, int) else source.close())
     try:
         with quiet():
-            return stack.enter_context(soundfile.SoundFile(source, closefd=False))
+            return stack.enter_context(Sound(source, closefd=False))
     except soundfile.LibsndfileError:
         return None
 
@@ -109,7 +117,7 @@ def _parts(path: Path, file: soundfile.SoundFile, spans: list[streams.Span]) -> 
             if (start, end) != (0, size):
                 piece: Any = stack.enter_context(contextlib.closing(_part(path, (start, end))))
                 with quiet():
-                    part = stack.enter_context(soundfile.SoundFile(piece))
+                    part = stack.enter_context(Sound(piece))
             check_rate(part.samplerate, file.samplerate, f"byte {start}")
             seeks = part.subtype.startswith(("PCM", "MPEG")) or part.subtype in SEEKING
             safe = part.frames if seeks else 0
@@ -129,7 +137,8 @@ def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length
         if position:
             with quiet():
                 file.seek(position)
-        for block in _read(file, None if length is None else first - position + length):
+        there = file.frames - position
+        for block in _read(file, there if length is None else min(first - position + length, there)):
             kept = block[max(0, first - position) :]
             position += len(block)
             if len(kept):
@@ -144,14 +153,14 @@ def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length
             return
 
 
-def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
-    """Yields the next samples of a file in blocks: `left` of them, or all if that is None."""
-    while left is None or left > 0:
+def _read(file: soundfile.SoundFile, left: int) -> Iterator[np.ndarray]:
+    """Yields the next `left` samples of a file in blocks."""
+    while left > 0:
         with quiet() if file.subtype.startswith("MPEG") else contextlib.nullcontext():
-            block = file.read(BLOCK if left is None else min(left, BLOCK), dtype="float32", always_2d=True)
+            block = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
         if not len(block):
             return
-        left = None if left is None else left - len(block)
+        left -= len(block)
         yield block
 
 
