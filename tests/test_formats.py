@@ -353,6 +353,43 @@ def test_a_short_mp3_of_another_rate_behind_another_is_refused(tmp_path, xing):
         audio.load(joined(*files), 24_000)
 
 
+@pytest.mark.parametrize("counted", [3, 100, -3])
+def test_an_mp3_whose_header_counts_less_than_there_is_is_refused(tmp_path, counted):
+    path = mux(tmp_path / "a.mp3", "libmp3lame", sweep(44_100), 44_100)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"Info") + 8
+    frames = int.from_bytes(data[at : at + 4], "big")
+    data[at : at + 4] = (counted % frames).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"its header counts .* s, and more lie behind"):
+        audio.load(path, 24_000)
+
+
+def vbr(path: Path, seconds: int = 10, xing="0") -> Path:
+    """An MP3 whose first half needs far more bits than its second one."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44_100 * seconds // 2).astype(np.float32)
+    with av.open(str(path), "w", options={"write_xing": xing, "id3v2_version": "0"}) as container:
+        stream: Any = container.add_stream("libmp3lame", rate=44_100, layout="mono")
+        stream.codec_context.flags |= 2  # by quality, not by bit rate
+        stream.codec_context.global_quality = 236
+        frame = av.AudioFrame.from_ndarray(np.concatenate([noise, 0.01 * noise])[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44_100, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return path
+
+
+def test_an_mp3_of_changing_bit_rate_that_nothing_counts_is_read_to_its_end(tmp_path):
+    path, other = vbr(tmp_path / "a.mp3"), vbr(tmp_path / "b.mp3", xing="1")
+    whole, rate = part(path)
+    assert len(whole) == pytest.approx(10 * rate, abs=4000)
+    np.testing.assert_allclose(part(path, 8.3, 0.5)[0], whole[round(8.3 * rate) :][: rate // 2], atol=1e-6)
+    both = joined(other, path)
+    whole, rate = part(both)
+    assert len(whole) == pytest.approx(20 * rate, abs=6000)
+    np.testing.assert_allclose(part(both, 18.3, 0.5)[0], whole[round(18.3 * rate) :][: rate // 2], atol=2e-3)
+
+
 def test_an_mp3_whose_header_counts_a_frame_less_is_one_part(tmp_path):
     path = mux(tmp_path / "a.mp3", "libmp3lame", sweep(RATE), RATE)
     data = bytearray(path.read_bytes())
@@ -688,6 +725,10 @@ def test_flac_of_unknown_length_that_is_cut_is_refused(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(AudioError, match="truncated"):
         audio.load(path, 24_000)
+    for damaged in (overwritten, lambda data, start, end: data[:start] + data[end:]):
+        path.write_bytes(damaged(bytes(data), len(data) // 2, len(data) // 2 + 5000))
+        with pytest.raises(AudioError, match="damaged: .* samples are lost in between"):
+            audio.load(path, 24_000)
 
 
 def test_adts_with_a_quiet_beginning_is_read_whole(tmp_path):

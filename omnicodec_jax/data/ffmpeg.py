@@ -198,7 +198,7 @@ def _all_of(
     stream, name = container.streams.audio[0], container.format.name
     length, end = yield from blocks
     check_whole(path, length, rate)
-    if problem := streams.flac_fault(path):
+    if problem := streams.flac_fault(path, length=length):
         raise AudioError(problem)
     promised, there = 0.0, length / rate
     if name == "avi":  # FFmpeg estimates the duration by the size of the file
