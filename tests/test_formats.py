@@ -71,23 +71,31 @@ def sweep(rate: int, seconds: float = SECONDS) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time) + 0.01 * noise).astype(np.float32)
 
 
-def mux(file, codec: str, samples: np.ndarray, rate: int, picture: float = 0.0, coder="mpeg4", format=None, **options):
-    """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path."""
+def mux(
+    file, codec: str, samples, rate: int, picture=0.0, coder="mpeg4", format=None, pause=0.0, bit_rate=0, **options
+):
+    """Writes mono audio with FFmpeg, and if wanted so many seconds of a picture. Returns the path.
+
+    In the middle, the times of the audio go on so many seconds later, as where a recorder paused.
+    """
     target = str(file) if isinstance(file, Path) else file
     with av.open(target, "w", format=format, options=options) as container:
         video: Any = container.add_stream(coder, rate=25) if picture else None
         stream: Any = container.add_stream(codec, rate=rate, layout="mono")
-        if codec.startswith("wma"):
-            stream.bit_rate = 64_000
+        if bit_rate or codec.startswith("wma"):
+            stream.bit_rate = bit_rate or 64_000
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts = rate, 0
         fifo = av.AudioFifo()
         for part in av.AudioResampler(stream.format, "mono", rate).resample(frame):
             fifo.write(part)
-        packets = []
+        packets, place = [], 0
         while piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
+            piece.pts, place = place, place + piece.samples
             packets += stream.encode(piece)
         packets += stream.encode(None)
+        for packet in packets[len(packets) // 2 :] if pause else ():
+            packet.pts = packet.dts = packet.pts + round(pause / packet.time_base)
         if picture:
             video.width = video.height = 16
             for number in range(round(25 * picture)):
@@ -182,6 +190,60 @@ def test_an_offset_in_m4a_and_webm_does_not_decode_what_is_before_it(tmp_path, m
         counted.clear()
         part(path, 27.5, 0.5)
         assert sum(counted) < 8 * rate
+
+
+PAUSED = [("webm", "libopus", 48_000), ("mka", "aac", 44_100), ("m4a", "aac", 44_100), ("m4a", "alac", 44_100)]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "rate"), PAUSED)
+@pytest.mark.parametrize("pause", [0.3, 3.0])
+def test_a_part_behind_a_pause_of_the_recorder_is_what_the_whole_has_there(tmp_path, suffix, codec, rate, pause):
+    path = mux(tmp_path / f"a.{suffix}", codec, sweep(rate, 10), rate, pause=pause)
+    whole, rate = part(path)
+    assert len(whole) / rate == pytest.approx(10, abs=0.1)
+    for offset in (2.5, 8.3):
+        samples, start = part(path, offset, 0.5)[0], round(offset * rate)
+        assert np.corrcoef(samples, whole[start : start + len(samples)])[0, 1] > 0.99
+
+
+def with_edits(path: Path, *edits: tuple[float, int]) -> Path:
+    """Writes an MP4 anew with another list of edits: their lengths in seconds, and the sample that each begins at."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"edts") - 4
+    rows = b"".join(struct.pack(">Iihh", round(1000 * seconds), first, 1, 0) for seconds, first in edits)
+    box = struct.pack(">I4sI4sII", 24 + len(rows), b"edts", 16 + len(rows), b"elst", 0, len(edits)) + rows
+    more = len(box) - int.from_bytes(data[place : place + 4], "big")
+    data[place : place + len(box) - more] = box
+    for name in (b"moov", b"trak"):
+        at = data.index(name) - 4
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + more).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["aac", "alac", "pcm_s16le"])
+def test_an_mp4_with_a_list_of_edits_is_read_and_so_are_its_parts(tmp_path, codec):
+    path = mux(tmp_path / "a.mov", codec, sweep(44_100, 10), 44_100)
+    begins_later = with_edits(path, (2, -1), (6, 88_200))
+    assert audio.load(begins_later, 24_000).num_samples == pytest.approx(6 * 44_100, abs=5000)
+    path = with_edits(path, (3, 0), (3, 5 * 44_100))
+    whole, rate = part(path)
+    samples = part(path, 4.5, 0.5)[0]
+    start = round(4.5 * rate)
+    assert np.corrcoef(samples, whole[start : start + len(samples)])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("kbits", [32, 64])
+def test_an_mp3_of_small_frames_has_no_holes(tmp_path, kbits):
+    """Its frames lean on more frames than mpg123 goes back when it seeks."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 10 * 44_100).astype(np.float32)
+    path = mux(tmp_path / "a.mp3", "libmp3lame", noise, 44_100, bit_rate=1000 * kbits)
+    with av.open(str(path)) as container:
+        expected = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    whole, rate = part(path)
+    np.testing.assert_allclose(whole, expected[: whole.size], atol=1e-3)
+    samples = part(path, 4.2, 2.0)[0]  # more than a block
+    np.testing.assert_allclose(samples, whole[round(4.2 * rate) :][: 2 * rate], atol=1e-3)
 
 
 def test_a_long_mp3_of_many_segments_is_gone_through_once(tmp_path, monkeypatch):
@@ -289,6 +351,43 @@ def test_a_short_mp3_of_another_rate_behind_another_is_refused(tmp_path, xing):
     ]
     with pytest.raises(AudioError, match="changes from 16000 to 48000 Hz"):
         audio.load(joined(*files), 24_000)
+
+
+@pytest.mark.parametrize("counted", [3, 100, -3])
+def test_an_mp3_whose_header_counts_less_than_there_is_is_refused(tmp_path, counted):
+    path = mux(tmp_path / "a.mp3", "libmp3lame", sweep(44_100), 44_100)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"Info") + 8
+    frames = int.from_bytes(data[at : at + 4], "big")
+    data[at : at + 4] = (counted % frames).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"its header counts .* s, and more lie behind"):
+        audio.load(path, 24_000)
+
+
+def vbr(path: Path, seconds: int = 10, xing="0") -> Path:
+    """An MP3 whose first half needs far more bits than its second one."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 44_100 * seconds // 2).astype(np.float32)
+    with av.open(str(path), "w", options={"write_xing": xing, "id3v2_version": "0"}) as container:
+        stream: Any = container.add_stream("libmp3lame", rate=44_100, layout="mono")
+        stream.codec_context.flags |= 2  # by quality, not by bit rate
+        stream.codec_context.global_quality = 236
+        frame = av.AudioFrame.from_ndarray(np.concatenate([noise, 0.01 * noise])[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 44_100, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return path
+
+
+def test_an_mp3_of_changing_bit_rate_that_nothing_counts_is_read_to_its_end(tmp_path):
+    path, other = vbr(tmp_path / "a.mp3"), vbr(tmp_path / "b.mp3", xing="1")
+    whole, rate = part(path)
+    assert len(whole) == pytest.approx(10 * rate, abs=4000)
+    np.testing.assert_allclose(part(path, 8.3, 0.5)[0], whole[round(8.3 * rate) :][: rate // 2], atol=1e-6)
+    both = joined(other, path)
+    whole, rate = part(both)
+    assert len(whole) == pytest.approx(20 * rate, abs=6000)
+    np.testing.assert_allclose(part(both, 18.3, 0.5)[0], whole[round(18.3 * rate) :][: rate // 2], atol=2e-3)
 
 
 def test_an_mp3_whose_header_counts_a_frame_less_is_one_part(tmp_path):
@@ -626,6 +725,10 @@ def test_flac_of_unknown_length_that_is_cut_is_refused(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(AudioError, match="truncated"):
         audio.load(path, 24_000)
+    for damaged in (overwritten, lambda data, start, end: data[:start] + data[end:]):
+        path.write_bytes(damaged(bytes(data), len(data) // 2, len(data) // 2 + 5000))
+        with pytest.raises(AudioError, match="damaged: .* samples are lost in between"):
+            audio.load(path, 24_000)
 
 
 def test_adts_with_a_quiet_beginning_is_read_whole(tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,12 @@ def source_of(path: Path, stack: contextlib.ExitStack, offset: float, duration: 
     if _is_trimmed_twice(container) and (stream := container.streams.audio[0]).duration and stream.time_base:
         length = round(stream.duration * stream.time_base * rate)
         stop = length if stop is None else min(stop, length)
-    position, frames = _go_to(container, itertools.chain([first], frames), first, start)
+    position, frames = _go_to(path, container, itertools.chain([first], frames), first, start)
     if position is None:
         position, frames = 0, _frames(open_file(path, stack))
     blocks = _ffmpeg_blocks(frames, first, position, start, stop)
     if duration is None:
-        blocks = _all_of(path, container, blocks, start, rate)
+        blocks = _all_of(path, container, blocks, rate)
     return Source(rate, channels, container.streams.audio[0].codec_context.name, blocks)
 
 
@@ -113,13 +113,15 @@ def _frames(container: InputContainer) -> Iterator[Any]:
 
 
 def _go_to(
-    container: InputContainer, frames: Iterator[Any], first: Any, start: int
+    path: Path, container: InputContainer, frames: Iterator[Any], first: Any, start: int
 ) -> tuple[int | None, Iterator[Any]]:
     """Seeks to some way before `start`. Returns the first frame's sample, None if that is not known, and the frames."""
     stream, rate = container.streams.audio[0], first.sample_rate
     tick = stream.time_base or Fraction(0)
-    grid = 1 if tick * rate == 1 else GRIDS.get(stream.codec_context.name, 0)
+    grid = _grid(container, rate)
     if start < 2 * PREROLL * rate or container.format.name not in SEEKABLE or not grid or first.pts is None:
+        return 0, frames
+    if container.format.name not in COUNTED and _has_gaps(path):
         return 0, frames
     try:
         container.seek(first.pts + int((start / rate - PREROLL) / tick), stream=stream)
@@ -134,20 +136,51 @@ def _go_to(
     return (position if first.samples <= position <= start else None), itertools.chain([landed], frames)
 
 
+def _grid(container: InputContainer, rate: int) -> int:
+    """Returns of how many samples packets are whole multiples, so that their times tell samples; 0: they do not."""
+    stream = container.streams.audio[0]
+    return 1 if stream.time_base and stream.time_base * rate == 1 else GRIDS.get(stream.codec_context.name, 0)
+
+
+@containers.once_a_file
+def _has_gaps(path: Path) -> bool:
+    """Returns whether the times of a file's packets do not tell how many samples are before them.
+
+    So it is where a recorder paused, and where a list of edits leaves something out. Nothing is decoded.
+    """
+    with contextlib.ExitStack() as stack:
+        container = open_file(path, stack)
+        stream, rate = container.streams.audio[0], container.streams.audio[0].codec_context.sample_rate
+        grid, tick = _grid(container, rate), stream.time_base or Fraction(0)
+        try:
+            times = np.array([packet.pts for packet in container.demux(stream) if packet.pts is not None], float)
+        except FFmpegError:
+            return True
+    samples = (times - times[:1]) * float(tick * rate)
+    packet = grid * round(float(np.median(np.diff(samples))) / grid) if len(samples) > 1 else 0
+    return bool(np.abs(samples - packet * np.arange(len(samples))).max(initial=0) > grid / 2)
+
+
 def _ffmpeg_blocks(
     frames: Iterator[Any], first: Any, position: int, start: int, stop: int | None
-) -> Iterator[np.ndarray]:
-    """Yields the samples from `start` on, up to `stop` if that is given. The first frame begins at `position`."""
+) -> Generator[np.ndarray, None, tuple[int, float]]:
+    """Yields the samples from `start` on, up to `stop` if that is given. The first frame begins at `position`.
+
+    Returns how many samples there are up to the end, and the time of the end, in seconds, which gaps make later.
+    """
+    end = 0.0
     for frame in frames:
         check_rate(frame.sample_rate, first.sample_rate, f"{position / first.sample_rate:.2f} s")
         samples = _samples(frame)
         block = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
         kept = block[max(0, start - position) : None if stop is None else max(0, stop - position)]
         position += len(block)
+        end = (frame.time or 0.0) + len(block) / first.sample_rate
         if len(kept):
             yield np.ascontiguousarray(with_channels(as_float(kept), first.layout.nb_channels))
         if stop is not None and position >= stop:
-            return
+            break
+    return position, end
 
 
 def _samples(frame: Any) -> np.ndarray:
@@ -159,20 +192,19 @@ def _samples(frame: Any) -> np.ndarray:
 
 
 def _all_of(
-    path: Path, container: InputContainer, blocks: Iterator[np.ndarray], start: int, rate: int
+    path: Path, container: InputContainer, blocks: Generator[np.ndarray, None, tuple[int, float]], rate: int
 ) -> Iterator[np.ndarray]:
     """Yields blocks, and raises AudioError at the end if they are less than the header promises."""
-    length, stream, name = start, container.streams.audio[0], container.format.name
-    for block in blocks:
-        length += len(block)
-        yield block
+    stream, name = container.streams.audio[0], container.format.name
+    length, end = yield from blocks
     check_whole(path, length, rate)
-    if problem := streams.flac_fault(path):
+    if problem := streams.flac_fault(path, length=length):
         raise AudioError(problem)
-    promised = 0.0
+    promised, there = 0.0, length / rate
     if name == "avi":  # FFmpeg estimates the duration by the size of the file
         promised = containers.avi_seconds(path) if containers.extent(path) else 0.0
     elif stream.duration and stream.time_base and (name in COUNTED or name == "caf" or name.startswith("mov")):
         promised = float(stream.duration * stream.time_base)
-    if length / rate < promised - (SLACK if name in COUNTED else CODEC_SLACK):
-        raise AudioError(f"truncated: {length / rate:.2f} of {promised:.2f} s could be decoded")
+        there = max(there, end) if name.startswith("mov") else there  # it counts gaps, and what is before the first
+    if there < promised - (SLACK if name in COUNTED else CODEC_SLACK):
+        raise AudioError(f"truncated: {there:.2f} of {promised:.2f} s could be decoded")

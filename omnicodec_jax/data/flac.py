@@ -28,11 +28,12 @@ CRC_8, CRC_16 = _remainders(8, 0x107), _remainders(16, 0x18005)
 """Checksums of each byte, as headers and frames have them."""
 
 
-def fault(raw: mmap.mmap, start: int, position: int | None = None) -> str | None:
+def fault(raw: mmap.mmap, start: int, position: int | None = None, length: int | None = None) -> str | None:
     """Returns what is wrong with the end of a FLAC file that begins at `start`; None if nothing is.
 
-    Nothing but tags may follow its last frame, nor may that frame go on behind the samples that the header counts. It
-    begins before `position`, up to which a decoder has read.
+    Nothing but tags may follow its last frame, nor may that frame go on behind the samples that the header counts, or,
+    if it counts none, behind the `length` samples that were decoded. It begins before `position`, up to which a decoder
+    has read.
     """
     block = int.from_bytes(raw[start + 10 : start + 12], "big")
     rate = int.from_bytes(raw[start + 18 : start + 21], "big") >> 4
@@ -41,6 +42,9 @@ def fault(raw: mmap.mmap, start: int, position: int | None = None) -> str | None
     for place, number, size in itertools.islice(_frames_from_the_end(raw, start, block), TRIED):
         longest = size * (channels * width + 1) + 1024
         if any(stranger(raw, end) is None for end in _ends(raw[place : place + longest], place)):
+            there = number + size - _first_sample(raw, start, block)
+            if not total and length is not None and there - length > LOST * rate:
+                return f"damaged: {there - length} of {there} samples are lost in between"
             if total and number + size - total > LOST * rate:
                 return (
                     f"its header counts {total / rate:.2f} s, and more lie behind them; save it anew with a "
@@ -50,6 +54,16 @@ def fault(raw: mmap.mmap, start: int, position: int | None = None) -> str | None
                 return f"goes on behind byte {position} with something else; was another file joined to it? Split them"
             return None
     return "its last frame is cut, or something else follows it; if another file was joined to it, split them"
+
+
+def _first_sample(raw: mmap.mmap, start: int, block: int) -> int:
+    """Returns the number of the first sample of the first frame, which follows the blocks of metadata."""
+    place, is_last = start + 4, False
+    while not is_last and place + 4 <= len(raw):
+        is_last = raw[place] >= 128
+        place += 4 + int.from_bytes(raw[place + 1 : place + 4], "big")
+    frame = _frame(raw[place : place + 16], block)
+    return frame[0] if frame else 0
 
 
 def _frames_from_the_end(raw: mmap.mmap, start: int, block: int) -> Iterator[tuple[int, int, int]]:

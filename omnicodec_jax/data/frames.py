@@ -94,7 +94,7 @@ KBITS[2, 3] = KBITS[2, 2]
 """Bit rates of MPEG audio in kbit/s, by version (3: MPEG 1) and layer."""
 
 
-def mpeg(raw: mmap.mmap, position: int) -> int:
+def mpeg(raw: mmap.mmap | bytes, position: int) -> int:
     """Returns the size of a frame of MPEG audio, layers I to III."""
     head = int.from_bytes(raw[position : position + 4], "big")
     version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)

@@ -16,8 +16,8 @@ class Mpeg(NamedTuple):
 
     parts: list[Span]
     """Parts of the file: several, if files were joined. None contains tags, or what else is behind its last frame."""
-    is_counted: bool
-    """Whether the header of the first part says how many frames it has."""
+    uncounted: list[int]
+    """The number of samples of each part whose header does not say it; 0 for others."""
 
 
 @once_a_file
@@ -33,17 +33,28 @@ def parts(raw: mmap.mmap) -> Mpeg:
     A part ends where the sample rate or the number of channels changes, before the header of an MP3, and where the
     frames end that its own header counts.
     """
-    found, is_counted, start = list[Span](), False, frames.following(raw, 0, frames.mpeg)
+    found, uncounted, start = list[Span](), list[int](), frames.following(raw, 0, frames.mpeg)
     while start is not None:
-        is_counted |= not found and _xing(raw, start)[1] > 0
-        end = _part_end(raw, start)
+        end, number = _part_end(raw, start)
         found.append((start, end))
+        uncounted.append(0 if _xing(raw, start)[1] else number * _samples(raw, start))
         start = frames.following(raw, end, frames.mpeg)
-    return Mpeg(found or [(0, len(raw))], is_counted)
+    return Mpeg(found or [(0, len(raw))], uncounted or [0])
 
 
-def _part_end(raw: mmap.mmap, start: int) -> int:
-    """Returns where a part ends that begins at `start`."""
+def goes_on(path: Path, position: int, end: int) -> bool:
+    """Returns whether between two positions there are more frames than a header may miscount."""
+    with mapped(path) as raw:
+        for _ in range(MISCOUNTED + 1):
+            size = frames.mpeg(raw, position)
+            if not size or position >= end:
+                return False
+            position += size
+    return True
+
+
+def _part_end(raw: mmap.mmap, start: int) -> tuple[int, int]:
+    """Returns where a part ends that begins at `start`, and the number of its frames if its header does not say it."""
     kind, (length, count) = _kind(raw, start), _xing(raw, start)
 
     def same(raw: mmap.mmap, position: int) -> int:
@@ -52,7 +63,7 @@ def _part_end(raw: mmap.mmap, start: int) -> int:
 
     position = end = start + frames.mpeg(raw, start)
     counted, more = None, 0
-    if length > SEARCHED:  # what the header counts need not be gone through
+    if length > SEARCHED and count:  # what the header counts need not be gone through
         near = min(start + length, len(raw)) - SEARCHED // 2
         position = end = frames.following(raw, near, same, b"\xff") or position
     for number in range(1, len(raw)):
@@ -68,7 +79,26 @@ def _part_end(raw: mmap.mmap, start: int) -> int:
             break
         more += counted is not None
         position = end = position + size
-    return end if counted is None or more <= MISCOUNTED else counted
+    return (end, number) if counted is None or more <= MISCOUNTED else (counted, number - more)
+
+
+def _samples(raw: mmap.mmap, frame: int) -> int:
+    """Returns the number of samples of a frame."""
+    version, layer = raw[frame + 1] >> 3 & 3, 4 - (raw[frame + 1] >> 1 & 3)
+    return 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+
+
+def counting(path: Path, start: int, samples: int) -> bytes:
+    """Returns a frame to be read before a part that begins at `start`: it says how many samples the part has.
+
+    Without it, decoders guess that by the first frames, and read no further.
+    """
+    with mapped(path) as raw:
+        _, one, two, three = raw[start : start + 4]
+        number = samples // _samples(raw, start)
+    head = bytes([0xFF, one | 1, two & 0x0C | 0x90, three])
+    place = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}[one & 8 > 0, three >= 0xC0]
+    return (head.ljust(place, b"\0") + b"Xing\0\0\0\1" + number.to_bytes(4, "big")).ljust(frames.mpeg(head, 0), b"\0")
 
 
 def _kind(raw: mmap.mmap, frame: int) -> tuple[int, int, bool]:

@@ -4,7 +4,8 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,12 +55,20 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | 
     return file
 
 
+class Sound(soundfile.SoundFile):
+    """A file of which soundfile reads block after block of a lossy coding without seeking in between."""
+
+    def seekable(self) -> bool:
+        """Returns whether soundfile is to seek, after each block, to where it is; behind that, MP3 may be mute."""
+        return not self.subtype.startswith(LOSSY) and super().seekable()
+
+
 def _opened(source: Any, stack: contextlib.ExitStack) -> soundfile.SoundFile | None:
     """Opens a descriptor or a piece, which the stack closes; None if libsndfile cannot read it."""
     stack.callback(lambda: os.close(source) if isinstance(source, int) else source.close())
     try:
         with quiet():
-            return stack.enter_context(soundfile.SoundFile(source, closefd=False))
+            return stack.enter_context(Sound(source, closefd=False))
     except soundfile.LibsndfileError:
         return None
 
@@ -72,20 +81,22 @@ def _part(path: Path, span: streams.Span) -> Piece:
 
 def source_of(path: Path, file: soundfile.SoundFile, offset: float, duration: float | None) -> Source:
     """Returns the format and the blocks of an open file, or of a part of it; see `decoders.reading`."""
+    size = path.stat().st_size
+    spans, uncounted = [(0, size)], [0]
     if file.format == "MP3":
-        spans, is_counted = mpeg.read(path)
-        if len(spans) == 1 and path.stat().st_size - spans[0][1] <= TAGS:  # libsndfile seeks far faster by itself
-            spans = [(0, path.stat().st_size)]
-    else:
-        spans, is_counted = [(0, path.stat().st_size)], not file.subtype.startswith("MPEG")
-        if file.format == "OGG":
-            spans = streams.ogg_parts(path)
-        elif not is_counted and (extent := containers.extent(path)):  # the decoder chokes on zeros
-            spans = [(0, min(extent.end, spans[0][1]))]
+        spans, uncounted = mpeg.read(path)
+        if len(spans) == 1 and size - spans[0][1] <= TAGS and uncounted[0] <= file.frames:
+            spans = [(0, size)]  # libsndfile seeks far faster by itself
+    elif file.format == "OGG":
+        spans = streams.ogg_parts(path)
+        uncounted = [0] * len(spans)
+    elif file.subtype.startswith("MPEG") and (extent := containers.extent(path)):  # the decoder chokes on zeros
+        spans = [(0, min(extent.end, size))]
     if duration is None:
         check_whole(path, file.frames, file.samplerate)
     length = None if duration is None else round(duration * file.samplerate)
-    blocks = _sndfile_blocks(_parts(path, file, spans), is_counted, round(offset * file.samplerate), length)
+    parts = _parts(path, file, list(zip(spans, uncounted, strict=True)))
+    blocks = _sndfile_blocks(path, parts, round(offset * file.samplerate), length)
     blocks = (with_channels(block, file.channels) for block in blocks)
     if file.format == "FLAC" and duration is None:
         blocks = _to_the_end(path, file, blocks)
@@ -98,29 +109,48 @@ class _Part(NamedTuple):
     file: soundfile.SoundFile
     safe: int
     """The last sample that the decoder can seek to."""
+    is_counted: bool
+    """Whether its header says how many samples it has."""
+    end: int
+    """The byte at which it ends."""
+    tell: Callable[[], int]
+    """Returns the byte up to which the decoder has read."""
 
 
-def _parts(path: Path, file: soundfile.SoundFile, spans: list[streams.Span]) -> Iterator[_Part]:
-    """Yields the streams of a file, each opened by itself if there are several."""
+def _parts(path: Path, file: soundfile.SoundFile, spans: list[tuple[streams.Span, int]]) -> Iterator[_Part]:
+    """Yields the streams of a file, each opened by itself if there are several.
+
+    With each goes its number of samples if its header does not say it.
+    """
     size = path.stat().st_size
-    for start, end in spans:
+    for (start, end), uncounted in spans:
         with contextlib.ExitStack() as stack:
-            part = file
-            if (start, end) != (0, size):
-                piece: Any = stack.enter_context(contextlib.closing(_part(path, (start, end))))
-                with quiet():
-                    part = stack.enter_context(soundfile.SoundFile(piece))
+            part, tell = file, partial(os.lseek, file.name, 0, os.SEEK_CUR)
+            if (start, end) != (0, size) or file.frames < uncounted:
+                part, tell = _opened_part(_part(path, (start, end)), stack)
+                if part.frames < uncounted:
+                    part, tell = _opened_part(
+                        Piece(path, (start, end), before=mpeg.counting(path, start, uncounted)), stack
+                    )
             check_rate(part.samplerate, file.samplerate, f"byte {start}")
             seeks = part.subtype.startswith(("PCM", "MPEG")) or part.subtype in SEEKING
             safe = part.frames if seeks else 0
             if part.subtype == "VORBIS":  # in the last page, libsndfile is off by what is cut from its end
                 safe = part.frames - streams.ogg_last_page(path, (start, end))
-            yield _Part(part, safe)
+            is_counted = not uncounted and (part.format == "MP3" or not part.subtype.startswith("MPEG"))
+            yield _Part(part, safe, is_counted, end, tell)
 
 
-def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length: int | None) -> Iterator[np.ndarray]:
+def _opened_part(piece: Piece, stack: contextlib.ExitStack) -> tuple[soundfile.SoundFile, Callable[[], int]]:
+    """Opens a piece, and returns with it what says up to which byte of the whole file it was read."""
+    source: Any = stack.enter_context(contextlib.closing(piece))
+    with quiet():
+        return stack.enter_context(Sound(source)), piece.place
+
+
+def _sndfile_blocks(path: Path, parts: Iterable[_Part], start: int, length: int | None) -> Iterator[np.ndarray]:
     """Yields `length` samples from `start` on; if `length` is None, all of them."""
-    for file, safe in parts:
+    for file, safe, is_counted, end, tell in parts:
         first = min(start, file.frames)
         start -= first
         position = min(first, safe)
@@ -129,7 +159,8 @@ def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length
         if position:
             with quiet():
                 file.seek(position)
-        for block in _read(file, None if length is None else first - position + length):
+        there = file.frames - position
+        for block in _read(file, there if length is None else min(first - position + length, there)):
             kept = block[max(0, first - position) :]
             position += len(block)
             if len(kept):
@@ -138,20 +169,26 @@ def _sndfile_blocks(parts: Iterable[_Part], is_counted: bool, start: int, length
         missing = slack(file.frames, file.samplerate)
         if file.subtype.startswith("MPEG"):  # two frames, since some count the header's
             missing = max(missing, 2304.0 if file.samplerate >= 32_000 else 1152.0)
+            is_read = length is None and file.format == "MP3" and first < file.frames
+            if is_read and mpeg.goes_on(path, tell(), end):
+                raise AudioError(
+                    f"its header counts {file.frames / file.samplerate:.2f} s, and more lie behind them; save it anew "
+                    "with a program that reads all of it"
+                )
         if length is None and is_counted and file.frames - position > missing:
             raise AudioError(f"truncated: {file.frames - position} of {file.frames} samples are missing")
         if length == 0:
             return
 
 
-def _read(file: soundfile.SoundFile, left: int | None) -> Iterator[np.ndarray]:
-    """Yields the next samples of a file in blocks: `left` of them, or all if that is None."""
-    while left is None or left > 0:
+def _read(file: soundfile.SoundFile, left: int) -> Iterator[np.ndarray]:
+    """Yields the next `left` samples of a file in blocks."""
+    while left > 0:
         with quiet() if file.subtype.startswith("MPEG") else contextlib.nullcontext():
-            block = file.read(BLOCK if left is None else min(left, BLOCK), dtype="float32", always_2d=True)
+            block = file.read(min(left, BLOCK), dtype="float32", always_2d=True)
         if not len(block):
             return
-        left = None if left is None else left - len(block)
+        left -= len(block)
         yield block
 
 

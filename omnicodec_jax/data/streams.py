@@ -70,11 +70,11 @@ def another(path: Path, position: int) -> str | None:
     return None
 
 
-def flac_fault(path: Path, position: int | None = None) -> str | None:
-    """Returns what is wrong with the end of a FLAC file, of which a decoder has read up to `position`."""
+def flac_fault(path: Path, position: int | None = None, length: int | None = None) -> str | None:
+    """Returns what is wrong with the end of a FLAC file; see `flac.fault`."""
     with mapped(path) as raw:
         start = beginning(raw)
-        return flac.fault(raw, start, position) if raw[start : start + 4] == b"fLaC" else None
+        return flac.fault(raw, start, position, length) if raw[start : start + 4] == b"fLaC" else None
 
 
 def _places(raw: mmap.mmap, what: bytes, first: int = 0, last: int | None = None) -> Iterator[int]:
