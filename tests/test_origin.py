@@ -1,5 +1,7 @@
 """What is there already: made again of the same source, and never lost to another."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from omnicodec_jax.errors import DataError, ModelError, OmniCodecError, TokenErr
 from omnicodec_jax.evaluation import reconstruct
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.systems import Folder
 from omnicodec_jax.origin import Origin
 from omnicodec_jax.stablehlo import export_stablehlo
 from omnicodec_jax.token_file import TokenFile
@@ -328,3 +331,24 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     unchecked(**numbers).save(tmp_path / "a.safetensors")
     tokens = TokenFile.load(tmp_path / "a.safetensors")
     assert (tokens.frame_rate, tokens.num_samples, tokens.gain) == (12.5, 5000, 1.0)
+
+
+def test_a_full_disk_is_no_verdict_on_the_clips_of_an_evaluation(tmp_path, monkeypatch):
+    clip = EvalClip("a", "speech", sound(tmp_path / "x" / "a.wav", 0))
+    folder = Folder("other", clip.path.parent)
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        (original,) = reconstruct.originals([clip], tmp_path, journal)
+        monkeypatch.setattr(audio, "save", full)
+        for work in (
+            lambda: reconstruct.originals([clip], tmp_path / "elsewhere", journal),
+            lambda: reconstruct.by_folder(folder, [original], tmp_path, journal),
+        ):
+            with pytest.raises(OSError, match="No space left on device"):
+                list(work())
+        clip.path.unlink()
+        (failure,) = reconstruct.originals([clip], tmp_path / "elsewhere", journal)
+    assert failure.why == "no such file"
