@@ -18,7 +18,7 @@ import numpy as np
 from omnicodec_jax import model_directory
 from omnicodec_jax.blocks import Array, AudioBlocks, CodeBlocks, FeatureBlocks, encode_block
 from omnicodec_jax.config import CodecConfig, MimiConfig
-from omnicodec_jax.errors import AudioError
+from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import ACCELERATOR_VECTORS, Clock, ContinuousBatcher, Key, Use, map_present, replicate
 from omnicodec_jax.memory_budget import MemoryBudget, budget_of_lanes
 from omnicodec_jax.models.codec import OmniCodec
@@ -65,6 +65,8 @@ class CodecLanes:
         """
         self._hop_length, self._clock = config.hop_length, Clock()
         devices = jax.local_devices()[:1] if devices is None else devices
+        if not len(devices):
+            raise ModelError("devices: there must be one or more")
         weights = replicate(variables, devices)
         self.encoder_batcher = ContinuousBatcher(model, encode_block, weights, 1, devices, self._clock)
         self.decoder_batcher = ContinuousBatcher(model, type(model).decode, weights, 1, devices, self._clock)

@@ -181,7 +181,8 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except OSError as error:
         known = {str(place) for made in (path, temporary or path) for place in (made, *made.parents)}
         advice = ADVICE.get(error.errno or 0)
-        if advice is None or (error.filename is not None and str(error.filename) not in known):
+        named = error.filename2 or error.filename  # of a copy that fails, the second one is what is written
+        if advice is None or (named is not None and str(named) not in known):
             raise
         raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", str(path)) from error
 

@@ -27,6 +27,7 @@ from omnicodec_jax.models.codec import OmniCodec
 from omnicodec_jax.models.initialize import init_variables
 from omnicodec_jax.models.mimi import Mimi
 from omnicodec_jax.models.quantize import CODEBOOKS
+from omnicodec_jax.names import an
 from omnicodec_jax.pretrained.qwen3_aut import Qwen3AuT, Qwen3AuTConfig
 from omnicodec_jax.pretrained.wavlm import WavLM, WavLMConfig
 from omnicodec_jax.pretrained.whisper import WhisperConfig, WhisperEncoder
@@ -89,7 +90,7 @@ class Role(NamedTuple):
         """Raises ModelError for a directory with a model of a kind that is none of these."""
         if kind not in self.kinds:
             commands = " or ".join(CONVERTERS[own] for own in self.kinds if own in CONVERTERS)
-            raise ModelError(f"{directory}: a {kind} model, not {self.name}; {commands} makes one")
+            raise ModelError(f"{directory}: {an(kind)} model, not {self.name}; {commands} makes one")
 
 
 CODEC = Role("a codec", ("omnicodec", "mimi"))
@@ -301,7 +302,7 @@ def _refuse_unconverted(directory: Path, role: Role | None) -> None:
         if role is not None:
             role.refuse(directory, kind)
         if kind not in CONVERTERS:
-            raise ModelError(f"{directory}: a {kind} model of transformers, which nothing here converts")
+            raise ModelError(f"{directory}: {an(kind)} model of transformers, which nothing here converts")
         command, checkpoint = CONVERTERS[kind], directory
     elif (directory / CONFIG).is_file():
         return

@@ -21,6 +21,11 @@ def text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def an(word: str) -> str:
+    """Returns a word behind its article: a codec, an encoder."""
+    return f"{'an' if word.startswith(tuple('aeiou')) else 'a'} {word}"
+
+
 def utf8(path: Path) -> Path:
     """Returns a path for writers that take only UTF-8. Raises DataError for a path that is not UTF-8."""
     if (known := text(str(path))) != str(path):

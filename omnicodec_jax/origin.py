@@ -23,9 +23,13 @@ class Origin(NamedTuple):
         """Returns the origin to write into a file that is made of `source`. Raises OSError."""
         return cls(_place(source, made), digest(source))
 
+    def is_at(self, source: Path, made: Path) -> bool:
+        """Returns whether `made` was made of a file at the path of `source`."""
+        return self.path == _place(source, made)
+
     def is_of(self, source: Path, made: Path) -> bool:
         """Returns whether `made` was made of `source`, by the path or by the bytes. Raises OSError."""
-        return self.path == _place(source, made) or self.digest == digest(source)
+        return self.is_at(source, made) or self.digest == digest(source)
 
     def to_json(self) -> str:
         """Returns a text for a file's comment."""

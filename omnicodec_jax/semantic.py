@@ -16,6 +16,7 @@ from omnicodec_jax.config import Precision, SemanticConfig
 from omnicodec_jax.data import audio as audio_files
 from omnicodec_jax.errors import AudioError, ModelError
 from omnicodec_jax.lanes import BlockInputs, Clock, ContinuousBatcher, InputSequence, Key, map_present
+from omnicodec_jax.names import an
 from omnicodec_jax.pretrained.qwen3_aut import CHUNK_FRAMES, TOKENS_PER_CHUNK, Qwen3AuTConfig, num_tokens
 from omnicodec_jax.pretrained.whisper import (
     FEATURE_RATE,
@@ -176,7 +177,7 @@ def read_encoder_of(directory: str | os.PathLike[str], semantic: SemanticConfig 
     elif semantic.feature_dim != width:
         takes = f"features of width {semantic.feature_dim}"
     if takes is not None:
-        raise ModelError(f"{directory}: a {kind} encoder, with features of width {width}; the codec takes {takes}")
+        raise ModelError(f"{directory}: {an(kind)} encoder, with features of width {width}; the codec takes {takes}")
     return config, variables
 
 

@@ -20,6 +20,10 @@ FRAGILE = ("jax", "jaxlib")
 """Packages in whose callbacks an exception is dropped, or ends the process by a segmentation fault."""
 
 
+QUIETLY = "ignore:resource_tracker:UserWarning"
+"""The option of Python for the process that clears the shared memory of one that has ended: not to tell of it."""
+
+
 class Stopped(KeyboardInterrupt):
     """Raised in the main thread by the first signal that asks to stop."""
 
@@ -68,6 +72,7 @@ def raised() -> Iterator[None]:
     watcher.start()
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     hook, sys.unraisablehook = sys.unraisablehook, _end_if_dropped
+    sys.warnoptions.append(QUIETLY)
     try:
         yield
     finally:
@@ -75,6 +80,7 @@ def raised() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(woken)
         sys.unraisablehook = hook
+        sys.warnoptions.remove(QUIETLY)
         os.close(writer)
         watcher.join()
         os.close(reader)

@@ -71,6 +71,30 @@ def mirrored_names(root: Path, files: list[Path], extensions: frozenset[str], su
     return dict(zip(files, names.distinct(root, inside, suffix, extensions), strict=True))
 
 
+def superseded(
+    targets: Sequence[tuple[Path, Path]], suffix: str, origin_of: Callable[[Path], Origin | None]
+) -> str | None:
+    """Returns a line about files that an earlier run has made of the same sources under other names; None: no such.
+
+    A source that is joined by another of the same stem keeps its suffix in the name of what is made of it, and loses it
+    again when it is alone.
+
+    Args:
+        targets: Pairs of a source and the file that is made of it.
+        suffix: What the names of these files end in.
+        origin_of: Returns the origin that a file names; None if it names none.
+    """
+    made, old = {target for _, target in targets}, []
+    for source, target in targets:
+        for name in (source.stem, source.name):
+            other = target.with_name(names.fit(name, suffix))
+            if other not in made and other.is_file():
+                origin = origin_of(other)
+                if origin is not None and origin.is_at(source, other):
+                    old.append(f"{other}: of an earlier run; what is made of {source} is {target.name} now; remove it")
+    return old[0] + (f" (and {len(old) - 1} others likewise)" if old[1:] else "") if old else None
+
+
 def check_replaced(targets: Sequence[tuple[Path, Path]], origin_of: Callable[[Path], Origin | None]) -> None:
     """Raises OmniCodecError, before any work, if files would be replaced that were not made of the same sources.
 

@@ -94,13 +94,15 @@ class TokenFile:
             path: File to write to; it should end in .safetensors.
 
         Raises:
-            TokenError: For codes that such a file cannot hold.
+            TokenError: For codes and metadata that such a file cannot hold.
         """
         codes = np.asarray(self.codes)
-        if codes.ndim != 2 or not ((codes >= 0) & (codes < 1 << 16) & (codes % 1 == 0)).all():
+        if codes.ndim != 2 or not codes.size or not ((codes >= 0) & (codes < 1 << 16) & (codes % 1 == 0)).all():
             what = f"codes of shape {list(codes.shape)}, {codes.dtype}"
             raise TokenError(f"{path}: {what}: must be whole numbers [K, N], each from 0 to 65535")
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "codes"}
+        fields = {name: value.item() if isinstance(value, np.generic) else value for name, value in fields.items()}
+        _check_fields(path, fields)
         # Version 0.1 refuses fields that it does not know. Fields with the values that it assumes are left out.
         fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
         if self.source is not None:
@@ -157,12 +159,7 @@ class TokenFile:
             raise
         except _DAMAGED as error:
             raise TokenError(f"{path}: not a token file of omnicodec encode: {error}") from None
-        for name, kind in {"sample_rate": int, "num_samples": int, "gain": float, "frame_rate": float}.items():
-            value = fields[name]
-            if type(value) not in (int, kind) or not SMALLEST <= value < 1 / SMALLEST:
-                raise TokenError(f"{path}: {name} = {value!r}: must be a positive number")
-        if not isinstance(tokens.model, str):
-            raise TokenError(f"{path}: model = {tokens.model!r}: must be the hash of a model")
+        _check_fields(path, fields)
         if codes.ndim != 2 or codes.dtype != np.uint16:
             raise TokenError(f"{path}: codes are {codes.dtype} {list(codes.shape)}, must be uint16 [K, N]")
         return tokens
@@ -177,6 +174,16 @@ def _read_fields(file: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError("its metadata is no object")
     return fields if fields.get("source") is None else fields | {"source": Origin(**fields["source"])}
+
+
+def _check_fields(path: Any, fields: dict[str, Any]) -> None:
+    """Raises TokenError for metadata with which no clip can be decoded."""
+    for name, kind in {"sample_rate": int, "num_samples": int, "gain": float, "frame_rate": float}.items():
+        value = fields[name]
+        if type(value) not in (int, kind) or not SMALLEST <= value < 1 / SMALLEST:
+            raise TokenError(f"{path}: {name} = {value!r}: must be a positive {'whole ' * (kind is int)}number")
+    if not isinstance(fields["model"], str):
+        raise TokenError(f"{path}: model = {fields['model']!r}: must be the hash of a model")
 
 
 def check_clip(tokenizer: Any, codes: np.ndarray, sample_rate: int, num_samples: int) -> None:

@@ -267,8 +267,11 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path, demo_model, capsys):
     tokens("good", np.zeros((9, 3)), ours)
     tokens("few", np.zeros((4, 3)), ours)
     tokens("long", np.zeros((9, 3)), ours, num_samples=3 * 1920 + 1)
-    tokens("gain", np.zeros((9, 3)), ours, gain=0.0)
-    tokens("rate", np.zeros((9, 3)), ours, sample_rate=-1)
+    with safe_open(tmp_path / "t" / "good.safetensors", "np") as file:
+        about = json.loads(file.metadata()["omnicodec"])
+        for name, wrong in (("gain", {"gain": 0.0}), ("rate", {"sample_rate": -1})):
+            changed = {"omnicodec": json.dumps(about | wrong)}
+            save_file({"codes": file.get_tensor("codes")}, tmp_path / "t" / f"{name}.safetensors", changed)
     (tmp_path / "t" / "junk.safetensors").write_bytes(b"junk")
     assert cli.decode(tmp_path / "t", tmp_path / "out", model=demo_model) == 1
     errors = dict(line.removeprefix("error: ").split(": ", 1) for line in capsys.readouterr().err.splitlines())

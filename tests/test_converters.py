@@ -18,6 +18,7 @@ from omnicodec_jax.config import Config, MimiConfig
 from omnicodec_jax.converters import from_torch, mimi, qwen3_aut, semantic_features, to_torch, wavlm, whisper
 from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.errors import ConfigError, ModelError, OmniCodecError, TokenError
+from omnicodec_jax.names import an
 from omnicodec_jax.semantic import read_encoder
 from omnicodec_jax.token_file import TokenFile
 from omnicodec_jax.training import frozen, start
@@ -78,7 +79,7 @@ def test_option_that_is_absent_is_said_with_the_directory(
 @pytest.mark.parametrize("convert", [mimi.main, wavlm.main, whisper.main, qwen3_aut.main, from_torch.main])
 def test_model_directory_is_told_from_a_checkpoint(convert: Callable[..., Any], tmp_path: Path):
     model_directory.save(tmp_path, tiny.OMNICODEC, tiny.variables(tiny.OMNICODEC))
-    with pytest.raises(ConversionError, match=f"^{tmp_path}: a omnicodec model that is converted already"):
+    with pytest.raises(ConversionError, match=f"^{tmp_path}: an omnicodec model that is converted already"):
         run(convert, tmp_path, tmp_path / "ours")
 
 
@@ -103,7 +104,7 @@ def test_no_conversion_is_advised_to_a_model_that_would_be_refused_then(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": ["X"]}))
     with pytest.raises(ModelError) as caught:
         load(tmp_path if load in (START_FROM, TO_TORCH) else str(tmp_path))
-    assert str(caught.value).startswith(f"{tmp_path}: a {kind} model, {said}")
+    assert str(caught.value).startswith(f"{tmp_path}: {an(kind)} model, {said}")
 
 
 def test_checkpoint_of_ctranslate2_names_its_converter(tmp_path: Path):

@@ -318,7 +318,27 @@ def test_clips_by_number_are_those_in_order(tokens, monkeypatch):
         source[18]
     shuffled = grain.MapDataset.source(source).shuffle(seed=0).map(lambda clip: flat(clip.codes, [256] * 9))
     assert sum(len(shuffled[i]) for i in range(18)) == sum(clip.codes.size for clip in in_order)
+    for number in (1.5, "1", slice(2)):
+        with pytest.raises(TypeError):
+            source[number]
     assert {clip.domain for clip in read_tokens(tokens, "music")} == {"music"}
+
+
+@pytest.mark.parametrize("domain", ["Music", ""])
+def test_clips_of_a_domain_that_is_not_there_are_not_none_without_a_word(tokens, domain):
+    domains = ", ".join(sorted({clip.domain for clip in read_tokens(tokens)}))
+    with pytest.raises(DataError, match=f"holds no clip of the domain '{domain}'; it has {domains}$"):
+        list(read_tokens(tokens, domain))
+
+
+@pytest.mark.parametrize(("marker", "held"), [("prepared.json", "prepared audio"), ("features.json", "semantic feat")])
+def test_what_another_command_has_made_is_not_read_as_tokens(tmp_path, marker, held):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / marker).write_text("{}")
+    (tmp_path / "shards" / "speech-000000.json").write_text("{}")  # where version 0.1 put those of tokens
+    for read in (TokenSource, lambda out: list(read_tokens(out))):
+        with pytest.raises(DataError, match=f"{tmp_path}: holds {held}.*, and no tokens"):
+            read(tmp_path)
 
 
 def test_layouts_for_language_models():

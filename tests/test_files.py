@@ -17,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 from tiny import OMNICODEC, variables
 
-from omnicodec_jax import model_directory, token_file
+from omnicodec_jax import cli, model_directory, token_file
 from omnicodec_jax.converters import to_torch
 from omnicodec_jax.corpus import shards, webdataset
 from omnicodec_jax.data import audio, records
@@ -257,3 +257,10 @@ def test_what_a_killed_run_left_is_removed_and_what_another_writes_is_not(tmp_pa
             temporary.write_text("whole")
         assert sorted(tmp_path.iterdir()) == sorted([kept, written_by_another, path])
     assert sorted(tmp_path.iterdir()) == sorted([kept, path])
+
+
+def test_a_copy_that_a_full_disk_has_stopped_is_not_blamed_on_its_source(tmp_path):
+    with disk_of(2000), pytest.raises(OSError) as caught:
+        cli.clips(tmp_path / "out")
+    assert told(caught.value).startswith(f"{tmp_path / 'out'}/")
+    assert "File too large; raise the limit (ulimit -f)" in told(caught.value)

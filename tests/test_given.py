@@ -85,3 +85,8 @@ def test_a_tokenizer_goes_to_another_process(tokenizer, copied):
     other = copied(tokenizer)
     assert other.model_hash == tokenizer.model_hash
     np.testing.assert_array_equal(other.encode(sound, 24_000), tokenizer.encode(sound, 24_000))
+
+
+def test_a_tokenizer_of_no_devices_is_refused(demo_model):
+    with pytest.raises(ModelError, match="devices: there must be one or more"):
+        OmniCodecTokenizer.from_pretrained(demo_model, devices=[])

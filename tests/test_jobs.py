@@ -551,6 +551,24 @@ def test_a_file_that_was_left_out_is_tokenized_when_another_takes_its_place(toke
         assert (done.clips, done.skipped, done.tried) == (1, 1, tried)
 
 
+def test_a_file_that_was_left_out_is_tokenized_when_what_was_there_is_replaced(tokens, disk):
+    tokens.run()
+    (disk.parent / "copies").mkdir()
+    shutil.copy(disk / "c.wav", disk.parent / "copies")
+    more = {"sound": disk.parent / "more.scp"}
+    more["sound"].write_text("copies/c.wav\ndisk/a.wav\n")
+    assert tokens.run(sources=more, skip_existing=True).skipped == 2
+    lost = {clip.source for clip in read_tokens(tokens.out)}
+    sound(disk / "c.wav", 9)
+    tokens.run(skip_existing=True)
+    lost -= {clip.source for clip in read_tokens(tokens.out)}
+    assert len(lost) == 1
+    for tried in (1, 0):
+        done = tokens.run(sources=more, skip_existing=True)
+        assert (done.clips, done.skipped, done.tried) == (1, 1, tried)
+    assert lost <= {clip.source for clip in read_tokens(tokens.out)}
+
+
 # -- Directories that change while a job runs
 
 

@@ -1,7 +1,10 @@
 """What is there already: made again of the same source, and never lost to another."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,11 @@ from omnicodec_jax.corpus.detokenize import detokenize
 from omnicodec_jax.corpus.webdataset import convert
 from omnicodec_jax.data import audio
 from omnicodec_jax.data.units import Share
-from omnicodec_jax.errors import DataError, ModelError, OmniCodecError
+from omnicodec_jax.errors import DataError, ModelError, OmniCodecError, TokenError
 from omnicodec_jax.evaluation import reconstruct
 from omnicodec_jax.evaluation.datasets import EvalClip
 from omnicodec_jax.evaluation.journal import Journal
+from omnicodec_jax.evaluation.systems import Folder
 from omnicodec_jax.origin import Origin
 from omnicodec_jax.stablehlo import export_stablehlo
 from omnicodec_jax.token_file import TokenFile
@@ -82,6 +86,34 @@ def test_clips_of_one_name_from_two_folders_do_not_replace_each_other(tmp_path, 
     assert cli.encode(second, tmp_path / "out2", model=demo_model) == 0  # where it was, seen from the copy
     with pytest.raises(OmniCodecError, match=r"x2/a\.wav: was made of \.\./out/a\.safetensors, not of .*out2"):
         cli.decode(tmp_path / "out2", tmp_path / "x2", model=demo_model)
+
+
+def test_what_an_earlier_run_has_left_under_another_name_is_named(tmp_path, demo_model, capsys):
+    def says() -> list[str]:
+        return [line for line in capsys.readouterr().err.splitlines() if "of an earlier run" in line]
+
+    flac = sound(tmp_path / "in" / "a.flac", 0)
+    tokens, back = tmp_path / "tokens", tmp_path / "back"
+    assert cli.encode(flac.parent, tokens, model=demo_model) == 0
+    assert cli.decode(tokens, back, model=demo_model) == 0
+    sound(tmp_path / "in" / "a.wav", 1)
+    (tokens / "a.wav").mkdir()
+    assert not says()
+    assert cli.encode(flac.parent, tokens, model=demo_model) == 0
+    old = tokens / "a.safetensors"
+    assert says() == [f"{old}: of an earlier run; what is made of {flac} is a.flac.safetensors now; remove it"]
+    old.unlink()
+    assert cli.encode(flac.parent, tokens, model=demo_model) == 0
+    assert not says()
+    (tmp_path / "in" / "a.wav").unlink()
+    assert cli.encode(flac.parent, tokens, model=demo_model) == 0
+    (line,) = says()
+    assert line.startswith(
+        f"{tokens / 'a.flac.safetensors'}: of an earlier run; what is made of {flac} is a.safetensors"
+    )
+    (tokens / "a.safetensors").write_bytes(b"of something else")
+    assert cli.encode(tmp_path / "in" / "a.flac", tokens / "b.safetensors", model=demo_model) == 0
+    assert not says()  # a name that was chosen
 
 
 def test_tokens_that_do_not_say_what_they_are_of_are_not_replaced(tmp_path, demo_model):
@@ -263,3 +295,60 @@ def test_webdataset_does_not_mix_tars_of_other_tokens_of_the_model(tmp_path, cor
     with pytest.raises(DataError, match=f"tars: holds tars that are not of .*such as {path.stem}.tar; use another OUT"):
         convert(tokens, tmp_path / "tars")
     assert [tar.stem for tar in (tmp_path / "tars").glob("*.tar")] == [path.stem]
+
+
+def unchecked(**fields: Any) -> TokenFile:
+    """A token file without the checks of types that only tests have."""
+    tokens = TokenFile(
+        codes=np.zeros((9, 3)), model="0" * 16, frame_rate=12.5, sample_rate=24_000, num_samples=5000, gain=1.0
+    )
+    for name, value in fields.items():
+        object.__setattr__(tokens, name, value)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"gain": 0.0}, "gain = 0.0: must be a positive number"),
+        ({"gain": float("nan")}, "gain = nan"),
+        ({"sample_rate": 0}, "sample_rate = 0: must be a positive whole number"),
+        ({"num_samples": 1.5}, "num_samples = 1.5: must be a positive whole number"),
+        ({"num_samples": True}, "num_samples = True"),
+        ({"frame_rate": -1.0}, "frame_rate = -1.0"),
+        ({"codes": np.zeros((9, 0))}, "codes of shape \\[9, 0\\]"),
+    ],
+)
+def test_tokens_that_nobody_could_read_are_not_written(tmp_path, wrong, message):
+    tokens = unchecked(**wrong)
+    with pytest.raises(TokenError, match=message):
+        tokens.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
+    numbers = {"frame_rate": np.float64(12.5), "num_samples": np.int64(5000), "gain": np.float32(1)}
+    unchecked(**numbers).save(tmp_path / "a.safetensors")
+    tokens = TokenFile.load(tmp_path / "a.safetensors")
+    assert (tokens.frame_rate, tokens.num_samples, tokens.gain) == (12.5, 5000, 1.0)
+
+
+def test_a_full_disk_is_no_verdict_on_the_clips_of_an_evaluation(tmp_path, monkeypatch):
+    clip = EvalClip("a", "speech", sound(tmp_path / "x" / "a.wav", 0))
+    folder = Folder("other", clip.path.parent)
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        (original,) = reconstruct.originals([clip], tmp_path, journal)
+        monkeypatch.setattr(audio, "save", full)
+        for work in (
+            lambda: reconstruct.originals([clip], tmp_path / "elsewhere", journal),
+            lambda: reconstruct.by_folder(folder, [original], tmp_path, journal),
+        ):
+            with pytest.raises(OSError, match="No space left on device"):
+                list(work())
+        clip.path.unlink()
+        (failure,) = reconstruct.originals([clip], tmp_path / "elsewhere", journal)
+    assert failure.why == "no such file"

@@ -177,3 +177,21 @@ def test_the_program_and_the_files_of_a_checkout_can_be_stopped_while_they_impor
     for path in ways:
         imports = [line for line in path.read_text().splitlines() if "import" in line]
         assert imports == ["from omnicodec_jax.__main__ import main"], path
+
+
+SHARES = """
+from multiprocessing.shared_memory import SharedMemory
+
+def work():
+    memory = SharedMemory(create=True, size=10)
+    exec("print('busy', flush=True)\\ntime.sleep(60)", {"__name__": "jax", "time": time})
+"""
+
+
+def test_nothing_is_said_of_the_shared_memory_that_is_cleared():
+    process = start(COMMAND.format(work=SHARES))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=50)  # the process that clears it has ended, too
+    assert errors == f"{LINES[signal.SIGTERM]}\n"

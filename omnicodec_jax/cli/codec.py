@@ -99,6 +99,7 @@ def encode(
     if not overwrite:
         _check_maker(makers, tokenizer)
         targets.check_replaced(files, lambda target: makers[target][1])
+    _tell_superseded(input, files, SUFFIX, _origin_of_tokens)
     rate = f"{tokenizer.frame_rate:g} Hz, {tokenizer.bitrate:.10g} bit/s"
     return ManyFiles("encode", files, read, write).run(tokenizer.encode_each, rate)
 
@@ -140,9 +141,13 @@ def decode(
             tokens.num_samples / tokens.sample_rate, f"{num_quantizers or held} codebooks x {frames} frames"
         )
 
+    def origin_of(target: Path) -> Origin | None:
+        return Origin.from_json(audio_files.comment(target))
+
     files = targets.choose(input, output, frozenset({SUFFIX}), ".wav", "_decoded")
     if not overwrite:
-        targets.check_replaced(files, lambda target: Origin.from_json(audio_files.comment(target)))
+        targets.check_replaced(files, origin_of)
+    _tell_superseded(input, files, ".wav", origin_of)
     return ManyFiles("decode", files, read, write).run(tokenizer.decode_each, f"{tokenizer.frame_rate:g} Hz")
 
 
@@ -239,6 +244,20 @@ def _makers(files: list[Path]) -> dict[Path, tuple[Maker, Origin | None]]:
         return {path: TokenFile.made_by(path) for path in files}
     except TokenError as error:
         raise TokenError(f"{error}; it is not replaced: choose another output, or remove it") from None
+
+
+def _origin_of_tokens(path: Path) -> Origin | None:
+    with contextlib.suppress(TokenError):
+        return TokenFile.made_by(path)[1]
+    return None
+
+
+def _tell_superseded(
+    input: Path, files: list[tuple[Path, Path]], suffix: str, origin_of: Callable[[Path], Origin | None]
+) -> None:
+    """Names the files that a tree's files have left under other names; a name that the user has chosen has none."""
+    if input.is_dir() and (line := targets.superseded(files, suffix, origin_of)):
+        print(names.text(line), file=sys.stderr)
 
 
 def _check_maker(makers: dict[Path, tuple[Maker, Origin | None]], tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from omnicodec_jax.config import CodecConfig
 from omnicodec_jax.converters import pytorch_model
 from omnicodec_jax.converters.tensors import ConversionError, import_torch
 from omnicodec_jax.files import rewriting
+from omnicodec_jax.names import an
 from omnicodec_jax.version import with_extra
 
 Part = Literal["decoder-step", "decoder", "encoder", "encoder-from-audio"]
@@ -45,7 +46,7 @@ def export_onnx(
     if out.suffix != SUFFIX:
         raise ConversionError(f"{out}: must end in {SUFFIX}")
     if not isinstance(config, CodecConfig):
-        raise ConversionError(f"a {model_directory.model_type(config)} model: only OmniCodec models go to ONNX")
+        raise ConversionError(f"{an(model_directory.model_type(config))} model: only OmniCodec models go to ONNX")
     own = encoder if what == "encoder-from-audio" else None
     if what == "encoder-from-audio" and config.semantic is not None and config.semantic.source != "log_mel" and not own:
         lacking = ", and no encoder of Whisper lies with it" if config.semantic.source == "whisper" else ""

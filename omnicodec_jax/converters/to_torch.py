@@ -64,6 +64,7 @@ def _write(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     with rewriting(path) as temporary:
         if path.suffix in PYTORCH:
             torch = import_torch()
-            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, temporary)
+            with open(temporary, "wb") as file:  # given a path, PyTorch writes its name into the file
+                torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, file)
         else:
             save_tensors(state_dict, temporary)

@@ -14,6 +14,7 @@ from omnicodec_jax.converters.tensors import ConversionError
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.files import refuse_lfs_pointer
 from omnicodec_jax.model_directory import CONFIG, CONVERTERS, QWEN3_OMNI, WEIGHTS, kind_of
+from omnicodec_jax.names import an
 
 INDEX = WEIGHTS + ".index.json"
 
@@ -60,7 +61,7 @@ def read_config(directory: Path, kind: str) -> dict[str, Any]:
     held = kind_of(found)
     if "format" in mapping:
         raise ConversionError(
-            f"{directory}: a {held} model that is converted already; give the checkpoint it is made of"
+            f"{directory}: {an(held)} model that is converted already; give the checkpoint it is made of"
         )
     if held != kind:
         wanted = f"{QWEN3_OMNI}…" if kind == "qwen3_aut" else kind

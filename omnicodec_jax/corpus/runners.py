@@ -15,7 +15,7 @@ from omnicodec_jax import compilation_cache, machine
 from omnicodec_jax.buckets import BucketPath
 from omnicodec_jax.child_processes import Child, Children, Died, Tell
 from omnicodec_jax.corpus import shards
-from omnicodec_jax.corpus.tokenize import Existing, Job, Worker, check, collect, described, plan
+from omnicodec_jax.corpus.tokenize import Existing, Job, Worker, check, collect, described, finished, plan
 from omnicodec_jax.data import manifest, units
 from omnicodec_jax.data.claim import claim
 from omnicodec_jax.data.manifest import Manifest
@@ -86,7 +86,9 @@ def _run(job: Job, manifests: dict[str, Manifest], runner: Runner, num_workers: 
     all_units = functools.partial(plan, manifests, job.shard_hours)
     existing = _existing(job, {unit.name for unit in all_units()})
     is_in_bucket = isinstance(job.out, BucketPath)
-    planned = Plan(all_units, share, lambda unit: shards.finished(job.out, unit.name), job.retry_rejected, is_in_bucket)
+    planned = Plan(
+        all_units, share, lambda unit: finished(job.out, unit.name, existing), job.retry_rejected, is_in_bucket
+    )
     start, progress, uses = time.perf_counter(), Progress("tokenize", planned.files), {}
     if planned.files:
         with progress.bar:
@@ -124,8 +126,8 @@ def _existing(job: Job, own: set[str]) -> Existing:
         )
     sources, older = set(), False
     for name in others:
-        if (finished := shards.finished(job.out, name)) is not None:
-            older |= "clips" not in finished
+        if (done := shards.finished(job.out, name)) is not None:
+            older |= "clips" not in done
             sources.update(source for _, _, source in shards.read_ids(shards.shard_path(job.out, name)))
     return Existing(frozenset(sources), older)
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from omnicodec_jax.buckets import BucketPath, as_path, on_disk
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import units
+from omnicodec_jax.data.claim import MARKERS
 from omnicodec_jax.data.listings.parquet import METADATA
 from omnicodec_jax.errors import DataError
 from omnicodec_jax.files import refuse_lfs_pointer, replacing
@@ -170,6 +171,8 @@ def write(path: Path, clips: Iterable[Clip], contract: dict[str, Any]) -> int:
 def shards(out: Path) -> list[Path]:
     """Returns the paths of all finished shards, in the order of their names. Raises DataError if there are none."""
     # In this order, since `move_old` may be at it.
+    if others := [held for name, held in MARKERS.items() if held != "tokens" and (out / name).is_file()]:
+        raise DataError(f"{out}: holds {others[0]}, and no tokens (omnicodec tokenize)")
     names = {marker.stem for folder in (SHARDS, UNITS) for marker in (out / folder).glob(f"[!.]*{MARKER}")}
     if not names:
         raise DataError(f"{out}: holds no finished token shards (omnicodec tokenize)")
@@ -224,14 +227,22 @@ def read_tokens(out: Path | str, domain: str | None = None) -> Iterator[Clip]:
         The clips, one after the other.
 
     Raises:
-        DataError: If the directory holds no finished shards.
+        DataError: If the directory holds no finished shards, or no clip of the domain.
 
     Examples:
         >>> sorted(clip.id for clip in read_tokens("data/tokens", domain="speech"))
         ['english_class', 'english_fricatives', 'french_patte_pente']
     """
+    found = set()
     for path in shards(as_path(out)):
-        yield from (clip for clip in read_shard(path) if domain in (None, clip.domain))
+        for clip in read_shard(path):
+            found.add(clip.domain)
+            if domain in (None, clip.domain):
+                yield clip
+    if domain is not None and domain not in found:
+        raise DataError(
+            f"{out}: holds no clip of the domain {domain!r}; it has {', '.join(sorted(found)) or 'no clips'}"
+        )
 
 
 def read_shard(path: Path) -> Iterator[Clip]:

@@ -1,6 +1,7 @@
 """Token shards as training data: clips by number for Grain, and the layouts that language models take."""
 
 import bisect
+import operator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class TokenSource:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, number: Any) -> Clip:
-        index = range(len(self))[int(number)]
+        index = range(len(self))[operator.index(number)]
         group = bisect.bisect_right(self._ends, index)
         clips = _read_group(*self._groups[group])
         return clips[index - self._ends[group]]  # counted from the end of the group

@@ -102,8 +102,27 @@ class Existing(NamedTuple):
     def __contains__(self, result: object) -> bool:
         return isinstance(result, Read) and not self.sources.isdisjoint((result.source, result.older))
 
+    def source_of(self, result: Read) -> str:
+        """Returns the hash by which a clip is there already."""
+        return result.source if result.source in self.sources else str(result.older)
+
 
 NOTHING = Existing()
+GONE = (-1, -1)
+"""Stands for the size and time of a file that is to be read once more: no file has these."""
+
+
+def finished(out: Path, name: str, existing: Existing) -> dict[str, Any] | None:
+    """Reads what became of a unit's entries; None if it is not finished.
+
+    An entry that was left out, since a shard of another manifest held the same, is to be done if that shard holds it no
+    longer: its own file may have been replaced since.
+    """
+    done = shards.finished(out, name)
+    if done is not None and (sources := dict(done.get("sources", []))):
+        gone = {number for number, source in sources.items() if source not in existing.sources}
+        done["skipped"] = [[number, *(GONE if number in gone else seen)] for number, *seen in done.get("skipped", [])]
+    return done
 
 
 class Worker:
@@ -158,7 +177,7 @@ class Worker:
                 name = unit.name
                 remove_leftovers(shards.shard_path(self.job.out, name), folder=self.job.out / shards.STATE)
                 remove_leftovers(shards.marker_path(self.job.out, name))
-                opened[name] = _OpenUnit(self.job, unit)
+                opened[name] = _OpenUnit(self.job, unit, existing)
                 outcomes = opened[name].outcomes
                 for number in outcomes.to_do:
                     entry, kept = unit.entries[number], outcomes.clips.get(number)
@@ -183,6 +202,7 @@ class Worker:
                     outcomes.check_place(number)
                     if prepared is None:
                         outcomes.leave_out(number, result.seen)
+                        opened[name].sources[number] = existing.source_of(result)
                     else:
                         yield (name, number, result), prepared
 
@@ -202,13 +222,15 @@ class Worker:
 class _OpenUnit:
     """A unit that is being tokenized."""
 
-    def __init__(self, job: Job, unit: Unit):
+    def __init__(self, job: Job, unit: Unit, existing: Existing):
         self.unit = unit
-        finished, clips = shards.finished(job.out, unit.name), None
-        if finished is not None:
+        kept, clips = finished(job.out, unit.name, existing), None
+        if kept is not None:
             with contextlib.suppress(DataError):  # a damaged shard is made anew
                 clips = list(shards.read_shard(shards.shard_path(job.out, unit.name)))
-        self.outcomes = Outcomes(unit, finished, clips, job.retry_rejected)
+        self.outcomes = Outcomes(unit, kept, clips, job.retry_rejected)
+        self.sources: dict[int, str] = dict((kept or {}).get("sources", []))
+        """Hashes of the sources of entries that were left out, by which shards of other manifests hold them."""
         self.num_encoded = 0
         """Number of clips that this run has encoded."""
 
@@ -244,7 +266,8 @@ class _OpenUnit:
             "bytes": size,
         }
         with replacing(shards.marker_path(out, self.unit.name)) as temporary:
-            temporary.write_text(self.outcomes.to_json(shard))
+            sources = {"sources": sorted(self.sources.items())} if self.sources else {}
+            temporary.write_text(self.outcomes.to_json(shard, **sources))
 
 
 def described(job: Job) -> dict[str, Any]:

@@ -341,13 +341,13 @@ class Outcomes(Generic[T]):
         for known in (self._seen, self._skipped, self._rejects):
             known.pop(number, None)
 
-    def to_json(self, shard: dict[str, Any]) -> str:
+    def to_json(self, shard: dict[str, Any], **more: Any) -> str:
         """Returns the text of the JSON file that marks the unit as finished. `shard` is its line of the index."""
         rejects = [self._rejects[number] for number in sorted(self._rejects)]
         clips, skipped = ([[number, *seen[number]] for number in sorted(seen)] for seen in (self._seen, self._skipped))
         left_out = {"skipped": skipped} if skipped else {}
         folder = {"folder": _text_of(self._unit.folder)}
-        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out, **folder}) + "\n"
+        return json.dumps({"shard": shard, "rejects": rejects, "clips": clips, **left_out, **folder, **more}) + "\n"
 
 
 def _text_of(folder: Path) -> str:

@@ -73,16 +73,20 @@ def originals(clips: Sequence[EvalClip], out: Path, journal: Journal) -> Iterato
             yield Failure(ORIGINAL, clip, clip.problem)
             continue
         target, key = audio_path(out, ORIGINAL, clip), (ORIGINAL, clip.domain, clip.id)
+        row, samples = journal.get(*key), None
         try:
             about = _about(clip)
-            if (row := journal.get(*key)) is None or row["source"] != about or not target.is_file():
+            if row is None or row["source"] != about or not target.is_file():
                 samples = audio.load(clip.path, RATE, offset=clip.offset, duration=clip.duration).samples
-                audio.save(target, samples, RATE)
-                row = {"source": about, "seconds": samples.size / RATE}
-                journal.add(key, row)
-            yield Original(clip, row["seconds"], digest(target))
         except (AudioError, OSError) as error:
             yield Failure(ORIGINAL, clip, reason(clip.path, error))
+            continue
+        if samples is not None:  # a disk that cannot be written to says nothing about the clip
+            audio.save(target, samples, RATE)
+            row = {"source": about, "seconds": samples.size / RATE}
+            journal.add(key, row)
+        assert row is not None
+        yield Original(clip, row["seconds"], digest(target))
 
 
 def check_same_sources(clips: Sequence[EvalClip], out: Path, journal: Journal) -> None:
@@ -183,9 +187,11 @@ def by_folder(folder: Folder, clips: Sequence[Original], out: Path, journal: Jou
         try:
             if (source := folder.file(clip.id, clip.domain)) is None:
                 raise AudioError("the folder holds no reconstruction of this clip")
-            audio.save(target, fit(audio.load(source, RATE).samples, RATE, round(original.seconds * RATE)), RATE)
+            fitted = fit(audio.load(source, RATE).samples, RATE, round(original.seconds * RATE))
         except (AudioError, OSError) as error:
             yield Failure(folder.system.name, clip, str(error))
+        else:
+            audio.save(target, fitted, RATE)
 
 
 def fit(samples: np.ndarray, sample_rate: int, size: int) -> np.ndarray:

@@ -114,6 +114,9 @@ def test_commands_take_a_checkpoint_there_and_back_bit_for_bit(tmp_path, yaml_fi
     save(data.state_dict, tmp_path / name)
     from_torch.main(checkpoint=tmp_path / name, config=yaml_file, out=tmp_path / "model")
     to_torch.main(model=tmp_path / "model", out=tmp_path / exported)
+    first = (tmp_path / exported).read_bytes()
+    to_torch.main(model=tmp_path / "model", out=tmp_path / exported)
+    assert (tmp_path / exported).read_bytes() == first
     assert_same(read(tmp_path / exported), living(data.state_dict))
 
 

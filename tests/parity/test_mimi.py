@@ -256,7 +256,7 @@ def test_what_transformers_has_no_option_for_is_refused(tiny, demo_model, tmp_pa
     ):
         with pytest.raises(ConversionError, match=message):
             convert_mimi.config_to_transformers(config)
-    with pytest.raises(ModelError, match="a omnicodec model, not Mimi"):
+    with pytest.raises(ModelError, match="an omnicodec model, not Mimi"):
         convert_mimi.main(checkpoint=demo_model, out=tmp_path / "none", to_transformers=True)
     assert not (tmp_path / "none").exists()
 

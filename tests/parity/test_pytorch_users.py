@@ -165,10 +165,11 @@ def test_a_mask_says_with_any_number_but_zero_which_steps_are_valid(model, lengt
     assert torch.equal(model.encode(AUDIO, mask[:, None], **masks).audio_codes, expected)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("peak", [0.95, None])
-def test_samples_as_they_stand_in_wav_files_are_those_between_minus_and_plus_one(peak):
+def test_samples_as_they_stand_in_wav_files_are_those_between_minus_and_plus_one(peak, order):
     extract = OmniCodecFeatureExtractor(input_peak=peak)
-    samples = np.array([0, 16_384, -32_768], np.int16)
+    samples = np.array([0, 16_384, -32_768], f"{order}i2")
     found = extract(samples, sampling_rate=24_000)["input_values"][0]
     expected = extract([0.0, 0.5, -1.0], sampling_rate=24_000)["input_values"][0]
     np.testing.assert_array_equal(found, expected)

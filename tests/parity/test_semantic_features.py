@@ -272,7 +272,7 @@ def test_another_width_and_another_kind_of_model_are_refused(encoder, codec):
         semantic.load_encoder(encoder, SemanticConfig())
     with pytest.raises(ModelError, match="no encoder's features"):
         semantic.load_encoder(encoder, SemanticConfig(source="log_mel", feature_dim=1024))
-    with pytest.raises(ModelError, match="a omnicodec model, not an audio encoder; omnicodec convert whisper or"):
+    with pytest.raises(ModelError, match="an omnicodec model, not an audio encoder; omnicodec convert whisper or"):
         semantic.load_encoder(codec, SemanticConfig())
     with pytest.raises(ModelError, match="a qwen3_aut model, not a codec"):
         OmniCodecTokenizer.from_pretrained(encoder)

@@ -77,7 +77,7 @@ class OmniCodecFeatureExtractor(EncodecFeatureExtractor):
 
 def as_float(clip: np.ndarray) -> np.ndarray:
     """Returns samples as float32, full scale ±1. Raises ValueError for numbers that samples are not written in."""
-    if clip.dtype in (np.int16, np.int32):
+    if clip.dtype.kind == "i" and clip.dtype.itemsize in (2, 4):  # in either byte order
         return (clip / -float(np.iinfo(clip.dtype).min)).astype(np.float32)
     if clip.dtype.kind == "f":
         return clip.astype(np.float32)
