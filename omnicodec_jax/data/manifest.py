@@ -275,6 +275,8 @@ def _from_lines(path: Path) -> Iterator[Listed]:
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
     *_, before, last = "", "", *path.suffixes
     suffix = (before if _is_gz(path) else last).lower()
+    if ".tar" in path.suffixes or last.lower() in (".tgz", ".tbz2", ".txz"):
+        raise DataError(f"{path}: a compressed tar: members can be read in plain tars alone; uncompress it first")
     if suffix not in kinds:
         raise DataError(
             f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz, or in .tar or "
