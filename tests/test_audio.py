@@ -3,12 +3,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from test_formats import mux
+from test_formats import mux, sweep
 
 from omnicodec_jax.data import audio, decoders
 from omnicodec_jax.errors import AudioError
@@ -303,6 +304,7 @@ NAMES = ["a:b", "http:b", "concat:b", "-x", "-", "%d", "b?c", "caf\udce9"]
 
 READER = """
 import sys
+import warnings
 from omnicodec_jax.corpus.readers import Reader, Request
 from omnicodec_jax.data.entries import Entry
 reader = Reader()
@@ -385,3 +387,13 @@ def test_telephone_codecs_take_an_offset(tmp_path, sound):
         whole = soundfile.read(path, dtype="float32")[0]
         part = audio.load(path, 8000, offset=1.0, duration=0.5).samples
         np.testing.assert_array_equal(part, whole[8000:12_000])
+
+
+def test_infinities_of_both_signs_are_refused_without_a_remark_of_numpy(tmp_path):
+    samples = np.stack([sweep(16_000), sweep(16_000)], axis=1)
+    samples[100] = np.inf, -np.inf
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(AudioError, match="holds samples that are NaN or infinite"):
+            audio.load(tmp_path / "a.wav", 24_000)

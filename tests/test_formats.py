@@ -441,6 +441,20 @@ def test_an_id3_tag_before_a_file_of_any_kind_is_passed_over(tmp_path, sounds, r
     np.testing.assert_array_equal(part(tmp_path / "a")[0], part(tmp_path / "b")[0])
 
 
+OLD_TAGS = {
+    "APE of version 1": b"x" * 500 + b"APETAGEX" + struct.pack("<4I", 1000, 532, 1, 0) + bytes(8),
+    "Lyrics3 of version 1": b"LYRICSBEGIN" + b"x" * 500 + b"LYRICSEND",
+}
+
+
+@pytest.mark.parametrize("tag", OLD_TAGS)
+def test_old_tags_behind_an_mp3_are_passed_over(tmp_path, tag):
+    path = mux(tmp_path / "a.mp3", "libmp3lame", sweep(44_100), 44_100, write_xing="0", id3v2_version="0")
+    length = audio.load(path, 24_000).num_samples
+    path.write_bytes(path.read_bytes() + OLD_TAGS[tag] + b"TAG" + b"x" * 125)
+    assert audio.load(path, 24_000).num_samples == length
+
+
 @pytest.mark.parametrize("name", ["a.mp2", "a.mp3", "mp3.wav"])
 def test_zeros_behind_mpeg_audio_are_passed_over(tmp_path, name):
     codec = "mp2" if name == "a.mp2" else "libmp3lame"
@@ -624,6 +638,15 @@ def test_a_tag_before_a_file_does_not_hide_that_it_is_cut(tmp_path, row):
     assert "truncated" in str(refusal(path, tag + data[: len(data) // 2]))
 
 
+def test_opus_that_does_not_say_its_former_rate_keeps_all_of_its_spectrum(tmp_path):
+    path = make(tmp_path, ("OGG", "OPUS"))
+    data = path.read_bytes()
+    end = 28 + 19
+    path.write_bytes(ogg_page(data[: 28 + 12] + bytes(4) + data[28 + 16 : end]) + data[end:])
+    clip = audio.load(path, 48_000)
+    assert (clip.sample_rate, clip.num_samples) == (48_000, SECONDS * 48_000)
+
+
 def test_ogg_of_which_the_last_page_is_damaged_is_refused(tmp_path):
     path = make(tmp_path, ("OGG", "OPUS"))
     data = bytearray(path.read_bytes())
@@ -661,6 +684,41 @@ PCM = (32767 * sweep(RATE)).astype("<i2").tobytes()
 def test_a_wav_whose_header_is_a_little_wrong_is_read(tmp_path, data):
     (tmp_path / "a.wav").write_bytes(data)
     assert audio.load(tmp_path / "a.wav", 24_000).num_samples == SECONDS * RATE
+
+
+def test_samples_of_24_bits_in_4_bytes_are_not_read_as_noise(tmp_path):
+    path = tmp_path / "a.wav"
+    data = bytearray(wav((2.0**31 * sweep(RATE)).astype("<i4").tobytes()))
+    data[32:36] = struct.pack("<HH", 4, 24)
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="24 bits in 4 bytes"):
+        audio.load(path, 24_000)
+    data = write(tmp_path / "a.caf", sweep(RATE), subtype="PCM_24").read_bytes()
+    at = data.index(b"lpcm") + 8
+    path.write_bytes(data[:at] + (4).to_bytes(4, "big") + data[at + 4 :])
+    with pytest.raises(AudioError, match="24 bits in 4 bytes"):
+        audio.load(path, 24_000)
+    for kind in ("WAV", "CAF"):
+        assert audio.load(write(path, sweep(RATE), subtype="PCM_24", format=kind), 24_000).num_samples == SECONDS * RATE
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "mp2"])
+@pytest.mark.parametrize(("format", "rf64"), [("w64", "never"), ("wav", "always")])
+def test_mpeg_audio_in_a_chunk_that_is_filled_up_is_read(tmp_path, codec, format, rf64):
+    for seconds in (2, 2.1, 2.2, 2.3):  # some have an odd length
+        path = mux(tmp_path / "a", codec, sweep(44_100, seconds), 44_100, format=format, rf64=rf64)
+        assert audio.load(path, 24_000).num_samples == pytest.approx(seconds * 44_100, abs=4000)
+
+
+def test_aac_in_wav_is_read_with_headers_of_frames_and_refused_by_name_without(tmp_path):
+    with pytest.raises(AudioError, match=r"AAC in WAV without headers of frames: .* use \.m4a or \.aac"):
+        audio.load(mux(tmp_path / "a.wav", "aac", sweep(44_100), 44_100), 24_000)
+    data = mux(tmp_path / "a.aac", "aac", sweep(44_100), 44_100).read_bytes()
+    whole = bytearray(wav(data, rate=44_100))
+    whole[20:22] = b"\xff\0"
+    (tmp_path / "a.wav").write_bytes(whole)
+    assert audio.load(tmp_path / "a.wav", 24_000).num_samples == pytest.approx(SECONDS * 44_100, abs=3000)
+    assert "truncated" in (refusal(tmp_path / "a.wav", bytes(whole[: len(whole) // 2])) or "")
 
 
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "CAF", "NIST", "W64"])

@@ -350,6 +350,30 @@ def test_parquet_without_audio_and_what_is_no_parquet_are_told(tmp_path):
         list(manifest.transcribed(tmp_path / "y.parquet"))
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.zst", "a.tgz"])
+def test_a_compressed_tar_is_named_so_whatever_its_suffix(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"{name}: a compressed tar: .* uncompress it first"):
+        list(manifest.read(tmp_path / name))
+
+
+def test_parquet_that_is_damaged_inside_or_encrypted_costs_what_is_damaged(tmp_path, clips):
+    rows = [{"audio": {"bytes": clip.read_bytes(), "path": clip.name}} for clip in clips[:3]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1, compression="gzip")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    middle = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0)
+    start = (middle.dictionary_page_offset or middle.data_page_offset) + 1000
+    data[start : start + 2000] = b"\xff" * 2000
+    (tmp_path / "a.parquet").write_bytes(data)
+    first, second, third = (entry.file(tmp_path) for entry in manifest.read(tmp_path / "a.parquet"))
+    assert (first.read_bytes(), third.read_bytes()) == (clips[0].read_bytes(), clips[2].read_bytes())
+    with pytest.raises(AudioError, match="damaged: "):
+        second.read_bytes()
+    (tmp_path / "b.parquet").write_bytes(b"PARE" + data[4:-4] + b"PARE")
+    entries = list(manifest.read(tmp_path))
+    assert [entry.problem is None for entry in entries] == [True] * 3 + [False]
+
+
 def test_tokens_that_are_written_beside_parquet_do_not_change_its_list(tmp_path, demo_model, monkeypatch):
     monkeypatch.setattr(tokenize, "OmniCodecTokenizer", Quick)
     rows = [{"audio": {"bytes": sound(seed), "path": f"{seed}.wav"}} for seed in range(2)]

@@ -211,12 +211,20 @@ def test_names_that_are_not_utf8_are_found(tmp_path):
     assert list(manifest.read(tmp_path / "m.jsonl")) == list(manifest.read(tmp_path / "m.scp")) == [entry]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"text", lambda data: data[:20] + bytes(40)])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: data[:2] + b"text", lambda data: data[:20] + bytes(40)]
+)
 def test_a_damaged_gzip_file_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "m.jsonl.gz"
     path.write_bytes(damage(gzip.compress("\n".join(f'{{"audio_filepath": "{i}.wav"}}' for i in range(999)).encode())))
     with pytest.raises(DataError, match=r"m\.jsonl\.gz: damaged: "):
         list(manifest.read(path))
+
+
+def test_a_pipe_is_no_list(tmp_path):
+    os.mkfifo(tmp_path / "m.jsonl")
+    with pytest.raises(DataError, match=r"m\.jsonl: a directory, a pipe or a device; only files are read"):
+        manifest.parse_sources(f"speech={tmp_path / 'm.jsonl'}")
 
 
 def test_sources(tmp_path):

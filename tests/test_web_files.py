@@ -118,6 +118,35 @@ def test_a_signed_url_of_any_length_is_read_and_its_suffix_counts(web, folder, c
     assert as_path(f"{url}/{clip}{signed}").stem == clips[0].stem
 
 
+def test_a_list_that_the_server_sends_as_packed_content_is_read(web, folder, monkeypatch):
+    answers, url = web
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress((folder / "speech.jsonl").read_bytes()))
+
+    def end_headers(self, end=answers.end_headers):
+        self.send_header("Content-Encoding", "gzip")
+        end(self)
+
+    monkeypatch.setattr(answers, "end_headers", end_headers)
+    listed = [entry.path for entry in manifest.read(as_path(f"{url}/packed.jsonl.gz"))]
+    assert listed == [entry.path for entry in manifest.read(folder / "speech.jsonl")]
+
+
+@pytest.mark.parametrize("name", ["what is it?.wav", "100% of it.wav", "a%20b.wav", "#5?a=1.wav"])
+def test_names_in_lists_are_names_of_files_and_not_urls(web, folder, clips, name):
+    _, url = web
+    (folder / f"{clips[0].stem}.wav").rename(folder / name)
+    (folder / "names.jsonl").write_text(json.dumps({"audio_filepath": name}))
+    (entry,) = manifest.read(as_path(f"{url}/names.jsonl"))
+    there = audio.load(entry.file(as_path(f"{url}/names.jsonl").parent), 24_000)
+    assert there.num_samples == audio.load(folder / name, 24_000).num_samples
+
+
+def test_tars_whose_url_is_quoted_are_read(web, folder):
+    _, url = web
+    first, *_ = manifest.read(as_path(f"{url}/shard%2000.tar"))
+    assert audio.load(first.file(as_path(url + "/x").parent), 24_000).num_samples
+
+
 def test_a_name_with_a_number_sign_is_asked_for_as_a_whole(web, folder):
     _, url = web
     (folder / "étude #5.txt").write_text("five")
@@ -154,7 +183,7 @@ def test_stream_decode_refuses_to_write_there_before_it_decodes(web):
 
 def test_processes_that_read_leave_no_copies(web, clips, tmp_path, monkeypatch):
     _, url = web
-    copies = tmp_path / "copies"
+    copies = tmp_path / "c"  # Unix sockets below it must have short names
     copies.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(copies))
     monkeypatch.setenv("TMPDIR", str(copies))

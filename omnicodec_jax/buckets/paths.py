@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 LOG = logging.getLogger(__name__)
 
+QUOTED = str.maketrans({sign: f"%{ord(sign):02X}" for sign in "%?#"})
+"""Signs of the names of files that would mean something else in the URL of a web server, and what stands for them."""
 THREADS = 16
 """Number of requests that run at a time where many objects are read or written."""
 
@@ -324,6 +326,8 @@ def joined(folder: Any, name: str) -> Any:
         return path
     if not isinstance(folder, BucketPath):
         return folder / name
+    if folder.scheme in WEB:
+        name = name.translate(QUOTED)
     return Path(name) if name.startswith("/") else as_path(f"{folder}/{name}")
 
 

@@ -100,7 +100,8 @@ def load(
         resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, quality="HQ")
         share = np.full(source.channels, 1 / source.channels, np.float32)
         for block in source.blocks:
-            mono = block @ share if source.channels > 1 else block[:, 0]
+            with np.errstate(invalid="ignore"):  # infinities of both signs; what is not finite is refused below
+                mono = block @ share if source.channels > 1 else block[:, 0]
             level.add(block, mono)
             length += mono.size
             parts.append(mono if resampler is None else resampler.resample_chunk(mono))

@@ -97,6 +97,8 @@ ANEW = re.compile(
 """Bytes that files begin with. Inside a file, they tell where a second file was joined to the first."""
 TAGS = re.compile(rb"ID3|TAG|APETAGEX|LYRICSBEGIN")
 """Bytes that tags begin with."""
+PADDED = re.compile(rb"fmt .{4}(?:\x01\0|\xfe\xff)(.)\0.{8}(.)\0\x18\0|desc.{16}lpcm.{7}(.).{7}(.)\0{3}\x18", re.DOTALL)
+"""The header of WAV, or of CAF, with samples of 24 bits: channels and bytes of a frame, or the other way round."""
 OPEN_END = 0x7FFF0000
 """Sizes of 32 bits from here on mean that the audio reaches to the end: the file was written to a pipe."""
 EMPTY = 26
@@ -213,6 +215,14 @@ def _walk(raw: mmap.mmap, start: int, chunks: Chunks) -> Extent | None:
     return Extent(promised, held, more, found, tail, end=position)
 
 
+def is_padded(path: Path) -> bool:
+    """Returns whether a WAV or CAF file has samples of 24 bits in 4 bytes each, which decoders read as they like."""
+    with mapped(path) as raw:
+        found = PADDED.search(raw, 0, SEARCHED)
+        channels, size, caf_size, caf_channels = (ord(field or b"\0") for field in found.groups()) if found else [0] * 4
+    return found is not None and (size, caf_size) == (4 * channels, 4 * caf_channels)
+
+
 def avi_seconds(path: Path) -> float:
     """Returns how long the first stream of sound in an AVI file is by its header; 0 if the header does not say."""
     with mapped(path) as raw:
@@ -276,10 +286,23 @@ def after_tags(raw: mmap.mmap, position: int) -> int:
             position += 32 + int.from_bytes(head[12:16], "little")
         elif head[:3] == b"TAG":
             position += 128
-        elif head[:11] == b"LYRICSBEGIN" and (end := raw.find(b"LYRICS200", position)) >= 0:
-            position = end + 9
+        elif head[:11] == b"LYRICSBEGIN" and (lyrics := re.compile(rb"LYRICS(?:200|END)").search(raw, position)):
+            position = lyrics.end()
+        elif behind := _behind_footer(raw, position):
+            position = behind
         elif head[:1] == b"\0" and (rest := re.compile(rb"\0*").match(raw, position)):
             position = rest.end()
         else:
             break
     return min(position, len(raw))
+
+
+def _behind_footer(raw: mmap.mmap, position: int) -> int | None:
+    """Returns where an APE tag ends that begins at a position and has no header, as of version 1; None if none does."""
+    for tail in (0, 128):  # an ID3 tag may follow
+        footer = len(raw) - tail - 32
+        if raw[footer : footer + 8] == b"APETAGEX" and footer + 32 - position == int.from_bytes(
+            raw[footer + 12 : footer + 16], "little"
+        ):
+            return footer + 32
+    return None

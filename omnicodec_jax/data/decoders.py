@@ -8,7 +8,7 @@ import av
 import soundfile
 from av.error import FFmpegError
 
-from omnicodec_jax.data import ffmpeg, sndfile
+from omnicodec_jax.data import containers, ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.members import Member, on_disk
 from omnicodec_jax.errors import AudioError
@@ -33,6 +33,10 @@ def reading(path: Path | Member, offset: float = 0.0, duration: float | None = N
     try:
         with contextlib.ExitStack() as stack:
             here = _file(path, stack)
+            if containers.is_padded(here):
+                raise AudioError(
+                    "samples of 24 bits in 4 bytes each, which decoders read in several ways; save it anew"
+                )
             file = sndfile.open_file(here, stack)
             if file is None:
                 source = ffmpeg.source_of(here, stack, offset, duration)

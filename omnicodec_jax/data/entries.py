@@ -60,9 +60,9 @@ def readable(name: str) -> str:
 
 def contained(container: Path, folder: Path) -> str:
     """Returns the name by which the entries of a list in a folder call a container."""
-    if container.parent == folder:
-        return container.name
-    return str(container) if isinstance(container, BucketPath) else str(container.absolute())
+    if isinstance(container, BucketPath):
+        return str(container)
+    return container.name if container.parent == folder else str(container.absolute())
 
 
 def number(fields: Any, name: str) -> int | float | None:

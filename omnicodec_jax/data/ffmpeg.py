@@ -59,6 +59,12 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> InputContainer:
         raise AudioError("damaged, or of a codec that FFmpeg does not decode")
     if not stream.rate or not stream.channels:
         raise AudioError(f"damaged: its header says {stream.rate or 0} Hz and {stream.channels} channels")
+    if (
+        container.format.name in ("wav", "w64")
+        and stream.codec_context.name == "aac"
+        and stream.codec_context.extradata
+    ):
+        raise AudioError("AAC in WAV without headers of frames: nothing tells where one begins; use .m4a or .aac")
     if stream.codec_context.name in CHECKSUMMED:
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
     if _is_trimmed_twice(container):
@@ -102,7 +108,7 @@ def _frames(container: InputContainer) -> Iterator[Any]:
     try:
         for packet in container.demux(container.streams.audio[0]):
             is_cut = packet.is_corrupt and container.format.name not in CHUNKED
-            for frame in packet.decode():
+            for frame in _decoded(packet):
                 if is_cut or frame.is_corrupt:
                     raise AudioError("damaged or truncated: a packet of it is cut or does not fit its checksum")
                 yield frame
@@ -110,6 +116,16 @@ def _frames(container: InputContainer) -> Iterator[Any]:
         raise
     except (FFmpegError, ValueError, IndexError) as error:
         raise AudioError(f"damaged or truncated: {_plainly(error)}") from None
+
+
+def _decoded(packet: Any) -> Any:
+    """Returns the frames of a packet; none of one that holds the zeros that fill up a chunk of a container."""
+    try:
+        return packet.decode()
+    except FFmpegError:
+        if 0 < packet.size < 8 and not any(bytes(packet)):
+            return []
+        raise
 
 
 def _go_to(

@@ -1,7 +1,6 @@
 """Lists of audio in all formats: which reader reads what (`data/listings`), and what a list was when it was read."""
 
 import codecs
-import contextlib
 import gzip
 import itertools
 import json
@@ -19,7 +18,7 @@ from omnicodec_jax.data import braces, discovery
 from omnicodec_jax.data.entries import WRONG, Entry, Listed, number, readable, text
 from omnicodec_jax.data.listings import kaldi, lhotse, nemo, parquet, tars
 from omnicodec_jax.errors import DataError
-from omnicodec_jax.files import LFS, LFS_POINTER
+from omnicodec_jax.files import LFS, LFS_POINTER, NO_FILE
 
 LOG = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ def parse_sources(text: str, unnamed: bool = False) -> dict[str, Path]:
         if absent := missing(as_path(path)):
             hint = "; several lists must be DOMAIN=PATH,DOMAIN=PATH" if "," in path else ""
             raise DataError(f"{option}: {absent}: no such file or directory{hint}")
+        if pipe := next(filter(_is_pipe, files(as_path(path))), None):
+            raise DataError(f"{option}: {pipe}: {NO_FILE}")
         sources[domain] = as_path(path)
     return sources
 
@@ -75,6 +76,11 @@ def files(path: Path) -> list[Path]:
 def missing(path: Path) -> Path | None:
     """Returns the first file or directory of a path, which may have braces, that is not there; None: all are."""
     return next((file for file in files(path) if not file.exists()), None)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Returns whether a path of this machine is neither a file nor a directory."""
+    return not (isinstance(path, BucketPath) or path.is_file() or path.is_dir())
 
 
 class Manifest:
@@ -269,6 +275,8 @@ def _from_lines(path: Path) -> Iterator[Listed]:
     kinds = {".jsonl": _from_json, ".json": _from_json, ".scp": _from_scp}
     *_, before, last = "", "", *path.suffixes
     suffix = (before if _is_gz(path) else last).lower()
+    if ".tar" in path.suffixes or last.lower() in (".tgz", ".tbz2", ".txz"):
+        raise DataError(f"{path}: a compressed tar: members can be read in plain tars alone; uncompress it first")
     if suffix not in kinds:
         raise DataError(
             f"{path}: must be a directory, or end in .jsonl, .json, .scp, or in one of them and .gz, or in .tar or "
@@ -293,9 +301,11 @@ def _is_gz(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file, gzip.open(file) if _is_gz(path) else contextlib.nullcontext(file) as lines:
+    with path.open("rb") as file:
+        is_packed = _is_gz(path) and file.read(len(GZIP)) == GZIP  # what web servers have packed arrives unpacked
+        file.seek(0)
         try:
-            for number, line in enumerate(lines):
+            for number, line in enumerate(gzip.GzipFile(fileobj=file) if is_packed else file):
                 if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{path}: written as UTF-16; save it as UTF-8")
                 if number == 0 and line.startswith(LFS):

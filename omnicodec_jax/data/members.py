@@ -112,11 +112,18 @@ def _group(container: Path, state: tuple[int, int], group: int) -> Any:
             if name is None:
                 raise AudioError("has no column of audio any more")
             column = file.read_row_group(group, columns=[name]).column(0)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if is_of_system(error):
+            raise
         raise AudioError(f"damaged: {str(error).splitlines()[0]}") from None
     if not pa.types.is_struct(column.type):
         return column
     return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], column.type.field("bytes").type)
+
+
+def is_of_system(error: Exception) -> bool:
+    """Returns whether an error is one of the operating system, and not pyarrow's OSError about what a file holds."""
+    return isinstance(error, OSError) and (error.errno is not None or error.filename is not None)
 
 
 def audio_column(schema: Any) -> str | None:

@@ -44,6 +44,8 @@ def open_file(path: Path, stack: contextlib.ExitStack) -> soundfile.SoundFile | 
             file = _opened(_part(path, spans[0]), stack)
         elif file and streams.ogg_mark(path, spans[0]):
             return None
+        if not all(streams.has_opus_rate(path, span) for span in spans):  # libsndfile would take 8 kHz
+            return None
     if file is None:
         return None
     if file.format not in SNDFILE or file.subtype.startswith("DWVW") or file.frames >= 1 << 62:

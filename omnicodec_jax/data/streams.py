@@ -164,6 +164,13 @@ def is_opus(path: Path, span: Span) -> bool:
         return raw[span[0] : span[0] + 4] == b"OggS" and raw[span[0] + 28 : span[0] + 36] == b"OpusHead"
 
 
+def has_opus_rate(path: Path, span: Span) -> bool:
+    """Returns whether a part of a file is no Opus, or Opus whose header says which rate its audio had before."""
+    with mapped(path) as raw:
+        rate = int.from_bytes(raw[span[0] + 40 : span[0] + 44], "little")
+    return not is_opus(path, span) or 0 < rate <= 1_000_000
+
+
 def ogg_mark(path: Path, span: Span) -> dict[int, bytes]:
     """Returns what to read where in a part of an Ogg file, so that its last page has the mark of the last page.
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from omnicodec_jax import buckets
 from omnicodec_jax.data.entries import Entry, Listed, contained, number, text
-from omnicodec_jax.data.members import audio_column
+from omnicodec_jax.data.members import audio_column, is_of_system
 from omnicodec_jax.files import LFS_POINTER, is_lfs_pointer
 
 METADATA = b"omnicodec"
@@ -29,7 +29,9 @@ def entries(files: list[Path], folder: Path) -> Iterator[Listed]:
     for file in files:
         try:
             yield from _of_file(file, contained(file, folder))
-        except (pa.ArrowException, ValueError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if is_of_system(error):
+                raise
             why = f"damaged, or no Parquet: {str(error).splitlines()[0]}"
             why = LFS_POINTER if is_lfs_pointer(file) else why
             yield Entry(file.name, contained(file, folder), problem=why), None
