@@ -284,6 +284,18 @@ def test_webdataset_does_not_mix_tokens_of_two_models(tmp_path, corpus):
         convert(write("others", "hash", model="another"), tmp_path / "tars")
 
 
+@pytest.mark.parametrize("inside", ["", "shards"])
+def test_nothing_is_written_between_the_shards_that_it_is_made_of(tmp_path, corpus, inside):
+    tokenizer, write = corpus
+    tokens = write("tokens", "hash")
+    before = sorted(tokens.rglob("*"))
+    with pytest.raises(DataError, match="holds tokens .*, with which tars would be mixed; use another OUT"):
+        convert(tokens, tokens / inside)
+    with pytest.raises(DataError, match="with which detokenized audio would be mixed; use another OUT"):
+        list(detokenize(tokens, tokens / inside, tokenizer, None, ".flac", Share()))
+    assert sorted(tokens.rglob("*")) == before
+
+
 def test_webdataset_does_not_mix_tars_of_other_tokens_of_the_model(tmp_path, corpus):
     _, write = corpus
     tokens = write("tokens", "hash")

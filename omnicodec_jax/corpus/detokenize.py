@@ -65,6 +65,7 @@ def detokenize(
     if held["model"] != tokenizer.model_hash_as(held["model"], held.get("tokens_hash")):
         raise TokenError(f"{tokens}: tokens of model {held['model']}, but --model is {tokenizer.model_hash}")
     tokenizer.check_num_quantizers(num_quantizers)
+    shards.check_apart(out, "detokenized audio")
     with claim(out, share, "detokenized audio"):
         yield from _decode_left(tokens, out, tokenizer, num_quantizers, suffix, share)
 

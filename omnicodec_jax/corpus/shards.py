@@ -88,6 +88,13 @@ def marker_path(out: Path, name: str) -> Path:
     return out / UNITS / f"{name}{MARKER}"
 
 
+def check_apart(out: Path, makes: str) -> None:
+    """Raises DataError for a directory of tokens, or of their shards: what is written between them would be read."""
+    for path in (out / STATE, *sorted(out.glob(f"[!.]*{SUFFIX}"))[:1]):
+        if path.exists():
+            raise DataError(f"{out}: holds tokens ({path.name}), with which {makes} would be mixed; use another OUT")
+
+
 def settings(out: Path) -> dict[str, Any] | None:
     """Reads the contract and the length of the shards of a directory; None if there are none. Raises DataError."""
     paths = [path for path in (out / STATE / SETTINGS, out / SETTINGS) if path.is_file()]

@@ -19,6 +19,7 @@ def convert(tokens: Path, out: Path) -> int:
     Numbers stand for ids, which may hold what WebDataset takes for a suffix. Returns how many clips there are. Raises
     DataError where `out` holds tokens of another contract, or tars that are not of these shards.
     """
+    shards.check_apart(out, "tars")
     settings, contract = out / shards.SETTINGS, shards.contract(tokens)
     with claim(out, makes="tokens"):
         if shards.settings(out) not in (None, contract):
