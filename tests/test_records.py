@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import resource
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -264,3 +266,19 @@ def test_a_crop_is_a_part_or_padded_or_repeated_without_a_gap(length, start):
     place = start + np.arange(240_000)
     expected = samples[place % length] if length < 192_000 else np.pad(samples, (0, 240_000 - length))
     np.testing.assert_array_equal(heard, expected)
+
+
+def test_soundfile_has_been_used_by_one_thread_before_others_read_records():
+    """Threads that make its first call at once may abort the process."""
+    code = """
+import threading, soundfile
+calls, begin = [], soundfile.SoundFile.__init__
+def noted(*arguments, **options):
+    calls.append(threading.current_thread().name)
+    begin(*arguments, **options)
+soundfile.SoundFile.__init__ = noted
+import omnicodec_jax.data.records
+print(calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['MainThread', 'MainThread', 'MainThread']\n"

@@ -78,3 +78,9 @@ def test_tensors_are_written_in_one_place():
 def test_no_file_of_the_package_is_too_long_to_be_read_at_once():
     lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py") if path != ONE_FILE}
     assert {path.name: count for path, count in lines.items() if count > LONGEST} == {}
+
+
+def test_soundfile_is_used_through_one_module():
+    """It calls soundfile once before any thread does."""
+    users = [path for path in PACKAGE.rglob("*.py") if "soundfile" in imported(ast.parse(path.read_text()))]
+    assert users == [PACKAGE / "data" / "soundfiles.py"]

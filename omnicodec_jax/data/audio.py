@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from omnicodec_jax.buckets import as_path
@@ -17,6 +16,7 @@ from omnicodec_jax.data.decoders import reading
 from omnicodec_jax.data.levels import Level, as_float, is_silent
 from omnicodec_jax.data.members import Member
 from omnicodec_jax.data.sndfile import BLOCK
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import AudioError
 from omnicodec_jax.files import replacing
 

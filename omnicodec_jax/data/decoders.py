@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
-import soundfile
 from av.error import FFmpegError
 
 from omnicodec_jax.data import containers, ffmpeg, sndfile
 from omnicodec_jax.data.audio_source import Source
 from omnicodec_jax.data.members import Member, on_disk
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import AudioError
 from omnicodec_jax.files import LFS_POINTER, NO_FILE, is_lfs_pointer
 

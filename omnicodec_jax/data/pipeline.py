@@ -21,7 +21,6 @@ import grain
 import grain.experimental
 import jax
 import numpy as np
-import soundfile
 from absl import flags
 
 from omnicodec_jax.buckets import BucketPath, as_path
@@ -30,6 +29,7 @@ from omnicodec_jax.data import crops, features, records
 from omnicodec_jax.data.features import FeatureStore
 from omnicodec_jax.data.prepare_unit import read_settings
 from omnicodec_jax.data.records import SAMPLE_RATE, Shard, Split
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from omnicodec_jax.buckets import BucketPath, on_disk
 from omnicodec_jax.config import files as config_files
 from omnicodec_jax.data import ranged
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import DataError, told
 from omnicodec_jax.files import replacing
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 
 from omnicodec_jax.data import containers, mpeg, streams
 from omnicodec_jax.data.audio_source import PREROLL, Source, check_rate, check_whole, slack, with_channels
 from omnicodec_jax.data.piece import Piece
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import AudioError
 
 BLOCK = 1 << 16

@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.evaluation import frechet
 from omnicodec_jax.evaluation.journal import Journal
 from omnicodec_jax.evaluation.metrics import Unavailable

@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
-
 from omnicodec_jax.child_processes import Child, Children, Died, Tell
+from omnicodec_jax.data.soundfiles import soundfile
 from omnicodec_jax.errors import ConfigError
 from omnicodec_jax.evaluation.fidelity_metrics import FIDELITY_METRICS
 from omnicodec_jax.evaluation.frechet import FRECHET
