@@ -16,6 +16,7 @@ from tiny_experiment import config as TINY
 from omnicodec_jax import buckets, cli, targets
 from omnicodec_jax.buckets import BucketError, BucketPath, as_path, joined
 from omnicodec_jax.data import ranged, records
+from omnicodec_jax.data.entries import contained
 from omnicodec_jax.errors import CheckpointError, OmniCodecError, told
 from omnicodec_jax.origin import relative
 from omnicodec_jax.training import loop, storage
@@ -156,6 +157,15 @@ def test_nothing_lies_above_a_bucket():
     with pytest.raises(OmniCodecError, match="s3://bucket: name the directory to write to"):
         targets.outside(root, "_tokens")
     assert str(targets.outside(root / "a", "_tokens")) == "s3://bucket/a_tokens"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("gs://bucket/lists", "a.tar"), ("https://host/lists", "https://host/lists/a.tar"), ("/lists", "a.tar")],
+)
+def test_a_list_beside_its_tars_can_be_moved_with_them(folder, name):
+    assert contained(as_path(folder) / "a.tar", as_path(folder)) == name
+    assert contained(as_path("gs://bucket/b/a.tar"), as_path("gs://bucket/lists")) == "gs://bucket/b/a.tar"
 
 
 # -- Checkpoints in S3

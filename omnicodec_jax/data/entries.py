@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omnicodec_jax.buckets import BucketPath, as_path, joined
+from omnicodec_jax.buckets.requests import WEB
 from omnicodec_jax.data.members import Member, MemberPlace
 
 
@@ -59,10 +60,14 @@ def readable(name: str) -> str:
 
 
 def contained(container: Path, folder: Path) -> str:
-    """Returns the name by which the entries of a list in a folder call a container."""
-    if isinstance(container, BucketPath):
-        return str(container)
-    return container.name if container.parent == folder else str(container.absolute())
+    """Returns the name by which the entries of a list in a folder call a container.
+
+    It is without the folder, so that both can be moved; but for a web server it is the URL, since a name is written
+    otherwise in one.
+    """
+    if not isinstance(container, BucketPath):
+        return container.name if container.parent == folder else str(container.absolute())
+    return container.name if container.parent == folder and container.scheme not in WEB else str(container)
 
 
 def number(fields: Any, name: str) -> int | float | None:
