@@ -90,8 +90,10 @@ def work():
 
 
 def start(code: str) -> subprocess.Popen[str]:
+    """Starts code that gets Ctrl-C, also where the tests run in the background and do not."""
+    hears = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", hears + code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
