@@ -209,8 +209,9 @@ def test_a_part_behind_a_pause_of_the_recorder_is_what_the_whole_has_there(tmp_p
 def with_edits(path: Path, *edits: tuple[float, int]) -> Path:
     """Writes an MP4 anew with another list of edits: their lengths in seconds, and the sample that each begins at."""
     data = bytearray(path.read_bytes())
-    place = data.index(b"edts") - 4
-    rows = b"".join(struct.pack(">Iihh", round(1000 * seconds), first, 1, 0) for seconds, first in edits)
+    place, ticks = data.index(b"edts") - 4, data.index(b"mvhd") + 16
+    second = int.from_bytes(data[ticks : ticks + 4], "big")
+    rows = b"".join(struct.pack(">Iihh", round(second * seconds), first, 1, 0) for seconds, first in edits)
     box = struct.pack(">I4sI4sII", 24 + len(rows), b"edts", 16 + len(rows), b"elst", 0, len(edits)) + rows
     more = len(box) - int.from_bytes(data[place : place + 4], "big")
     data[place : place + len(box) - more] = box
