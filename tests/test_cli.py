@@ -411,7 +411,7 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path, demo_model):
 def test_interrupted_it_keeps_what_is_done_and_nothing_half(clips, tmp_path, demo_model):
     process = omnicodec("encode", clips[0].parent, tmp_path / "tokens", "--model", demo_model)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("tokens/*.safetensors")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("tokens/[!.]*.safetensors")) and time.monotonic() < deadline:  # none that is begun
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
