@@ -102,6 +102,16 @@ def start(code: str) -> subprocess.Popen[str]:
     )
 
 
+def stopped(code: str, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+    """The exit code, the rest of the output and the errors of code that is stopped when it has printed "busy"."""
+    process = start(code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=50)
+    return process.returncode, output, errors
+
+
 @pytest.mark.parametrize("number", LINES, ids=lambda number: number.name)
 @pytest.mark.parametrize(
     ("code", "left"),
@@ -114,12 +124,7 @@ def start(code: str) -> subprocess.Popen[str]:
     ],
 )
 def test_a_command_that_is_asked_to_stop_says_so_in_one_line_whatever_it_is_doing(number, code, left):
-    process = start(code)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=50)
-    assert (process.returncode, errors, output) == (128 + number, f"{LINES[number]}\n", left)
+    assert stopped(code, number) == (128 + number, left, f"{LINES[number]}\n")
 
 
 @pytest.mark.parametrize("number", LINES, ids=lambda number: number.name)
@@ -153,22 +158,14 @@ def work():
 
 
 def test_the_line_does_not_stand_behind_a_progress_bar():
-    process = start(COMMAND.format(work=BAR))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=50)
+    _, _, errors = stopped(COMMAND.format(work=BAR))
     assert errors.splitlines()[-1] == LINES[signal.SIGTERM]
 
 
 def test_a_job_in_the_background_goes_on_after_ctrl_c():
     ignored = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    process = start(ignored + COMMAND.format(work=WORKS.replace("60", "1")))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=50)
-    assert (process.returncode, errors, output) == (0, "", "cleared\n")
+    code = ignored + COMMAND.format(work=WORKS.replace("60", "1"))
+    assert stopped(code, signal.SIGINT) == (0, "cleared\n", "")
 
 
 def test_the_program_and_the_files_of_a_checkout_can_be_stopped_while_they_import():
@@ -191,9 +188,5 @@ def work():
 
 
 def test_nothing_is_said_of_the_shared_memory_that_is_cleared():
-    process = start(COMMAND.format(work=SHARES))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=50)  # the process that clears it has ended, too
+    _, _, errors = stopped(COMMAND.format(work=SHARES))  # the process that clears it has ended, too
     assert errors == f"{LINES[signal.SIGTERM]}\n"
